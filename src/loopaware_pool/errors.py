@@ -1,0 +1,106 @@
+"""What can go wrong in a pool. Every error names the pool and carries its data as attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loopaware_pool.stats import LeaseInfo, PoolStats
+
+__all__ = [
+    "ErrorFamily",
+    "PoolClosed",
+    "PoolError",
+    "PoolTimeout",
+    "TooManyWaiting",
+    "UnsupportedLoop",
+    "WrongLoop",
+]
+
+
+class PoolError(Exception):
+    """
+    The common base.
+
+    Attributes:
+        pool: Name of the pool concerned.
+    """
+
+    pool: str
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        super().__init__(message)
+        self.pool = pool
+
+
+class PoolClosed(PoolError):
+    """The pool is closed, or was closed while the caller waited."""
+
+
+class TooManyWaiting(PoolError):
+    """
+    As many callers wait already as `max_waiting` allows.
+
+    Attributes:
+        max_waiting: The limit, a number of callers.
+    """
+
+    max_waiting: int
+
+    def __init__(self, *, pool: str, max_waiting: int) -> None:
+        super().__init__(
+            f"pool {pool!r} has {max_waiting} callers waiting already, the limit that max_waiting sets", pool=pool
+        )
+        self.max_waiting = max_waiting
+
+
+class PoolTimeout(PoolError, TimeoutError):
+    """
+    No connection came within the time the caller gave.
+
+    The last error of a connect, if connecting failed meanwhile, is the `__cause__`.
+
+    Attributes:
+        timeout: What the caller gave, in seconds.
+        stats: The pool at that moment.
+        holders: Who held connections of this loop then, longest first.
+    """
+
+    timeout: float
+    stats: PoolStats
+    holders: tuple[LeaseInfo, ...]
+
+    def __init__(self, *, timeout: float, stats: PoolStats, holders: tuple[LeaseInfo, ...], during: str = "") -> None:
+        held = "; ".join(str(lease) for lease in holders[:3]) or "nobody on this loop"
+        super().__init__(
+            f"couldn't get a connection in {timeout:.2f} s{during}: {stats.summary()}; held by {held}",
+            pool=stats.name,
+        )
+        self.timeout = timeout
+        self.stats = stats
+        self.holders = holders
+
+
+class WrongLoop(PoolError, RuntimeError):
+    """A connection was used on another event loop than the one that opened it."""
+
+
+class UnsupportedLoop(PoolError, RuntimeError):
+    """No event loop runs here, or one that cannot watch sockets."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFamily:
+    """
+    The classes a flavour raises: ours, and at the same time those of the pool it stands in for.
+
+    Attributes:
+        closed: Raised for a pool that is closed or closing.
+        timeout: Raised when a deadline passes.
+        too_many_waiting: Raised when `max_waiting` is reached.
+    """
+
+    closed: type[PoolClosed]
+    timeout: type[PoolTimeout]
+    too_many_waiting: type[TooManyWaiting]

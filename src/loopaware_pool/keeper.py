@@ -1,0 +1,546 @@
+"""
+Does on one loop what its shard decides: connects, resets, closes, parks, and keeps the timer.
+
+Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it,
+and whoever ends it (the loop's end cancels all tasks) makes it give up its connection, never lose it.
+
+Nothing outside refers to a keeper strongly, neither the loop's timer nor its end: a pool that is dropped is collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from loopaware_pool import loops
+from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.fds import is_watched
+from loopaware_pool.shard import Phase, Shard
+from loopaware_pool.slot import Slot, SlotState
+from loopaware_pool.stats import (
+    ConnectFailed,
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionReport,
+    LeaseInfo,
+    LeaseOverdue,
+    LoopEnded,
+    PoolEvent,
+    ResetFailed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from loopaware_pool.budget import Claimant
+    from loopaware_pool.driver import Session
+    from loopaware_pool.pool import Core
+
+__all__ = ["Keeper", "Tenancy"]
+
+logger = logging.getLogger(__name__)
+
+# What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
+LEASE_GRACE_SECONDS: Final = 0.25
+FAREWELL_SECONDS: Final = 1.0
+# The longest a server may take to close a connection that was told goodbye, or to answer a ping.
+GOODBYE_SECONDS: Final = 10.0
+# Iterations of the loop in which a readable socket is surely read.
+READ_ITERATIONS: Final = 3
+
+
+class Keeper:
+    """
+    One loop's part of a pool: a shard and the hands that serve it.
+
+    Args:
+        core: The pool.
+        loop: The running loop.
+    """
+
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.label = loops.label(loop)
+        self.shard = Shard(core.config, core.budget, core.expiry, self, core.size, core.jitter)
+        self._core = weakref.ref(core)
+        self._config = core.config
+        self._driver = core.driver
+        self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
+        self._to_park: list[Slot] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._changes: list[asyncio.Future[None]] = []
+        self._openers: dict[Slot, asyncio.Future[None]] = {}
+        self._myself = weakref.ref(self)
+        self._end = loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
+        self._call_off = loops.on_closed(loop, functools.partial(_loop_closed, self._myself))
+
+    # ---- what the shard has done ----
+
+    def open(self, slot: Slot) -> None:
+        """Connect, in a task."""
+        self._spawn(slot, self._connect(slot))
+
+    def reset(self, slot: Slot) -> None:
+        """Reset the session, in a task."""
+        self._spawn(slot, self._service(slot, _session(slot).reset, "reset failed"))
+
+    def ping(self, slot: Slot) -> None:
+        """Make a round trip, in a task."""
+        session = _session(slot)
+        session.unpark()
+        self._spawn(slot, self._service(slot, functools.partial(_bounded, session.ping), "keepalive failed"))
+
+    def read(self, slot: Slot) -> None:
+        """Let the driver read what arrived."""
+        _session(slot).unpark()
+        self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
+
+    def close(self, slot: Slot, *, politely: bool) -> None:
+        """Close the connection: in a task if there is a goodbye to say."""
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        if politely and self.loop.is_running():
+            _session(slot).unpark()
+            self._spawn(slot, self._say_goodbye(slot))
+        else:
+            self._cut(slot)
+
+    def park(self, slot: Slot) -> None:
+        """Have the fd taken out of the selector before the loop polls, if it is idle then."""
+        if not _session(slot).is_settled:
+            return  # the session calls settled() when it is
+        if not self._to_park:
+            self.loop.call_soon(self._park_idle)
+        self._to_park.append(slot)
+
+    def wake_at(self, due: float) -> None:
+        """Have the shard sweep at *due* (monotonic seconds)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(max(0.0, due - monotonic()), _sweep, self._myself)
+
+    def tell(self, claimant: Claimant) -> None:
+        """Tell another loop that a permit is its own."""
+        core = self._core()
+        if core is not None:
+            core.tell(claimant)
+
+    def ask(self, donor: Claimant) -> None:
+        """Ask another loop for an idle connection's permit."""
+        core = self._core()
+        if core is not None:
+            core.ask(donor)
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Log it where asyncpg does."""
+        self._driver.logger.warning(
+            "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
+        )
+
+    def opened(self, slot: Slot, seconds: float) -> None:
+        """Tell the opener and the listener."""
+        self._tell_opener(slot, None)
+        self.emit(lambda: ConnectionOpened(self._config.name, self.label, seconds))
+
+    def connect_failed(self, slot: Slot, error: BaseException) -> None:
+        """Tell the opener and the listener."""
+        self._tell_opener(slot, error)
+        self.emit(lambda: ConnectFailed(self._config.name, self.label, error))
+        self.notify()
+
+    def overdue(self, slot: Slot) -> None:
+        """Log a lease that lasts too long, and tell the listener."""
+        lease = self.lease_of(slot, monotonic())
+        logger.warning("%s: a connection is still held by %s", self._config.name, lease)
+        self.emit(lambda: LeaseOverdue(self._config.name, self.label, lease))
+
+    def gone(self, slot: Slot, reason: str) -> None:
+        """Tell the listener."""
+        self.emit(
+            lambda: ConnectionClosed(self._config.name, self.label, reason, monotonic() - slot.opened_at),
+        )
+        self.notify()
+
+    # ---- tasks ----
+
+    def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks[slot] = task
+        task.add_done_callback(functools.partial(self._ended, slot))
+
+    def _ended(self, slot: Slot, task: asyncio.Task[BaseException | None]) -> None:
+        """
+        Let go of a task, and finish what it left undone.
+
+        A task that is cancelled before its first step runs none of its own code, no `finally` either: so its slot
+        is looked after here.
+        """
+        if self._tasks.get(slot) is not task:
+            return
+        del self._tasks[slot]
+        if task.cancelled() or task.exception() is not None:
+            if slot.state is SlotState.CONNECTING:
+                self._tell_opener(slot, self._closed_error())
+                self.shard.connect_cancelled(slot, monotonic())
+            elif slot.state is SlotState.RESETTING:
+                self.shard.broke(slot, "interrupted")
+            elif slot.state is SlotState.CLOSING:
+                self._cut(slot)
+        self.notify()
+
+    async def _connect(self, slot: Slot) -> None:
+        try:
+            session = await self._driver.connect()
+        except HookFailed as failure:
+            cause = failure.__cause__ or failure
+            self.shard.connect_failed(slot, cause, monotonic(), is_final=True)
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises is told to those who wait
+            self.shard.connect_failed(slot, error, monotonic(), is_final=False)
+        else:
+            session.owner = Tenancy(self, slot)
+            self.shard.connected(slot, session, monotonic())
+
+    async def _service(
+        self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], reason: str
+    ) -> BaseException | None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
+            if slot.state is SlotState.RESETTING:
+                self.reset_failed(error)
+                self.shard.broke(slot, reason)
+            return error
+        self.shard.serviced(slot, monotonic())
+        return None
+
+    async def _say_goodbye(self, slot: Slot) -> None:
+        try:
+            await _bounded(_session(slot).close)
+        except Exception:
+            logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
+        self._cut(slot)
+
+    def _cut(self, slot: Slot) -> None:
+        """Close the socket, whatever its loop does."""
+        session = _session(slot)
+        if self.loop.is_running():
+            session.abort()
+        else:
+            session.discard(forked=False)
+        self.shard.closed(slot, monotonic())
+
+    def _look_again(self, slot: Slot, iterations: int) -> None:
+        """Decide on a connection that had something to read, once the driver has had the time to read it."""
+        if slot.state is not SlotState.RESETTING:
+            return
+        if iterations:
+            self.loop.call_soon(self._look_again, slot, iterations - 1)
+        elif _session(slot).liveness() is Liveness.DEAD:
+            self.shard.counters.found_dead += 1
+            self.shard.broke(slot, "closed by the server")
+        else:
+            self.shard.serviced(slot, monotonic())
+
+    def _park_idle(self) -> None:
+        slots, self._to_park = self._to_park, []
+        for slot in slots:
+            if slot.state is SlotState.IDLE and _session(slot).is_settled:
+                _session(slot).park()
+        self.notify()
+
+    # ---- what callers ask ----
+
+    async def open_one(self) -> bool:
+        """
+        Open a connection.
+
+        Returns:
+            False if no permit is free.
+
+        Raises:
+            Exception: What connecting failed with.
+
+        Cancellation: ends the waiting, not the connect.
+        """
+        slot = self.shard.open_one(monotonic())
+        if slot is None:
+            return False
+        opener = self._openers[slot] = self.loop.create_future()
+        await opener
+        return True
+
+    async def settled(self) -> None:
+        """Wait until every connection that was released is ready, out of the selector, or closed."""
+        await self._until(self._is_settled)
+
+    async def finished(self, slot: Slot) -> BaseException | None:
+        """
+        Wait for the task that works on *slot*.
+
+        Returns:
+            What it failed with, or None.
+
+        Cancellation: ends the waiting, not the task.
+        """
+        task = self._tasks.get(slot)
+        if task is None:
+            return None
+        outcome: asyncio.Future[BaseException | None] = self.loop.create_future()
+
+        def done(task: asyncio.Task[BaseException | None]) -> None:
+            if not outcome.done():
+                outcome.set_result(None if task.cancelled() else task.result())
+
+        task.add_done_callback(done)
+        return await outcome
+
+    def lease_of(self, slot: Slot, now: float) -> LeaseInfo:
+        """Tell who holds *slot*."""
+        task = slot.holder() if slot.holder is not None else None
+        return LeaseInfo(now - slot.since, None if task is None else task.get_name(), _line(slot))
+
+    def leases(self) -> list[LeaseInfo]:
+        """Tell who holds connections, longest first."""
+        now = monotonic()
+        lent = [slot for slot in list(self.shard.slots) if slot.state is SlotState.LENT]
+        return [self.lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
+
+    def report(self) -> list[ConnectionReport]:
+        """Describe every connection."""
+        now = monotonic()
+        return [self._report(slot, now) for slot in list(self.shard.slots)]
+
+    def _report(self, slot: Slot, now: float) -> ConnectionReport:
+        identity = None if slot.session is None else slot.session.identity
+        return ConnectionReport(
+            identity=identity,
+            loop=self.label,
+            state=slot.state.value,
+            registered=None if identity is None else is_watched(self.loop, identity.fd),
+            lease=self.lease_of(slot, now) if slot.state is SlotState.LENT else None,
+        )
+
+    def _is_settled(self) -> bool:
+        return not self._to_park and all(
+            slot.state is not SlotState.RESETTING
+            and slot.state is not SlotState.CLOSING
+            and (slot.state is not SlotState.IDLE or _session(slot).is_settled)
+            for slot in self.shard.slots
+        )
+
+    # ---- the end ----
+
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """Serve nobody any more: tell those who wait, end connects, close what is idle."""
+        self.shard.fail_waiters(error)
+        self.shard.shut()
+        for slot in list(self.shard.connecting):
+            self._tasks[slot].cancel()
+        self.notify()
+
+    def cut_all(self, error: Callable[[], BaseException]) -> None:
+        """Close every connection now, lent ones included."""
+        self.shut(error)
+        for slot in list(self.shard.slots):
+            task = self._tasks.pop(slot, None)
+            if task is not None:
+                task.cancel()
+            if slot.state is SlotState.CONNECTING:
+                self._tell_opener(slot, error())
+                self.shard.connect_cancelled(slot, monotonic())
+            elif slot.state is SlotState.CLOSING:
+                self._cut(slot)
+            else:
+                self.shard.retire(slot, "terminated", politely=False)
+        self.notify()
+
+    def dismiss(self) -> None:
+        """Let go of the loop: nothing is left to keep."""
+        self._end.cancel()
+        self._call_off()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def farewell(self) -> None:
+        """Close everything while the loop shuts down, politely as far as a second allows."""
+        self._leave_pool()
+        count = len(self.shard.slots)
+        self.shut(self._closed_error)
+        await self._until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
+        await self._until(lambda: not self.shard.slots or bool(self._lent()), FAREWELL_SECONDS)
+        self.cut_all(self._closed_error)
+        self._ended_with(count)
+
+    def loop_closed(self) -> None:
+        """Close everything although the loop is closed."""
+        self._leave_pool()
+        count = len(self.shard.slots)
+        for task in self._tasks.values():
+            _end_quietly(task)
+        self._tasks.clear()
+        self.cut_all(self._closed_error)
+        self._ended_with(count)
+
+    def forked(self) -> None:
+        """Forget everything in a child process, where all of it is the parent's."""
+        for slot in self.shard.slots:
+            if slot.session is not None:
+                slot.session.owner = None
+                slot.session.discard(forked=True)
+        self.shard.phase = Phase.CLOSED
+
+    def _leave_pool(self) -> None:
+        core = self._core()
+        if core is not None:
+            core.loop_ending(self)
+
+    def _ended_with(self, connections: int) -> None:
+        if connections:
+            self.emit(lambda: LoopEnded(self._config.name, self.label, connections))
+        core = self._core()
+        if core is not None:
+            core.loop_ended(self)
+
+    def _lent(self) -> int:
+        return self.shard.count(SlotState.LENT, SlotState.RESERVED)
+
+    def _closed_error(self) -> BaseException:
+        return self._driver.errors.closed(
+            f"pool {self._config.name!r} closed its connections on {self.label}: the loop ends", pool=self._config.name
+        )
+
+    # ---- telling ----
+
+    def emit(self, event: Callable[[], PoolEvent]) -> None:
+        """Tell the listener, if there is one; log what it raises."""
+        listener = self._config.on_event
+        if listener is None:
+            return
+        try:
+            listener(event())
+        except Exception:
+            logger.exception("%s: on_event raised", self._config.name)
+
+    def reset_failed(self, error: BaseException) -> None:
+        """Count a session that could not be reset, and tell the listener."""
+        self.shard.counters.reset_failures += 1
+        self.emit(lambda: ResetFailed(self._config.name, self.label, error))
+
+    def notify_settled(self, slot: Slot) -> None:
+        """Park a connection whose last answer has come."""
+        if slot.state is SlotState.IDLE:
+            self.park(slot)
+        self.notify()
+
+    def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
+        opener = self._openers.pop(slot, None)
+        if opener is None or opener.done():
+            return
+        if error is None:
+            opener.set_result(None)
+        else:
+            opener.set_exception(error)
+
+    async def _until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait for *condition*, looked at after each change, at most *seconds*; tell whether it holds."""
+        deadline = None if seconds is None else monotonic() + seconds
+        while not condition():
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            timer = None if deadline is None else self.loop.call_later(deadline - monotonic(), self.notify)
+            try:
+                await self._change()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return True
+
+    def _change(self) -> asyncio.Future[None]:
+        """The next change, for any number of those who wait: each gets a future of its own."""
+        change: asyncio.Future[None] = self.loop.create_future()
+        self._changes.append(change)
+        return change
+
+    def notify(self) -> None:
+        """Wake those who wait for a change."""
+        changes, self._changes = self._changes, []
+        for change in changes:
+            if not change.done():
+                change.set_result(None)
+        if not self.shard.slots:
+            core = self._core()
+            if core is not None:
+                core.keeper_emptied()
+
+
+class Tenancy:
+    """Tells a keeper what happens to the session in one of its slots."""
+
+    __slots__ = ("keeper", "slot")
+
+    def __init__(self, keeper: Keeper, slot: Slot) -> None:
+        self.keeper = keeper
+        self.slot = slot
+
+    def settled(self) -> None:
+        """Park it."""
+        self.keeper.notify_settled(self.slot)
+
+    def lost(self, reason: str) -> None:
+        """Give it up."""
+        self.keeper.shard.broke(self.slot, reason)
+        self.keeper.notify()
+
+
+def _session(slot: Slot) -> Session:
+    session = slot.session
+    if session is None:
+        raise RuntimeError(f"{slot!r} has no session")
+    return session
+
+
+async def _bounded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.timeout(GOODBYE_SECONDS):
+        await work()
+
+
+def _sweep(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        keeper.shard.sweep(monotonic())
+
+
+async def _farewell(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        await keeper.farewell()
+
+
+def _loop_closed(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        keeper.loop_closed()
+
+
+def _end_quietly(task: asyncio.Task[Any]) -> None:
+    """Unwind a task whose loop is closed and will never run it."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine = task.get_coro()
+    try:
+        coroutine.close()  # type: ignore[union-attr]
+    except RuntimeError:
+        pass  # it awaited something on its way out; nothing will come
+
+
+def _line(slot: Slot) -> str | None:
+    """Tell where a lease was acquired, from what the interpreter kept."""
+    code = slot.code
+    if code is None:
+        return None
+    lines = [line for start, end, line in code.co_lines() if start <= slot.instruction < end and line is not None]
+    return f"{code.co_filename}:{lines[0] if lines else '?'} in {code.co_name}"

@@ -1,0 +1,180 @@
+"""
+The life of event loops, seen from things that must not outlive them.
+
+How a loop's end is noticed
+---------------------------
+`loop.close()` tells nobody. Three ways are used, from polite to late:
+
+1. An async generator started on the loop. `asyncio.run`, `Runner`, `uvloop.run` and the pytest plugins call
+   `shutdown_asyncgens()` before they close the loop, which closes the generator *inside the running loop*: there
+   connections can still say goodbye to the server. (`EndOfLoop`)
+2. A timer that is never due. A loop that is closed without that call drops its timers, and with them the only
+   reference to a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
+3. `post()` answers False when the loop is closed, and `is_closed()` can be asked, whenever somebody comes by.
+
+Why not patch `loop.close`? It belongs to the user, and uvloop's cannot be patched.
+
+Loops are keys of weak dictionaries only. `id(loop)` is reused as soon as a loop is collected: a pool that knows its
+loops by it would serve one loop with the connections of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final, Protocol
+
+__all__ = ["EndOfLoop", "call_in_child", "is_idle", "label", "on_closed", "post", "supported_loop"]
+
+_NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0
+_labels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = weakref.WeakKeyDictionary()
+_numbers = itertools.count(1)
+
+
+def label(loop: asyncio.AbstractEventLoop) -> str:
+    """Name *loop* for people: a number in order of appearance, and the thread it was first seen in."""
+    name = _labels.get(loop)
+    if name is None:
+        name = _labels[loop] = f"loop-{next(_numbers)} ({threading.current_thread().name})"
+    return name
+
+
+def supported_loop() -> tuple[asyncio.AbstractEventLoop | None, str]:
+    """
+    Find the running loop and say what is wrong with it.
+
+    Returns:
+        The loop and an empty string; or None and the reason.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            return None, "trio's event loop is not supported: the drivers need asyncio or uvloop"
+        return None, "no event loop is running: await this inside a coroutine, such as one given to asyncio.run()"
+    proactor = getattr(asyncio, "ProactorEventLoop", None)
+    if proactor is not None and isinstance(loop, proactor):
+        return None, (
+            f"{type(loop).__name__} cannot watch sockets: "
+            "use asyncio.run(..., loop_factory=asyncio.SelectorEventLoop) or its event loop policy"
+        )
+    return loop, ""
+
+
+def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
+    """
+    Have *loop* call *callback* soon, from any thread.
+
+    Returns:
+        False if the loop is closed: it never will.
+    """
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether *loop* is not running, so that any thread may act for it and nobody else will."""
+    return not loop.is_running()
+
+
+class EndOfLoop:
+    """
+    Calls a coroutine function while its loop shuts down, once.
+
+    Args:
+        loop: The running loop.
+        farewell: Called with no argument; awaited by the loop before it closes.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, farewell: Callable[[], Awaitable[None]]) -> None:
+        self._farewell: Callable[[], Awaitable[None]] | None = farewell
+        self._generator = self._wait()
+        if getattr(loop, "_asyncgens_shutdown_called", False):
+            return  # too late to be told; on_closed() remains
+        self._step(self._generator.__anext__())
+
+    async def _wait(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self._farewell is not None:
+                await self._farewell()
+
+    def cancel(self) -> None:
+        """Forget the coroutine function."""
+        self._farewell = None
+        self._step(self._generator.aclose())
+
+    @staticmethod
+    def _step(awaitable: Any) -> None:
+        """Run to the first suspension; neither step has one of its own."""
+        try:
+            awaitable.send(None)
+        except (StopIteration, StopAsyncIteration, RuntimeError):
+            pass  # done; RuntimeError: the loop is closing the generator at this moment
+
+
+class _Sentinel:
+    """Lives exactly as long as the timer that carries it."""
+
+    __slots__ = ("__weakref__",)
+
+
+def on_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> Callable[[], object]:
+    """
+    Call *callback* when *loop* is closed, from inside `loop.close()`.
+
+    Returns:
+        A function that calls it off; to be called on the loop, or once it is closed.
+    """
+    sentinel = _Sentinel()
+    handle = weakref.ref(loop.call_later(_NEVER_SECONDS, _hold, sentinel))
+    watch: list[weakref.ref[_Sentinel]] = []
+
+    def call_off() -> None:
+        watch.clear()
+        timer = handle()
+        if timer is not None:
+            timer.cancel()
+
+    def dropped(_: object) -> None:
+        if watch:
+            watch.clear()
+            callback()
+
+    watch.append(weakref.ref(sentinel, dropped))
+    return call_off
+
+
+def _hold(sentinel: _Sentinel) -> None:
+    """Never called: the timer's argument is what matters."""
+
+
+class _HasChild(Protocol):
+    def forked(self) -> None: ...
+
+
+_inheritors: weakref.WeakSet[_HasChild] = weakref.WeakSet()
+
+
+def call_in_child(inheritor: _HasChild) -> None:
+    """Call `inheritor.forked()` in every child process forked from now on. Held weakly."""
+    _inheritors.add(inheritor)
+
+
+def _forked() -> None:
+    for inheritor in list(_inheritors):
+        inheritor.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,456 @@
+"""
+The pool that all flavours share: finds the running loop's keeper, opens, closes, and survives loops and forks.
+
+Everything here may be called from any thread. What is decided per loop is decided by that loop's keeper, on that loop;
+a keeper of another loop is told, never touched, unless its loop stands still and nobody else can be touching it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import warnings
+import weakref
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from loopaware_pool import errors, loops
+from loopaware_pool.budget import Budget
+from loopaware_pool.keeper import Keeper
+from loopaware_pool.shard import Expiry, Phase
+from loopaware_pool.slot import Slot, SlotState
+from loopaware_pool.stats import AcquireFailed, ConnectionReport, Counters, PoolStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopaware_pool.budget import Claimant
+    from loopaware_pool.config import PoolConfig
+    from loopaware_pool.driver import Driver, Session
+    from loopaware_pool.shard import Waiter
+
+__all__ = ["Core", "CoreState"]
+
+CLOSE_WARNING_SECONDS: Final = 60.0
+
+
+class CoreState(Enum):
+    """Where a pool is in its life."""
+
+    NEW = "new"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Core:
+    """
+    A pool without a face.
+
+    Args:
+        config: Its settings.
+        driver: How connections are made.
+        face: The object callers know, whose collection drops the pool.
+    """
+
+    def __init__(self, config: PoolConfig, driver: Driver, face: object) -> None:
+        self.config = config
+        self.driver = driver
+        self.expiry = Expiry()
+        self.jitter = random.random
+        self.state = CoreState.NEW
+        self._suspended = False
+        self._opener: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._begin()
+        loops.call_in_child(self)
+        weakref.finalize(face, _dropped, weakref.ref(self)).atexit = False
+
+    def _begin(self) -> None:
+        """Start without connections, at first and in a forked child."""
+        self.budget = Budget(self.config.max_size, self.config.patience)
+        self._lock = threading.Lock()  # guards the two below where they change together
+        self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
+        self._by_shard: weakref.WeakKeyDictionary[Claimant, Keeper] = weakref.WeakKeyDictionary()
+        self._recent: Keeper | None = None
+        self._ended = Counters()
+        self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    # ---- routing ----
+
+    def keeper(self) -> Keeper:
+        """
+        Find the running loop's part of the pool, or make it.
+
+        Raises:
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+        """
+        recent = self._recent
+        if recent is not None and recent.loop is asyncio._get_running_loop():
+            return recent
+        loop, complaint = loops.supported_loop()
+        if loop is None:
+            raise errors.UnsupportedLoop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
+        keeper = self._keepers.get(loop)
+        if keeper is None:
+            self._bury_closed()
+            keeper = Keeper(self, loop)
+            with self._lock:
+                self._keepers[loop] = keeper
+                self._by_shard[keeper.shard] = keeper
+            if self._suspended:
+                keeper.shard.phase = Phase.SUSPENDED
+        self._recent = keeper
+        return keeper
+
+    def tell(self, claimant: Claimant) -> None:
+        """Tell the loop of *claimant* that a permit is its own now."""
+        keeper = self._by_shard.get(claimant)
+        if keeper is None or not loops.post(keeper.loop, _granted, keeper):
+            self._forget(claimant)
+
+    def ask(self, donor: Claimant) -> None:
+        """Ask the loop of *donor* for an idle connection's permit."""
+        keeper = self._by_shard.get(donor)
+        if keeper is not None:
+            self._on(keeper, lambda: keeper.shard.asked(monotonic()))
+
+    def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
+        """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
+        loop = keeper.loop
+        if loop is asyncio._get_running_loop() or loops.is_idle(loop) or not loops.post(loop, action):
+            action()
+
+    def _list_keepers(self) -> list[Keeper]:
+        with self._lock:
+            return list(self._keepers.values())
+
+    # ---- opening ----
+
+    async def open(self) -> None:
+        """
+        Introduce the running loop: open `init_size` connections on it, less those open elsewhere.
+
+        The first connects alone, so that what is wrong shows at once. If the pool was not open before and this fails,
+        it is closed and nothing is left.
+
+        Raises:
+            Exception: What connecting failed with.
+
+        Cancellation: as a failure.
+        """
+        keeper = self.keeper()
+        if keeper.shard.keeps_floor:
+            return
+        first_loop = self.state is CoreState.NEW
+        if first_loop:
+            self.state = CoreState.OPENING
+            self._opener = weakref.ref(keeper.loop)
+        keeper.shard.keeps_floor = True
+        try:
+            missing = self.config.init_size - self.size()
+            if missing > 0 and await keeper.open_one() and missing > 1:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(missing - 1):
+                        group.create_task(keeper.open_one())
+        except BaseException as error:
+            keeper.shard.keeps_floor = False
+            if first_loop:
+                self.terminate()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        if self.state is CoreState.OPENING:
+            self.state = CoreState.OPEN
+
+    def is_opening_here(self) -> bool:
+        """Whether the running loop is the one that is opening the pool."""
+        return self._opener is not None and self._opener() is asyncio._get_running_loop()
+
+    # ---- waiting ----
+
+    async def wait(self, keeper: Keeper, timeout: float | None) -> Slot:
+        """
+        Queue for a connection.
+
+        Args:
+            keeper: The running loop's.
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            PoolTimeout: None came in time.
+            PoolClosed: The pool was closed meanwhile.
+            TooManyWaiting: `max_waiting` is reached.
+            Exception: What connecting failed with, if *timeout* is None and nothing else could have served the caller.
+
+        Cancellation: a connection handed over at that moment goes to the next waiter.
+        """
+        shard = keeper.shard
+        began = monotonic()
+        self._check_queue()
+        while True:
+            waiter: asyncio.Future[Slot] = keeper.loop.create_future()
+            timer = None
+            if timeout is not None:
+                left = max(0.0, began + timeout - monotonic())
+                timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
+            shard.enqueue(waiter, began, has_deadline=timeout is not None)
+            try:
+                slot = await waiter
+            except BaseException as error:
+                self._gave_up(keeper, waiter, error, monotonic() - began)
+                raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            now = monotonic()
+            if slot.state is SlotState.RESERVED:
+                shard.claim(slot, now - began, now)
+                return slot
+            if shard.phase is Phase.CLOSED:
+                raise self.closed_error()
+            # It was lost between the hand-over and this line: queue again, with what is left of the time.
+
+    def _check_queue(self) -> None:
+        limit = self.config.max_waiting
+        if limit and sum(len(keeper.shard.waiters) for keeper in self._list_keepers()) >= limit:
+            raise self.driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
+
+    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
+        if waiter.done():
+            return
+        keeper.shard.leave(waiter)
+        keeper.shard.counters.timed_out += 1
+        waiter.set_exception(self.timeout_error(keeper, timeout))
+
+    def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> errors.PoolTimeout:
+        """Make the error of a caller whose *timeout* (seconds) has passed."""
+        error = self.driver.errors.timeout(
+            timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()), during=during
+        )
+        error.__cause__ = keeper.shard.last_error
+        return error
+
+    def _gave_up(
+        self, keeper: Keeper, waiter: asyncio.Future[Slot], error: BaseException, waited_seconds: float
+    ) -> None:
+        """Take a caller out of the queue; what it was handed at that instant goes to the next."""
+        shard = keeper.shard
+        shard.leave(waiter)
+        was_cancelled = waiter.cancelled() or waiter.exception() is None
+        if was_cancelled:
+            shard.counters.cancelled += 1
+            if not waiter.cancelled():
+                shard.abandon(waiter.result(), monotonic())
+        told = None if was_cancelled else error
+        keeper.emit(lambda: AcquireFailed(self.config.name, keeper.label, told, waited_seconds))
+
+    # ---- the end ----
+
+    async def close(self) -> None:
+        """
+        Close the pool on every loop: tell those who wait, wait for leases, say goodbye to the server.
+
+        Leases are waited for as long as `close_timeout` allows; then they are terminated, and a warning is logged.
+
+        Cancellation: terminates everything at once.
+        """
+        if self.state is CoreState.CLOSED:
+            return
+        self.state = CoreState.CLOSING
+        loop = asyncio.get_running_loop()
+        emptied: asyncio.Future[None] = loop.create_future()
+        closer = (loop, emptied)
+        self._closers.append(closer)
+        timers = [loop.call_later(CLOSE_WARNING_SECONDS, self._warn_of_long_close)]
+        if self.config.close_timeout is not None:
+            timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
+        try:
+            for keeper in self._list_keepers():
+                self._shut(keeper)
+            self.keeper_emptied()
+            await emptied
+        except BaseException:
+            self.terminate()
+            raise
+        finally:
+            self._closers.remove(closer)
+            for timer in timers:
+                timer.cancel()
+        self._finish()
+
+    def terminate(self) -> None:
+        """Close every connection on every loop now, lent ones included. From any thread, and without a loop."""
+        if self.state is CoreState.CLOSED:
+            return
+        self.state = CoreState.CLOSED
+        for keeper in self._list_keepers():
+            self._cut_all(keeper)
+        self._finish()
+
+    def _shut(self, keeper: Keeper) -> None:
+        self._on(keeper, lambda: keeper.shut(self.closing_error))
+
+    def _cut_all(self, keeper: Keeper) -> None:
+        self._on(keeper, lambda: keeper.cut_all(self.closed_error))
+
+    def _cut_short(self) -> None:
+        held = "; ".join(str(lease) for keeper in self._list_keepers() for lease in keeper.leases()) or "nobody"
+        self.driver.logger.warning(
+            "%s: close() ends after %s s, close_timeout; connections still held by: %s",
+            self.config.name,
+            self.config.close_timeout,
+            held,
+        )
+        for keeper in self._list_keepers():
+            self._cut_all(keeper)
+
+    def _finish(self) -> None:
+        self.state = CoreState.CLOSED
+        for keeper in self._list_keepers():
+            self._on(keeper, keeper.dismiss)
+            if not keeper.shard.slots:
+                self.loop_ending(keeper)
+                self.loop_ended(keeper)
+
+    def keeper_emptied(self) -> None:
+        """Wake those who wait in `close()`, if no connection is left on any loop."""
+        if self._closers and not any(keeper.shard.slots for keeper in self._list_keepers()):
+            for loop, emptied in self._closers:
+                loops.post(loop, _set, emptied)
+
+    def loop_ending(self, keeper: Keeper) -> None:
+        """Route nobody to *keeper* any more."""
+        with self._lock:
+            if self._keepers.get(keeper.loop) is keeper:
+                del self._keepers[keeper.loop]
+            if self._recent is keeper:
+                self._recent = None
+
+    def loop_ended(self, keeper: Keeper) -> None:
+        """Take back the permits of a loop that has no connection left."""
+        with self._lock:
+            self._by_shard.pop(keeper.shard, None)
+            for name in Counters.__slots__:
+                setattr(self._ended, name, getattr(self._ended, name) + getattr(keeper.shard.counters, name))
+        self._forget(keeper.shard)
+        self.keeper_emptied()
+
+    def forked(self) -> None:
+        """Start afresh in a child process. The parent's connections, loops and locks are not touched."""
+        keepers = list(self._keepers.values())
+        self._begin()
+        for keeper in keepers:
+            keeper.forked()
+
+    def _forget(self, claimant: Claimant) -> None:
+        for served in self.budget.forget(claimant):
+            self.tell(served)
+
+    def _bury_closed(self) -> None:
+        """Clear up after loops whose end went unnoticed."""
+        for keeper in self._list_keepers():
+            if keeper.loop.is_closed():
+                keeper.loop_closed()
+
+    def _warn_of_long_close(self) -> None:
+        self.driver.logger.warning(
+            "Pool.close() is taking over 60 seconds to complete. Check if you have any unreleased connections left. "
+            "Use asyncio.wait_for() to set a timeout for Pool.close()."
+        )
+
+    # ---- switches and counts ----
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume`; callers queue, leases go on."""
+        self._suspended = True
+        for keeper in self._list_keepers():
+            if keeper.shard.phase is Phase.OPEN:
+                keeper.shard.phase = Phase.SUSPENDED
+
+    def resume(self) -> None:
+        """Serve those who queued, on every loop."""
+        self._suspended = False
+        for keeper in self._list_keepers():
+            self._resume(keeper)
+
+    def _resume(self, keeper: Keeper) -> None:
+        self._on(keeper, lambda: keeper.shard.resume(monotonic()))
+
+    def expire(self) -> None:
+        """Have every connection that is open now replaced when it is next idle."""
+        self.expiry.generation += 1
+
+    def size(self) -> int:
+        """Count the connections on all loops, connecting ones included."""
+        return sum(keeper.shard.size + len(keeper.shard.connecting) for keeper in self._list_keepers())
+
+    def slots(self) -> list[Slot]:
+        """List the slots of all loops."""
+        return [slot for keeper in self._list_keepers() for slot in list(keeper.shard.slots)]
+
+    def for_each_session(self, action: Callable[[Session], object]) -> None:
+        """Act on every session, on its own loop."""
+        for keeper in self._list_keepers():
+            self._act_on_sessions(keeper, action)
+
+    def _act_on_sessions(self, keeper: Keeper, action: Callable[[Session], object]) -> None:
+        def act() -> None:
+            for slot in list(keeper.shard.slots):
+                if slot.session is not None and slot.state is not SlotState.CLOSING:
+                    action(slot.session)
+
+        self._on(keeper, act)
+
+    def stats(self) -> PoolStats:
+        """Count everything."""
+        return PoolStats(
+            name=self.config.name,
+            min_size=self.config.min_size,
+            max_size=self.config.max_size,
+            loops=tuple(keeper.shard.stats(keeper.label) for keeper in self._list_keepers()),
+            ended=self._ended,
+        )
+
+    def fd_report(self) -> list[ConnectionReport]:
+        """Describe every connection on every loop."""
+        return [row for keeper in self._list_keepers() for row in keeper.report()]
+
+    def closing_error(self) -> errors.PoolClosed:
+        """Make the error of a caller that comes, or waits, while the pool closes."""
+        return self.driver.errors.closed("pool is closing", pool=self.config.name)
+
+    def closed_error(self) -> errors.PoolClosed:
+        """Make the error of a caller that comes after that."""
+        return self.driver.errors.closed("pool is closed", pool=self.config.name)
+
+
+def _granted(keeper: Keeper) -> None:
+    keeper.shard.granted(monotonic())
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _dropped(dead_or_alive: weakref.ref[Core]) -> None:
+    """
+    End a pool whose last user has let go of it, unless the collector is quicker.
+
+    Its loops hold the core weakly: a collector that runs first takes connections and all, and the driver warns of
+    them. Without one, this closes them at the next iteration.
+    """
+    core = dead_or_alive()
+    if core is not None and core.state not in (CoreState.NEW, CoreState.CLOSED):
+        for keeper in core._list_keepers():
+            loops.post(keeper.loop, _end_dropped, dead_or_alive)
+
+
+def _end_dropped(dead_or_alive: weakref.ref[Core]) -> None:
+    core = dead_or_alive()
+    if core is not None and core.state is not CoreState.CLOSED:
+        core.terminate()
+        warnings.warn(f"unclosed pool {core.config.name!r}", ResourceWarning, source=core, stacklevel=1)

@@ -1,0 +1,286 @@
+"""What a pool tells about itself: frozen statistics, and events that say what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from loopaware_pool.fds import SocketIdentity
+
+__all__ = [
+    "AcquireFailed",
+    "ConnectFailed",
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "ConnectionReport",
+    "Counters",
+    "EventHook",
+    "LeaseInfo",
+    "LeaseOverdue",
+    "LoopEnded",
+    "LoopStats",
+    "PoolEvent",
+    "PoolStats",
+    "ResetFailed",
+]
+
+
+@dataclass(slots=True)
+class Counters:
+    """
+    What happened on one loop since its first acquire. Written by that loop alone.
+
+    Attributes:
+        acquired: Leases begun.
+        waited: Leases begun after waiting in the queue.
+        waited_seconds: Time spent in the queue by those, in seconds.
+        timed_out: Acquires that ended at their deadline.
+        cancelled: Acquires cancelled while they waited.
+        opened: Connections opened.
+        connect_failures: Connects that failed.
+        closed: Connections closed, for whatever reason.
+        found_dead: Connections that the server had closed while they were idle.
+        reset_failures: Connections closed because their session could not be reset.
+    """
+
+    acquired: int = 0
+    waited: int = 0
+    waited_seconds: float = 0.0
+    timed_out: int = 0
+    cancelled: int = 0
+    opened: int = 0
+    connect_failures: int = 0
+    closed: int = 0
+    found_dead: int = 0
+    reset_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStats:
+    """
+    One loop's share of a pool at one moment.
+
+    Attributes:
+        loop: Label of the loop.
+        connecting: Connections being opened.
+        idle: Connections ready to be lent.
+        lent: Connections in the hands of callers, or handed to one that has not run since.
+        resetting: Connections whose session the pool resets or checks, out of reach of callers.
+        closing: Connections being closed. They count towards `max_size` until they are gone.
+        waiting: Callers in the queue.
+        counters: What happened so far.
+    """
+
+    loop: str
+    connecting: int
+    idle: int
+    lent: int
+    resetting: int
+    closing: int
+    waiting: int
+    counters: Counters
+
+    @property
+    def size(self) -> int:
+        """Live connections: idle, lent or resetting."""
+        return self.idle + self.lent + self.resetting
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """
+    A pool at one moment; the numbers of all its loops are in `loops`.
+
+    Attributes:
+        name: Name of the pool.
+        min_size: Connections kept while idle.
+        max_size: Most connections the process may have open through this pool.
+        loops: One entry per event loop that the pool serves now.
+        ended: What happened on the loops that have ended since.
+    """
+
+    name: str
+    min_size: int
+    max_size: int
+    loops: tuple[LoopStats, ...]
+    ended: Counters
+
+    @property
+    def size(self) -> int:
+        """Live connections on all loops."""
+        return sum(loop.size for loop in self.loops)
+
+    @property
+    def idle(self) -> int:
+        """Idle connections on all loops."""
+        return sum(loop.idle for loop in self.loops)
+
+    @property
+    def lent(self) -> int:
+        """Lent connections on all loops."""
+        return sum(loop.lent for loop in self.loops)
+
+    @property
+    def connecting(self) -> int:
+        """Connections being opened on all loops."""
+        return sum(loop.connecting for loop in self.loops)
+
+    @property
+    def waiting(self) -> int:
+        """Callers in the queues of all loops."""
+        return sum(loop.waiting for loop in self.loops)
+
+    def summary(self) -> str:
+        """Tell the counts in one line."""
+        return (
+            f"pool {self.name!r} has {self.lent} of {self.max_size} connections lent, {self.idle} idle, "
+            f"{self.connecting} connecting and {self.waiting} callers waiting on {len(self.loops)} loop(s)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """
+    Who holds a connection.
+
+    Attributes:
+        held_seconds: Since when, in seconds.
+        task: Name of the task that acquired it; None when it has ended.
+        where: File, line and function of the acquire; None where the interpreter does not tell.
+    """
+
+    held_seconds: float
+    task: str | None
+    where: str | None
+
+    def __str__(self) -> str:
+        return f"{self.task or 'a task that has ended'} for {self.held_seconds:.1f} s, from {self.where or 'unknown'}"
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReport:
+    """
+    One connection, as `Pool.fd_report()` lists it.
+
+    Attributes:
+        identity: The socket's fd, device and inode; None while connecting or where the driver hides it.
+        loop: Label of the loop that owns it.
+        state: Name of its state.
+        registered: Whether that loop's selector watches the fd; None where the loop does not tell.
+        lease: Who holds it; None unless lent.
+    """
+
+    identity: SocketIdentity | None
+    loop: str
+    state: str
+    registered: bool | None
+    lease: LeaseInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """
+    Something that happened.
+
+    Attributes:
+        pool: Name of the pool.
+        loop: Label of the loop it happened on.
+    """
+
+    pool: str
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(PoolEvent):
+    """
+    A connection was opened and initialised.
+
+    Attributes:
+        seconds: How long that took, in seconds.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectFailed(PoolEvent):
+    """
+    A connection could not be opened.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(PoolEvent):
+    """
+    A connection left the pool.
+
+    Attributes:
+        reason: Why, in a word or two.
+        age_seconds: How long it had been open, in seconds.
+    """
+
+    reason: str
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResetFailed(PoolEvent):
+    """
+    A session could not be reset; its connection is closed.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireFailed(PoolEvent):
+    """
+    A caller left the queue without a connection.
+
+    Attributes:
+        error: What it was told: a timeout, a connect error, a closed pool. None if it was cancelled.
+        waited_seconds: How long it had waited, in seconds.
+    """
+
+    error: BaseException | None
+    waited_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOverdue(PoolEvent):
+    """
+    A connection has been held for longer than `leak_threshold`. Told once per lease.
+
+    Attributes:
+        lease: Who holds it.
+    """
+
+    lease: LeaseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoopEnded(PoolEvent):
+    """
+    A loop ended while the pool had connections on it.
+
+    Attributes:
+        connections: How many were closed for it.
+    """
+
+    connections: int
+
+
+class EventHook(Protocol):
+    """Called after the fact, on the loop concerned. What it raises is logged and dropped."""
+
+    def __call__(self, event: PoolEvent, /) -> None: ...

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+import helpers
+import servers
+from loopaware_pool.cli.server import EmbeddedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+def pytest_report_header() -> str:
+    return ", ".join(f"{driver} {version(driver)}" for driver in ("asyncpg", "psycopg", "uvloop"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer | servers.ExternalServer]:
+    """PostgreSQL 18, or the server that LOOPAWARE_TEST_DSN names."""
+    dsn = os.environ.get("LOOPAWARE_TEST_DSN")
+    if dsn:
+        yield servers.external_server(dsn)
+        return
+    with EmbeddedServer() as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def dsn(server: EmbeddedServer | servers.ExternalServer) -> str:
+    return server.dsn
+
+
+@pytest.fixture(scope="session")
+def pg17_binaries() -> Path:
+    try:
+        return servers.postgresql_17()
+    except servers.ServerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def pg17_server(pg17_binaries: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(bindir=pg17_binaries) as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def tls_server(pg17_binaries: Path) -> Iterator[servers.TlsServer]:
+    """PostgreSQL 17 with TLS, which the binaries of PostgreSQL 18 here are built without."""
+    with servers.tls_server(pg17_binaries) as secured:
+        yield secured
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes a new event loop: for tests that own their loops, as in `asyncio.Runner(loop_factory=...)`."""
+    return request.param
+
+
+@pytest.fixture
+def zero_fd_delta() -> Iterator[None]:
+    """Fail if the test leaves a socket open that was not; the garbage collector may not help it."""
+    gc.collect()
+    before = helpers.open_sockets()
+    gc.disable()
+    try:
+        yield
+        after = helpers.open_sockets()
+        left = [helpers.describe_socket(fd) for identity, fd in after.items() if identity not in before]
+    finally:
+        gc.enable()
+    if left:
+        pytest.fail("sockets left open:\n" + "\n".join(left), pytrace=False)

@@ -1,0 +1,75 @@
+"""What the operating system and the server know, as against what the pool says of itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+__all__ = [
+    "describe_socket",
+    "kernel_watched_fds",
+    "open_sockets",
+    "selector_fds",
+    "server_sessions",
+    "socket_count",
+]
+
+
+def open_sockets() -> dict[str, int]:
+    """Every socket this process holds: identity in the kernel (`socket:[inode]`) -> its fd."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:"):
+            found[target] = int(name)
+    return found
+
+
+def socket_count() -> int:
+    """How many sockets this process holds."""
+    return len(open_sockets())
+
+
+def describe_socket(fd: int) -> str:
+    """One line on an open socket, for the message of a failed test."""
+    with socket.socket(fileno=os.dup(fd)) as duplicate:
+        try:
+            peer: Any = duplicate.getpeername()
+        except OSError as error:
+            peer = error.strerror
+        return f"fd {fd}: {duplicate.family.name} {duplicate.getsockname()!r} -> {peer!r}"
+
+
+def selector_fds(loop: AbstractEventLoop) -> set[int]:
+    """The fds in the selector map of an asyncio loop, less the loop's own wake-up socket."""
+    return set(loop._selector.get_map()) - {loop._ssock.fileno()}
+
+
+def kernel_watched_fds() -> set[int]:
+    """The fd numbers that any epoll set of this process watches, whichever library made the set."""
+    watched: set[int] = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[eventpoll]":
+                continue
+            with open(f"/proc/self/fdinfo/{fd}") as info:
+                watched.update(int(line.split()[1]) for line in info if line.startswith("tfd:"))
+        except FileNotFoundError:
+            continue
+    return watched
+
+
+def server_sessions(dsn: str, application_name: str) -> int:
+    """How many sessions of that application name the server has."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+    with psycopg.connect(dsn, application_name="server_sessions") as connection:
+        return connection.execute(query, [application_name]).fetchone()[0]

