@@ -331,8 +331,8 @@ class Pool(upstream.Pool):
             async with timer:
                 await self._setup(proxy)
         except BaseException as error:
-            proxy._holder.end_lease()
-            keeper.shard.retire(slot, "setup failed")
+            proxy._holder.disown()
+            keeper.shard.retire(slot, "setup failed", politely=False)
             if timer.expired() and isinstance(error, TimeoutError):
                 raise self._core.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise
@@ -455,7 +455,7 @@ class Pool(upstream.Pool):
     # ---- what asyncpg's connections, and its tests, look for ----
 
     def _sessions(self) -> list[AsyncpgSession]:
-        sessions = [slot.session for slot in self._core.slots()]
+        sessions = [slot.session for slot in self._core.slots() if slot.state is not SlotState.CLOSING]
         return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
 
     def _drop_statement_cache(self) -> None:

@@ -480,6 +480,12 @@ class AsyncpgSession:
             if con is not None:
                 con._set_proxy(None)
 
+    def disown(self) -> None:
+        """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
+        self.proxy = None
+        if self._con is not None:
+            self._con._set_proxy(None)
+
     def _detach(self) -> None:
         self.end_lease()
         self._con = None

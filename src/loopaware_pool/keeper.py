@@ -102,7 +102,7 @@ class Keeper:
     def close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection: in a task if there is a goodbye to say."""
         task = self._tasks.pop(slot, None)
-        if task is not None:
+        if task is not None and task is not asyncio.current_task():
             task.cancel()
         if politely and self.loop.is_running():
             _session(slot).unpark()
@@ -336,12 +336,23 @@ class Keeper:
     # ---- the end ----
 
     def shut(self, error: Callable[[], BaseException]) -> None:
-        """Serve nobody any more: tell those who wait, end connects, close what is idle."""
+        """
+        Serve nobody any more: tell those who wait, close what is idle.
+
+        A connect that a caller asked for may still end, and say goodbye; one for the floor is cancelled at once.
+        """
         self.shard.fail_waiters(error)
         self.shard.shut()
-        for slot in list(self.shard.connecting):
-            self._tasks[slot].cancel()
+        self._cancel_connects(self.shard.restoring)
+        if self.shard.connecting and self.loop.is_running():
+            self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects, self.shard.connecting)
         self.notify()
+
+    def _cancel_connects(self, slots: set[Slot]) -> None:
+        for slot in list(slots):
+            task = self._tasks.get(slot)
+            if task is not None:
+                task.cancel()
 
     def cut_all(self, error: Callable[[], BaseException]) -> None:
         """Close every connection now, lent ones included."""

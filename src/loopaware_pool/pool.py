@@ -148,7 +148,6 @@ class Core:
         if first_loop:
             self.state = CoreState.OPENING
             self._opener = weakref.ref(keeper.loop)
-        keeper.shard.keeps_floor = True
         try:
             missing = self.config.init_size - self.size()
             if missing > 0 and await keeper.open_one() and missing > 1:
@@ -156,7 +155,6 @@ class Core:
                     for _ in range(missing - 1):
                         group.create_task(keeper.open_one())
         except BaseException as error:
-            keeper.shard.keeps_floor = False
             if first_loop:
                 self.terminate()
             if isinstance(error, BaseExceptionGroup):
@@ -164,6 +162,7 @@ class Core:
             raise
         if self.state is CoreState.OPENING:
             self.state = CoreState.OPEN
+        keeper.shard.keep_floor(monotonic())
 
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.growth import STEP_SECONDS, FloorPace, Ramp
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
 
@@ -28,15 +29,6 @@ __all__ = ["Edge", "Expiry", "Phase", "Shard", "Waiter", "Waiting"]
 
 NEVER: Final = float("inf")
 
-# Growth: this many connects at once, doubling each step for as long as callers wait.
-RAMP_START_CONNECTS: Final = 2
-RAMP_STEP_SECONDS: Final = 0.010
-# While the server refuses: one prober, at this pace, doubling.
-PROBE_FIRST_SECONDS: Final = 0.05
-PROBE_LONGEST_SECONDS: Final = 0.5
-# The pace at which the floor is restored (asyncpg 0.32's).
-FLOOR_FIRST_SECONDS: Final = 1.0
-FLOOR_LONGEST_SECONDS: Final = 60.0
 # A floor is kept only if its dead are noticed.
 DEAD_CHECK_SECONDS: Final = 1.0
 # The longest an idle connection's reset may stay unanswered.
@@ -164,12 +156,9 @@ class Shard:
         self._pool_size = pool_size
         self._jitter = jitter
         self._due = NEVER
-        self._ramp_began: float | None = None
-        self._probes_failed = 0
-        self._probe_at = 0.0
-        self._restoring: set[Slot] = set()
-        self._floor_at = 0.0
-        self._floor_delay = FLOOR_FIRST_SECONDS
+        self._ramp = Ramp(config.max_connecting or config.max_size)
+        self._floor_pace = FloorPace()
+        self.restoring: set[Slot] = set()
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
@@ -318,20 +307,20 @@ class Shard:
         wanted = len(self.waiters) - len(self.connecting)
         if wanted <= 0:
             return
-        if now < self._probe_at:
-            self._wake_by(self._probe_at)
+        if now < self._ramp.probe_at:
+            self._wake_by(self._ramp.probe_at)
             return
-        for _ in range(min(wanted, self._connects_allowed(now) - len(self.connecting))):
+        for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
             if not self._budget.take_or_claim(self, next(iter(self.waiters.values())).since):
                 self._look_for_donor(now)
                 return
             self._start_connect(now)
         if len(self.waiters) > len(self.connecting):
-            self._wake_by(now + RAMP_STEP_SECONDS)
+            self._wake_by(now + STEP_SECONDS)
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        if self.phase is Phase.OPEN and len(self.waiters) > len(self.connecting) and now >= self._probe_at:
+        if self.phase is Phase.OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at:
             self._start_connect(now)
             self.grow(now)
         else:
@@ -345,10 +334,11 @@ class Shard:
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
         self.connecting.discard(slot)
-        self._restored(slot)
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._floor_pace.connected()
         self.last_error = None
-        self._probes_failed = 0
-        self._probe_at = 0.0
+        self._ramp.connected()
         self.counters.opened += 1
         slot.session = session
         slot.move(SlotEvent.CONNECTED)
@@ -371,13 +361,12 @@ class Shard:
         self._edge.connect_failed(slot, error)
         if not is_final:
             self.last_error = error
-            self._back_off(now)
+            self._ramp.refused(now)
         self._tell_off(error, is_final=is_final)
-        if slot in self._restoring:
-            self._restoring.discard(slot)
-            self._floor_at = now + self._floor_delay
-            self._floor_delay = min(self._floor_delay * 2, FLOOR_LONGEST_SECONDS)
-            self._wake_by(self._floor_at)
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._floor_pace.failed(now)
+            self._wake_by(self._floor_pace.retry_at)
             if self.phase is Phase.OPEN:
                 self._edge.floor_not_restored(error)
         self._return_permit()
@@ -387,7 +376,7 @@ class Shard:
         """Note that somebody ended the connect's task; callers that still wait get another."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
-        self._restoring.discard(slot)
+        self.restoring.discard(slot)
         self.slots.discard(slot)
         self._return_permit()
         self.grow(now)
@@ -399,18 +388,8 @@ class Shard:
         self._edge.open(slot)
         return slot
 
-    def _connects_allowed(self, now: float) -> int:
-        """How many connects may be in flight: one while the server refuses, else what the ramp has come to."""
-        if self._probes_failed:
-            return 1
-        ceiling = self._config.max_connecting or self._config.max_size
-        if self._ramp_began is None:
-            self._ramp_began = now
-        steps = int((now - self._ramp_began) / RAMP_STEP_SECONDS + 1e-6)
-        return min(RAMP_START_CONNECTS << min(steps, 30), ceiling)
-
     def _demand_ended(self) -> None:
-        self._ramp_began = None
+        self._ramp.demand_ended()
         if self._budget.has_claims:
             self._budget.drop_claim(self)
 
@@ -420,12 +399,6 @@ class Shard:
             self._edge.ask(donor)
         elif self._budget.has_claims:
             self._wake_by(now + self._config.patience)
-
-    def _back_off(self, now: float) -> None:
-        pause = min(PROBE_FIRST_SECONDS * 2**self._probes_failed, PROBE_LONGEST_SECONDS)
-        self._probes_failed = min(self._probes_failed + 1, 16)
-        self._probe_at = now + pause
-        self._ramp_began = None
 
     def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
         hopeless = self.size == 0 and not is_final
@@ -520,28 +493,28 @@ class Shard:
         if self._floor_is_kept():
             self._wake_by(now + DEAD_CHECK_SECONDS)
 
+    def keep_floor(self, now: float) -> None:
+        """Look after `min_size` from now on."""
+        self.keeps_floor = True
+        self.restore_floor(now)
+
     def restore_floor(self, now: float) -> None:
         """Open what `min_size` lacks, on a loop that has opened the pool."""
         if self.phase is Phase.CLOSED or not self._floor_is_kept():
             return
         self._wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._config.min_size - self._pool_size()
-        if missing > 0 and now < self._floor_at:
-            self._wake_by(self._floor_at)
+        if missing > 0 and now < self._floor_pace.retry_at:
+            self._wake_by(self._floor_pace.retry_at)
             return
         for _ in range(missing):
             slot = self.open_one(now)
             if slot is None:
                 return
-            self._restoring.add(slot)
+            self.restoring.add(slot)
 
     def _floor_is_kept(self) -> bool:
         return self.keeps_floor and self._config.min_size > 0
-
-    def _restored(self, slot: Slot) -> None:
-        if slot in self._restoring:
-            self._restoring.discard(slot)
-            self._floor_delay = FLOOR_FIRST_SECONDS
 
     def _sweep_idle(self, now: float) -> None:
         """Close the idle that are dead, too old, or idle for too long; ping the others; oldest first."""

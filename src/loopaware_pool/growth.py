@@ -1,0 +1,85 @@
+"""
+How fast connects may follow each other. Pure: `now` is an argument.
+
+A pool that opens one connection per waiting caller opens 45 for a spike that five could have served; one that opens
+them one at a time takes seconds to warm up. So growth is a matter of time, not of the queue: a few at once, doubling
+for as long as callers still wait. A server that refuses is asked by one prober at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["FloorPace", "Ramp"]
+
+START_CONNECTS: Final = 3
+STEP_SECONDS: Final = 0.010
+PROBE_FIRST_SECONDS: Final = 0.05
+PROBE_LONGEST_SECONDS: Final = 0.5
+# asyncpg 0.32's pace for its floor.
+FLOOR_FIRST_SECONDS: Final = 1.0
+FLOOR_LONGEST_SECONDS: Final = 60.0
+
+
+class Ramp:
+    """
+    Paces the connects that callers wait for.
+
+    Args:
+        ceiling: Most connects in flight.
+
+    Attributes:
+        probe_at: No connect before this, monotonic seconds; in the past unless the server has just refused.
+    """
+
+    def __init__(self, ceiling: int) -> None:
+        self._ceiling = ceiling
+        self._began: float | None = None
+        self._refusals = 0
+        self.probe_at = 0.0
+
+    def allowance(self, now: float) -> int:
+        """Tell how many connects may be in flight, with callers waiting at *now*."""
+        if self._refusals:
+            return 1
+        if self._began is None:
+            self._began = now
+        steps = int((now - self._began) / STEP_SECONDS + 1e-6)
+        return min(START_CONNECTS << min(steps, 30), self._ceiling)
+
+    def demand_ended(self) -> None:
+        """Begin anew with the next caller that waits."""
+        self._began = None
+
+    def refused(self, now: float) -> None:
+        """Pause before the next connect, for longer each time."""
+        self.probe_at = now + min(PROBE_FIRST_SECONDS * 2**self._refusals, PROBE_LONGEST_SECONDS)
+        self._refusals = min(self._refusals + 1, 16)
+        self._began = None
+
+    def connected(self) -> None:
+        """Forget that the server refused."""
+        self._refusals = 0
+        self.probe_at = 0.0
+
+
+class FloorPace:
+    """
+    Paces the connects for `min_size`, which nobody waits for.
+
+    Attributes:
+        retry_at: No such connect before this, monotonic seconds.
+    """
+
+    def __init__(self) -> None:
+        self._delay_seconds = FLOOR_FIRST_SECONDS
+        self.retry_at = 0.0
+
+    def failed(self, now: float) -> None:
+        """Pause, for longer each time."""
+        self.retry_at = now + self._delay_seconds
+        self._delay_seconds = min(self._delay_seconds * 2, FLOOR_LONGEST_SECONDS)
+
+    def connected(self) -> None:
+        """Start with the shortest pause again."""
+        self._delay_seconds = FLOOR_FIRST_SECONDS
