@@ -8,8 +8,6 @@ version of asyncpg is installed; what they add is said at each place.
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import sys
 import warnings
 import weakref
@@ -21,17 +19,16 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, AsyncpgSession, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.config import PoolConfig
-from loopaware_pool.errors import WrongLoop
-from loopaware_pool.loops import label, post
+from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
+from loopaware_pool.config import PoolConfig, check_timeout
+from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from types import CodeType, FrameType, TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from loopaware_pool.keeper import Keeper, Tenancy
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
@@ -39,60 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
 
 SessionReset = Literal["pipelined", "awaited", "never"]
+# Frames of these are not where an acquire stands in the caller's code.
 _OWN_FILES: Final = frozenset({__file__, upstream.__file__})
-
-
-class _ProxyMeta(upstream.PoolConnectionProxyMeta):
-    """Wraps the methods of `Connection` that talk to the server, so that they look where they run."""
-
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ProxyMeta:
-        for method_name, method in inspect.getmembers(Connection, inspect.iscoroutinefunction):
-            if not method_name.startswith("_"):
-                namespace[method_name] = _on_its_loop(method_name, method)
-        return super().__new__(mcls, name, bases, namespace)
-
-
-def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
-        con = self._con
-        if con is None:
-            raise asyncpg.InterfaceError(
-                f"cannot call Connection.{name}(): connection has been released back to the pool"
-            )
-        if con._loop is not asyncio._get_running_loop():
-            raise _wrong_loop(self, name)
-        return getattr(con.__class__, name)(con, *args, **kwargs)
-
-    mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
-    return call if mark is None else mark(call)  # type: ignore[no-any-return]
-
-
-def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
-    here = asyncio._get_running_loop()
-    return WrongLoop(
-        f"cannot call Connection.{name}() on {'no loop' if here is None else label(here)}: the connection belongs to "
-        f"{label(proxy._holder.loop)}; acquire one of pool {proxy._pool.name!r} here",
-        pool=proxy._pool.name,
-    )
-
-
-class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
-    """
-    What an acquire gives: a connection until it is released, and an error afterwards.
-
-    As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
-    """
-
-    __slots__ = ("_pool",)
-
-    _con: Connection | None
-    _holder: AsyncpgSession
-
-    def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
-        self._pool = pool
-        self._holder = session
-        self._con = session.lend(self)
 
 
 class PoolAcquireContext(upstream.PoolAcquireContext):
@@ -178,9 +123,8 @@ class Pool(upstream.Pool):
         _check_classes(connection_class, record_class)
         if session_reset not in get_args(SessionReset):
             raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
-        names = {} if name is None else {"name": name}
         config = PoolConfig(
-            **names,
+            **({} if name is None else {"name": name}),  # type: ignore[arg-type]
             min_size=min_size,
             init_size=init_size,
             max_size=max_size,
@@ -295,8 +239,8 @@ class Pool(upstream.Pool):
         """
         if timeout is None:
             timeout = self._config.acquire_timeout
-        elif not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-            raise TypeError(f"timeout={timeout!r}: expected a number of seconds, or None")
+        else:
+            check_timeout(timeout)
         return PoolAcquireContext(self, timeout)
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:
@@ -327,9 +271,10 @@ class Pool(upstream.Pool):
         """Run the user's `setup`; if that fails the connection is closed, by the pool, and nobody waits for it."""
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
+        setup: Any = self._setup
         try:
             async with timer:
-                await self._setup(proxy)
+                await setup(proxy)
         except BaseException as error:
             proxy._holder.disown()
             keeper.shard.retire(slot, "setup failed", politely=False)
@@ -366,7 +311,7 @@ class Pool(upstream.Pool):
         con = proxy._con
         if con is None:
             return None
-        if con._loop is not asyncio._get_running_loop():
+        if con._loop is not running():
             post(con._loop, self._release, proxy, timeout)
             return None
         session = proxy._holder

@@ -1,18 +1,6 @@
 """
 asyncpg as the core sees it: connecting, resetting without a round trip, parking, looking, closing.
 
-How a session is reset without waiting
---------------------------------------
-asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
-bytes go straight to the transport, and a small protocol (`_ResetAnswer`) takes the transport over until the answer
-has come, then gives it back to asyncpg's with whatever arrived behind it. Nobody waits: the connection can be lent
-again at once, its next query travels behind the reset, and the server runs both in order. It is the full reset, run
-now; an advisory lock is free at release, not at the next use.
-
-asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
-being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
-callback, a `Connection` subclass), the reset is awaited, by a task of the pool.
-
 What is reached of other people's private parts
 -----------------------------------------------
 All of it is in `_Reach`, looked for when a connection is made. What is missing is gone without: the reset is awaited,
@@ -23,9 +11,9 @@ never wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import struct
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +21,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool import errors
+from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import HookFailed, Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe
 
@@ -45,9 +34,6 @@ __all__ = ["AsyncpgDriver", "AsyncpgSession", "PoolClosed", "PoolTimeout", "TooM
 
 # A reset that is awaited, and was given no timeout, is given up after this.
 RESET_SECONDS: Final = 30.0
-# The answer to a reset is some 200 bytes. One that pretends to be longer than this is not one.
-LONGEST_ANSWER_BYTES: Final = 1 << 20
-_HEADER_BYTES: Final = 5
 
 
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
@@ -248,14 +234,14 @@ class AsyncpgSession:
         fd = reach.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
-        self._statements = [] if driver.session_reset == "never" else _reset_statements(con, role)
+        self._statements = [] if driver.session_reset == "never" else reset_statements(con, role)
         self._query = "\n".join(self._statements)
-        self._message = _query_message(self._query)
+        self._message = query_message(self._query)
         self._answer = self._make_answer(con)
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
 
-    def _make_answer(self, con: Connection) -> _ResetAnswer | None:
+    def _make_answer(self, con: Connection) -> ResetAnswer | None:
         """Prepare for resets that nobody waits for; None if they must be awaited."""
         if self._driver.session_reset == "awaited" or self._is_custom(con):
             return None
@@ -263,7 +249,7 @@ class AsyncpgSession:
         if reach.is_busy is None or not hasattr(reach.transport, "set_protocol"):
             self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
             return None
-        return _ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
+        return ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
 
     def _is_custom(self, con: Connection) -> bool:
         """Whether the user has taken the reset into his own hands."""
@@ -410,10 +396,8 @@ class AsyncpgSession:
             if self._identity is not None and self._identity.is_open():
                 _replace_by_devnull(self._identity.fd)
         else:
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 con.terminate()
-            except RuntimeError:
-                pass  # the loop is closed: it was to be told
         con._aborted = True
         self._close_socket()
 
@@ -495,8 +479,8 @@ class AsyncpgSession:
         """What the server answers to this session's reset when there is nothing to reset; None until it has."""
         return self._driver.clean_answers.get(self._query)
 
-    @clean_answer.setter
-    def clean_answer(self, answer: bytes) -> None:
+    def learn(self, answer: bytes) -> None:
+        """Keep what the server has just answered to a reset."""
         self._driver.clean_answers[self._query] = answer
 
     def answered(self) -> None:
@@ -510,132 +494,6 @@ class AsyncpgSession:
             self.owner.lost(f"reset failed: {reason}")
 
 
-class _ResetAnswer(asyncio.Protocol):
-    """
-    Reads the server's answer to a reset in asyncpg's stead, then gives the transport back.
-
-    The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
-    """
-
-    def __init__(self, session: AsyncpgSession, transport: Any, protocol: Any, statements: int) -> None:
-        self.is_due = False
-        self._session = session
-        self._transport = transport
-        self._protocol = protocol
-        self._statements = statements
-        self._buffer = b""
-        self._completed = 0
-        self._is_exemplary = True  # one piece, and nothing but the answer
-
-    def expect(self) -> None:
-        """Take the transport over; the query is about to be sent."""
-        self.is_due = True
-        self._completed = 0
-        self._is_exemplary = True
-        self._transport.set_protocol(self)
-
-    def give_back(self) -> None:
-        """Let asyncpg have the transport, whatever comes."""
-        if self.is_due:
-            self.is_due = False
-            self._buffer = b""
-            self._transport.set_protocol(self._protocol)
-
-    def data_received(self, data: bytes) -> None:
-        """Compare; else parse what is there."""
-        clean = self._session.clean_answer
-        if clean is not None and not self._buffer and not self._completed and data.startswith(clean):
-            self._finish(data[len(clean) :])
-            return
-        if self._buffer or self._completed:
-            self._is_exemplary = False
-        self._buffer += data
-        self._parse()
-
-    def _parse(self) -> None:
-        data = self._buffer
-        begin = 0
-        while len(data) - begin >= _HEADER_BYTES:
-            length = int.from_bytes(data[begin + 1 : begin + _HEADER_BYTES], "big")
-            end = begin + 1 + length
-            if not _HEADER_BYTES - 1 <= length <= LONGEST_ANSWER_BYTES:
-                self._fail(f"a message of {length} bytes")
-                return
-            if end > len(data):
-                break
-            kind = data[begin : begin + 1]
-            if kind == b"Z":
-                self._ready(status=data[end - 1 : end], answer=data[:end], surplus=data[end:])
-                return
-            if not self._consume(kind, data[begin:end]):
-                return
-            begin = end
-        self._buffer = data[begin:]
-
-    def _consume(self, kind: bytes, message: bytes) -> bool:
-        """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
-        if kind in b"SAN":
-            self._is_exemplary = False
-            self._protocol.data_received(message)
-        elif kind == b"C":
-            self._completed += 1
-        elif kind not in b"TDI":
-            self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
-            return False
-        return True
-
-    def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
-        if status != b"I" or self._completed != self._statements:
-            self._fail(f"{self._completed} of {self._statements} statements done, transaction status {status!r}")
-            return
-        if self._is_exemplary:
-            self._session.clean_answer = answer
-        self._finish(surplus)
-
-    def _finish(self, surplus: bytes) -> None:
-        self.give_back()
-        if surplus:
-            self._protocol.data_received(surplus)
-        self._session.answered()
-
-    def _fail(self, reason: str) -> None:
-        self.give_back()
-        self._session.reset_failed(reason)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on."""
-        self.give_back()
-        self._protocol.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Pass it on."""
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        """Pass it on."""
-        self._protocol.resume_writing()
-
-
-def _reset_statements(con: Connection, role: str | None) -> list[str]:
-    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
-    statements = con.get_reset_query().splitlines()
-    if "RESET ALL;" in statements and "SELECT pg_advisory_unlock_all();" in statements:
-        statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
-        if role is not None:
-            statements.append(f"SET ROLE {_quoted(role)};")
-    return statements
-
-
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def _query_message(query: str) -> bytes:
-    """Encode a simple-query message."""
-    body = query.encode() + b"\0"
-    return b"Q" + struct.pack("!I", len(body) + 4) + body
-
-
 def _full_name(kind: type) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
@@ -643,7 +501,7 @@ def _full_name(kind: type) -> str:
 async def _close_bounded(con: Connection) -> None:
     try:
         await con.close(timeout=RESET_SECONDS)
-    except Exception:
+    except Exception:  # noqa: BLE001 - it is closed either way
         con.terminate()
 
 

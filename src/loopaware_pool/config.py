@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loopaware_pool.stats import EventHook
 
-__all__ = ["PoolConfig"]
+__all__ = ["PoolConfig", "check_timeout"]
 
 _numbers = itertools.count(1)
 
@@ -62,7 +62,8 @@ class PoolConfig:
     patience: float = 0.05
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
+        name: object = self.name
+        if not isinstance(name, str) or not name:
             raise TypeError(f"name={self.name!r}: expected a non-empty string, or None for 'pool-N'")
         if self.on_event is not None and not callable(self.on_event):
             raise TypeError(f"on_event={self.on_event!r}: expected a callable that takes one event, or None")
@@ -88,6 +89,20 @@ class PoolConfig:
                 _check_seconds(name, getattr(self, name), "None turns it off")
         if not _is_number(self.lifetime_jitter) or not 0 <= self.lifetime_jitter < 1:
             raise ValueError(f"lifetime_jitter={self.lifetime_jitter!r}: expected a fraction, 0 <= x < 1")
+
+
+def check_timeout(timeout: object) -> None:
+    """
+    Refuse what is no timeout of a single call.
+
+    Raises:
+        TypeError: It is not a number of seconds.
+        ValueError: It is not a number at all (NaN).
+    """
+    if not _is_number(timeout):
+        raise TypeError(f"timeout={timeout!r}: expected a number of seconds, or None")
+    if timeout != timeout:  # noqa: PLR0124 - only NaN is not itself
+        raise ValueError(f"timeout={timeout!r}: expected a number of seconds, or None")
 
 
 def _is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ Nothing outside refers to a keeper strongly, neither the loop's timer nor its en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import weakref
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from loopaware_pool.budget import Claimant
-    from loopaware_pool.driver import Session
     from loopaware_pool.pool import Core
 
 __all__ = ["Keeper", "Tenancy"]
@@ -65,7 +65,7 @@ class Keeper:
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = loops.label(loop)
-        self.shard = Shard(core.config, core.budget, core.expiry, self, core.size, core.jitter)
+        self.shard = Shard(core.config, core.budget, core.expiry, self, pool_size=core.size, jitter=core.jitter)
         self._core = weakref.ref(core)
         self._config = core.config
         self._driver = core.driver
@@ -86,17 +86,16 @@ class Keeper:
 
     def reset(self, slot: Slot) -> None:
         """Reset the session, in a task."""
-        self._spawn(slot, self._service(slot, _session(slot).reset, "reset failed"))
+        self._spawn(slot, self._service(slot, slot.session.reset, "reset failed"))
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        session = _session(slot)
-        session.unpark()
-        self._spawn(slot, self._service(slot, functools.partial(_bounded, session.ping), "keepalive failed"))
+        slot.session.unpark()
+        self._spawn(slot, self._service(slot, functools.partial(_bounded, slot.session.ping), "keepalive failed"))
 
     def read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
-        _session(slot).unpark()
+        slot.session.unpark()
         self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
 
     def close(self, slot: Slot, *, politely: bool) -> None:
@@ -105,14 +104,14 @@ class Keeper:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
         if politely and self.loop.is_running():
-            _session(slot).unpark()
+            slot.session.unpark()
             self._spawn(slot, self._say_goodbye(slot))
         else:
             self._cut(slot)
 
     def park(self, slot: Slot) -> None:
         """Have the fd taken out of the selector before the loop polls, if it is idle then."""
-        if not _session(slot).is_settled:
+        if not slot.session.is_settled:
             return  # the session calls settled() when it is
         if not self._to_park:
             self.loop.call_soon(self._park_idle)
@@ -220,18 +219,17 @@ class Keeper:
 
     async def _say_goodbye(self, slot: Slot) -> None:
         try:
-            await _bounded(_session(slot).close)
+            await _bounded(slot.session.close)
         except Exception:
             logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
         self._cut(slot)
 
     def _cut(self, slot: Slot) -> None:
         """Close the socket, whatever its loop does."""
-        session = _session(slot)
         if self.loop.is_running():
-            session.abort()
+            slot.session.abort()
         else:
-            session.discard(forked=False)
+            slot.session.discard(forked=False)
         self.shard.closed(slot, monotonic())
 
     def _look_again(self, slot: Slot, iterations: int) -> None:
@@ -240,7 +238,7 @@ class Keeper:
             return
         if iterations:
             self.loop.call_soon(self._look_again, slot, iterations - 1)
-        elif _session(slot).liveness() is Liveness.DEAD:
+        elif slot.session.liveness() is Liveness.DEAD:
             self.shard.counters.found_dead += 1
             self.shard.broke(slot, "closed by the server")
         else:
@@ -249,8 +247,8 @@ class Keeper:
     def _park_idle(self) -> None:
         slots, self._to_park = self._to_park, []
         for slot in slots:
-            if slot.state is SlotState.IDLE and _session(slot).is_settled:
-                _session(slot).park()
+            if slot.state is SlotState.IDLE and slot.session.is_settled:
+                slot.session.park()
         self.notify()
 
     # ---- what callers ask ----
@@ -316,7 +314,7 @@ class Keeper:
         return [self._report(slot, now) for slot in list(self.shard.slots)]
 
     def _report(self, slot: Slot, now: float) -> ConnectionReport:
-        identity = None if slot.session is None else slot.session.identity
+        identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
         return ConnectionReport(
             identity=identity,
             loop=self.label,
@@ -329,7 +327,7 @@ class Keeper:
         return not self._to_park and all(
             slot.state is not SlotState.RESETTING
             and slot.state is not SlotState.CLOSING
-            and (slot.state is not SlotState.IDLE or _session(slot).is_settled)
+            and (slot.state is not SlotState.IDLE or slot.session.is_settled)
             for slot in self.shard.slots
         )
 
@@ -400,7 +398,7 @@ class Keeper:
     def forked(self) -> None:
         """Forget everything in a child process, where all of it is the parent's."""
         for slot in self.shard.slots:
-            if slot.session is not None:
+            if slot.state is not SlotState.CONNECTING:
                 slot.session.owner = None
                 slot.session.discard(forked=True)
         self.shard.phase = Phase.CLOSED
@@ -508,13 +506,6 @@ class Tenancy:
         self.keeper.notify()
 
 
-def _session(slot: Slot) -> Session:
-    session = slot.session
-    if session is None:
-        raise RuntimeError(f"{slot!r} has no session")
-    return session
-
-
 async def _bounded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async with asyncio.timeout(GOODBYE_SECONDS):
         await work()
@@ -540,12 +531,10 @@ def _loop_closed(myself: weakref.ref[Keeper]) -> None:
 
 def _end_quietly(task: asyncio.Task[Any]) -> None:
     """Unwind a task whose loop is closed and will never run it."""
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    coroutine = task.get_coro()
-    try:
-        coroutine.close()  # type: ignore[union-attr]
-    except RuntimeError:
-        pass  # it awaited something on its way out; nothing will come
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does
+    coroutine: Any = task.get_coro()
+    with contextlib.suppress(RuntimeError):  # it awaits something on its way out; nothing will come
+        coroutine.close()
 
 
 def _line(slot: Slot) -> str | None:

@@ -21,19 +21,26 @@ loops by it would serve one loop with the connections of another.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import sys
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-__all__ = ["EndOfLoop", "call_in_child", "is_idle", "label", "on_closed", "post", "supported_loop"]
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+__all__ = ["EndOfLoop", "call_in_child", "is_idle", "label", "on_closed", "post", "running", "supported_loop"]
 
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0
 _labels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count(1)
+
+
+# The running loop, or None where there is none. The public function raises then, at ten times the cost.
+running: Final = asyncio._get_running_loop  # noqa: SLF001
 
 
 def label(loop: asyncio.AbstractEventLoop) -> str:
@@ -51,9 +58,8 @@ def supported_loop() -> tuple[asyncio.AbstractEventLoop | None, str]:
     Returns:
         The loop and an empty string; or None and the reason.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = running()
+    if loop is None:
         trio = sys.modules.get("trio")
         if trio is not None and trio.lowlevel.in_trio_run():
             return None, "trio's event loop is not supported: the drivers need asyncio or uvloop"
@@ -117,10 +123,9 @@ class EndOfLoop:
     @staticmethod
     def _step(awaitable: Any) -> None:
         """Run to the first suspension; neither step has one of its own."""
-        try:
+        # RuntimeError: the loop is closing the generator at this moment.
+        with contextlib.suppress(StopIteration, StopAsyncIteration, RuntimeError):
             awaitable.send(None)
-        except (StopIteration, StopAsyncIteration, RuntimeError):
-            pass  # done; RuntimeError: the loop is closing the generator at this moment
 
 
 class _Sentinel:

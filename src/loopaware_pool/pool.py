@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from loopaware_pool.budget import Claimant
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.driver import Driver, Session
-    from loopaware_pool.shard import Waiter
 
 __all__ = ["Core", "CoreState"]
 
@@ -88,7 +87,7 @@ class Core:
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
         """
         recent = self._recent
-        if recent is not None and recent.loop is asyncio._get_running_loop():
+        if recent is not None and recent.loop is loops.running():
             return recent
         loop, complaint = loops.supported_loop()
         if loop is None:
@@ -120,10 +119,11 @@ class Core:
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
         loop = keeper.loop
-        if loop is asyncio._get_running_loop() or loops.is_idle(loop) or not loops.post(loop, action):
+        if loop is loops.running() or loops.is_idle(loop) or not loops.post(loop, action):
             action()
 
-    def _list_keepers(self) -> list[Keeper]:
+    def keepers(self) -> list[Keeper]:
+        """List the keepers of all loops."""
         with self._lock:
             return list(self._keepers.values())
 
@@ -166,7 +166,7 @@ class Core:
 
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""
-        return self._opener is not None and self._opener() is asyncio._get_running_loop()
+        return self._opener is not None and self._opener() is loops.running()
 
     # ---- waiting ----
 
@@ -214,7 +214,7 @@ class Core:
 
     def _check_queue(self) -> None:
         limit = self.config.max_waiting
-        if limit and sum(len(keeper.shard.waiters) for keeper in self._list_keepers()) >= limit:
+        if limit and sum(len(keeper.shard.waiters) for keeper in self.keepers()) >= limit:
             raise self.driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
 
     def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
@@ -267,7 +267,7 @@ class Core:
         if self.config.close_timeout is not None:
             timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
         try:
-            for keeper in self._list_keepers():
+            for keeper in self.keepers():
                 self._shut(keeper)
             self.keeper_emptied()
             await emptied
@@ -285,7 +285,7 @@ class Core:
         if self.state is CoreState.CLOSED:
             return
         self.state = CoreState.CLOSED
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             self._cut_all(keeper)
         self._finish()
 
@@ -296,19 +296,19 @@ class Core:
         self._on(keeper, lambda: keeper.cut_all(self.closed_error))
 
     def _cut_short(self) -> None:
-        held = "; ".join(str(lease) for keeper in self._list_keepers() for lease in keeper.leases()) or "nobody"
+        held = "; ".join(str(lease) for keeper in self.keepers() for lease in keeper.leases()) or "nobody"
         self.driver.logger.warning(
             "%s: close() ends after %s s, close_timeout; connections still held by: %s",
             self.config.name,
             self.config.close_timeout,
             held,
         )
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             self._cut_all(keeper)
 
     def _finish(self) -> None:
         self.state = CoreState.CLOSED
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             self._on(keeper, keeper.dismiss)
             if not keeper.shard.slots:
                 self.loop_ending(keeper)
@@ -316,7 +316,7 @@ class Core:
 
     def keeper_emptied(self) -> None:
         """Wake those who wait in `close()`, if no connection is left on any loop."""
-        if self._closers and not any(keeper.shard.slots for keeper in self._list_keepers()):
+        if self._closers and not any(keeper.shard.slots for keeper in self.keepers()):
             for loop, emptied in self._closers:
                 loops.post(loop, _set, emptied)
 
@@ -350,7 +350,7 @@ class Core:
 
     def _bury_closed(self) -> None:
         """Clear up after loops whose end went unnoticed."""
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             if keeper.loop.is_closed():
                 keeper.loop_closed()
 
@@ -365,14 +365,14 @@ class Core:
     def suspend(self) -> None:
         """Serve nobody until `resume`; callers queue, leases go on."""
         self._suspended = True
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             if keeper.shard.phase is Phase.OPEN:
                 keeper.shard.phase = Phase.SUSPENDED
 
     def resume(self) -> None:
         """Serve those who queued, on every loop."""
         self._suspended = False
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             self._resume(keeper)
 
     def _resume(self, keeper: Keeper) -> None:
@@ -384,21 +384,21 @@ class Core:
 
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
-        return sum(keeper.shard.size + len(keeper.shard.connecting) for keeper in self._list_keepers())
+        return sum(keeper.shard.size + len(keeper.shard.connecting) for keeper in self.keepers())
 
-    def slots(self) -> list[Slot]:
-        """List the slots of all loops."""
-        return [slot for keeper in self._list_keepers() for slot in list(keeper.shard.slots)]
+    def slots(self, *without: SlotState) -> list[Slot]:
+        """List the slots of all loops, those in some states left out."""
+        return [slot for keeper in self.keepers() for slot in list(keeper.shard.slots) if slot.state not in without]
 
     def for_each_session(self, action: Callable[[Session], object]) -> None:
         """Act on every session, on its own loop."""
-        for keeper in self._list_keepers():
+        for keeper in self.keepers():
             self._act_on_sessions(keeper, action)
 
     def _act_on_sessions(self, keeper: Keeper, action: Callable[[Session], object]) -> None:
         def act() -> None:
             for slot in list(keeper.shard.slots):
-                if slot.session is not None and slot.state is not SlotState.CLOSING:
+                if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
                     action(slot.session)
 
         self._on(keeper, act)
@@ -409,13 +409,13 @@ class Core:
             name=self.config.name,
             min_size=self.config.min_size,
             max_size=self.config.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in self._list_keepers()),
+            loops=tuple(keeper.shard.stats(keeper.label) for keeper in self.keepers()),
             ended=self._ended,
         )
 
     def fd_report(self) -> list[ConnectionReport]:
         """Describe every connection on every loop."""
-        return [row for keeper in self._list_keepers() for row in keeper.report()]
+        return [row for keeper in self.keepers() for row in keeper.report()]
 
     def closing_error(self) -> errors.PoolClosed:
         """Make the error of a caller that comes, or waits, while the pool closes."""
@@ -444,7 +444,7 @@ def _dropped(dead_or_alive: weakref.ref[Core]) -> None:
     """
     core = dead_or_alive()
     if core is not None and core.state not in (CoreState.NEW, CoreState.CLOSED):
-        for keeper in core._list_keepers():
+        for keeper in core.keepers():
             loops.post(keeper.loop, _end_dropped, dead_or_alive)
 
 

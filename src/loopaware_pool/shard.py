@@ -11,28 +11,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.growth import STEP_SECONDS, FloorPace, Ramp
+from loopaware_pool.edge import Waiting
+from loopaware_pool.growth import STEP_SECONDS, Ramp
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
+from loopaware_pool.upkeep import RESET_ANSWER_SECONDS, Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loopaware_pool.budget import Budget, Claimant
+    from loopaware_pool.budget import Budget
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.driver import Session
+    from loopaware_pool.edge import Edge, Waiter
 
-__all__ = ["Edge", "Expiry", "Phase", "Shard", "Waiter", "Waiting"]
+__all__ = ["Expiry", "Phase", "Shard"]
 
 NEVER: Final = float("inf")
-
-# A floor is kept only if its dead are noticed.
-DEAD_CHECK_SECONDS: Final = 1.0
-# The longest an idle connection's reset may stay unanswered.
-RESET_ANSWER_SECONDS: Final = 30.0
 
 
 class Phase(Enum):
@@ -50,72 +48,6 @@ class Expiry:
 
     def __init__(self) -> None:
         self.generation = 0
-
-
-class Waiter(Protocol):
-    """A caller in the queue: a future of its loop."""
-
-    def done(self) -> bool:
-        """Whether it has been served, told off or cancelled."""
-
-    def set_result(self, slot: Slot, /) -> object:
-        """Serve it."""
-
-    def set_exception(self, error: BaseException, /) -> object:
-        """Tell it off."""
-
-
-class Waiting(NamedTuple):
-    """Since when a caller waits (monotonic seconds), and whether it has a deadline of its own."""
-
-    since: float
-    has_deadline: bool
-
-
-class Edge(Protocol):
-    """What a shard has done for it, on its loop."""
-
-    def open(self, slot: Slot) -> None:
-        """Connect; then call `connected` or `connect_failed`."""
-
-    def reset(self, slot: Slot) -> None:
-        """Reset the session; then call `serviced` or `broke`."""
-
-    def ping(self, slot: Slot) -> None:
-        """Make a round trip; then call `serviced` or `broke`."""
-
-    def read(self, slot: Slot) -> None:
-        """Let the driver read what arrived; then call `serviced` or `broke`."""
-
-    def close(self, slot: Slot, *, politely: bool) -> None:
-        """Close the connection; then call `closed`."""
-
-    def park(self, slot: Slot) -> None:
-        """Take the fd out of the selector before the loop polls, if the slot is idle then."""
-
-    def wake_at(self, due: float) -> None:
-        """Call `sweep` at *due* (monotonic seconds), or earlier."""
-
-    def tell(self, claimant: Claimant) -> None:
-        """Call `granted` of another loop's shard, on its loop."""
-
-    def ask(self, donor: Claimant) -> None:
-        """Call `asked` of another loop's shard, on its loop."""
-
-    def floor_not_restored(self, error: BaseException) -> None:
-        """Report that a connect for `min_size` failed and will be tried again."""
-
-    def opened(self, slot: Slot, seconds: float) -> None:
-        """Report a connection."""
-
-    def connect_failed(self, slot: Slot, error: BaseException) -> None:
-        """Report that there is none."""
-
-    def overdue(self, slot: Slot) -> None:
-        """Report a lease that is longer than `leak_threshold`."""
-
-    def gone(self, slot: Slot, reason: str) -> None:
-        """Report that a connection left the pool."""
 
 
 class Shard:
@@ -137,6 +69,7 @@ class Shard:
         budget: Budget,
         expiry: Expiry,
         edge: Edge,
+        *,
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
     ) -> None:
@@ -153,15 +86,17 @@ class Shard:
         self._budget = budget
         self._expiry = expiry
         self._edge = edge
-        self._pool_size = pool_size
         self._jitter = jitter
         self._due = NEVER
         self._ramp = Ramp(config.max_connecting or config.max_size)
-        self._floor_pace = FloorPace()
-        self.restoring: set[Slot] = set()
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
+        self._upkeep = Upkeep(self, config, expiry, edge, pool_size)
+
+    def is_open(self) -> bool:
+        """Whether callers are, or will be, served."""
+        return self.phase is not Phase.CLOSED
 
     # ---- lending ----
 
@@ -206,7 +141,7 @@ class Shard:
         self.counters.acquired += 1
         if self._lease_look is not NEVER:
             slot.reported = False
-            self._wake_by(now + self._lease_look)
+            self.wake_by(now + self._lease_look)
 
     def _is_current(self, slot: Slot, now: float) -> bool:
         """Whether an idle connection is young enough; if not, it is closed."""
@@ -220,13 +155,13 @@ class Shard:
 
     def _is_alive(self, slot: Slot) -> bool:
         """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
-        liveness = _session(slot).liveness()
+        liveness = slot.session.liveness()
         if liveness is Liveness.UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
             self._edge.read(slot)
         elif liveness is Liveness.DEAD:
             self._found_dead(slot)
-            self._drop_dead()
+            self.drop_dead()
         return liveness is Liveness.ALIVE
 
     # ---- taking back ----
@@ -267,7 +202,7 @@ class Shard:
             slot.since = now
             self.idle.append(slot)
             self._edge.park(slot)
-            self._wake_by(now + self._idle_look)
+            self.wake_by(now + self._idle_look)
             if self._budget.has_claims:
                 self.asked(now)
 
@@ -308,7 +243,7 @@ class Shard:
         if wanted <= 0:
             return
         if now < self._ramp.probe_at:
-            self._wake_by(self._ramp.probe_at)
+            self.wake_by(self._ramp.probe_at)
             return
         for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
             if not self._budget.take_or_claim(self, next(iter(self.waiters.values())).since):
@@ -316,7 +251,7 @@ class Shard:
                 return
             self._start_connect(now)
         if len(self.waiters) > len(self.connecting):
-            self._wake_by(now + STEP_SECONDS)
+            self.wake_by(now + STEP_SECONDS)
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
@@ -334,9 +269,7 @@ class Shard:
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
         self.connecting.discard(slot)
-        if slot in self.restoring:
-            self.restoring.discard(slot)
-            self._floor_pace.connected()
+        self._upkeep.connected(slot)
         self.last_error = None
         self._ramp.connected()
         self.counters.opened += 1
@@ -363,12 +296,7 @@ class Shard:
             self.last_error = error
             self._ramp.refused(now)
         self._tell_off(error, is_final=is_final)
-        if slot in self.restoring:
-            self.restoring.discard(slot)
-            self._floor_pace.failed(now)
-            self._wake_by(self._floor_pace.retry_at)
-            if self.phase is Phase.OPEN:
-                self._edge.floor_not_restored(error)
+        self._upkeep.connect_failed(slot, error, now)
         self._return_permit()
         self.grow(now)
 
@@ -376,7 +304,7 @@ class Shard:
         """Note that somebody ended the connect's task; callers that still wait get another."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
-        self.restoring.discard(slot)
+        self._upkeep.restoring.discard(slot)
         self.slots.discard(slot)
         self._return_permit()
         self.grow(now)
@@ -398,7 +326,7 @@ class Shard:
         if donor is not None:
             self._edge.ask(donor)
         elif self._budget.has_claims:
-            self._wake_by(now + self._config.patience)
+            self.wake_by(now + self._config.patience)
 
     def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
         hopeless = self.size == 0 and not is_final
@@ -430,7 +358,7 @@ class Shard:
         self._edge.gone(slot, self._reasons.pop(slot, ""))
         self._return_permit()
         self.grow(now)
-        self.restore_floor(now)
+        self._upkeep.restore_floor(now)
 
     def fail_waiters(self, error: Callable[[], BaseException]) -> None:
         """Tell every waiting caller that it will not be served."""
@@ -467,110 +395,49 @@ class Shard:
         self.counters.found_dead += 1
         self._retire(slot, "closed by the server", politely=False)
 
-    def _drop_dead(self) -> None:
-        """Discard every idle connection that is dead: where there is one, there are more."""
-        for slot in self.idle[:]:
-            if _session(slot).liveness() is Liveness.DEAD:
-                self.idle.remove(slot)
-                self._found_dead(slot)
-
     def _return_permit(self) -> None:
         claimant = self._budget.give_back(self)
         if claimant is not None:
             self._edge.tell(claimant)
 
-    # ---- keeping ----
+    # ---- upkeep ----
 
     def sweep(self, now: float) -> None:
-        """Do what has become due, and say when to come again."""
+        """Do what has become due."""
         self._due = NEVER
-        if self.phase is Phase.CLOSED:
-            return
-        self._sweep_idle(now)
-        self._report_leases(now)
-        self.restore_floor(now)
-        self.grow(now)
-        if self._floor_is_kept():
-            self._wake_by(now + DEAD_CHECK_SECONDS)
+        if self.phase is not Phase.CLOSED:
+            self._upkeep.sweep(now)
+            self.grow(now)
 
     def keep_floor(self, now: float) -> None:
         """Look after `min_size` from now on."""
         self.keeps_floor = True
-        self.restore_floor(now)
+        self._upkeep.restore_floor(now)
 
-    def restore_floor(self, now: float) -> None:
-        """Open what `min_size` lacks, on a loop that has opened the pool."""
-        if self.phase is Phase.CLOSED or not self._floor_is_kept():
-            return
-        self._wake_by(now + DEAD_CHECK_SECONDS)
-        missing = self._config.min_size - self._pool_size()
-        if missing > 0 and now < self._floor_pace.retry_at:
-            self._wake_by(self._floor_pace.retry_at)
-            return
-        for _ in range(missing):
-            slot = self.open_one(now)
-            if slot is None:
-                return
-            self.restoring.add(slot)
-
-    def _floor_is_kept(self) -> bool:
-        return self.keeps_floor and self._config.min_size > 0
-
-    def _sweep_idle(self, now: float) -> None:
-        """Close the idle that are dead, too old, or idle for too long; ping the others; oldest first."""
-        self._drop_dead()
+    def drop_dead(self) -> None:
+        """Discard every idle connection that is dead: where there is one, there are more."""
         for slot in self.idle[:]:
-            reason = self._reason_to_close(slot, now)
-            if reason:
+            if slot.session.liveness() is Liveness.DEAD:
                 self.idle.remove(slot)
-                self._retire(slot, reason, politely=_session(slot).is_settled)
-            elif self._config.keepalive and now - slot.since >= self._config.keepalive:
-                self.idle.remove(slot)
-                slot.move(SlotEvent.RESET_STARTED)
-                self._edge.ping(slot)
-            else:
-                self._wake_by(self._next_look(slot))
+                self._found_dead(slot)
 
-    def _reason_to_close(self, slot: Slot, now: float) -> str:
-        """Say why an idle connection is to be closed; empty if it is not."""
-        if slot.generation != self._expiry.generation:
-            return "expired"
-        if now >= slot.expires_at:
-            return "max_lifetime"
-        if now - slot.since >= (self._config.max_idle or NEVER) and self._pool_size() > self._config.min_size:
-            return "idle"
-        if now - slot.since >= RESET_ANSWER_SECONDS and not _session(slot).is_settled:
-            return "reset not answered"
-        return ""
+    def retire_idle(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+        """Close an idle connection."""
+        self.idle.remove(slot)
+        self._retire(slot, reason, politely=politely)
 
-    def _next_look(self, slot: Slot) -> float:
-        """When an idle connection that stays is to be looked at again."""
-        due = slot.expires_at
-        if self._config.keepalive:
-            due = min(due, slot.since + self._config.keepalive)
-        if self._config.max_idle and self._pool_size() > self._config.min_size:
-            due = min(due, slot.since + self._config.max_idle)
-        if not _session(slot).is_settled:
-            due = min(due, slot.since + RESET_ANSWER_SECONDS)
-        return due
-
-    def _report_leases(self, now: float) -> None:
-        if self._lease_look is NEVER:
-            return
-        for slot in self.slots:
-            if slot.state is SlotState.LENT and not slot.reported:
-                if now - slot.since >= self._lease_look:
-                    slot.reported = True
-                    self._edge.overdue(slot)
-                else:
-                    self._wake_by(slot.since + self._lease_look)
-
-    def _wake_by(self, due: float) -> None:
+    def wake_by(self, due: float) -> None:
+        """Have `sweep` called at *due* (monotonic seconds), or earlier."""
         if due < self._due:
             self._due = due
             self._edge.wake_at(due)
 
     # ---- counting ----
+
+    @property
+    def restoring(self) -> set[Slot]:
+        """The connects that are for the floor, so that nobody waits for them."""
+        return self._upkeep.restoring
 
     @property
     def size(self) -> int:
@@ -598,14 +465,6 @@ class Shard:
             waiting=len(self.waiters),
             counters=_copy(self.counters),
         )
-
-
-def _session(slot: Slot) -> Session:
-    """The session of a slot that is past connecting."""
-    session = slot.session
-    if session is None:
-        raise RuntimeError(f"{slot!r} has no session")
-    return session
 
 
 def _copy(counters: Counters) -> Counters:

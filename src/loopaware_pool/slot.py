@@ -87,7 +87,7 @@ class Slot:
 
     Attributes:
         state: Where it is in its life; changed by `move` alone.
-        session: The driver's side of the connection; None while connecting.
+        session: The driver's side of the connection; unset while connecting.
         generation: Which expiry of the pool it was opened under.
         opened_at: When its connect began, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds.
@@ -110,9 +110,10 @@ class Slot:
         "state",
     )
 
+    session: Session
+
     def __init__(self, generation: int, now: float) -> None:
         self.state = SlotState.CONNECTING
-        self.session: Session | None = None
         self.generation = generation
         self.opened_at = now
         self.since = now
@@ -135,4 +136,4 @@ class Slot:
             raise IllegalMove(f"{event} cannot happen to a slot that is {self.state}") from None
 
     def __repr__(self) -> str:
-        return f"<Slot {self.state.value} {self.session!r}>"
+        return f"<Slot {self.state.value} {getattr(self, 'session', None)!r}>"

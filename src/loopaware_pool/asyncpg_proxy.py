@@ -1,0 +1,76 @@
+"""What a caller has of a connection: asyncpg's proxy, which also looks where it is used."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from asyncpg import pool as upstream
+from asyncpg.connection import Connection
+
+from loopaware_pool.errors import WrongLoop
+from loopaware_pool.loops import label, running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopaware_pool.asyncpg import Pool
+    from loopaware_pool.asyncpg_driver import AsyncpgSession
+
+__all__ = ["PoolConnectionProxy"]
+
+
+class _ProxyMeta(upstream.PoolConnectionProxyMeta):
+    """Wraps the methods of `Connection` that talk to the server, so that they look where they run."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ProxyMeta:
+        for method_name, method in inspect.getmembers(Connection, inspect.iscoroutinefunction):
+            if not method_name.startswith("_"):
+                namespace[method_name] = _on_its_loop(method_name, method)
+        made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
+        return made
+
+
+def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._con
+        if con is None:
+            raise asyncpg.InterfaceError(
+                f"cannot call Connection.{name}(): connection has been released back to the pool"
+            )
+        if con._loop is not running():
+            raise _wrong_loop(self, name)
+        return getattr(con.__class__, name)(con, *args, **kwargs)
+
+    mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
+    return call if mark is None else mark(call)
+
+
+def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
+    here = running()
+    return WrongLoop(
+        f"cannot call Connection.{name}() on {'no loop' if here is None else label(here)}: the connection belongs to "
+        f"{label(proxy._holder.loop)}; acquire one of pool {proxy._pool.name!r} here",
+        pool=proxy._pool.name,
+    )
+
+
+class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
+    """
+    What an acquire gives: a connection until it is released, and an error afterwards.
+
+    As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
+    """
+
+    __slots__ = ("_pool",)
+
+    _con: Connection | None
+    _holder: AsyncpgSession
+
+    def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
+        self._pool = pool
+        self._holder = session
+        self._con = session.lend(self)

@@ -1,0 +1,169 @@
+"""
+The reset of an asyncpg session, without a round trip.
+
+How a session is reset without waiting
+--------------------------------------
+asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
+bytes go straight to the transport, and a small protocol (`ResetAnswer`) takes the transport over until the answer
+has come, then gives it back to asyncpg's with whatever arrived behind it. Nobody waits: the connection can be lent
+again at once, its next query travels behind the reset, and the server runs both in order. It is the full reset, run
+now; an advisory lock is free at release, not at the next use.
+
+asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
+being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
+callback, a `Connection` subclass), the reset is awaited, by a task of the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from asyncpg.connection import Connection
+
+__all__ = ["ResetAnswer", "query_message", "reset_statements"]
+
+# The answer to a reset is some 200 bytes. One that pretends to be longer than this is not one.
+LONGEST_ANSWER_BYTES: Final = 1 << 20
+_HEADER_BYTES: Final = 5
+
+
+class _Session(Protocol):
+    """Whose reset it is."""
+
+    @property
+    def clean_answer(self) -> bytes | None: ...
+
+    def learn(self, answer: bytes) -> None: ...
+
+    def answered(self) -> None: ...
+
+    def reset_failed(self, reason: str) -> None: ...
+
+
+class ResetAnswer(asyncio.Protocol):
+    """
+    Reads the server's answer to a reset in asyncpg's stead, then gives the transport back.
+
+    The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
+    """
+
+    def __init__(self, session: _Session, transport: Any, protocol: Any, statements: int) -> None:
+        self.is_due = False
+        self._session = session
+        self._transport = transport
+        self._protocol = protocol
+        self._statements = statements
+        self._buffer = b""
+        self._completed = 0
+        self._is_exemplary = True  # one piece, and nothing but the answer
+
+    def expect(self) -> None:
+        """Take the transport over; the query is about to be sent."""
+        self.is_due = True
+        self._completed = 0
+        self._is_exemplary = True
+        self._transport.set_protocol(self)
+
+    def give_back(self) -> None:
+        """Let asyncpg have the transport, whatever comes."""
+        if self.is_due:
+            self.is_due = False
+            self._buffer = b""
+            self._transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        """Compare; else parse what is there."""
+        clean = self._session.clean_answer
+        if clean is not None and not self._buffer and not self._completed and data.startswith(clean):
+            self._finish(data[len(clean) :])
+            return
+        if self._buffer or self._completed:
+            self._is_exemplary = False
+        self._buffer += data
+        self._parse()
+
+    def _parse(self) -> None:
+        data = self._buffer
+        begin = 0
+        while len(data) - begin >= _HEADER_BYTES:
+            length = int.from_bytes(data[begin + 1 : begin + _HEADER_BYTES], "big")
+            end = begin + 1 + length
+            if not _HEADER_BYTES - 1 <= length <= LONGEST_ANSWER_BYTES:
+                self._fail(f"a message of {length} bytes")
+                return
+            if end > len(data):
+                break
+            kind = data[begin : begin + 1]
+            if kind == b"Z":
+                self._ready(status=data[end - 1 : end], answer=data[:end], surplus=data[end:])
+                return
+            if not self._consume(kind, data[begin:end]):
+                return
+            begin = end
+        self._buffer = data[begin:]
+
+    def _consume(self, kind: bytes, message: bytes) -> bool:
+        """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
+        if kind in b"SAN":
+            self._is_exemplary = False
+            self._protocol.data_received(message)
+        elif kind == b"C":
+            self._completed += 1
+        elif kind not in b"TDI":
+            self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
+            return False
+        return True
+
+    def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
+        if status != b"I" or self._completed != self._statements:
+            self._fail(f"{self._completed} of {self._statements} statements done, transaction status {status!r}")
+            return
+        if self._is_exemplary:
+            self._session.learn(answer)
+        self._finish(surplus)
+
+    def _finish(self, surplus: bytes) -> None:
+        self.give_back()
+        if surplus:
+            self._protocol.data_received(surplus)
+        self._session.answered()
+
+    def _fail(self, reason: str) -> None:
+        self.give_back()
+        self._session.reset_failed(reason)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Pass it on."""
+        self.give_back()
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        self._protocol.resume_writing()
+
+
+def reset_statements(con: Connection, role: str | None) -> list[str]:
+    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
+    statements: list[str] = con.get_reset_query().splitlines()
+    if "RESET ALL;" in statements and "SELECT pg_advisory_unlock_all();" in statements:
+        statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
+        if role is not None:
+            statements.append(f"SET ROLE {_quoted(role)};")
+    return statements
+
+
+def _quoted(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def query_message(query: str) -> bytes:
+    """Encode a simple-query message."""
+    body = query.encode() + b"\0"
+    return b"Q" + struct.pack("!I", len(body) + 4) + body

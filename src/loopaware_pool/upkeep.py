@@ -1,0 +1,145 @@
+"""
+What time does to a shard: idle connections age, leases become overdue, the floor wears away.
+
+There is one timer per loop. A release sets it only if it is set for later, so in steady use nobody touches it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from loopaware_pool.growth import FloorPace
+from loopaware_pool.slot import Slot, SlotEvent, SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopaware_pool.config import PoolConfig
+    from loopaware_pool.edge import Edge
+    from loopaware_pool.shard import Expiry, Shard
+
+__all__ = ["RESET_ANSWER_SECONDS", "Upkeep"]
+
+# A floor is kept only if its dead are noticed.
+DEAD_CHECK_SECONDS: Final = 1.0
+# The longest an idle connection's reset may stay unanswered.
+RESET_ANSWER_SECONDS: Final = 30.0
+
+
+class Upkeep:
+    """
+    Looks after one shard.
+
+    Args:
+        shard: The shard.
+        config: The pool's settings.
+        expiry: The pool's generation.
+        edge: Does what is decided here.
+        pool_size: Counts the pool's connections on all loops, connecting ones included.
+
+    Attributes:
+        restoring: The connects that are for the floor.
+    """
+
+    def __init__(
+        self, shard: Shard, config: PoolConfig, expiry: Expiry, edge: Edge, pool_size: Callable[[], int]
+    ) -> None:
+        self.restoring: set[Slot] = set()
+        self._shard = shard
+        self._config = config
+        self._expiry = expiry
+        self._edge = edge
+        self._pool_size = pool_size
+        self._floor_pace = FloorPace()
+
+    def sweep(self, now: float) -> None:
+        """Do what has become due, and say when to come again."""
+        self._sweep_idle(now)
+        self._report_leases(now)
+        self.restore_floor(now)
+
+    def connected(self, slot: Slot) -> None:
+        """Note that a connect ended well."""
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._floor_pace.connected()
+
+    def connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+        """Note that a connect failed; if it was for the floor, another is made later."""
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._floor_pace.failed(now)
+            self._shard.wake_by(self._floor_pace.retry_at)
+            if self._shard.is_open():
+                self._edge.floor_not_restored(error)
+
+    def restore_floor(self, now: float) -> None:
+        """Open what `min_size` lacks, on a loop that has opened the pool."""
+        if not self._shard.is_open() or not self._floor_is_kept():
+            return
+        self._shard.wake_by(now + DEAD_CHECK_SECONDS)
+        missing = self._config.min_size - self._pool_size()
+        if missing > 0 and now < self._floor_pace.retry_at:
+            self._shard.wake_by(self._floor_pace.retry_at)
+            return
+        for _ in range(missing):
+            slot = self._shard.open_one(now)
+            if slot is None:
+                return
+            self.restoring.add(slot)
+
+    def _floor_is_kept(self) -> bool:
+        return self._shard.keeps_floor and self._config.min_size > 0
+
+    def _sweep_idle(self, now: float) -> None:
+        """Close the idle that are dead, too old, or idle for too long; ping the others; oldest first."""
+        self._shard.drop_dead()
+        for slot in self._shard.idle[:]:
+            reason = self._reason_to_close(slot, now)
+            if reason:
+                self._shard.retire_idle(slot, reason, politely=slot.session.is_settled)
+            elif self._config.keepalive and now - slot.since >= self._config.keepalive:
+                self._shard.idle.remove(slot)
+                slot.move(SlotEvent.RESET_STARTED)
+                self._edge.ping(slot)
+            else:
+                self._shard.wake_by(self._next_look(slot))
+
+    def _reason_to_close(self, slot: Slot, now: float) -> str:
+        """Say why an idle connection is to be closed; empty if it is not."""
+        if slot.generation != self._expiry.generation:
+            return "expired"
+        if now >= slot.expires_at:
+            return "max_lifetime"
+        if self._is_idle_too_long(now - slot.since):
+            return "idle"
+        if now - slot.since >= RESET_ANSWER_SECONDS and not slot.session.is_settled:
+            return "reset not answered"
+        return ""
+
+    def _is_idle_too_long(self, idle_seconds: float) -> bool:
+        limit = self._config.max_idle
+        return 0 < limit <= idle_seconds and self._pool_size() > self._config.min_size
+
+    def _next_look(self, slot: Slot) -> float:
+        """When an idle connection that stays is to be looked at again."""
+        due = slot.expires_at
+        if self._config.keepalive:
+            due = min(due, slot.since + self._config.keepalive)
+        if self._config.max_idle and self._pool_size() > self._config.min_size:
+            due = min(due, slot.since + self._config.max_idle)
+        if not slot.session.is_settled:
+            due = min(due, slot.since + RESET_ANSWER_SECONDS)
+        return due
+
+    def _report_leases(self, now: float) -> None:
+        threshold = self._config.leak_threshold
+        if threshold is None:
+            return
+        for slot in self._shard.slots:
+            if slot.state is SlotState.LENT and not slot.reported:
+                if now - slot.since >= threshold:
+                    slot.reported = True
+                    self._edge.overdue(slot)
+                else:
+                    self._shard.wake_by(slot.since + threshold)
