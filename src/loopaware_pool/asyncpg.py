@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
 
 SessionReset = Literal["pipelined", "awaited", "never"]
+_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_RESETTING: Final = SlotState.RESETTING
 # Frames of these are not where an acquire stands in the caller's code.
 _OWN_FILES: Final = frozenset({__file__, upstream.__file__})
 
@@ -245,7 +247,7 @@ class Pool(upstream.Pool):
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:
         core = self._core
-        if core.state is not CoreState.OPEN:
+        if core.state is not _OPEN:
             self._refuse()
         keeper = core.keeper()
         began = monotonic()
@@ -323,7 +325,7 @@ class Pool(upstream.Pool):
                 session.reset_timeout = timeout
             session.end_lease()
             tenancy.keeper.shard.returned(tenancy.slot, session.take_back(), monotonic())
-        return tenancy if tenancy.slot.state is SlotState.RESETTING else None
+        return tenancy if tenancy.slot.state is _RESETTING else None
 
     # ---- asyncpg's other methods ----
 
@@ -400,7 +402,8 @@ class Pool(upstream.Pool):
     # ---- what asyncpg's connections, and its tests, look for ----
 
     def _sessions(self) -> list[AsyncpgSession]:
-        sessions = [slot.session for slot in self._core.slots() if slot.state is not SlotState.CLOSING]
+        slots = self._core.slots(SlotState.CONNECTING, SlotState.CLOSING)
+        sessions = [slot.session for slot in slots]
         return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
 
     def _drop_statement_cache(self) -> None:
@@ -420,7 +423,7 @@ class Pool(upstream.Pool):
 
     @property
     def _queue(self) -> _FreeSlots:
-        return _FreeSlots(self._config.max_size - sum(not _is_free(slot) for slot in self._core.slots()))
+        return _FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
 
     _maintenance_task = None
 
@@ -452,10 +455,6 @@ class _FreeSlots:
 
     def qsize(self) -> int:
         return self._count
-
-
-def _is_free(slot: Slot) -> bool:
-    return slot.state is SlotState.IDLE
 
 
 def _con(session: Any) -> Any:

@@ -36,6 +36,11 @@ __all__ = ["AsyncpgDriver", "AsyncpgSession", "PoolClosed", "PoolTimeout", "TooM
 RESET_SECONDS: Final = 30.0
 
 
+# Bound once: see shard.py.
+_ALIVE, _DEAD, _UNREAD = Liveness
+_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+
+
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
     """The pool is closed or closing."""
 
@@ -277,15 +282,15 @@ class AsyncpgSession:
         """Look at the socket, without waiting."""
         con = self._con
         if con is None or con.is_closed():
-            return Liveness.DEAD
+            return _DEAD
         if self._probe is None:
-            return Liveness.ALIVE
+            return _ALIVE
         is_gone, is_readable = self._probe.events()
         if is_gone:
-            return Liveness.DEAD
+            return _DEAD
         if is_readable and self.is_settled:
-            return Liveness.UNREAD
-        return Liveness.ALIVE
+            return _UNREAD
+        return _ALIVE
 
     def park(self) -> None:
         """
@@ -313,14 +318,14 @@ class AsyncpgSession:
             return ReturnCheck.WORN_OUT
         answer = self._answer
         if answer is None or self._has_unfinished_business(con, protocol):
-            return ReturnCheck.RESET
+            return _RESET
         self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
         if self._query and not answer.is_due:
             self._resets += 1
             answer.expect()
             self._reach.transport.write(self._message)
-        return ReturnCheck.READY
+        return _READY
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""

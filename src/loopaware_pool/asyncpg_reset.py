@@ -56,6 +56,7 @@ class ResetAnswer(asyncio.Protocol):
         self._transport = transport
         self._protocol = protocol
         self._statements = statements
+        self._clean: bytes | None = None
         self._buffer = b""
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
@@ -65,6 +66,8 @@ class ResetAnswer(asyncio.Protocol):
         self.is_due = True
         self._completed = 0
         self._is_exemplary = True
+        if self._clean is None:
+            self._clean = self._session.clean_answer
         self._transport.set_protocol(self)
 
     def give_back(self) -> None:
@@ -76,7 +79,7 @@ class ResetAnswer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Compare; else parse what is there."""
-        clean = self._session.clean_answer
+        clean = self._clean
         if clean is not None and not self._buffer and not self._completed and data.startswith(clean):
             self._finish(data[len(clean) :])
             return

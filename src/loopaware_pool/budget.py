@@ -33,6 +33,10 @@ class Budget:
     Args:
         max_size: How many permits there are.
         patience: Seconds that a claim stands back for loops that have connections and callers of their own.
+
+    Attributes:
+        claims: The loops that wait for a permit, and since when. Others read it only to ask whether there are any,
+            without the lock, and ask again through `should_yield`.
     """
 
     def __init__(self, max_size: int, patience: float) -> None:
@@ -40,18 +44,13 @@ class Budget:
         self._patience = patience
         self._lock = threading.Lock()  # guards all below; never held over a callback
         self._held: dict[Claimant, int] = {}
-        self._claims: dict[Claimant, float] = {}
+        self.claims: dict[Claimant, float] = {}
 
     @property
     def in_use(self) -> int:
         """Permits held by all loops together."""
         with self._lock:
             return sum(self._held.values())
-
-    @property
-    def has_claims(self) -> bool:
-        """Whether some loop waits for a permit. Without the lock: callers ask again through `should_yield`."""
-        return bool(self._claims)
 
     def held(self, claimant: Claimant) -> int:
         """Permits that *claimant* holds."""
@@ -70,20 +69,20 @@ class Budget:
         Take a permit; if none is free, queue for one because callers have waited *since* then (monotonic seconds).
 
         A claim is filed before the others' `spare` is read, and they show what they have to spare before they ask
-        `has_claims`: so either side sees the other, and nobody waits beside an idle connection.
+        whether there are `claims`: so either side sees the other, and nobody waits beside an idle connection.
         """
         with self._lock:
             if self._is_free():
                 self._grant(claimant)
                 return True
             if self.held(claimant) < self._max_size:  # else only its own permits can come free
-                self._claims.setdefault(claimant, since)
+                self.claims.setdefault(claimant, since)
             return False
 
     def drop_claim(self, claimant: Claimant) -> None:
         """Leave the queue: nobody waits any more."""
         with self._lock:
-            self._claims.pop(claimant, None)
+            self.claims.pop(claimant, None)
 
     def give_back(self, claimant: Claimant) -> Claimant | None:
         """
@@ -104,7 +103,7 @@ class Budget:
             The loops that got one each, which are to be told.
         """
         with self._lock:
-            self._claims.pop(claimant, None)
+            self.claims.pop(claimant, None)
             self._held.pop(claimant, None)
             served = []
             while (claim := self._serve_claim()) is not None:
@@ -116,14 +115,14 @@ class Budget:
         with self._lock:
             return any(
                 self._deserves(claimant, since, donor, now, donor_has_waiters)
-                for claimant, since in self._claims.items()
+                for claimant, since in self.claims.items()
                 if claimant is not donor
             )
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
         """Find the loop with most to spare among those that are to give *claimant* an idle connection's permit."""
         with self._lock:
-            since = self._claims.get(claimant)
+            since = self.claims.get(claimant)
             if since is None:
                 return None
             donors = [
@@ -148,15 +147,15 @@ class Budget:
 
     def _serve_claim(self) -> Claimant | None:
         """Caller holds the lock. The loop that owns least comes first, then the one that came first."""
-        if not self._claims or not self._is_free():
+        if not self.claims or not self._is_free():
             return None
-        claimant = min(self._claims, key=lambda claimant: self._held.get(claimant, 0))
+        claimant = min(self.claims, key=lambda claimant: self._held.get(claimant, 0))
         self._grant(claimant)
         return claimant
 
     def _grant(self, claimant: Claimant) -> None:
         """Caller holds the lock."""
-        self._claims.pop(claimant, None)
+        self.claims.pop(claimant, None)
         self._held[claimant] = self._held.get(claimant, 0) + 1
 
     def _release(self, claimant: Claimant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING
 
 from asyncpg import InterfaceError
@@ -10,7 +11,7 @@ from asyncpg import InterfaceError
 from loopaware_pool.asyncpg import create_pool
 
 if TYPE_CHECKING:
-    from loopaware_pool.asyncpg import Pool, PoolConnectionProxy
+    from loopaware_pool.asyncpg import PoolConnectionProxy
 
 __all__ = ["FixedAsyncPGPool"]
 
@@ -36,7 +37,7 @@ class FixedAsyncPGPool:
         ValueError: An argument makes no sense. Either message names the argument, its value and what is expected.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the class it stands in for takes them by position
         self,
         host: str,
         port: int,
@@ -62,8 +63,16 @@ class FixedAsyncPGPool:
             )
         if loop is not None and not isinstance(loop, asyncio.AbstractEventLoop):
             raise TypeError(f"loop={loop!r}: expected an event loop, or None")
-        self._address = {"host": host, "port": port, "user": user, "password": password, "database": database}
-        self._sizes = {"min_size": min_connections, "max_size": max_connections}
+        self._make_pool = functools.partial(
+            create_pool,
+            host=host,
+            port=port,
+            user=user,
+            password=password,
+            database=database,
+            min_size=min_connections,
+            max_size=max_connections,
+        )
         self._pool = self._make_pool()
         self._is_initialized = False
 
@@ -99,7 +108,8 @@ class FixedAsyncPGPool:
         """
         if not self._is_initialized:
             raise InterfaceError("FixedAsyncPGPool.acquire() before init(): call `await pool.init()` first")
-        return await self._pool.acquire()
+        connection: PoolConnectionProxy = await self._pool.acquire()
+        return connection
 
     async def release(self, conn: PoolConnectionProxy) -> None:
         """
@@ -123,9 +133,6 @@ class FixedAsyncPGPool:
         """
         if self._is_initialized:
             await self._pool.close()
-
-    def _make_pool(self) -> Pool:
-        return create_pool(**self._sizes, **self._address)
 
 
 def _check_text(name: str, value: object) -> None:

@@ -44,6 +44,8 @@ __all__ = ["Keeper", "Tenancy"]
 
 logger = logging.getLogger(__name__)
 
+_IDLE: Final = SlotState.IDLE  # bound once: see shard.py
+
 # What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
 LEASE_GRACE_SECONDS: Final = 0.25
 FAREWELL_SECONDS: Final = 1.0
@@ -70,7 +72,7 @@ class Keeper:
         self._config = core.config
         self._driver = core.driver
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
-        self._to_park: list[Slot] = []
+        self._to_park: set[Slot] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._changes: list[asyncio.Future[None]] = []
         self._openers: dict[Slot, asyncio.Future[None]] = {}
@@ -115,7 +117,7 @@ class Keeper:
             return  # the session calls settled() when it is
         if not self._to_park:
             self.loop.call_soon(self._park_idle)
-        self._to_park.append(slot)
+        self._to_park.add(slot)
 
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""
@@ -245,9 +247,9 @@ class Keeper:
             self.shard.serviced(slot, monotonic())
 
     def _park_idle(self) -> None:
-        slots, self._to_park = self._to_park, []
+        slots, self._to_park = self._to_park, set()
         for slot in slots:
-            if slot.state is SlotState.IDLE and slot.session.is_settled:
+            if slot.state is _IDLE and slot.session.is_settled:
                 slot.session.park()
         self.notify()
 
@@ -442,9 +444,10 @@ class Keeper:
 
     def notify_settled(self, slot: Slot) -> None:
         """Park a connection whose last answer has come."""
-        if slot.state is SlotState.IDLE:
+        if slot.state is _IDLE:
             self.park(slot)
-        self.notify()
+        if self._changes:
+            self.notify()
 
     def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)

@@ -41,6 +41,13 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+# Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
+_OPEN, _SUSPENDED, _CLOSED = Phase
+_ALIVE, _DEAD, _UNREAD = Liveness
+_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+_TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
+
+
 class Expiry:
     """Which connections are too old: those opened under an earlier generation. One per pool, written by it alone."""
 
@@ -73,7 +80,7 @@ class Shard:
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
     ) -> None:
-        self.phase = Phase.OPEN
+        self.phase = _OPEN
         self.idle: list[Slot] = []
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
@@ -96,18 +103,20 @@ class Shard:
 
     def is_open(self) -> bool:
         """Whether callers are, or will be, served."""
-        return self.phase is not Phase.CLOSED
+        return self.phase is not _CLOSED
 
     # ---- lending ----
 
     def take(self, now: float) -> Slot | None:
         """Lend an idle connection at once. None if there is none, or others wait for one."""
-        if self.waiters or self.phase is not Phase.OPEN:
+        if self.waiters or self.phase is not _OPEN:
             return None
         while self.idle:
             slot = self.idle.pop()
-            if self._is_current(slot, now) and self._is_alive(slot):
-                slot.move(SlotEvent.TAKEN)
+            if slot.generation != self._expiry.generation or now >= slot.expires_at:
+                self._retire_old(slot)
+            elif self._is_alive(slot):
+                slot.move(_TAKEN)
                 self._lend(slot, now)
                 return slot
         return None
@@ -119,7 +128,7 @@ class Shard:
 
     def claim(self, slot: Slot, waited: float, now: float) -> None:
         """Begin the lease of a caller that was handed *slot* and has woken."""
-        slot.move(SlotEvent.CLAIMED)
+        slot.move(_CLAIMED)
         self.counters.waited += 1
         self.counters.waited_seconds += waited
         self._lend(slot, now)
@@ -143,36 +152,28 @@ class Shard:
             slot.reported = False
             self.wake_by(now + self._lease_look)
 
-    def _is_current(self, slot: Slot, now: float) -> bool:
-        """Whether an idle connection is young enough; if not, it is closed."""
-        if slot.generation != self._expiry.generation:
-            self._retire(slot, "expired")
-        elif now >= slot.expires_at:
-            self._retire(slot, "max_lifetime")
-        else:
-            return True
-        return False
-
     def _is_alive(self, slot: Slot) -> bool:
         """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
         liveness = slot.session.liveness()
-        if liveness is Liveness.UNREAD:
+        if liveness is _ALIVE:
+            return True
+        if liveness is _UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
             self._edge.read(slot)
-        elif liveness is Liveness.DEAD:
+        else:
             self._found_dead(slot)
             self.drop_dead()
-        return liveness is Liveness.ALIVE
+        return False
 
     # ---- taking back ----
 
     def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
         """Take a connection back from its caller."""
         slot.holder = slot.code = None
-        if check is ReturnCheck.READY:
-            slot.move(SlotEvent.RETURNED)
+        if check is _READY:
+            slot.move(_RETURNED)
             self._give(slot, now)
-        elif check is ReturnCheck.RESET:
+        elif check is _RESET:
             slot.move(SlotEvent.RESET_STARTED)
             self._edge.reset(slot)
         else:
@@ -194,40 +195,40 @@ class Shard:
 
     def _give(self, slot: Slot, now: float) -> None:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is _CLOSED:
             self._retire(slot, "pool closed")
-        elif self._must_yield(now):
-            self._retire(slot, "given to another loop")
-        elif self._is_current(slot, now) and not self._hand_on(slot, now):
+        elif slot.generation != self._expiry.generation or now >= slot.expires_at:
+            self._retire_old(slot)
+        elif not self.waiters or not self._hand_on(slot, now):
             slot.since = now
             self.idle.append(slot)
             self._edge.park(slot)
-            self.wake_by(now + self._idle_look)
-            if self._budget.has_claims:
+            if now + self._idle_look < self._due:
+                self.wake_by(now + self._idle_look)
+            if self._budget.claims:
                 self.asked(now)
 
     def _hand_on(self, slot: Slot, now: float) -> bool:
-        """Give a connection that came free to the first waiter. False if nobody waits, or may be served."""
-        if self.phase is Phase.SUSPENDED:
+        """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
+        if self.phase is _SUSPENDED:
             return False
+        if self._budget.claims and self._budget.should_yield(self, now, donor_has_waiters=True):
+            self._retire(slot, "given to another loop")
+            return True
+        if not self._is_alive(slot):
+            return True
         while self.waiters:
-            if not self._is_alive(slot):
-                return True
             waiter, _ = self.waiters.popitem(last=False)
+            if not self.waiters:
+                self._demand_ended()
             if not waiter.done():
-                slot.move(SlotEvent.RESERVED)
+                slot.move(_RESERVED)
                 waiter.set_result(slot)
                 return True
-        self._demand_ended()
         return False
 
-    def _must_yield(self, now: float) -> bool:
-        """Whether another loop's callers have been patient enough for these here to stand back once."""
-        return (
-            self._budget.has_claims
-            and bool(self.waiters)
-            and self._budget.should_yield(self, now, donor_has_waiters=True)
-        )
+    def _retire_old(self, slot: Slot) -> None:
+        self._retire(slot, "expired" if slot.generation != self._expiry.generation else "max_lifetime")
 
     # ---- growing ----
 
@@ -237,10 +238,8 @@ class Shard:
 
     def grow(self, now: float) -> None:
         """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
-        if self.phase is not Phase.OPEN:
-            return
         wanted = len(self.waiters) - len(self.connecting)
-        if wanted <= 0:
+        if wanted <= 0 or len(self.slots) >= self._config.max_size or self.phase is not _OPEN:
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -255,7 +254,7 @@ class Shard:
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        if self.phase is Phase.OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at:
+        if self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at:
             self._start_connect(now)
             self.grow(now)
         else:
@@ -318,14 +317,14 @@ class Shard:
 
     def _demand_ended(self) -> None:
         self._ramp.demand_ended()
-        if self._budget.has_claims:
+        if self._budget.claims:
             self._budget.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
         donor = self._budget.donor_for(self, now)
         if donor is not None:
             self._edge.ask(donor)
-        elif self._budget.has_claims:
+        elif self._budget.claims:
             self.wake_by(now + self._config.patience)
 
     def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
@@ -370,14 +369,14 @@ class Shard:
 
     def shut(self) -> None:
         """Serve nobody any more, and close what is idle."""
-        self.phase = Phase.CLOSED
+        self.phase = _CLOSED
         while self.idle:
             self._retire(self.idle.pop(), "pool closed")
 
     def resume(self, now: float) -> None:
         """Serve those who waited during a suspension."""
-        if self.phase is Phase.SUSPENDED:
-            self.phase = Phase.OPEN
+        if self.phase is _SUSPENDED:
+            self.phase = _OPEN
             for slot in self.idle[::-1]:
                 if not self.waiters:
                     return
@@ -405,7 +404,7 @@ class Shard:
     def sweep(self, now: float) -> None:
         """Do what has become due."""
         self._due = NEVER
-        if self.phase is not Phase.CLOSED:
+        if self.phase is not _CLOSED:
             self._upkeep.sweep(now)
             self.grow(now)
 
@@ -417,7 +416,7 @@ class Shard:
     def drop_dead(self) -> None:
         """Discard every idle connection that is dead: where there is one, there are more."""
         for slot in self.idle[:]:
-            if slot.session.liveness() is Liveness.DEAD:
+            if slot.session.liveness() is _DEAD:
                 self.idle.remove(slot)
                 self._found_dead(slot)
 

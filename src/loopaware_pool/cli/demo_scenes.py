@@ -1,0 +1,361 @@
+"""What the demo does; `demo` shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import asyncpg
+
+from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.cli.measure import Burst, run_burst
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+__all__ = [
+    "CONNECTIONS",
+    "QUERIES",
+    "QUERIES_PER_LOOP",
+    "QUERY",
+    "ROUNDS",
+    "ROWS",
+    "STUCK_SECONDS",
+    "TASKS",
+    "Deadlock",
+    "Leftovers",
+    "Playground",
+    "Step",
+    "find_leftovers",
+    "open_playground",
+    "run_article_design",
+    "run_rounds",
+    "use_from_five_loops",
+]
+
+QUERY: Final = "SELECT COUNT(*) FROM bug_repro WHERE payload = 'test_payload'"
+ROWS: Final = 1000
+QUERIES: Final = 10_000
+TASKS: Final = 50
+CONNECTIONS: Final = 10
+ROUNDS: Final = 7
+STUCK_SECONDS: Final = 3.0
+QUERIES_PER_LOOP: Final = 200
+STEP_SECONDS: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Playground:
+    """
+    A server with the table `bug_repro` in a schema of our own.
+
+    Attributes:
+        dsn: The server.
+        schema: The schema's name, which is the application name of our sessions as well.
+    """
+
+    dsn: str
+    schema: str
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a session needs to see the table, and to be found on the server."""
+        return {"search_path": self.schema, "application_name": self.schema}
+
+    def asyncpg_pool(self) -> Any:
+        """Make asyncpg's pool, not opened yet."""
+        return asyncpg.create_pool(self.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, server_settings=self.settings)
+
+    def our_pool(self) -> Any:
+        """Make ours, from the same arguments."""
+        return create_pool(self.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, server_settings=self.settings)
+
+
+@contextmanager
+def open_playground(dsn: str) -> Iterator[Playground]:
+    """Make the schema and its table, and drop them at the end, whatever happens between."""
+    playground = Playground(dsn, f"loopaware_demo_{uuid4().hex[:12]}")
+    try:
+        asyncio.run(_execute(dsn, _SET_UP.format(schema=playground.schema, rows=ROWS)))
+        yield playground
+    finally:
+        asyncio.run(_execute(dsn, f"DROP SCHEMA IF EXISTS {playground.schema} CASCADE"))
+
+
+_SET_UP = """
+SET client_min_messages = warning;
+CREATE SCHEMA {schema};
+CREATE TABLE {schema}.bug_repro (id serial PRIMARY KEY, payload text NOT NULL);
+INSERT INTO {schema}.bug_repro (payload) SELECT 'test_payload' FROM generate_series(1, {rows});
+ANALYZE {schema}.bug_repro;
+"""
+
+
+async def _execute(dsn: str, statements: str) -> None:
+    connection = await asyncpg.connect(dsn, server_settings={"client_min_messages": "warning"})
+    try:
+        await connection.execute(statements)
+    finally:
+        await connection.close()
+
+
+# ---- the burst ----
+
+
+async def run_rounds(playground: Playground, report: Callable[[int, Burst, Burst], None]) -> None:
+    """Let both pools take turns at the burst; *report* gets the round, asyncpg's burst and ours."""
+    async with playground.asyncpg_pool() as theirs, playground.our_pool() as ours:
+        for pool in (theirs, ours):
+            await run_burst(_query_with(pool), operations=QUERIES // 10, tasks=TASKS)
+        for number in range(ROUNDS):
+            bursts = {}
+            # Who goes first changes, so that neither always runs on the warmer machine.
+            for pool in (theirs, ours) if number % 2 == 0 else (ours, theirs):
+                bursts[pool] = await run_burst(_query_with(pool), operations=QUERIES, tasks=TASKS)
+            report(number + 1, bursts[theirs], bursts[ours])
+
+
+def _query_with(pool: Any) -> Callable[[], Awaitable[object]]:
+    async def query() -> None:
+        async with pool.acquire() as connection:
+            await connection.fetchval(QUERY)
+
+    return query
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """
+    What a pool leaves lying about.
+
+    Attributes:
+        watched: Entries that its idle connections have in the loop's selector, as the selector's own map tells.
+        fds: File descriptors more than before, once it is closed.
+    """
+
+    watched: int
+    fds: int
+
+
+async def find_leftovers(make_pool: Callable[[], Any]) -> Leftovers:
+    """Use a pool for a moment, look at the selector while all its connections are idle, and close it."""
+    fds_before, watched_before = _count_fds(), _count_watched()
+    async with make_pool() as pool:
+        await run_burst(_query_with(pool), operations=QUERIES // 20, tasks=TASKS)
+        await asyncio.sleep(0.1)
+        watched = _count_watched() - watched_before
+    await asyncio.sleep(0.1)
+    return Leftovers(watched, _count_fds() - fds_before)
+
+
+def _count_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _count_watched() -> int:
+    """Count the entries of the running loop's selector; of asyncio's own loop, which the demo runs on."""
+    selector = getattr(asyncio.get_running_loop(), "_selector", None)
+    return 0 if selector is None else len(selector.get_map())
+
+
+# ---- the article's design ----
+
+
+class ArticleDesign:
+    """An illustration of a mistake: `acquire` waits for a connection while it holds the lock `release` needs."""
+
+    def __init__(self, connections: list[Any]) -> None:
+        self._free = connections
+        self._lock = asyncio.Lock()
+
+    async def acquire(self) -> Any:
+        """Take a connection; if there is none, no other task will ever get past the lock to bring one."""
+        async with self._lock:
+            while not self._free:  # noqa: ASYNC110 - the mistake that is shown here
+                await asyncio.sleep(0.01)
+            return self._free.pop()
+
+    async def release(self, connection: Any) -> None:
+        """Bring a connection back."""
+        async with self._lock:
+            self._free.append(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlock:
+    """
+    How far the article's design got.
+
+    Attributes:
+        answered: Queries that were answered.
+        last_answer_seconds: When the last of them was, from the start.
+        is_stuck: Whether it got stuck; if not, all tasks finished.
+    """
+
+    answered: int
+    last_answer_seconds: float
+    is_stuck: bool
+
+
+async def run_article_design(playground: Playground) -> Deadlock:
+    """Run the burst through `ArticleDesign`, and stop it after `STUCK_SECONDS`."""
+    connections = [
+        await asyncpg.connect(playground.dsn, server_settings=playground.settings) for _ in range(CONNECTIONS)
+    ]
+    pool = ArticleDesign(list(connections))
+    began = time.perf_counter()
+    answers: list[float] = []
+
+    async def query() -> None:
+        connection = await pool.acquire()
+        try:
+            await connection.fetchval(QUERY)
+            answers.append(time.perf_counter() - began)
+        finally:
+            await pool.release(connection)
+
+    try:
+        async with asyncio.timeout(STUCK_SECONDS):
+            await run_burst(query, operations=QUERIES, tasks=TASKS)
+    except TimeoutError:
+        return Deadlock(len(answers), max(answers, default=0.0), is_stuck=True)
+    finally:
+        for connection in connections:
+            await connection.close()
+    return Deadlock(len(answers), max(answers), is_stuck=False)
+
+
+# ---- one pool, five loops ----
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """
+    What one step of the program came to.
+
+    Attributes:
+        name: What was done.
+        asked: Queries run.
+        answered: Queries answered.
+        errors: Each error as Python prints it, and how often it came.
+        sockets: Sockets of this process more than before the program.
+        sessions: Sessions of the pool that the server counts.
+    """
+
+    name: str
+    asked: int
+    answered: int
+    errors: Counter[str]
+    sockets: int
+    sessions: int
+
+
+def use_from_five_loops(playground: Playground, make_pool: Callable[[], Any], report: Callable[[Step], None]) -> None:
+    """Use one pool in three `asyncio.run` calls and two threads, and close it in a sixth loop."""
+    sockets_before = _count_sockets()
+    pools: list[Any] = []
+
+    async def work() -> Counter[str]:
+        if not pools:
+            pools.append(make_pool())
+        pool = await pools[0]
+        async with asyncio.timeout(STEP_SECONDS):
+            return Counter(
+                await asyncio.gather(*(_outcome(pool.fetchval("SELECT 'answer'")) for _ in range(QUERIES_PER_LOOP)))
+            )
+
+    async def close() -> Counter[str]:
+        async with asyncio.timeout(STEP_SECONDS):
+            await pools[0].close()
+        return Counter()
+
+    def finish(name: str, asked: int, outcomes: Counter[str]) -> None:
+        answered = outcomes.pop("answer", 0)
+        sockets = _count_sockets() - sockets_before
+        report(Step(name, asked, answered, outcomes, sockets, _settled_sessions(playground, sockets)))
+
+    for number in ("first", "second", "third"):
+        finish(f"{number} asyncio.run()", QUERIES_PER_LOOP, _run(work))
+    finish("two threads at once", 2 * QUERIES_PER_LOOP, _run_in_threads(work, 2))
+    finish("asyncio.run(pool.close())", 0, _run(close))
+    pools.clear()
+    _collect_what_is_left()
+
+
+def _run(work: Callable[[], Any]) -> Counter[str]:
+    """Run *work* on a loop of its own; an error that ends it is its outcome."""
+    try:
+        outcomes: Counter[str] = asyncio.run(work())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is shown
+        return Counter([_as_printed(error)])
+    return outcomes
+
+
+def _run_in_threads(work: Callable[[], Any], count: int) -> Counter[str]:
+    outcomes: list[Counter[str]] = []
+    threads = [threading.Thread(target=lambda: outcomes.append(_run(work))) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(outcomes, Counter())
+
+
+async def _outcome(query: Awaitable[str]) -> str:
+    try:
+        return await query
+    except Exception as error:  # noqa: BLE001 - as above
+        return _as_printed(error)
+
+
+def _as_printed(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+def _count_sockets() -> int:
+    folder = "/proc/self/fd"
+    return sum(_is_socket(f"{folder}/{fd}") for fd in os.listdir(folder))
+
+
+def _is_socket(link: str) -> bool:
+    try:
+        return os.readlink(link).startswith("socket:")
+    except FileNotFoundError:  # it was listdir's own
+        return False
+
+
+def _settled_sessions(playground: Playground, expected: int) -> int:
+    """Count the pool's sessions; a server that was told goodbye may take a moment to say so."""
+    deadline = time.monotonic() + 2
+    while True:
+        sessions = asyncio.run(_count_sessions(playground))
+        if sessions <= expected or time.monotonic() > deadline:
+            return sessions
+        time.sleep(0.02)
+
+
+async def _count_sessions(playground: Playground) -> int:
+    connection = await asyncpg.connect(playground.dsn)
+    try:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+        count: int = await connection.fetchval(query, playground.schema)
+        return count
+    finally:
+        await connection.close()
+
+
+def _collect_what_is_left() -> None:
+    """Have the garbage collector close what a pool left open; it would complain of each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

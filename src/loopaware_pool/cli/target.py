@@ -1,0 +1,123 @@
+"""The server a command works on: the one of a DSN, or an embedded one. What is wrong with it takes one line."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target"]
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+# What a server, or the way to it, may answer at any moment.
+CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+_MALFORMED = (
+    "the DSN is not understood: expected postgresql://user:password@host:port/database, "
+    "with special characters of the password percent-encoded (@ is %40, / is %2F)"
+)
+
+_ADVICE: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        "the server at {where} does not let this user in: {reason}; check user and password",
+    ),
+    (
+        asyncpg.InvalidCatalogNameError,
+        "the server at {where} has no such database: {reason}; check the end of the DSN",
+    ),
+    (
+        asyncpg.InsufficientPrivilegeError,
+        "the server at {where} forbids it: {reason}; a user who may create a schema is needed",
+    ),
+    (
+        asyncpg.TooManyConnectionsError,
+        "the server at {where} is full: {reason}; 25 free connections are needed",
+    ),
+    (TimeoutError, "no answer from {where} within {seconds:.0f} s; check host and port"),
+    (OSError, "no connection to {where}: {reason}; is a server running there?"),
+    (BaseException, "the server at {where} answered: {reason}"),
+)
+
+
+class Unusable(Exception):
+    """There is no server to work on; the message says in one line why, and what to do. It shows no password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """
+    A server that was seen to answer.
+
+    Attributes:
+        dsn: Where to connect. It may hold a password: not to be shown.
+        description: What it is, to be shown.
+    """
+
+    dsn: str
+    description: str
+
+
+@contextmanager
+def open_target(dsn: str | None) -> Iterator[Target]:
+    """
+    Connect to the server of *dsn* once, or start an embedded one that ends with the block.
+
+    Raises:
+        Unusable: Neither is to be had.
+    """
+    with ExitStack() as stack:
+        if dsn:
+            _refuse_malformed(dsn)
+            where = f"at {_address(dsn)}"
+        else:
+            try:
+                dsn = stack.enter_context(EmbeddedServer()).dsn
+            except EmbeddedServerError as error:
+                raise Unusable(str(error)) from None
+            where = "embedded"
+        try:
+            version = asyncio.run(_ask_version(dsn))
+        except (*CONNECT_ERRORS, ValueError) as error:
+            raise Unusable(explain(error, dsn)) from None
+        yield Target(dsn, f"PostgreSQL {version} ({where})")
+
+
+async def _ask_version(dsn: str) -> str:
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS)
+    try:
+        version: str = await connection.fetchval("SHOW server_version")
+        return version.split()[0]
+    finally:
+        await connection.close()
+
+
+def explain(error: BaseException, dsn: str) -> str:
+    """Say in one line what *error* means for whoever gave *dsn*."""
+    if isinstance(error, (asyncpg.ClientConfigurationError, ValueError)):
+        # The driver's own words may repeat a part of the password that it took for something else.
+        return _MALFORMED
+    reason = " ".join(str(error).split()) or type(error).__name__
+    template = next(template for kind, template in _ADVICE if isinstance(error, kind))
+    return template.format(where=_address(dsn), reason=reason, seconds=CONNECT_TIMEOUT_SECONDS)
+
+
+def _refuse_malformed(dsn: str) -> None:
+    """Refuse what only looks like a DSN, as where a slash in the password makes a part of it the port."""
+    netloc, _, rest = dsn.partition("://")[2].partition("/")
+    if not dsn.startswith(("postgresql://", "postgres://")) or ("@" in rest and "@" not in netloc):
+        raise Unusable(_MALFORMED)
+
+
+def _address(dsn: str) -> str:
+    """Host and port of *dsn*, and nothing else of it."""
+    return urlsplit(dsn).netloc.rpartition("@")[2] or "the default address"
