@@ -381,12 +381,11 @@ class Pool(upstream.Pool):
         """
         Wait until every release so far on this loop has settled: sessions reset, idle fds out of the selector.
 
-        Raises:
-            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
-
         Cancellation: ends the waiting.
         """
-        await self._core.keeper().settled()
+        keeper = self._core.keeper_here()
+        if keeper is not None:
+            await keeper.settled()
 
     def suspend(self) -> None:
         """Serve nobody until `resume()`: acquires queue, up to their timeouts; leases go on. From any thread."""
@@ -426,6 +425,18 @@ class Pool(upstream.Pool):
         return _FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
 
     _maintenance_task = None
+
+    @property
+    def _initialized(self) -> bool:
+        return self._core.state not in (CoreState.NEW, CoreState.OPENING)
+
+    @property
+    def _closed(self) -> bool:
+        return self._core.state is CoreState.CLOSED
+
+    @property
+    def _closing(self) -> bool:
+        return self._core.state is CoreState.CLOSING
 
 
 class _FreeHolder:

@@ -24,6 +24,7 @@ from loopaware_pool import errors
 from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import HookFailed, Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe
+from loopaware_pool.loops import close_socket_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -382,8 +383,6 @@ class AsyncpgSession:
         """Close the socket without a word."""
         con = self._con
         if con is not None:
-            if not con.is_closed():
-                self.unpark()
             if self._answer is not None:
                 self._answer.give_back()
             con.terminate()
@@ -404,18 +403,10 @@ class AsyncpgSession:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 con.terminate()
         con._aborted = True
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        """Close the socket through the object that owns it. On uvloop, closing the loop does that."""
-        sock = getattr(self._reach.plain, "_sock", None)
-        if sock is None:
-            return
-        sock.close()
-        if self._loop.is_closed():
-            self._reach.plain._sock = None  # quiets its finaliser
-            if self._reach.transport is not self._reach.plain:
-                self._reach.transport._closed = True
+        is_over = forked or self._loop.is_closed()
+        close_socket_of(self._reach.plain, for_good=is_over)
+        if is_over and self._reach.transport is not self._reach.plain:
+            self._reach.transport._closed = True  # a TLS transport has a finaliser of its own
 
     # ---- what asyncpg asks ----
 

@@ -10,7 +10,6 @@ Nothing outside refers to a keeper strongly, neither the loop's timer nor its en
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import weakref
@@ -373,6 +372,9 @@ class Keeper:
     def dismiss(self) -> None:
         """Let go of the loop: nothing is left to keep."""
         self._end.cancel()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
         self._call_off()
         if self._timer is not None:
             self._timer.cancel()
@@ -383,16 +385,21 @@ class Keeper:
         count = len(self.shard.slots)
         self.shut(self._closed_error)
         await self._until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
-        await self._until(lambda: not self.shard.slots or bool(self._lent()), FAREWELL_SECONDS)
+        await self._until(lambda: len(self.shard.slots) == self._lent(), FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
+        self._stop_timers()
         self._ended_with(count)
 
     def loop_closed(self) -> None:
         """Close everything although the loop is closed."""
         self._leave_pool()
         count = len(self.shard.slots)
+        # Nobody can be told any more: futures of a closed loop refuse even to be resolved.
+        self.shard.waiters.clear()
+        self._openers.clear()
+        self._changes.clear()
         for task in self._tasks.values():
-            _end_quietly(task)
+            loops.unwind(task)
         self._tasks.clear()
         self.cut_all(self._closed_error)
         self._ended_with(count)
@@ -530,14 +537,6 @@ def _loop_closed(myself: weakref.ref[Keeper]) -> None:
     keeper = myself()
     if keeper is not None:
         keeper.loop_closed()
-
-
-def _end_quietly(task: asyncio.Task[Any]) -> None:
-    """Unwind a task whose loop is closed and will never run it."""
-    task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does
-    coroutine: Any = task.get_coro()
-    with contextlib.suppress(RuntimeError):  # it awaits something on its way out; nothing will come
-        coroutine.close()
 
 
 def _line(slot: Slot) -> str | None:

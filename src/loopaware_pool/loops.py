@@ -22,17 +22,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import os
+import socket
 import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
-__all__ = ["EndOfLoop", "call_in_child", "is_idle", "label", "on_closed", "post", "running", "supported_loop"]
+__all__ = [
+    "EndOfLoop",
+    "call_in_child",
+    "close_socket_of",
+    "is_idle",
+    "label",
+    "on_closed",
+    "post",
+    "running",
+    "supported_loop",
+    "unwind",
+]
 
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0
 _labels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = weakref.WeakKeyDictionary()
@@ -162,6 +175,50 @@ def on_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -
 
 def _hold(sentinel: _Sentinel) -> None:
     """Never called: the timer's argument is what matters."""
+
+
+def unwind(task: asyncio.Task[Any]) -> None:
+    """
+    End a task of a closed loop, which will never run it, and close the sockets it has open.
+
+    A connect that is under way keeps its transport in a local variable, and closes it by way of the loop: too late.
+    """
+    task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does
+    coroutine: Any = task.get_coro()
+    found = list(_locals_of(coroutine))
+    with contextlib.suppress(RuntimeError):  # it awaits something on its way out; nothing will come
+        coroutine.close()
+    for value in found:
+        if isinstance(value, socket.socket):
+            value.close()
+        elif isinstance(value, asyncio.BaseTransport):
+            close_socket_of(value, for_good=True)
+
+
+def _locals_of(awaited: Any) -> Iterator[object]:
+    """List the local variables of a suspended coroutine, and of those it awaits."""
+    while inspect.iscoroutine(awaited):
+        if awaited.cr_frame is not None:
+            yield from awaited.cr_frame.f_locals.values()
+        awaited = awaited.cr_await
+
+
+def close_socket_of(transport: Any, *, for_good: bool) -> None:
+    """
+    Close a socket through the transport that owns it, not by its number, which the transport would close once more.
+
+    Does nothing for uvloop's transports, which hide theirs: there, closing the loop closes it.
+
+    Args:
+        transport: The owner.
+        for_good: Whether its loop will never run again. Then the transport forgets the socket, as its finaliser
+            would complain of it; else it has yet to tell its protocol.
+    """
+    sock = getattr(transport, "_sock", None)
+    if sock is not None:
+        sock.close()
+        if for_good:
+            transport._sock = None  # noqa: SLF001
 
 
 class _HasChild(Protocol):

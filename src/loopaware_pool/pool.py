@@ -8,6 +8,7 @@ a keeper of another loop is told, never touched, unless its loop stands still an
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import threading
 import warnings
@@ -104,6 +105,11 @@ class Core:
         self._recent = keeper
         return keeper
 
+    def keeper_here(self) -> Keeper | None:
+        """Find the running loop's part of the pool, if it has one."""
+        loop = loops.running()
+        return None if loop is None else self._keepers.get(loop)
+
     def tell(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
         keeper = self._by_shard.get(claimant)
@@ -198,8 +204,8 @@ class Core:
             shard.enqueue(waiter, began, has_deadline=timeout is not None)
             try:
                 slot = await waiter
-            except BaseException as error:
-                self._gave_up(keeper, waiter, error, monotonic() - began)
+            except BaseException:
+                self._gave_up(keeper, waiter, monotonic() - began)
                 raise
             finally:
                 if timer is not None:
@@ -232,18 +238,15 @@ class Core:
         error.__cause__ = keeper.shard.last_error
         return error
 
-    def _gave_up(
-        self, keeper: Keeper, waiter: asyncio.Future[Slot], error: BaseException, waited_seconds: float
-    ) -> None:
+    def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""
         shard = keeper.shard
         shard.leave(waiter)
-        was_cancelled = waiter.cancelled() or waiter.exception() is None
-        if was_cancelled:
+        told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
+        if told is None:
             shard.counters.cancelled += 1
-            if not waiter.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
-        told = None if was_cancelled else error
         keeper.emit(lambda: AcquireFailed(self.config.name, keeper.label, told, waited_seconds))
 
     # ---- the end ----
@@ -310,12 +313,15 @@ class Core:
         self.state = CoreState.CLOSED
         for keeper in self.keepers():
             self._on(keeper, keeper.dismiss)
-            if not keeper.shard.slots:
-                self.loop_ending(keeper)
-                self.loop_ended(keeper)
+        self.keeper_emptied()
 
     def keeper_emptied(self) -> None:
-        """Wake those who wait in `close()`, if no connection is left on any loop."""
+        """Let go of loops that have no connection left, if the pool is closed; wake those who wait in `close()`."""
+        if self.state is CoreState.CLOSED:
+            for keeper in self.keepers():
+                if not keeper.shard.slots:
+                    self.loop_ending(keeper)
+                    self.loop_ended(keeper)
         if self._closers and not any(keeper.shard.slots for keeper in self.keepers()):
             for loop, emptied in self._closers:
                 loops.post(loop, _set, emptied)
@@ -331,16 +337,22 @@ class Core:
     def loop_ended(self, keeper: Keeper) -> None:
         """Take back the permits of a loop that has no connection left."""
         with self._lock:
-            self._by_shard.pop(keeper.shard, None)
+            if self._by_shard.pop(keeper.shard, None) is None:
+                return
             for name in Counters.__slots__:
                 setattr(self._ended, name, getattr(self._ended, name) + getattr(keeper.shard.counters, name))
         self._forget(keeper.shard)
-        self.keeper_emptied()
+        if self._closers:
+            self.keeper_emptied()
 
     def forked(self) -> None:
         """Start afresh in a child process. The parent's connections, loops and locks are not touched."""
         keepers = list(self._keepers.values())
         self._begin()
+        if self.state is CoreState.OPENING:
+            self.state = CoreState.NEW
+        elif self.state is CoreState.CLOSING:
+            self.state = CoreState.CLOSED
         for keeper in keepers:
             keeper.forked()
 
@@ -410,7 +422,7 @@ class Core:
             min_size=self.config.min_size,
             max_size=self.config.max_size,
             loops=tuple(keeper.shard.stats(keeper.label) for keeper in self.keepers()),
-            ended=self._ended,
+            ended=dataclasses.replace(self._ended),
         )
 
     def fd_report(self) -> list[ConnectionReport]:

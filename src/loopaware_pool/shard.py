@@ -9,9 +9,10 @@ comes free is put into the first one's hands: a running task cannot take it in b
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.edge import Waiting
@@ -324,7 +325,7 @@ class Shard:
         donor = self._budget.donor_for(self, now)
         if donor is not None:
             self._edge.ask(donor)
-        elif self._budget.claims:
+        if self._budget.claims:
             self.wake_by(now + self._config.patience)
 
     def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
@@ -462,10 +463,5 @@ class Shard:
             resetting=self.count(SlotState.RESETTING),
             closing=len(self.closing),
             waiting=len(self.waiters),
-            counters=_copy(self.counters),
+            counters=dataclasses.replace(self.counters),
         )
-
-
-def _copy(counters: Counters) -> Counters:
-    fields: dict[str, Any] = {name: getattr(counters, name) for name in Counters.__slots__}
-    return Counters(**fields)

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo and return the exit code: 0, 2 if there is no server to run on, 130 if interrupted."""
     dsn = _parse(arguments)
     # A CI job that is cancelled gets SIGTERM: end as for Ctrl-C, server, table and all.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         _run(dsn)
     except Unusable as error:

@@ -37,9 +37,9 @@ def make_console() -> Console:
 
 def make_table(*headers: str) -> Table:
     """Make a table whose first column is text and whose others are figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number else "left")
+        table.add_column(header, justify="right" if number else "left", no_wrap=not number)
     return table
 
 
@@ -51,8 +51,8 @@ def say(console: Console, text: str) -> None:
 def say_where(console: Console, target: Target, loop: str) -> None:
     """Tell what everything runs on."""
     console.print(
-        f"{escape(target.description)}, Python {platform.python_version()}, {loop}\n"
-        f"loopaware-pool {loopaware_pool.__version__} beside asyncpg {asyncpg.__version__}"
+        f"{escape(target.description)}, Python {platform.python_version()}, asyncpg {asyncpg.__version__}, "
+        f"loopaware-pool {loopaware_pool.__version__},\n{loop}"
     )
 
 
@@ -94,7 +94,7 @@ def _show_burst(console: Console, playground: scenes.Playground) -> None:
         f"rows. Both pools take turns, {scenes.ROUNDS} rounds; ratios compare what ran in the same round.",
     )
     rounds = _run_rounds(console, playground)
-    console.print(f"  the article's design: is stopped after {scenes.STUCK_SECONDS:.0f} s if it gets stuck ...")
+    console.print(f"  the article's design is stopped after {scenes.STUCK_SECONDS:.0f} s if it gets stuck ...")
     deadlock = asyncio.run(scenes.run_article_design(playground))
     left = [asyncio.run(scenes.find_leftovers(make)) for make in (playground.asyncpg_pool, playground.our_pool)]
     console.print(_burst_table(rounds, deadlock, *left))
@@ -158,7 +158,7 @@ def _burst_table(
         table.add_row("the article's design", "[red]DEADLOCK[/red]", *"-----")
     table.add_row("[bold]loopaware-pool[/bold]", *_medians(ours), *_left(our_leftovers))
     table.add_row(
-        "loopaware-pool / asyncpg's",
+        "loopaware-pool / asyncpg",
         *(
             format_ratio(ratios([figure(burst) for burst in ours], [figure(burst) for burst in theirs]), "\n")
             for _, _, figure in _FIGURES
@@ -179,8 +179,8 @@ def _burst_notes(deadlock: scenes.Deadlock) -> list[str]:
     notes = [
         f"With {scenes.TASKS} tasks on {scenes.CONNECTIONS} connections a query mostly waits for its turn. "
         "loopaware-pool serves first come, first served, so all wait alike. In asyncpg's pool a running task may "
-        "overtake those that wait: half of the queries are quick, and the p99 is what the others pay.",
-        "Idle connections in the selector are counted in the event loop's own map, while all 10 are idle.",
+        "overtake those that wait, which shortens some waits and lengthens others: hence its wide gap from p50 to p99.",
+        f"The selector's entries are counted in the event loop's own map, while all {scenes.CONNECTIONS} connections are idle.",
     ]
     if deadlock.is_stuck:
         notes.append(
@@ -199,12 +199,11 @@ def _show_loops(console: Console, playground: scenes.Playground) -> None:
         console,
         "2. One pool object, five event loops",
         f"A program keeps one pool in a global, made at its first use. It runs {scenes.QUERIES_PER_LOOP} queries in "
-        "each of three asyncio.run() calls and in two threads with loops of their own, then closes the pool. Sockets "
+        "each of three asyncio.run() calls and in two threads with loops of their own, then closes the pool. The very same program then runs on asyncpg's pool. Sockets "
         "are counted in this process, sessions on the server (pg_stat_activity).",
     )
     _show_program(console, "loopaware-pool", playground, playground.our_pool)
-    console.print()
-    _show_program(console, "the very same program on asyncpg's pool", playground, playground.asyncpg_pool)
+    _show_program(console, "the same on asyncpg's pool", playground, playground.asyncpg_pool)
 
 
 def _show_program(console: Console, name: str, playground: scenes.Playground, make_pool: Callable[[], Any]) -> None:

@@ -87,7 +87,7 @@ def open_target(dsn: str | None) -> Iterator[Target]:
             where = "embedded"
         try:
             version = asyncio.run(_ask_version(dsn))
-        except (*CONNECT_ERRORS, ValueError) as error:
+        except (*CONNECT_ERRORS, ValueError, OverflowError) as error:
             raise Unusable(explain(error, dsn)) from None
         yield Target(dsn, f"PostgreSQL {version} ({where})")
 
@@ -103,7 +103,7 @@ async def _ask_version(dsn: str) -> str:
 
 def explain(error: BaseException, dsn: str) -> str:
     """Say in one line what *error* means for whoever gave *dsn*."""
-    if isinstance(error, (asyncpg.ClientConfigurationError, ValueError)):
+    if isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
         # The driver's own words may repeat a part of the password that it took for something else.
         return _MALFORMED
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -116,6 +116,10 @@ def _refuse_malformed(dsn: str) -> None:
     netloc, _, rest = dsn.partition("://")[2].partition("/")
     if not dsn.startswith(("postgresql://", "postgres://")) or ("@" in rest and "@" not in netloc):
         raise Unusable(_MALFORMED)
+    try:
+        urlsplit(dsn)
+    except ValueError:
+        raise Unusable(_MALFORMED) from None
 
 
 def _address(dsn: str) -> str:

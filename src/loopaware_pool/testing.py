@@ -1,0 +1,128 @@
+"""A driver without a server, to try a pool's core with: its connections live, die and refuse as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.errors import ErrorFamily, PoolClosed, PoolTimeout, TooManyWaiting
+
+if TYPE_CHECKING:
+    from loopaware_pool.driver import Owner
+    from loopaware_pool.fds import SocketIdentity
+
+__all__ = ["FakeDriver", "FakeSession"]
+
+
+class FakeSession:
+    """
+    A `loopaware_pool.driver.Session` that is what its attributes say.
+
+    Attributes:
+        owner: Whoever hears of the session; the pool sets it.
+        identity: Always None: there is no socket.
+        is_settled: Whether no answer of the server is due.
+        life: What `liveness` answers.
+        check: What `take_back` answers.
+        failure: What `reset`, `ping` and `close` raise; None for nothing.
+        is_parked: Whether the pool has parked it and not taken it out since.
+        calls: Names of the other methods called, in order.
+    """
+
+    identity: SocketIdentity | None = None
+
+    def __init__(self) -> None:
+        self.owner: Owner | None = None
+        self.is_settled = True
+        self.life = Liveness.ALIVE
+        self.check = ReturnCheck.READY
+        self.failure: Exception | None = None
+        self.is_parked = False
+        self.calls: list[str] = []
+
+    def liveness(self) -> Liveness:
+        """Answer `life`."""
+        return self.life
+
+    def park(self) -> None:
+        """Note it in `is_parked`."""
+        self.is_parked = True
+
+    def unpark(self) -> None:
+        """Note it in `is_parked`."""
+        self.is_parked = False
+
+    def take_back(self) -> ReturnCheck:
+        """Answer `check`."""
+        return self.check
+
+    async def reset(self) -> None:
+        """Wait for one iteration of the loop. Raises `failure`."""
+        await self._answer("reset")
+
+    async def ping(self) -> None:
+        """Wait for one iteration of the loop. Raises `failure`."""
+        await self._answer("ping")
+
+    async def close(self) -> None:
+        """Wait for one iteration of the loop. Raises `failure`."""
+        await self._answer("close")
+
+    def abort(self) -> None:
+        """Be dead."""
+        self.calls.append("abort")
+        self.life = Liveness.DEAD
+
+    def discard(self, *, forked: bool) -> None:
+        """Be dead."""
+        self.calls.append("discard in a child" if forked else "discard")
+        self.life = Liveness.DEAD
+
+    def lose(self, reason: str = "lost") -> None:
+        """Die, and tell the owner, as a driver does that sees its socket closed."""
+        self.life = Liveness.DEAD
+        if self.owner is not None:
+            self.owner.lost(reason)
+
+    async def _answer(self, call: str) -> None:
+        self.calls.append(call)
+        await asyncio.sleep(0)
+        if self.failure is not None:
+            raise self.failure
+
+
+class FakeDriver:
+    """
+    A `loopaware_pool.driver.Driver` whose connects take no time, unless told otherwise.
+
+    Attributes:
+        connect_seconds: How long a connect takes, in seconds.
+        failures: What the next connects raise, first come, first raised; those after them succeed.
+        sessions: Every session made so far, the oldest first.
+    """
+
+    logger = logging.getLogger(__name__)
+    errors = ErrorFamily(closed=PoolClosed, timeout=PoolTimeout, too_many_waiting=TooManyWaiting)
+
+    def __init__(self) -> None:
+        self.connect_seconds = 0.0
+        self.failures: list[Exception] = []
+        self.sessions: list[FakeSession] = []
+
+    async def connect(self) -> FakeSession:
+        """
+        Make a session.
+
+        Raises:
+            Exception: The first of `failures`.
+
+        Cancellation: no session is made.
+        """
+        await asyncio.sleep(self.connect_seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        session = FakeSession()
+        self.sessions.append(session)
+        return session
