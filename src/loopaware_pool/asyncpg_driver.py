@@ -25,6 +25,7 @@ from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_state
 from loopaware_pool.driver import HookFailed, Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe
 from loopaware_pool.loops import close_socket_of
+from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -145,7 +146,7 @@ class AsyncpgDriver:
         """Log that a private part of asyncpg's or the loop's is not where it was, once per pool."""
         if not self._has_warned:
             self._has_warned = True
-            logging.getLogger("loopaware_pool").warning("%s not found: %s", missing, consequence)
+            logger.warning("%s not found: %s", missing, consequence)
 
 
 class _Reach:

@@ -11,37 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import loops
 from loopaware_pool.driver import HookFailed, Liveness
-from loopaware_pool.fds import is_watched
+from loopaware_pool.reports import Reporter, logger
 from loopaware_pool.shard import Phase, Shard
 from loopaware_pool.slot import Slot, SlotState
-from loopaware_pool.stats import (
-    ConnectFailed,
-    ConnectionClosed,
-    ConnectionOpened,
-    ConnectionReport,
-    LeaseInfo,
-    LeaseOverdue,
-    LoopEnded,
-    PoolEvent,
-    ResetFailed,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from loopaware_pool.budget import Claimant
     from loopaware_pool.pool import Core
+    from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
 __all__ = ["Keeper", "Tenancy"]
-
-logger = logging.getLogger(__name__)
 
 _IDLE: Final = SlotState.IDLE  # bound once: see shard.py
 
@@ -66,6 +53,7 @@ class Keeper:
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = loops.label(loop)
+        self.reporter = Reporter(core.config, self.label)
         self.shard = Shard(core.config, core.budget, core.expiry, self, pool_size=core.size, jitter=core.jitter)
         self._core = weakref.ref(core)
         self._config = core.config
@@ -145,25 +133,21 @@ class Keeper:
     def opened(self, slot: Slot, seconds: float) -> None:
         """Tell the opener and the listener."""
         self._tell_opener(slot, None)
-        self.emit(lambda: ConnectionOpened(self._config.name, self.label, seconds))
+        self.reporter.opened(seconds)
 
     def connect_failed(self, slot: Slot, error: BaseException) -> None:
         """Tell the opener and the listener."""
         self._tell_opener(slot, error)
-        self.emit(lambda: ConnectFailed(self._config.name, self.label, error))
+        self.reporter.connect_failed(error)
         self.notify()
 
     def overdue(self, slot: Slot) -> None:
-        """Log a lease that lasts too long, and tell the listener."""
-        lease = self.lease_of(slot, monotonic())
-        logger.warning("%s: a connection is still held by %s", self._config.name, lease)
-        self.emit(lambda: LeaseOverdue(self._config.name, self.label, lease))
+        """Tell of a lease that lasts too long."""
+        self.reporter.overdue(slot)
 
     def gone(self, slot: Slot, reason: str) -> None:
         """Tell the listener."""
-        self.emit(
-            lambda: ConnectionClosed(self._config.name, self.label, reason, monotonic() - slot.opened_at),
-        )
+        self.reporter.closed(slot, reason)
         self.notify()
 
     # ---- tasks ----
@@ -202,6 +186,9 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - whatever the driver raises is told to those who wait
             self.shard.connect_failed(slot, error, monotonic(), is_final=False)
         else:
+            if slot.state is not SlotState.CONNECTING:  # given up, and the driver took no notice
+                session.abort()
+                return
             session.owner = Tenancy(self, slot)
             self.shard.connected(slot, session, monotonic())
 
@@ -212,7 +199,8 @@ class Keeper:
             await work()
         except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
             if slot.state is SlotState.RESETTING:
-                self.reset_failed(error)
+                self.shard.counters.reset_failures += 1
+                self.reporter.reset_failed(error)
                 self.shard.broke(slot, reason)
             return error
         self.shard.serviced(slot, monotonic())
@@ -221,7 +209,7 @@ class Keeper:
     async def _say_goodbye(self, slot: Slot) -> None:
         try:
             await _bounded(slot.session.close)
-        except Exception:
+        except Exception:  # noqa: BLE001 - it is cut in the next line
             logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
         self._cut(slot)
 
@@ -298,31 +286,13 @@ class Keeper:
         task.add_done_callback(done)
         return await outcome
 
-    def lease_of(self, slot: Slot, now: float) -> LeaseInfo:
-        """Tell who holds *slot*."""
-        task = slot.holder() if slot.holder is not None else None
-        return LeaseInfo(now - slot.since, None if task is None else task.get_name(), _line(slot))
-
     def leases(self) -> list[LeaseInfo]:
-        """Tell who holds connections, longest first."""
-        now = monotonic()
-        lent = [slot for slot in list(self.shard.slots) if slot.state is SlotState.LENT]
-        return [self.lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
+        """Say who holds connections, longest first."""
+        return self.reporter.leases(list(self.shard.slots))
 
     def report(self) -> list[ConnectionReport]:
         """Describe every connection."""
-        now = monotonic()
-        return [self._report(slot, now) for slot in list(self.shard.slots)]
-
-    def _report(self, slot: Slot, now: float) -> ConnectionReport:
-        identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
-        return ConnectionReport(
-            identity=identity,
-            loop=self.label,
-            state=slot.state.value,
-            registered=None if identity is None else is_watched(self.loop, identity.fd),
-            lease=self.lease_of(slot, now) if slot.state is SlotState.LENT else None,
-        )
+        return [self.reporter.row(slot, self.loop) for slot in list(self.shard.slots)]
 
     def _is_settled(self) -> bool:
         return not self._to_park and all(
@@ -389,6 +359,7 @@ class Keeper:
         self.cut_all(self._closed_error)
         self._stop_timers()
         self._ended_with(count)
+        await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
 
     def loop_closed(self) -> None:
         """Close everything although the loop is closed."""
@@ -419,7 +390,7 @@ class Keeper:
 
     def _ended_with(self, connections: int) -> None:
         if connections:
-            self.emit(lambda: LoopEnded(self._config.name, self.label, connections))
+            self.reporter.loop_ended(connections)
         core = self._core()
         if core is not None:
             core.loop_ended(self)
@@ -433,21 +404,6 @@ class Keeper:
         )
 
     # ---- telling ----
-
-    def emit(self, event: Callable[[], PoolEvent]) -> None:
-        """Tell the listener, if there is one; log what it raises."""
-        listener = self._config.on_event
-        if listener is None:
-            return
-        try:
-            listener(event())
-        except Exception:
-            logger.exception("%s: on_event raised", self._config.name)
-
-    def reset_failed(self, error: BaseException) -> None:
-        """Count a session that could not be reset, and tell the listener."""
-        self.shard.counters.reset_failures += 1
-        self.emit(lambda: ResetFailed(self._config.name, self.label, error))
 
     def notify_settled(self, slot: Slot) -> None:
         """Park a connection whose last answer has come."""
@@ -537,12 +493,3 @@ def _loop_closed(myself: weakref.ref[Keeper]) -> None:
     keeper = myself()
     if keeper is not None:
         keeper.loop_closed()
-
-
-def _line(slot: Slot) -> str | None:
-    """Tell where a lease was acquired, from what the interpreter kept."""
-    code = slot.code
-    if code is None:
-        return None
-    lines = [line for start, end, line in code.co_lines() if start <= slot.instruction < end and line is not None]
-    return f"{code.co_filename}:{lines[0] if lines else '?'} in {code.co_name}"

@@ -22,7 +22,7 @@ from loopaware_pool.budget import Budget
 from loopaware_pool.keeper import Keeper
 from loopaware_pool.shard import Expiry, Phase
 from loopaware_pool.slot import Slot, SlotState
-from loopaware_pool.stats import AcquireFailed, ConnectionReport, Counters, PoolStats
+from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -247,7 +247,7 @@ class Core:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
-        keeper.emit(lambda: AcquireFailed(self.config.name, keeper.label, told, waited_seconds))
+        keeper.reporter.acquire_failed(told, waited_seconds)
 
     # ---- the end ----
 

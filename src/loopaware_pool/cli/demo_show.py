@@ -180,7 +180,8 @@ def _burst_notes(deadlock: scenes.Deadlock) -> list[str]:
         f"With {scenes.TASKS} tasks on {scenes.CONNECTIONS} connections a query mostly waits for its turn. "
         "loopaware-pool serves first come, first served, so all wait alike. In asyncpg's pool a running task may "
         "overtake those that wait, which shortens some waits and lengthens others: hence its wide gap from p50 to p99.",
-        f"The selector's entries are counted in the event loop's own map, while all {scenes.CONNECTIONS} connections are idle.",
+        f"The selector's entries are counted in the event loop's own map, while all {scenes.CONNECTIONS} connections "
+        "are idle.",
     ]
     if deadlock.is_stuck:
         notes.append(
@@ -199,8 +200,9 @@ def _show_loops(console: Console, playground: scenes.Playground) -> None:
         console,
         "2. One pool object, five event loops",
         f"A program keeps one pool in a global, made at its first use. It runs {scenes.QUERIES_PER_LOOP} queries in "
-        "each of three asyncio.run() calls and in two threads with loops of their own, then closes the pool. The very same program then runs on asyncpg's pool. Sockets "
-        "are counted in this process, sessions on the server (pg_stat_activity).",
+        "each of three asyncio.run() calls and in two threads with loops of their own, then closes the pool. The very "
+        "same program then runs on asyncpg's pool. Sockets are counted in this process, sessions on the server "
+        "(pg_stat_activity).",
     )
     _show_program(console, "loopaware-pool", playground, playground.our_pool)
     _show_program(console, "the same on asyncpg's pool", playground, playground.asyncpg_pool)
