@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -13,11 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe_socket",
+    "eventually",
     "kernel_watched_fds",
     "open_sockets",
     "selector_fds",
     "server_sessions",
     "socket_count",
+    "spin",
 ]
 
 
@@ -73,3 +78,22 @@ def server_sessions(dsn: str, application_name: str) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
     with psycopg.connect(dsn, application_name="server_sessions") as connection:
         return connection.execute(query, [application_name]).fetchone()[0]
+
+
+async def eventually(condition: Any, seconds: float = 10.0) -> Any:
+    """Wait until *condition*, plain or a coroutine function, is true; fail once *seconds* have passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        outcome = condition()
+        if inspect.isawaitable(outcome):
+            outcome = await outcome
+        if outcome:
+            return outcome
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.005)
+
+
+async def spin(iterations: int) -> None:
+    """Let the loop go round so many times."""
+    for _ in range(iterations):
+        await asyncio.sleep(0)

@@ -156,6 +156,7 @@ class Pool(upstream.Pool):
         self._config = config
         self._home = None if loop is None else weakref.ref(loop)
         self._core = Core(config, self._driver, self)
+        self.reference = weakref.ref(self)
 
     # ---- opening and closing ----
 
@@ -306,7 +307,7 @@ class Pool(upstream.Pool):
 
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
-        if type(proxy) is not PoolConnectionProxy or proxy._pool is not self:
+        if type(proxy) is not PoolConnectionProxy or proxy._pool_reference is not self.reference:
             raise asyncpg.InterfaceError(
                 f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
             )

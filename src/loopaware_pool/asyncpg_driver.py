@@ -124,7 +124,7 @@ class AsyncpgDriver:
             role = await self._initialise(con)
             return AsyncpgSession(self, con, loop, role)
         except BaseException:
-            con.terminate()
+            _cut(con, loop)
             raise
 
     async def _initialise(self, con: Connection) -> str | None:
@@ -203,7 +203,8 @@ class AsyncpgSession:
 
     Attributes:
         owner: Who hears of what happens to it.
-        proxy: What the caller has of it, while it is lent; it keeps the pool alive, nothing else does.
+        proxy: What the caller has of it, while it is lent.
+        pool: The pool, while it is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
     """
 
@@ -222,6 +223,7 @@ class AsyncpgSession:
         "_resets",
         "_statements",
         "owner",
+        "pool",
         "proxy",
         "reset_timeout",
     )
@@ -231,6 +233,7 @@ class AsyncpgSession:
     ) -> None:
         self.owner: Owner | None = None
         self.proxy: PoolConnectionProxy | None = None
+        self.pool: Pool | None = None
         self.reset_timeout: float | None = None
         self._driver = driver
         self._con: Connection | None = con
@@ -413,7 +416,7 @@ class AsyncpgSession:
 
     @property
     def _pool(self) -> Pool | None:
-        return None if self.proxy is None else self.proxy._pool
+        return self.pool
 
     @property
     def _in_use(self) -> PoolConnectionProxy | None:
@@ -442,7 +445,7 @@ class AsyncpgSession:
         """The loop it belongs to."""
         return self._loop
 
-    def lend(self, proxy: PoolConnectionProxy) -> Connection:
+    def lend(self, proxy: PoolConnectionProxy, pool: Pool) -> Connection:
         """Begin a lease; nothing may be awaited between here and the caller."""
         con = self._con
         if con is None:
@@ -450,12 +453,14 @@ class AsyncpgSession:
         if self._is_parked:
             self.unpark()
         self.proxy = proxy
+        self.pool = pool
         con._set_proxy(proxy)
         return con
 
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""
         proxy, self.proxy = self.proxy, None
+        self.pool = None
         if proxy is not None:
             con, proxy._con = proxy._con, None
             if con is not None:
@@ -463,7 +468,7 @@ class AsyncpgSession:
 
     def disown(self) -> None:
         """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
-        self.proxy = None
+        self.proxy = self.pool = None
         if self._con is not None:
             self._con._set_proxy(None)
 
@@ -493,6 +498,14 @@ class AsyncpgSession:
 
 def _full_name(kind: type) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a connection that has no session, even if the loop has been closed under it."""
+    with contextlib.suppress(RuntimeError):
+        con.terminate()
+    if loop.is_closed():
+        close_socket_of(_Reach(con).plain, for_good=True)
 
 
 async def _close_bounded(con: Connection) -> None:

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolConnectionProxy"]
 
+_FACTORIES = ("cursor", "transaction")
+
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
-    """Wraps the methods of `Connection` that talk to the server, so that they look where they run."""
+    """Wraps those methods of `Connection` that talk to the server, or make what will, to look where they run."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ProxyMeta:
-        for method_name, method in inspect.getmembers(Connection, inspect.iscoroutinefunction):
-            if not method_name.startswith("_"):
+        for method_name, method in inspect.getmembers(Connection, inspect.isfunction):
+            is_looked_after = inspect.iscoroutinefunction(method) or method_name in _FACTORIES
+            if is_looked_after and not method_name.startswith("_"):
                 namespace[method_name] = _on_its_loop(method_name, method)
         made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
         return made
@@ -46,15 +49,16 @@ def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(con.__class__, name)(con, *args, **kwargs)
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
-    return call if mark is None else mark(call)
+    return mark(call) if mark is not None and inspect.iscoroutinefunction(method) else call
 
 
 def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
-    here = running()
+    here, pool = running(), proxy._holder.pool
+    pool_name = "?" if pool is None else pool.name
     return WrongLoop(
         f"cannot call Connection.{name}() on {'no loop' if here is None else label(here)}: the connection belongs to "
-        f"{label(proxy._holder.loop)}; acquire one of pool {proxy._pool.name!r} here",
-        pool=proxy._pool.name,
+        f"{label(proxy._holder.loop)}; acquire one of pool {pool_name!r} here",
+        pool=pool_name,
     )
 
 
@@ -65,12 +69,12 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
     As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
     """
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_pool_reference",)
 
     _con: Connection | None
     _holder: AsyncpgSession
 
     def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
-        self._pool = pool
+        self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
-        self._con = session.lend(self)
+        self._con = session.lend(self, pool)

@@ -163,7 +163,11 @@ def reset_statements(con: Connection, role: str | None) -> list[str]:
 
 
 def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
+    """Quote a name so that it survives a client_encoding that the last caller has set: in ASCII."""
+    if identifier.isascii():
+        return '"' + identifier.replace('"', '""') + '"'
+    escaped = identifier.replace("\\", "\\\\").replace('"', '""')
+    return 'U&"' + "".join(char if char.isascii() else f"\\+{ord(char):06X}" for char in escaped) + '"'
 
 
 def query_message(query: str) -> bytes:

@@ -44,7 +44,7 @@ class Ramp:
             return 1
         if self._began is None:
             self._began = now
-        steps = int((now - self._began) / STEP_SECONDS + 1e-6)
+        steps = max(0, int((now - self._began) / STEP_SECONDS + 1e-6))
         return min(START_CONNECTS << min(steps, 30), self._ceiling)
 
     def demand_ended(self) -> None:

@@ -213,7 +213,7 @@ class Shard:
         """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
         if self.phase is _SUSPENDED:
             return False
-        if self._budget.claims and self._budget.should_yield(self, now, donor_has_waiters=True):
+        if self._budget.claims and self._has_served(slot, now):
             self._retire(slot, "given to another loop")
             return True
         if not self._is_alive(slot):
@@ -227,6 +227,15 @@ class Shard:
                 waiter.set_result(slot)
                 return True
         return False
+
+    def _has_served(self, slot: Slot, now: float) -> bool:
+        """
+        Whether *slot* has served this loop long enough to go to another that waits.
+
+        Without a least time here, two loops would hand one permit to and fro, and serve nobody with it.
+        """
+        age_seconds = now - slot.opened_at
+        return age_seconds >= self._config.patience and self._budget.should_yield(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot) -> None:
         self._retire(slot, "expired" if slot.generation != self._expiry.generation else "max_lifetime")
@@ -277,7 +286,8 @@ class Shard:
         slot.move(SlotEvent.CONNECTED)
         if self._config.max_lifetime:
             slot.expires_at = now + self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
-        self._edge.opened(slot, now - slot.opened_at)
+        connect_seconds, slot.opened_at = now - slot.opened_at, now
+        self._edge.opened(slot, connect_seconds)
         self._give(slot, now)
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:

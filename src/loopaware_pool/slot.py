@@ -89,7 +89,7 @@ class Slot:
         state: Where it is in its life; changed by `move` alone.
         session: The driver's side of the connection; unset while connecting.
         generation: Which expiry of the pool it was opened under.
-        opened_at: When its connect began, monotonic seconds.
+        opened_at: When its connect began, then when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
         reported: Whether this lease has been reported as overdue.

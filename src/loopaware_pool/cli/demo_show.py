@@ -39,13 +39,14 @@ def make_table(*headers: str) -> Table:
     """Make a table whose first column is text and whose others are figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, header in enumerate(headers):
-        table.add_column(header, justify="right" if number else "left", no_wrap=not number)
+        table.add_column(header, justify="right" if number else "left", no_wrap=not number, overflow="fold")
     return table
 
 
-def say(console: Console, text: str) -> None:
-    """Print *text* as it is, in lines that are not too long to read."""
-    console.print(textwrap.fill(text, min(console.width, LOG_WIDTH)), markup=False)
+def say(console: Console, text: str, *, indent: int = 0) -> None:
+    """Print *text* as it is, in lines that are not too long to read, those after the first indented."""
+    lines = textwrap.fill(text, min(console.width, LOG_WIDTH), subsequent_indent=" " * indent)
+    console.print(lines, markup=False)
 
 
 def say_where(console: Console, target: Target, loop: str) -> None:
@@ -150,7 +151,7 @@ def _burst_table(
     table = make_table(
         f"medians of {len(rounds)} rounds",
         *(name for name, _, _ in _FIGURES),
-        "idle, in the\nselector",
+        "idle, in\nselector",
         "fds left\nby close()",
     )
     table.add_row("asyncpg's pool", *_medians(theirs), *_left(their_leftovers))
@@ -158,7 +159,7 @@ def _burst_table(
         table.add_row("the article's design", "[red]DEADLOCK[/red]", *"-----")
     table.add_row("[bold]loopaware-pool[/bold]", *_medians(ours), *_left(our_leftovers))
     table.add_row(
-        "loopaware-pool / asyncpg",
+        "ours / asyncpg",
         *(
             format_ratio(ratios([figure(burst) for burst in ours], [figure(burst) for burst in theirs]), "\n")
             for _, _, figure in _FIGURES
@@ -220,7 +221,7 @@ def _show_program(console: Console, name: str, playground: scenes.Playground, ma
     if errors:
         console.print("  The errors, as printed:")
     for error, count in errors.most_common():
-        console.print(f"  {count:5} x {error}", markup=False, soft_wrap=True)
+        say(console, f"{count:7} x {error}", indent=10)
     if errors:
         console.print()
     answered, asked = (sum(getattr(step, what) for step in steps) for what in ("answered", "asked"))

@@ -1,0 +1,180 @@
+"""Two pools that take turns, and what their figures come to."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import asyncpg
+
+import loopaware_pool
+from loopaware_pool.cli.measure import Spread, ratios
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target"]
+
+CONNECTIONS = 10
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """
+    What a figure should come to, relative to asyncpg's, or to the ideal where there is one.
+
+    Attributes:
+        limit: A factor.
+        is_floor: Whether more is better.
+    """
+
+    limit: float
+    is_floor: bool
+
+    def is_met(self, factor: float) -> bool:
+        """Whether *factor* is good enough, to the two digits that are shown of it."""
+        shown = round(factor, 2)
+        return shown >= self.limit if self.is_floor else shown <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.is_floor else '<='} {self.limit:g}x"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """
+    One figure of both pools: medians over the rounds.
+
+    Attributes:
+        name: What was measured.
+        unit: In what.
+        theirs: asyncpg's pool.
+        ours: loopaware-pool.
+        ratio: Ours divided by theirs, round by round.
+        ideal: The best there could be, in *unit*; None where nobody can tell.
+        target: What ours should come to; None where that is left open.
+    """
+
+    name: str
+    unit: str
+    theirs: Spread
+    ours: Spread
+    ratio: Spread
+    ideal: float | None
+    target: Target | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        return self.target.is_met(self.ratio.median if self.ideal is None else self.ours.median / self.ideal)
+
+
+@dataclass(frozen=True, slots=True)
+class Duel(Generic[T]):
+    """What both pools did, one entry a round."""
+
+    theirs: Sequence[T]
+    ours: Sequence[T]
+
+    def compare(
+        self,
+        name: str,
+        unit: str,
+        figure: Callable[[T], float],
+        *,
+        target: Target | None = None,
+        ideal: float | None = None,
+    ) -> Finding:
+        """Take one figure out of each round of both, and compare them."""
+        theirs, ours = ([figure(one) for one in side] for side in (self.theirs, self.ours))
+        return Finding(name, unit, Spread.of(theirs), Spread.of(ours), ratios(ours, theirs), ideal, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Contenders:
+    """
+    Both pools, open.
+
+    Attributes:
+        theirs: asyncpg's.
+        ours: loopaware-pool's.
+        rounds: How often they take turns.
+        finish_round: Called after each round.
+    """
+
+    theirs: Any
+    ours: Any
+    rounds: int
+    finish_round: Callable[[], None]
+
+    async def duel(self, measure: Callable[[Any], Awaitable[T]]) -> Duel[T]:
+        """Let each pool be measured once a round. Who goes first changes from round to round."""
+        theirs: list[T] = []
+        ours: list[T] = []
+        for number in range(self.rounds):
+            turns = [(self.theirs, theirs), (self.ours, ours)]
+            for pool, results in turns if number % 2 == 0 else reversed(turns):
+                results.append(await measure(pool))
+            self.finish_round()
+        return Duel(theirs, ours)
+
+
+class _NoReset(asyncpg.Connection):  # type: ignore[misc]  # the driver is not typed
+    """The documented way to have asyncpg's pool reset nothing."""
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """
+    Where questions are answered: on the loop that runs.
+
+    Attributes:
+        dsn: The server.
+        rounds: How often contenders take turns.
+        is_quick: Whether to do less in each round.
+        finish_round: Called after each round, for the progress bar.
+    """
+
+    dsn: str
+    rounds: int
+    is_quick: bool
+    finish_round: Callable[[], None]
+
+    def scaled(self, operations: int) -> int:
+        """Tell how many *operations* a round should have."""
+        return operations // 2 if self.is_quick else operations
+
+    @asynccontextmanager
+    async def contenders(self, *, with_reset: bool = True) -> AsyncIterator[Contenders]:
+        """Open both pools, of the same size, with a reset at each release or with none."""
+        sizes: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS}
+        theirs_only: dict[str, Any] = {} if with_reset else {"connection_class": _NoReset}
+        ours_only: dict[str, Any] = {} if with_reset else {"session_reset": "never"}
+        async with (
+            asyncpg.create_pool(self.dsn, **sizes, **theirs_only) as theirs,
+            loopaware_pool.create_pool(self.dsn, **sizes, **ours_only) as ours,
+        ):
+            yield Contenders(theirs, ours, self.rounds, self.finish_round)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """
+    Something to be measured.
+
+    Attributes:
+        name: For `--only`.
+        duels: How many `Contenders.duel` it takes, for the progress bar.
+        ask: Measures it.
+    """
+
+    name: str
+    duels: int
+    ask: Callable[[Lab], Awaitable[list[Finding]]]

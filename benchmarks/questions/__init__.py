@@ -1,0 +1,14 @@
+"""The questions, one module each. A new one is a module with a `QUESTION`, and its line here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks.questions import checkout, queries, waiting
+
+if TYPE_CHECKING:
+    from benchmarks.lab import Question
+
+__all__ = ["QUESTIONS"]
+
+QUESTIONS: tuple[Question, ...] = (queries.QUESTION, queries.WITHOUT_RESET, waiting.QUESTION, checkout.QUESTION)

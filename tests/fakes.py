@@ -1,0 +1,229 @@
+"""What a shard sees of the world, without one: a clock that is a number, futures, and hands that only take notes."""
+
+from __future__ import annotations
+
+from loopaware_pool.budget import Budget
+from loopaware_pool.config import PoolConfig
+from loopaware_pool.shard import Expiry, Shard
+from loopaware_pool.slot import SlotState
+from loopaware_pool.testing import FakeSession
+
+__all__ = ["NEVER", "FakeEdge", "FakeFuture", "FakePool"]
+
+NEVER = float("inf")
+
+
+class FakeFuture:
+    """Done at most once: a second result is an error, as with real ones."""
+
+    def __init__(self):
+        self.outcome = None
+
+    def done(self):
+        return self.outcome is not None
+
+    def set_result(self, slot):
+        self._finish("result", slot)
+
+    def set_exception(self, error):
+        self._finish("exception", error)
+
+    def cancel(self):
+        """Whether it was not done yet."""
+        if self.done():
+            return False
+        self._finish("cancelled", None)
+        return True
+
+    @property
+    def cancelled(self):
+        return self.outcome == ("cancelled", None)
+
+    @property
+    def result(self):
+        """The slot it was served; None if it was not."""
+        return self.outcome[1] if self.done() and self.outcome[0] == "result" else None
+
+    @property
+    def exception(self):
+        """What it was told; None if nothing."""
+        return self.outcome[1] if self.done() and self.outcome[0] == "exception" else None
+
+    def _finish(self, kind, value):
+        assert self.outcome is None, f"{kind} for a future that is done: {self.outcome}"
+        self.outcome = (kind, value)
+
+
+class FakeEdge:
+    """
+    Notes what a shard wants done; whoever runs it says when it is, and how it went.
+
+    As the real one does, it closes without a goodbye at once, inside the call: the shard is entered again.
+    """
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.shard = None
+        self.opening = []
+        self.resetting = []
+        self.pinging = []
+        self.reading = []
+        self.closing = []
+        self.parked = []
+        self.wake = NEVER
+        self.overdue_leases = []
+        self.reasons = []
+        self.failures = []
+        self.floor_failures = []
+
+    def open(self, slot):
+        self.opening.append(slot)
+
+    def reset(self, slot):
+        self.resetting.append(slot)
+
+    def ping(self, slot):
+        self.pinging.append(slot)
+
+    def read(self, slot):
+        self.reading.append(slot)
+
+    def close(self, slot, *, politely):
+        for work in (self.resetting, self.pinging, self.reading):
+            if slot in work:
+                work.remove(slot)
+        if politely:
+            self.closing.append(slot)
+        else:
+            self.shard.closed(slot, self.pool.now)
+
+    def park(self, slot):
+        self.parked.append(slot)
+
+    def wake_at(self, due):
+        self.wake = due
+
+    def tell(self, claimant):
+        self.pool.messages.append(("tell", claimant))
+
+    def ask(self, donor):
+        self.pool.messages.append(("ask", donor))
+
+    def floor_not_restored(self, error):
+        self.floor_failures.append(error)
+
+    def opened(self, slot, seconds):
+        pass
+
+    def connect_failed(self, slot, error):
+        self.failures.append(error)
+
+    def overdue(self, slot):
+        self.overdue_leases.append(slot)
+
+    def gone(self, slot, reason):
+        self.reasons.append(reason)
+
+
+class FakePool:
+    """
+    What shards share, and a hand that does what they have asked for.
+
+    Attributes:
+        now: The time, in seconds.
+        draw: What every draw of the jitter gives.
+        messages: What loops have told and asked each other, not yet delivered.
+    """
+
+    def __init__(self, **options):
+        sizes = {"min_size": 0, "init_size": options.get("min_size", 0), "max_size": 4}
+        self.config = PoolConfig(**{**sizes, **options})
+        self.budget = Budget(self.config.max_size, self.config.patience)
+        self.expiry = Expiry()
+        self.now = 100.0
+        self.draw = 0.0
+        self.messages = []
+        self.shards = []
+
+    def shard(self):
+        """Make another loop's shard."""
+        edge = FakeEdge(self)
+        shard = edge.shard = Shard(
+            self.config, self.budget, self.expiry, edge, pool_size=self.size, jitter=lambda: self.draw
+        )
+        shard.edge = edge
+        self.shards.append(shard)
+        return shard
+
+    def size(self):
+        return sum(shard.size + len(shard.connecting) for shard in self.shards)
+
+    # ---- what callers do ----
+
+    def wait(self, shard, *, has_deadline=False):
+        """Queue a caller; the future it waits for."""
+        waiter = FakeFuture()
+        shard.enqueue(waiter, self.now, has_deadline=has_deadline)
+        return waiter
+
+    def claim(self, shard, waiter):
+        """Let a caller that was served run."""
+        shard.claim(waiter.result, 0.0, self.now)
+        return waiter.result
+
+    # ---- what connections do ----
+
+    def connect(self, shard, slot=None):
+        """End a connect well, the first one unless told otherwise."""
+        slot = slot or shard.edge.opening[0]
+        shard.edge.opening.remove(slot)
+        shard.connected(slot, FakeSession(), self.now)
+        return slot
+
+    def refuse(self, shard, error=None, *, is_final=False):
+        """End the first connect badly."""
+        error = error or OSError("refused")
+        shard.connect_failed(shard.edge.opening.pop(0), error, self.now, is_final=is_final)
+        return error
+
+    def closed(self, shard, slot=None):
+        """End a polite close, the first one unless told otherwise."""
+        slot = slot or shard.edge.closing[0]
+        shard.edge.closing.remove(slot)
+        shard.closed(slot, self.now)
+
+    def with_idle(self, shard, count):
+        """Give *shard* that many idle connections; the coldest first."""
+        return [self._with_one_idle(shard) for _ in range(count)]
+
+    def _with_one_idle(self, shard):
+        slot = shard.open_one(self.now)
+        assert slot is not None
+        self.connect(shard, slot)
+        return slot
+
+    def lend(self, shard, count):
+        """Lend that many connections that are opened for it."""
+        self.with_idle(shard, count)
+        slots = [shard.take(self.now) for _ in range(count)]
+        assert all(slot.state is SlotState.LENT for slot in slots)
+        return slots
+
+    # ---- what time and threads do ----
+
+    def pass_time(self, seconds):
+        """Let time pass, and every timer that is due then fire once."""
+        self.now += seconds
+        for shard in self.shards:
+            if shard.edge.wake <= self.now:
+                shard.edge.wake = NEVER
+                shard.sweep(self.now)
+
+    def deliver(self):
+        """Deliver what loops have told and asked each other, and what that leads to."""
+        while self.messages:
+            kind, shard = self.messages.pop(0)
+            if kind == "tell":
+                shard.granted(self.now)
+            else:
+                shard.asked(self.now)

@@ -1,0 +1,734 @@
+"""One pool, many loops: one after the other, side by side, ended in every way (P1, P9, P11)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import asyncpg
+import pytest
+
+import helpers
+from loopaware_pool import errors
+from loopaware_pool.asyncpg import create_pool
+from running import (
+    DEADLINE_SECONDS,
+    LoopThread,
+    eventually,
+    eventually_async,
+    make_pool,
+    no_session_left,
+    no_socket_left,
+)
+
+pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+
+# As users write it: at import time, where there is no loop and no server.
+POOL = create_pool(min_size=1, max_size=3, name="module-level", server_settings={"application_name": "module-level"})
+
+
+@pytest.fixture(autouse=True)
+def _without_collector(server):
+    """The collector may not help: what is left behind stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()  # what it has to say, it says of this test
+
+
+@pytest.fixture
+def runner_factory(loop_factory):
+    return lambda: asyncio.Runner(loop_factory=loop_factory)
+
+
+async def ask(pool, query="SELECT 1", **options):
+    async with pool.acquire(**options) as connection:
+        return await connection.fetchval(query)
+
+
+async def take_all(pool):
+    """Lend everything the pool has at once: no slot is lost."""
+    connections = [await pool.acquire(timeout=DEADLINE_SECONDS) for _ in range(pool.get_max_size())]
+    assert [await connection.fetchval("SELECT 1") for connection in connections] == [1] * len(connections)
+    for connection in connections:
+        await pool.release(connection)
+
+
+# ---- one loop after the other ----
+
+
+def test_runs_in_a_row_on_a_module_level_pool(dsn, runner_factory):
+    """Twenty runs share a pool made at import time, and each leaves no socket and no session behind."""
+    POOL.set_connect_args(dsn, server_settings={"application_name": "module-level"})
+
+    async def handle():
+        await POOL
+        assert await asyncio.gather(*[ask(POOL) for _ in range(6)]) == [1] * 6
+
+    for _ in range(20):
+        with no_socket_left(), runner_factory() as runner:
+            runner.run(handle())
+        assert POOL.get_size() == 0
+    no_session_left(dsn, POOL)
+
+
+def test_a_loop_that_never_opened_the_pool_is_served(dsn, runner_factory):
+    """Only the first loop has to await the pool."""
+    pool = make_pool(dsn)
+
+    async def open_pool():
+        await pool
+
+    for work in (open_pool(), ask(pool), take_all(pool)):
+        with runner_factory() as runner:
+            runner.run(work)
+
+
+def test_awaiting_again_on_another_loop_gives_the_same_pool(dsn, runner_factory):
+    """A pool is open once and for all; awaiting it on a further loop opens that loop's `init_size`."""
+    pool = make_pool(dsn, min_size=1)
+
+    async def open_pool():
+        assert await pool is pool
+        return pool.get_size()
+
+    for _ in range(3):
+        with runner_factory() as runner:
+            assert runner.run(open_pool()) == 1
+
+
+def test_a_loop_per_test(dsn, tmp_path):
+    """pytest-asyncio gives each test a loop of its own, and a module-level pool serves them all in peace."""
+    (tmp_path / "test_inner.py").write_text(
+        "import asyncio, os, pytest\n"
+        "from loopaware_pool import create_pool\n"
+        "settings = {'application_name': 'loop-per-test'}\n"
+        "pool = create_pool(os.environ['INNER_DSN'], min_size=1, max_size=2, server_settings=settings)\n"
+        "loops = []\n"
+        "@pytest.mark.asyncio\n"
+        "@pytest.mark.parametrize('nth', range(4))\n"
+        "async def test_inner(nth):\n"
+        "    assert asyncio.get_running_loop() not in loops\n"
+        "    loops.append(asyncio.get_running_loop())\n"
+        "    await pool\n"
+        "    assert len(pool.fd_report()) == 1\n"
+        "    assert await asyncio.gather(*[pool.fetchval('SELECT 1') for _ in range(5)]) == [1] * 5\n"
+    )
+    completed = run_python(
+        *("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"),
+        *("-o", "asyncio_default_fixture_loop_scope=function", "test_inner.py"),
+        cwd=tmp_path,
+        INNER_DSN=dsn,
+    )
+    assert "4 passed" in completed.stdout, completed.stdout + completed.stderr
+    eventually(lambda: not helpers.server_sessions(dsn, "loop-per-test"), "no session left")
+
+
+def run_python(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * DEADLINE_SECONDS,
+    )
+
+
+# ---- loops that end ----
+
+
+class Gate:
+    """A callback that holds up whoever calls it, for ever, while it is shut."""
+
+    def __init__(self, then=None):
+        self.is_shut = True
+        self.entered = 0
+        self._then = then
+
+    async def __call__(self, *args, **kwargs):
+        self.entered += 1
+        while self.is_shut:
+            await asyncio.sleep(DEADLINE_SECONDS)
+        return await self._then(*args, **kwargs) if self._then is not None else None
+
+    async def wait_for_victim(self):
+        await eventually_async(lambda: self.entered, "somebody at the gate")
+
+
+class Scene:
+    """What a pool is doing on a loop at the moment at which that loop ends."""
+
+    def __init__(self, **options):
+        self.options = options
+        self.kept = []
+
+    def start(self, work):
+        """Begin *work*, and leave it unfinished."""
+        task = asyncio.get_running_loop().create_task(work)
+        task._log_destroy_pending = False
+        self.kept.append(task)
+
+    async def play(self, pool):
+        raise NotImplementedError
+
+    def over(self):
+        """Let the pool do as it likes."""
+
+
+class Idle(Scene):
+    async def play(self, pool):
+        await asyncio.gather(ask(pool), ask(pool))
+
+
+class JustReleased(Scene):
+    async def play(self, pool):
+        connection = await pool.acquire()
+        await pool.release(connection)
+
+
+class Lent(Scene):
+    async def play(self, pool):
+        self.kept.append(await pool.acquire())
+
+
+class Querying(Scene):
+    async def play(self, pool):
+        self.start(ask(pool, "SELECT pg_sleep(3)"))
+        await eventually_async(lambda: pool.stats().lent, "a lease")
+        await asyncio.sleep(0)
+
+
+class Waiting(Scene):
+    async def play(self, pool):
+        self.kept += [await pool.acquire() for _ in range(pool.get_max_size())]
+        self.start(ask(pool))
+        await eventually_async(lambda: pool.stats().waiting, "a waiter")
+
+
+class Connecting(Scene):
+    def __init__(self):
+        self.gate = Gate(asyncpg.connect)
+        super().__init__(connect=self.gate)
+
+    async def play(self, pool):
+        self.start(ask(pool))
+        await self.gate.wait_for_victim()
+
+    def over(self):
+        self.gate.is_shut = False
+
+
+class Initialising(Connecting):
+    def __init__(self):
+        self.gate = Gate()
+        Scene.__init__(self, init=self.gate)
+
+
+class Resetting(Connecting):
+    def __init__(self):
+        self.gate = Gate()
+        Scene.__init__(self, reset=self.gate)
+
+
+class SettingUp(Connecting):
+    def __init__(self):
+        self.gate = Gate()
+        Scene.__init__(self, setup=self.gate)
+
+
+SCENES = [Idle, JustReleased, Lent, Querying, Waiting, Connecting, Initialising, SettingUp, Resetting]
+
+
+def end_politely(loop_factory, work):
+    """As `asyncio.run` does: tasks cancelled, async generators closed, then the loop."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work)
+
+
+def end_abruptly(loop_factory, work):
+    """As programs that know no better."""
+    loop = loop_factory()
+    loop.run_until_complete(work)
+    with warnings.catch_warnings():
+        # uvloop warns of every socket that it has to close itself, and where warnings are errors does not close it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop.close()
+
+
+@pytest.mark.parametrize("end", [end_politely, end_abruptly])
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_loop_that_ends(scene, end, dsn, loop_factory, runner_factory):
+    """Whatever a pool is doing on a loop that ends: nothing stays open, and another loop has the pool to itself."""
+    scene = scene()
+    pool = make_pool(dsn, **scene.options)
+
+    async def main():
+        await pool
+        await scene.play(pool)
+
+    with no_socket_left():
+        end(loop_factory, main())
+    assert pool.fd_report() == []
+    scene.over()
+    with no_socket_left(), runner_factory() as runner:
+        runner.run(take_all(pool))
+    no_session_left(dsn, pool)
+
+
+@contextmanager
+def server_that_never_answers():
+    """What listens but does not talk; gives its DSN, and what takes the next client's end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        yield f"postgresql://nobody@127.0.0.1:{port}/none", listener
+
+
+@pytest.mark.parametrize("end", [end_politely, end_abruptly])
+def test_a_loop_that_ends_in_the_middle_of_a_handshake(end, dsn, loop_factory, runner_factory):
+    """A connect that the server has not answered yet ends with its loop, and its socket is closed."""
+    kept = []
+
+    async def main():
+        await pool
+        task = asyncio.get_running_loop().create_task(ask(pool))
+        task._log_destroy_pending = False
+        kept.append(task)
+        await eventually_async(lambda: is_readable(listener), "a client")
+        client_end, _ = listener.accept()
+        kept.append(client_end)
+        await eventually_async(lambda: is_readable(client_end), "its first message")
+
+    with server_that_never_answers() as (mute_dsn, listener):
+        pool = make_pool(mute_dsn, ssl=False)
+        with no_socket_left():
+            end(loop_factory, main())
+            with kept.pop() as client_end:
+                assert is_disconnected(client_end)
+    pool.set_connect_args(dsn)
+    with no_socket_left(), runner_factory() as runner:
+        runner.run(take_all(pool))
+
+
+def is_readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def is_disconnected(sock):
+    sock.settimeout(DEADLINE_SECONDS)
+    try:
+        while sock.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+# ---- pools that are dropped ----
+
+
+async def drop(kept):
+    """Let go of what is in the list, and wait for a socket to be closed for it."""
+    before = helpers.socket_count()
+    kept.clear()
+    await eventually_async(lambda: helpers.socket_count() < before, "the socket is closed")
+
+
+def test_a_pool_dropped_while_its_loop_goes_on(dsn, runner_factory):
+    """A pool that nobody has any more is closed by its loop, and Python says that it was not closed."""
+
+    async def main():
+        kept = [make_pool(dsn)]
+        name = kept[0].name
+        await kept[0]
+        await ask(kept[0])
+        with pytest.warns(ResourceWarning, match=f"unclosed pool '{name}'"):
+            await drop(kept)
+        return name
+
+    with no_socket_left(), runner_factory() as runner:
+        name = runner.run(main())
+    eventually(lambda: not helpers.server_sessions(dsn, name), "no session left")
+
+
+def test_a_pool_dropped_after_its_loop(dsn, runner_factory):
+    """A pool whose loops have ended may be dropped without a word."""
+    with no_socket_left():
+        pool = make_pool(dsn)
+        with runner_factory() as runner:
+            runner.run(take_all_of(pool))
+        del pool
+
+
+async def take_all_of(pool):
+    await pool
+    await take_all(pool)
+
+
+def test_a_lease_keeps_its_pool_alive(dsn, runner_factory):
+    """A pool that is dropped while a connection is lent stays, for its borrower, until that is released."""
+
+    async def borrow_from_nobody():
+        before = helpers.socket_count()
+        async with (await make_pool(dsn)).acquire() as connection:
+            await asyncio.sleep(0)
+            assert await connection.fetchval("SELECT 1") == 1
+        del connection
+        await eventually_async(lambda: helpers.socket_count() == before, "the socket is closed")
+
+    async def main():
+        with pytest.warns(ResourceWarning, match="unclosed pool"):
+            await borrow_from_nobody()
+
+    with no_socket_left(), runner_factory() as runner:
+        runner.run(main())
+
+
+# ---- loops side by side ----
+
+
+def test_four_threads_share_max_size(dsn, runner_factory):
+    """Four loops at once take 400 connections each; the server never sees more sessions than `max_size`."""
+    pool = make_pool(dsn, max_size=3)
+    most = []
+
+    async def open_pool():
+        await pool
+
+    async def borrow():
+        async def worker():
+            for _ in range(50):
+                assert await ask(pool, timeout=DEADLINE_SECONDS) == 1
+
+        await asyncio.gather(*[worker() for _ in range(8)])
+
+    def thread():
+        with runner_factory() as runner:
+            runner.run(borrow())
+
+    def watch():
+        while not done.is_set():
+            most.append(helpers.server_sessions(dsn, pool.name))
+
+    done = threading.Event()
+    with no_socket_left():
+        with runner_factory() as runner:
+            runner.run(open_pool())
+        with ThreadPoolExecutor(5) as threads:
+            watcher = threads.submit(watch)
+            work = [threads.submit(thread) for _ in range(4)]
+            try:
+                for each in work:
+                    each.result(4 * DEADLINE_SECONDS)
+            finally:
+                done.set()
+            watcher.result(DEADLINE_SECONDS)
+    assert 0 < max(most) <= 3
+    assert pool.stats().ended.acquired == 4 * 400
+    no_session_left(dsn, pool)
+
+
+def test_two_loops_that_want_the_last_permit_both_finish(dsn, loop_factory):
+    """With one connection between two busy loops, each has its turns."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def open_pool():
+        await pool
+
+    async def borrow():
+        for _ in range(20):
+            assert await ask(pool, timeout=DEADLINE_SECONDS) == 1
+
+    with LoopThread(loop_factory) as one, LoopThread(loop_factory) as other:
+        one.run(open_pool())
+        both = [one.start(borrow()), other.start(borrow())]
+        for each in both:
+            each.result(2 * DEADLINE_SECONDS)
+
+
+def test_a_loop_that_is_never_idle_does_not_starve_another(dsn, loop_factory):
+    """A loop whose callers queue without end still gives its only connection up to another loop's caller."""
+    pool = make_pool(dsn, max_size=1)
+    served = threading.Event()
+
+    async def hog():
+        await pool
+
+        async def worker():
+            while not served.is_set():
+                await ask(pool, timeout=DEADLINE_SECONDS)
+
+        await asyncio.gather(*[worker() for _ in range(4)])
+
+    with LoopThread(loop_factory) as greedy, LoopThread(loop_factory) as modest:
+        hogging = greedy.start(hog())
+        eventually(lambda: pool.stats().waiting, "callers in the queue")
+        try:
+            for _ in range(3):
+                assert modest.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+        finally:
+            served.set()
+        hogging.result(DEADLINE_SECONDS)
+
+
+def test_slow_connects_do_not_keep_loops_from_being_served(dsn, loop_factory):
+    """Where connecting takes longer than a loop's patience, a new connection serves somebody before it goes."""
+
+    async def connect_slowly(*args, **kwargs):
+        await asyncio.sleep(0.1)
+        return await asyncpg.connect(*args, **kwargs)
+
+    pool = make_pool(dsn, max_size=1, connect=connect_slowly)
+
+    async def borrow():
+        await pool
+        for _ in range(3):
+            assert await ask(pool, timeout=DEADLINE_SECONDS) == 1
+
+    with LoopThread(loop_factory) as one, LoopThread(loop_factory) as other:
+        for each in [one.start(borrow()), other.start(borrow())]:
+            each.result(2 * DEADLINE_SECONDS)
+
+
+def test_an_idle_connection_is_given_up_for_a_loop_that_has_none(dsn, loop_factory):
+    """The permit of a connection that idles on one loop serves the caller that waits on another."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def open_and_ask():
+        await pool
+        return await ask(pool, "SELECT pg_backend_pid()")
+
+    with LoopThread(loop_factory) as rich, LoopThread(loop_factory) as poor:
+        first = rich.run(open_and_ask())
+        second = poor.run(ask(pool, "SELECT pg_backend_pid()", timeout=DEADLINE_SECONDS))
+        assert first != second
+        assert pool.get_size() == 1
+
+
+def test_an_idle_connection_is_given_up_by_a_loop_that_stands_still(dsn, loop_factory, runner_factory):
+    """So is that of a loop which is not running just now, and it may be used again afterwards."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def open_and_ask():
+        await pool
+        return await ask(pool)
+
+    with no_socket_left(), runner_factory() as still:
+        still.run(open_and_ask())
+        with LoopThread(loop_factory) as poor:
+            assert poor.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+        assert still.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+
+
+# ---- on the wrong loop ----
+
+
+def test_a_connection_released_on_another_loop_goes_home(dsn, loop_factory, runner_factory):
+    """`release` on a foreign loop, in a foreign thread, hands the connection to the loop that opened it."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def open_and_acquire():
+        await pool
+        connection = await pool.acquire()
+        return connection, await connection.fetchval("SELECT pg_backend_pid()")
+
+    with LoopThread(loop_factory) as home:
+        for _ in range(3):
+            connection, pid = home.run(open_and_acquire())
+            with runner_factory() as runner:
+                runner.run(pool.release(connection))
+            assert home.run(ask(pool, "SELECT pg_backend_pid()", timeout=DEADLINE_SECONDS)) == pid
+            with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
+                connection.fetchval("SELECT 1")
+
+
+def test_a_connection_released_after_its_loop_is_a_no_op(dsn, loop_factory, runner_factory):
+    """A lease that outlived its loop may be released anywhere; it is gone already."""
+    pool = make_pool(dsn)
+    kept = []
+
+    async def acquire():
+        await pool
+        kept.append(await pool.acquire())
+
+    for end in (end_politely, end_abruptly):
+        with no_socket_left():
+            end(loop_factory, acquire())
+            with runner_factory() as runner:
+                runner.run(pool.release(kept.pop()))
+                runner.run(take_all(pool))
+
+
+USES = {
+    "fetchval": lambda connection: connection.fetchval("SELECT 1"),
+    "execute": lambda connection: connection.execute("SELECT 1"),
+    "prepare": lambda connection: connection.prepare("SELECT 1"),
+    "reset": lambda connection: connection.reset(),
+    "close": lambda connection: connection.close(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_foreign_connection_says_whose_it_is(use, dsn, loop_factory):
+    """Using a connection on another loop raises `WrongLoop`, names both loops, and does the connection no harm."""
+    pool = make_pool(dsn)
+
+    async def open_and_acquire():
+        await pool
+        return await pool.acquire()
+
+    async def misuse(connection):
+        with pytest.raises(errors.WrongLoop) as caught:
+            await USES[use](connection)
+        return str(caught.value)
+
+    async def use_well(connection):
+        assert await connection.fetchval("SELECT 1") == 1
+        await pool.release(connection)
+
+    def labels():
+        return {loop.loop for loop in pool.stats().loops}
+
+    with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
+        connection = home.run(open_and_acquire())
+        (home_label,) = labels()
+        abroad.run(ask(pool))
+        (abroad_label,) = labels() - {home_label}
+        message = abroad.run(misuse(connection))
+        assert home_label in message
+        assert abroad_label in message
+        home.run(use_well(connection))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda connection: connection.transaction(), lambda connection: connection.cursor("SELECT 1")],
+    ids=["transaction", "cursor"],
+)
+def test_a_foreign_connection_makes_nothing_either(make, dsn, loop_factory):
+    """Transactions and cursors, which talk to the server behind the connection's back, are no way round the rule."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def open_and_acquire():
+        await pool
+        return await pool.acquire()
+
+    async def misuse(connection):
+        with pytest.raises(errors.WrongLoop):
+            make(connection)
+
+    async def use_well(connection):
+        async with connection.transaction():
+            assert [row async for row in connection.cursor("SELECT 1")] == [(1,)]
+        await pool.release(connection)
+
+    with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
+        connection = home.run(open_and_acquire())
+        abroad.run(misuse(connection))
+        home.run(use_well(connection))
+
+
+# ---- the end of the pool ----
+
+
+async def hold(pool, acquired, let_go):
+    """Hold a connection of *pool* until told to let go."""
+    async with pool.acquire() as connection:
+        acquired.release()
+        while not let_go.is_set():
+            await asyncio.sleep(0.005)
+        return await connection.fetchval("SELECT 1")
+
+
+def test_close_tells_all_waiters_and_waits_for_all_leases(dsn, loop_factory, runner_factory):
+    """`close()` gives the waiters of every loop an error at once, and waits for the leases of every loop."""
+    pool = make_pool(dsn, max_size=2)
+    acquired, let_go = threading.Semaphore(0), threading.Event()
+
+    async def open_pool():
+        await pool
+
+    async def main():
+        own = asyncio.create_task(ask(pool))
+        await eventually_async(lambda: pool.stats().waiting == 4, "four callers in the queues")
+        closing = asyncio.create_task(pool.close())
+        with pytest.raises(asyncpg.InterfaceError, match="pool is closing"):
+            await own
+        for waiter in waiters:
+            with pytest.raises(errors.PoolClosed, match="pool is closing"):
+                await asyncio.wait_for(asyncio.wrap_future(waiter), DEADLINE_SECONDS)
+        assert not closing.done()
+        with pytest.raises(asyncpg.InterfaceError, match="pool is closing"):
+            await pool.acquire()
+        let_go.set()
+        await asyncio.wait_for(closing, DEADLINE_SECONDS)
+
+    with no_socket_left(), LoopThread(loop_factory) as other, runner_factory() as runner:
+        other.run(open_pool())
+        leases = [other.start(hold(pool, acquired, let_go)) for _ in range(2)]
+        assert all(acquired.acquire(timeout=DEADLINE_SECONDS) for _ in leases)
+        waiters = [other.start(ask(pool)) for _ in range(3)]
+        try:
+            runner.run(main())
+        finally:
+            let_go.set()
+        assert [lease.result(DEADLINE_SECONDS) for lease in leases] == [1, 1]
+    no_session_left(dsn, pool)
+
+
+def test_terminate_from_a_thread_without_a_loop(dsn, loop_factory):
+    """`terminate()` may come from anywhere: queries in flight fail, waiters hear of it, nothing stays open."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def main():
+        await pool
+        query = asyncio.create_task(ask(pool, "SELECT pg_sleep(3)"))
+        waiter = asyncio.create_task(ask(pool))
+        await eventually_async(lambda: pool.stats().lent and pool.stats().waiting, "a lease and a waiter")
+        await asyncio.get_running_loop().run_in_executor(None, pool.terminate)
+        with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+            await query
+        with pytest.raises(errors.PoolClosed, match="pool is clos"):
+            await waiter
+        await eventually_async(lambda: not pool.fd_report(), "an empty pool")
+        with pytest.raises(errors.PoolClosed, match="pool is closed"):
+            await pool.acquire()
+
+    with no_socket_left(), asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_the_end_of_a_pool_with_connections_on_loops_of_every_kind(end, dsn, loop_factory, runner_factory):
+    """Closing reaches connections on a running loop, on one that stands still, and on the caller's own."""
+    pool = make_pool(dsn, max_size=3)
+
+    async def open_and_ask():
+        await pool
+        return await ask(pool)
+
+    async def finish():
+        await ask(pool)
+        assert pool.get_size() == 3
+        if end == "close":
+            await asyncio.wait_for(pool.close(), DEADLINE_SECONDS)
+        else:
+            pool.terminate()
+        await eventually_async(lambda: not pool.fd_report(), "an empty pool")
+
+    with no_socket_left(), LoopThread(loop_factory) as running, runner_factory() as still, runner_factory() as own:
+        running.run(open_and_ask())
+        still.run(open_and_ask())
+        own.run(finish())
+    no_session_left(dsn, pool)

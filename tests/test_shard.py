@@ -1,0 +1,1070 @@
+"""Stories of one loop's share of a pool, told without a loop: what comes of each thing that can happen to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes import NEVER, FakeFuture, FakePool
+from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.shard import Phase
+from loopaware_pool.slot import SlotState
+
+PATIENCE = 0.0625  # seconds; a sum of such is exact
+READY, RESET, WORN_OUT, BROKEN = ReturnCheck.READY, ReturnCheck.RESET, ReturnCheck.WORN_OUT, ReturnCheck.BROKEN
+
+
+@pytest.fixture
+def make():
+    """Makes a pool with the settings given, and its first loop's shard."""
+
+    def make(**settings):
+        pool = FakePool(**settings)
+        return pool, pool.shard()
+
+    return make
+
+
+def give_back(pool, shard, slot, check=READY):
+    shard.returned(slot, check, pool.now)
+
+
+def kill(*slots):
+    for slot in slots:
+        slot.session.life = Liveness.DEAD
+
+
+class TestLending:
+    def test_the_warmest_connection_is_lent_first(self, make):
+        """Idle connections are a stack, so that those not needed grow old."""
+        pool, shard = make()
+        cold, warm = pool.with_idle(shard, 2)
+        assert shard.take(pool.now) is warm
+        assert shard.take(pool.now) is cold
+        assert shard.take(pool.now) is None
+
+    def test_what_came_back_last_is_lent_first(self, make):
+        """A connection that is released goes on top of the stack."""
+        pool, shard = make()
+        first, second = pool.lend(shard, 2)
+        give_back(pool, shard, second)
+        give_back(pool, shard, first)
+        assert shard.idle == [second, first]
+        assert shard.take(pool.now) is first
+
+    def test_a_lease_notes_when_it_began(self, make):
+        """`since` is the begin of the lease, then that of the idle time."""
+        pool, shard = make()
+        (slot,) = pool.with_idle(shard, 1)
+        pool.now += 5
+        shard.take(pool.now)
+        assert slot.since == pool.now
+        pool.now += 5
+        give_back(pool, shard, slot)
+        assert slot.since == pool.now
+
+    def test_waiters_are_served_in_the_order_in_which_they_came(self, make):
+        """First come, first served, each by the connection that comes free next."""
+        pool, shard = make(max_size=2)
+        slots = pool.lend(shard, 2)
+        waiters = [pool.wait(shard) for _ in range(3)]
+        give_back(pool, shard, slots[1])
+        give_back(pool, shard, slots[0])
+        assert [waiter.result for waiter in waiters] == [slots[1], slots[0], None]
+
+    def test_a_connection_is_put_into_the_waiters_hands(self, make):
+        """It is never idle in between, so a running task cannot take it before the waiter wakes."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        assert slot.state is SlotState.RESERVED
+        assert shard.idle == []
+        assert shard.take(pool.now) is None
+        assert pool.claim(shard, waiter).state is SlotState.LENT
+
+    def test_nobody_passes_those_who_wait(self, make):
+        """While somebody waits, `take` gives nothing, even at the moment when a connection has come free."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiters = [pool.wait(shard) for _ in range(2)]
+        give_back(pool, shard, slot)
+        assert shard.take(pool.now) is None
+        give_back(pool, shard, pool.claim(shard, waiters[0]))
+        assert waiters[1].result is slot
+
+    def test_an_abandoned_connection_goes_to_the_next(self, make):
+        """Who is cancelled when it has just been served passes the connection on."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        first, second = pool.wait(shard), pool.wait(shard)
+        give_back(pool, shard, slot)
+        shard.abandon(first.result, pool.now)
+        assert second.result is slot
+        shard.abandon(second.result, pool.now)
+        assert shard.idle == [slot]
+
+    def test_a_connection_lost_meanwhile_is_not_abandoned_twice(self, make):
+        """Abandoning what has died in one's hands does nothing: it is on its way out already."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        shard.broke(slot, "lost")
+        shard.abandon(waiter.result, pool.now)
+        assert slot.state is SlotState.GONE
+        assert not shard.slots
+        assert pool.budget.in_use == 0
+
+    def test_a_caller_that_leaves_is_not_served(self, make):
+        """A caller that has left the queue gets nothing, and those behind it move up."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        first, second = pool.wait(shard), pool.wait(shard)
+        shard.leave(first)
+        give_back(pool, shard, slot)
+        assert not first.done()
+        assert second.result is slot
+
+    def test_leaving_twice_or_after_being_served_does_nothing(self, make):
+        """`leave` may be called by anybody who has ever waited."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        shard.leave(waiter)
+        shard.leave(waiter)
+        assert waiter.result is slot
+        assert slot.state is SlotState.RESERVED
+
+    def test_a_cancelled_caller_that_has_not_left_yet_is_skipped(self, make):
+        """Between a task's cancellation and its next step its future is still in the queue."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        first, second = pool.wait(shard), pool.wait(shard)
+        first.cancel()
+        give_back(pool, shard, slot)
+        assert second.result is slot
+
+    def test_a_connection_stays_if_only_cancelled_callers_wait(self, make):
+        """With nobody left to serve, the connection becomes idle."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard).cancel()
+        give_back(pool, shard, slot)
+        assert shard.idle == [slot]
+        assert not shard.waiters
+
+    def test_counters_tell_leases_and_waits(self, make):
+        """Leases are counted once, whichever way they began; waits with the time they took."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        shard.claim(waiter.result, 0.25, pool.now)
+        counters = shard.counters
+        assert (counters.acquired, counters.waited, counters.waited_seconds, counters.opened) == (2, 1, 0.25, 1)
+
+
+class TestDeadConnections:
+    def test_a_dead_connection_is_not_lent(self, make):
+        """The one below it on the stack is, in the same call."""
+        pool, shard = make()
+        alive, dead = pool.with_idle(shard, 2)
+        kill(dead)
+        assert shard.take(pool.now) is alive
+        assert dead.state is SlotState.GONE
+        assert shard.edge.reasons == ["closed by the server"]
+
+    def test_all_dead_connections_are_dropped_at_once(self, make):
+        """Where one is dead, all that are dead go in one pass, and with them their permits."""
+        pool, shard = make(max_size=4)
+        slots = pool.with_idle(shard, 4)
+        kill(slots[0], slots[1], slots[3])
+        assert shard.take(pool.now) is slots[2]
+        assert shard.slots == {slots[2]}
+        assert shard.counters.found_dead == 3
+        assert pool.budget.in_use == 1
+
+    def test_after_a_mass_death_the_caller_connects_at_once(self, make):
+        """A working server whose connections have all died is connected to without a pause."""
+        pool, shard = make(max_size=2)
+        kill(*pool.with_idle(shard, 2))
+        assert shard.take(pool.now) is None
+        waiter = pool.wait(shard)
+        assert waiter.result is None
+        assert len(shard.edge.opening) == 1
+        assert pool.connect(shard) is waiter.result
+
+    def test_a_waiter_is_not_handed_a_dead_connection(self, make):
+        """What has died in the last caller's hands is closed, and a connect is started for who waits."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        kill(slot)
+        give_back(pool, shard, slot)
+        assert not waiter.done()
+        assert pool.connect(shard) is waiter.result
+
+    def test_what_arrived_is_read_before_the_connection_is_lent(self, make):
+        """A readable connection is read by its driver, and comes back if that was not a farewell."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.with_idle(shard, 1)
+        slot.session.life = Liveness.UNREAD
+        assert shard.take(pool.now) is None
+        assert shard.edge.reading == [slot]
+        waiter = pool.wait(shard)
+        slot.session.life = Liveness.ALIVE
+        shard.edge.reading.clear()
+        shard.serviced(slot, pool.now)
+        assert waiter.result is slot
+
+    def test_a_farewell_that_was_read_ends_the_connection(self, make):
+        """If reading showed that the server has gone, the connection goes too."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.with_idle(shard, 1)
+        slot.session.life = Liveness.UNREAD
+        shard.take(pool.now)
+        shard.broke(slot, "closed by the server")
+        assert not shard.slots
+        assert shard.edge.reading == []
+
+    @pytest.mark.parametrize("state", [SlotState.IDLE, SlotState.LENT, SlotState.RESERVED, SlotState.RESETTING])
+    def test_a_loss_ends_a_connection_wherever_it_is(self, make, state):
+        """A connection that its driver reports lost leaves the pool with its permit, and is in no list any more."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        if state is SlotState.RESERVED:
+            pool.wait(shard)
+        if state is not SlotState.LENT:
+            give_back(pool, shard, slot, RESET if state is SlotState.RESETTING else READY)
+        assert slot.state is state
+        shard.broke(slot, "lost")
+        assert slot.state is SlotState.GONE
+        assert (shard.idle, shard.slots, shard.closing, pool.budget.in_use) == ([], set(), set(), 0)
+
+    def test_a_loss_is_noticed_once(self, make):
+        """A driver that reports a loss again, or while the pool closes the connection, changes nothing."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, WORN_OUT)
+        shard.broke(slot, "lost")
+        assert slot.state is SlotState.CLOSING
+        pool.closed(shard)
+        shard.broke(slot, "lost")
+        shard.closed(slot, pool.now)
+        assert (shard.counters.closed, pool.budget.in_use) == (1, 0)
+
+
+class TestComingBack:
+    def test_a_connection_that_needs_a_reset_is_out_of_reach(self, make):
+        """It is nobody's until the reset has ended, then the first waiter's."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot, RESET)
+        assert shard.edge.resetting == [slot]
+        assert not waiter.done()
+        shard.edge.resetting.clear()
+        shard.serviced(slot, pool.now)
+        assert waiter.result is slot
+
+    def test_a_reset_that_ends_too_late_is_ignored(self, make):
+        """The end of a reset cannot bring back what was given up meanwhile."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, RESET)
+        shard.broke(slot, "reset failed")
+        shard.serviced(slot, pool.now)
+        assert slot.state is SlotState.GONE
+        assert shard.idle == []
+
+    @pytest.mark.parametrize(("check", "is_polite"), [(WORN_OUT, True), (BROKEN, False)])
+    def test_what_cannot_be_used_again_is_closed(self, make, check, is_polite):
+        """Politely if the session is sound, at once if it is not; a waiter gets a new one when the permit is back."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot, check)
+        assert (shard.edge.closing == [slot]) is is_polite
+        if is_polite:
+            assert shard.edge.opening == []
+            pool.closed(shard)
+        assert pool.connect(shard) is waiter.result
+        assert shard.edge.reasons == [check.value]
+
+    def test_an_idle_connection_is_parked(self, make):
+        """Each time it becomes idle, but not when it is handed on."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.edge.parked.clear()
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        assert shard.edge.parked == []
+        give_back(pool, shard, pool.claim(shard, waiter))
+        assert shard.edge.parked == [slot]
+
+
+class TestGrowth:
+    def test_no_more_connects_than_callers(self, make):
+        """A connect in flight counts for one caller."""
+        pool, shard = make(max_size=10)
+        pool.wait(shard)
+        pool.wait(shard)
+        assert len(shard.edge.opening) == 2
+
+    def test_growth_follows_the_ramp(self, make):
+        """Three at once, twice as many after 10 ms, with callers still waiting, up to `max_size`."""
+        pool, shard = make(max_size=10)
+        for _ in range(20):
+            pool.wait(shard)
+        connects = [len(shard.edge.opening)]
+        for _ in range(3):
+            pool.pass_time(0.010)
+            connects.append(len(shard.edge.opening))
+        assert connects == [3, 6, 10, 10]
+
+    def test_max_connecting_limits_connects_in_flight(self, make):
+        """The next starts when one has ended."""
+        pool, shard = make(max_size=10, max_connecting=2)
+        for _ in range(5):
+            pool.wait(shard)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 2
+        pool.connect(shard)
+        pool.pass_time(0.010)
+        assert len(shard.edge.opening) == 2
+        assert len(shard.slots) == 3
+
+    def test_no_connect_is_started_once_demand_is_gone(self, make):
+        """When callers have been served by what came back, time alone opens nothing."""
+        pool, shard = make(max_size=10)
+        slots = pool.lend(shard, 2)
+        waiters = [pool.wait(shard) for _ in range(5)]
+        for slot in slots:
+            give_back(pool, shard, slot)
+        for waiter in waiters[:2]:
+            give_back(pool, shard, pool.claim(shard, waiter))
+        give_back(pool, shard, pool.claim(shard, waiters[2]))
+        assert all(waiter.done() for waiter in waiters)
+        pool.pass_time(0.010)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 3
+
+    def test_a_connection_opened_for_a_caller_served_meanwhile_is_idle(self, make):
+        """It joins the pool."""
+        pool, shard = make(max_size=2)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard)
+        give_back(pool, shard, slot)
+        new = pool.connect(shard)
+        assert shard.idle == [new]
+
+    def test_a_connection_out_of_date_on_arrival_is_replaced_at_once(self, make):
+        """Its caller does not wait for its goodbye while there is a permit to connect with."""
+        pool, shard = make(max_size=2)
+        waiter = pool.wait(shard)
+        pool.expiry.generation += 1
+        pool.connect(shard)
+        assert len(shard.edge.closing) == 1
+        assert len(shard.edge.opening) == 1
+        assert pool.connect(shard) is waiter.result
+
+    def test_a_cancelled_connect_is_made_again(self, make):
+        """Somebody ended the task; the caller still waits."""
+        pool, shard = make(max_size=1)
+        waiter = pool.wait(shard)
+        slot = shard.edge.opening.pop()
+        shard.connect_cancelled(slot, pool.now)
+        assert slot.state is SlotState.GONE
+        assert pool.connect(shard) is waiter.result
+        assert pool.budget.in_use == 1
+
+
+class TestConnectFailures:
+    def test_everybody_is_told_if_there_is_nothing_else_to_hope_for(self, make):
+        """Without a deadline and without any connection, all who wait learn what went wrong."""
+        pool, shard = make(max_size=4)
+        waiters = [pool.wait(shard) for _ in range(3)]
+        error = pool.refuse(shard)
+        assert [waiter.exception for waiter in waiters] == [error] * 3
+        assert not shard.waiters
+
+    def test_only_the_first_is_told_if_a_connection_may_come_back(self, make):
+        """With connections in use, one failed connect is one caller's."""
+        pool, shard = make(max_size=4)
+        pool.lend(shard, 1)
+        waiters = [pool.wait(shard) for _ in range(3)]
+        error = pool.refuse(shard)
+        assert [waiter.exception for waiter in waiters] == [error, None, None]
+
+    def test_who_has_a_deadline_waits_on(self, make):
+        """Until then the next attempt may succeed; those behind it without one are told."""
+        pool, shard = make(max_size=4)
+        patient = pool.wait(shard, has_deadline=True)
+        others = [pool.wait(shard) for _ in range(2)]
+        error = pool.refuse(shard)
+        assert [waiter.exception for waiter in (patient, *others)] == [None, error, error]
+        assert shard.last_error is error
+
+    def test_with_a_connection_in_use_the_first_without_a_deadline_is_told(self, make):
+        """Those with a deadline are passed over."""
+        pool, shard = make(max_size=4)
+        pool.lend(shard, 1)
+        patient = pool.wait(shard, has_deadline=True)
+        others = [pool.wait(shard) for _ in range(2)]
+        error = pool.refuse(shard)
+        assert [waiter.exception for waiter in (patient, *others)] == [None, error, None]
+
+    def test_a_failed_hook_tells_the_first_whatever_its_deadline(self, make):
+        """A callback of the user's is at fault: waiting does not help, and one failure is one caller's."""
+        pool, shard = make(max_size=4)
+        patient, other = pool.wait(shard, has_deadline=True), pool.wait(shard)
+        error = pool.refuse(shard, ValueError("init"), is_final=True)
+        assert [waiter.exception for waiter in (patient, other)] == [error, None]
+        assert shard.last_error is None
+
+    def test_a_failed_hook_causes_no_pause(self, make):
+        """The server is fine: the others' connects go on at once."""
+        pool, shard = make(max_size=1)
+        first, second = pool.wait(shard), pool.wait(shard)
+        pool.refuse(shard, ValueError("init"), is_final=True)
+        assert first.done()
+        assert pool.connect(shard) is second.result
+
+    def test_a_server_that_refuses_is_asked_again_after_a_pause(self, make):
+        """By one prober, after 50 ms, then 100 ms; and when it answers, the caller is served."""
+        pool, shard = make(max_size=4)
+        waiter = pool.wait(shard, has_deadline=True)
+        pool.wait(shard, has_deadline=True)
+        pool.refuse(shard)
+        pool.refuse(shard)
+        for seconds in (0.0, 0.06, 0.03):
+            pool.pass_time(seconds)
+            assert shard.edge.opening == []
+        pool.pass_time(0.02)
+        assert len(shard.edge.opening) == 1
+        assert pool.connect(shard) is waiter.result
+        assert shard.last_error is None
+
+    def test_a_caller_that_comes_during_the_pause_does_not_end_it(self, make):
+        """New demand does not make a refusing server be asked more often."""
+        pool, shard = make(max_size=4)
+        pool.wait(shard, has_deadline=True)
+        pool.refuse(shard)
+        pool.wait(shard, has_deadline=True)
+        assert shard.edge.opening == []
+        assert shard.edge.wake == pytest.approx(pool.now + 0.05)
+
+    def test_a_failed_connect_returns_its_permit(self, make):
+        """As often as it fails."""
+        pool, shard = make(max_size=1)
+        for _ in range(3):
+            pool.wait(shard)
+            pool.refuse(shard)
+            assert pool.budget.in_use == 0
+            pool.pass_time(1.0)
+        assert shard.counters.connect_failures == 3
+        assert not shard.slots
+
+    def test_a_cancelled_caller_is_not_told(self, make):
+        """The error goes to somebody who can still hear it."""
+        pool, shard = make(max_size=4)
+        pool.lend(shard, 1)
+        gone, there = pool.wait(shard), pool.wait(shard)
+        gone.cancel()
+        error = pool.refuse(shard)
+        assert there.exception is error
+
+
+class TestAge:
+    def test_an_expired_connection_is_replaced_when_it_is_idle(self, make):
+        """Those of an earlier generation are closed when they are next looked at, and not lent."""
+        pool, shard = make(max_size=2)
+        old, lent = pool.with_idle(shard, 2)
+        assert shard.take(pool.now) is lent
+        pool.expiry.generation += 1
+        assert shard.take(pool.now) is None
+        assert shard.edge.closing == [old]
+        give_back(pool, shard, lent)
+        assert shard.edge.closing == [old, lent]
+        assert shard.idle == []
+
+    def test_a_connection_opened_after_the_expiry_is_kept(self, make):
+        """Expiry is no state of the pool: it concerns what was open then."""
+        pool, shard = make()
+        pool.expiry.generation += 1
+        (slot,) = pool.with_idle(shard, 1)
+        assert shard.take(pool.now) is slot
+
+    def test_a_connect_under_way_at_the_expiry_is_too_old(self, make):
+        """It may have logged in with what was changed."""
+        pool, shard = make(max_size=2)
+        shard.open_one(pool.now)
+        pool.expiry.generation += 1
+        pool.connect(shard)
+        assert shard.idle == []
+        assert len(shard.edge.closing) == 1
+
+    @pytest.mark.parametrize(("draw", "lifetime"), [(0.0, 100.0), (0.5, 90.0), (1.0, 80.0)])
+    def test_a_lifetime_is_shortened_at_random(self, make, draw, lifetime):
+        """By up to `lifetime_jitter` of it, so that connections opened together do not end together."""
+        pool, shard = make(max_lifetime=100.0, lifetime_jitter=0.2)
+        pool.draw = draw
+        (slot,) = pool.with_idle(shard, 1)
+        assert slot.expires_at == pytest.approx(pool.now + lifetime)
+
+    def test_a_connection_at_the_end_of_its_life_is_not_lent(self, make):
+        """It is up when the lifetime is, to the moment."""
+        pool, shard = make(max_lifetime=100.0, lifetime_jitter=0.0)
+        (slot,) = pool.with_idle(shard, 1)
+        pool.now = slot.expires_at - 0.001
+        assert shard.take(pool.now) is slot
+        give_back(pool, shard, slot)
+        pool.now = slot.expires_at
+        assert shard.take(pool.now) is None
+        assert shard.edge.closing == [slot]
+
+    def test_a_lease_may_outlast_the_lifetime(self, make):
+        """It ends with the lease then, not in the caller's hands."""
+        pool, shard = make(max_lifetime=10.0)
+        (slot,) = pool.lend(shard, 1)
+        pool.pass_time(100.0)
+        assert slot.state is SlotState.LENT
+        give_back(pool, shard, slot)
+        assert shard.edge.closing == [slot]
+        pool.closed(shard)
+        assert shard.edge.reasons == ["max_lifetime"]
+
+    def test_an_idle_connection_is_closed_at_the_end_of_its_life(self, make):
+        """Although nobody comes by: the timer is set for it."""
+        pool, shard = make(max_lifetime=100.0, lifetime_jitter=0.0)
+        pool.with_idle(shard, 1)
+        while shard.edge.wake < NEVER:
+            pool.pass_time(shard.edge.wake - pool.now)
+        assert pool.now == 200.0
+        assert len(shard.edge.closing) == 1
+
+    def test_connections_idle_for_too_long_are_closed_down_to_the_floor(self, make):
+        """The coldest go, and `min_size` stay."""
+        pool, shard = make(min_size=2, max_idle=10.0)
+        slots = pool.with_idle(shard, 4)
+        assert shard.edge.wake == pytest.approx(pool.now + 10.0)
+        pool.pass_time(10.0)
+        assert shard.edge.closing == slots[:2]
+        assert shard.idle == slots[2:]
+
+    def test_the_floor_is_the_whole_pools(self, make):
+        """Connections on other loops count: with `min_size` of them there, none need stay here."""
+        pool, shard = make(min_size=2, max_idle=10.0)
+        other = pool.shard()
+        pool.with_idle(shard, 2)
+        pool.lend(other, 2)
+        pool.pass_time(10.0)
+        assert len(shard.edge.closing) == 2
+
+    def test_without_a_limit_nothing_is_idle_for_too_long(self, make):
+        """0 turns `max_idle` off."""
+        pool, shard = make(max_idle=0.0)
+        slots = pool.with_idle(shard, 3)
+        for _ in range(10):
+            pool.pass_time(3600.0)
+        assert shard.idle == slots
+
+    def test_use_makes_a_connection_young_again(self, make):
+        """Idle time counts from the last release."""
+        pool, shard = make(max_idle=10.0)
+        (slot,) = pool.with_idle(shard, 1)
+        pool.pass_time(9.0)
+        give_back(pool, shard, shard.take(pool.now))
+        pool.pass_time(9.0)
+        assert shard.idle == [slot]
+        pool.pass_time(1.0)
+        assert shard.edge.closing == [slot]
+
+    def test_an_idle_connection_is_pinged(self, make):
+        """After `keepalive` seconds, out of reach of callers, and again after as long; what fails is closed."""
+        pool, shard = make(keepalive=5.0)
+        (slot,) = pool.with_idle(shard, 1)
+        for _ in range(2):
+            pool.pass_time(5.0)
+            assert shard.edge.pinging == [slot]
+            assert shard.take(pool.now) is None
+            shard.edge.pinging.clear()
+            shard.serviced(slot, pool.now)
+            assert shard.idle == [slot]
+        pool.pass_time(5.0)
+        shard.broke(slot, "keepalive failed")
+        assert shard.edge.reasons == ["keepalive failed"]
+        assert not shard.slots
+
+    def test_a_reset_that_is_never_answered_ends_the_connection(self, make):
+        """After 30 s, without a goodbye that would go unanswered as well."""
+        pool, shard = make()
+        answered, unanswered = pool.with_idle(shard, 2)
+        unanswered.session.is_settled = False
+        pool.pass_time(29.0)
+        assert shard.idle == [answered, unanswered]
+        pool.pass_time(1.0)
+        assert shard.idle == [answered]
+        assert shard.edge.reasons == ["reset not answered"]
+
+    def test_the_sweep_drops_what_has_died(self, make):
+        """Not only a lease notices the dead."""
+        pool, shard = make()
+        alive, dead = pool.with_idle(shard, 2)
+        kill(dead)
+        shard.sweep(pool.now)
+        assert shard.idle == [alive]
+        assert shard.counters.found_dead == 1
+
+
+class TestLeases:
+    def test_a_lease_that_is_too_long_is_reported_once(self, make):
+        """At the moment when it is, without anybody's coming by; the next lease is reported anew."""
+        pool, shard = make(leak_threshold=2.0)
+        (slot,) = pool.lend(shard, 1)
+        assert shard.edge.wake == pytest.approx(pool.now + 2.0)
+        pool.pass_time(1.9)
+        assert shard.edge.overdue_leases == []
+        for _ in range(3):
+            pool.pass_time(2.0)
+        assert shard.edge.overdue_leases == [slot]
+        give_back(pool, shard, slot)
+        shard.take(pool.now)
+        pool.pass_time(2.0)
+        assert shard.edge.overdue_leases == [slot, slot]
+
+    def test_the_younger_lease_is_reported_in_its_own_time(self, make):
+        """The timer is set again for those that are not overdue yet."""
+        pool, shard = make(leak_threshold=2.0)
+        (first,) = pool.lend(shard, 1)
+        pool.now += 1.0
+        (second,) = pool.lend(shard, 1)
+        pool.pass_time(1.0)
+        assert shard.edge.overdue_leases == [first]
+        pool.pass_time(1.0)
+        assert shard.edge.overdue_leases == [first, second]
+
+    def test_nothing_is_reported_unless_asked_for(self, make):
+        """Without `leak_threshold` a lease may last for ever."""
+        pool, shard = make(leak_threshold=None)
+        pool.lend(shard, 1)
+        pool.pass_time(1e6)
+        assert shard.edge.overdue_leases == []
+
+
+class TestFloor:
+    def test_the_floor_is_kept_once_it_is_asked_for(self, make):
+        """A loop that only borrowed does not open `min_size` connections; one that opened the pool does."""
+        pool, shard = make(min_size=2)
+        pool.pass_time(10.0)
+        assert shard.edge.opening == []
+        shard.keep_floor(pool.now)
+        assert len(shard.edge.opening) == 2
+
+    def test_a_dead_floor_is_noticed_and_restored(self, make):
+        """Within a second of its death, although nobody uses the pool."""
+        pool, shard = make(min_size=2)
+        pool.with_idle(shard, 2)
+        shard.keep_floor(pool.now)
+        kill(*shard.idle)
+        assert shard.edge.wake <= pool.now + 1.0
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 2
+
+    def test_a_connection_lost_below_the_floor_is_replaced(self, make):
+        """At once, when its place is free."""
+        pool, shard = make(min_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.keep_floor(pool.now)
+        give_back(pool, shard, slot, BROKEN)
+        assert len(shard.edge.opening) == 1
+        assert shard.restoring == set(shard.edge.opening)
+
+    def test_the_floor_counts_all_loops(self, make):
+        """What is open elsewhere need not be opened here."""
+        pool, shard = make(min_size=3)
+        pool.lend(pool.shard(), 2)
+        shard.keep_floor(pool.now)
+        assert len(shard.edge.opening) == 1
+
+    def test_restoring_is_paced_while_the_server_refuses(self, make):
+        """After a failure the next attempt is a second away, then two; each is reported."""
+        pool, shard = make(min_size=1)
+        shard.keep_floor(pool.now)
+        starts = []
+        for _ in range(4):
+            error = pool.refuse(shard)
+            failed_at = pool.now
+            while not shard.edge.opening:
+                pool.pass_time(0.25)
+            starts.append(pool.now - failed_at)
+        assert starts == [1.0, 2.0, 4.0, 8.0]
+        assert len(shard.edge.floor_failures) == 4
+        assert shard.edge.floor_failures[-1] is error
+        assert shard.restoring == set(shard.edge.opening)
+
+    def test_a_restored_floor_starts_afresh(self, make):
+        """After a connect that ended well, the next failure is followed by a second's pause again."""
+        pool, shard = make(min_size=1)
+        shard.keep_floor(pool.now)
+        for seconds in (1.0, 2.0):
+            pool.refuse(shard)
+            pool.pass_time(seconds)
+        slot = pool.connect(shard)
+        assert not shard.restoring
+        shard.broke(slot, "lost")
+        pool.refuse(shard)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 1
+
+    def test_the_floor_never_exceeds_the_permits(self, make):
+        """With `max_size` in use elsewhere there is no place for it."""
+        pool, shard = make(min_size=2, max_size=2)
+        other = pool.shard()
+        (slot,) = pool.lend(other, 1)
+        give_back(pool, other, slot, WORN_OUT)  # a session still, though no connection of the pool any more
+        shard.keep_floor(pool.now)
+        assert len(shard.edge.opening) == 1
+        assert pool.budget.in_use == 2
+        pool.closed(other)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 2
+
+    def test_a_floor_is_not_restored_on_a_closed_pool(self, make):
+        """Connections that end while the pool closes are not replaced, and failures are not reported."""
+        pool, shard = make(min_size=1)
+        shard.keep_floor(pool.now)
+        shard.shut()
+        pool.refuse(shard)
+        assert shard.edge.floor_failures == []
+        pool.pass_time(60.0)
+        assert not shard.slots
+
+
+class TestSuspension:
+    def test_nobody_is_served_while_suspended(self, make):
+        """Not from the idle, not by a release, not by connecting."""
+        pool, shard = make(max_size=3)
+        lent, idle = pool.with_idle(shard, 2)[::-1]
+        assert shard.take(pool.now) is lent
+        shard.phase = Phase.SUSPENDED
+        assert shard.take(pool.now) is None
+        waiter = pool.wait(shard)
+        give_back(pool, shard, lent)
+        pool.pass_time(1.0)
+        assert not waiter.done()
+        assert shard.idle == [idle, lent]
+        assert shard.edge.opening == []
+
+    def test_those_who_waited_are_served_on_resuming(self, make):
+        """In their order, by the warmest; and connects are started for the rest."""
+        pool, shard = make(max_size=4)
+        cold, warm = pool.with_idle(shard, 2)
+        shard.phase = Phase.SUSPENDED
+        waiters = [pool.wait(shard) for _ in range(3)]
+        shard.resume(pool.now)
+        assert [waiter.result for waiter in waiters] == [warm, cold, None]
+        assert len(shard.edge.opening) == 1
+
+    def test_resuming_finds_the_dead(self, make):
+        """Connections that died during the suspension are all dropped, and those who waited get new ones."""
+        pool, shard = make(max_size=3)
+        kill(*pool.with_idle(shard, 3))
+        shard.phase = Phase.SUSPENDED
+        waiter = pool.wait(shard)
+        shard.resume(pool.now)
+        assert shard.idle == []
+        assert shard.counters.found_dead == 3
+        assert pool.connect(shard) is waiter.result
+
+    def test_with_nobody_waiting_resuming_changes_nothing(self, make):
+        """The idle stay where they are, the warmest on top."""
+        pool, shard = make()
+        slots = pool.with_idle(shard, 3)
+        shard.phase = Phase.SUSPENDED
+        shard.resume(pool.now)
+        assert shard.phase is Phase.OPEN
+        assert shard.idle == slots
+
+    def test_a_closed_pool_does_not_resume(self, make):
+        """Resuming concerns what is suspended."""
+        pool, shard = make()
+        shard.shut()
+        shard.resume(pool.now)
+        assert shard.phase is Phase.CLOSED
+
+
+class TestClosing:
+    def test_a_pool_that_is_shut_closes_what_is_idle(self, make):
+        """Politely; what is lent follows when it comes back, what is connecting when it has connected."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        (idle,) = pool.with_idle(shard, 1)
+        connecting = shard.open_one(pool.now)
+        shard.shut()
+        assert not shard.is_open()
+        assert shard.edge.closing == [idle]
+        give_back(pool, shard, lent)
+        assert shard.edge.closing == [idle, lent]
+        pool.connect(shard, connecting)
+        assert shard.edge.closing == [idle, lent, connecting]
+        for _ in range(3):
+            pool.closed(shard)
+        assert not shard.slots
+        assert pool.budget.in_use == 0
+
+    def test_everybody_who_waits_is_told(self, make):
+        """Each with an error of its own; and nobody's claim is left."""
+        pool, shard = make(max_size=1)
+        pool.lend(pool.shard(), 1)
+        waiters = [pool.wait(shard) for _ in range(2)]
+        waiters.append(cancelled := pool.wait(shard))
+        cancelled.cancel()
+        assert list(pool.budget.claims) == [shard]
+        shard.fail_waiters(lambda: RuntimeError("closed"))
+        told = [waiter.exception for waiter in waiters]
+        assert isinstance(told[0], RuntimeError)
+        assert told[0] is not told[1]
+        assert not shard.waiters
+        assert not pool.budget.claims
+
+    def test_a_closed_pool_lends_nothing(self, make):
+        """Nor does time do anything to it."""
+        pool, shard = make(min_size=1)
+        pool.with_idle(shard, 1)
+        shard.shut()
+        assert shard.take(pool.now) is None
+        pool.pass_time(100.0)
+        assert shard.edge.opening == []
+
+    def test_a_closing_connection_has_its_permit_until_it_is_gone(self, make):
+        """It is a session on the server still: another one would be one too many."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.retire(slot, "told so")
+        waiter = pool.wait(shard)
+        pool.pass_time(1.0)
+        assert (pool.budget.in_use, shard.edge.opening) == (1, [])
+        pool.closed(shard)
+        assert pool.connect(shard) is waiter.result
+
+    def test_retiring_what_is_on_its_way_out_does_nothing(self, make):
+        """The first reason stands."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.retire(slot, "one")
+        shard.retire(slot, "two")
+        pool.closed(shard)
+        shard.retire(slot, "three")
+        assert shard.edge.reasons == ["one"]
+
+
+class TestTwoLoops:
+    @pytest.fixture
+    def two(self, make):
+        """A pool of two connections and two loops."""
+        pool, here = make(max_size=2, patience=PATIENCE)
+        return pool, here, pool.shard()
+
+    def test_an_idle_connection_is_given_up_for_a_loop_that_has_none(self, two):
+        """It is asked for, closed politely, and its permit opens one over there."""
+        pool, here, there = two
+        cold, warm = pool.with_idle(here, 2)
+        waiter = pool.wait(there)
+        assert there.edge.opening == []
+        assert pool.messages == [("ask", here)]
+        pool.deliver()
+        assert here.edge.closing == [cold]
+        assert here.idle == [warm]
+        pool.closed(here)
+        assert pool.messages == [("tell", there)]
+        pool.deliver()
+        assert pool.connect(there) is waiter.result
+        assert (pool.budget.held(here), pool.budget.held(there)) == (1, 1)
+
+    def test_a_connection_that_comes_free_is_given_up_for_a_loop_that_has_none(self, two):
+        """At once, if nobody waits for it here."""
+        pool, here, there = two
+        slots = pool.lend(here, 2)
+        pool.wait(there)
+        give_back(pool, here, slots[0])
+        assert here.edge.closing == [slots[0]]
+        pool.closed(here)
+        pool.deliver()
+        give_back(pool, here, slots[1])
+        assert here.idle == [slots[1]]
+
+    def test_own_callers_come_first_within_patience(self, two):
+        """As long as patience lasts; then a loop that has nothing gets its turn."""
+        pool, here, there = two
+        slots = pool.lend(here, 2)
+        mine = [pool.wait(here) for _ in range(2)]
+        pool.wait(there)
+        give_back(pool, here, slots[0])
+        assert mine[0].result is slots[0]
+        pool.now += PATIENCE
+        give_back(pool, here, slots[1])
+        assert here.edge.closing == [slots[1]]
+        assert not mine[1].done()
+
+    def test_a_connection_opened_for_a_caller_serves_it_first(self, make):
+        """Connects take longer than patience: if each new one were given up, two loops would connect for ever."""
+        pool, here = make(max_size=1, patience=PATIENCE)
+        there = pool.shard()
+        mine, theirs = pool.wait(here), pool.wait(there)
+        pool.pass_time(0.15)
+        slot = pool.connect(here)
+        assert mine.result is slot
+        give_back(pool, here, pool.claim(here, mine))
+        pool.closed(here)
+        pool.deliver()
+        pool.pass_time(0.15)
+        assert pool.connect(there) is theirs.result
+
+    def test_a_permit_that_is_not_needed_any_more_goes_back(self, two):
+        """The caller left before the permit arrived: another loop may take it."""
+        pool, here, there = two
+        slots = pool.lend(here, 2)
+        waiter = pool.wait(there)
+        give_back(pool, here, slots[0], BROKEN)
+        assert pool.budget.held(there) == 1
+        there.leave(waiter)
+        pool.deliver()
+        assert there.edge.opening == []
+        assert pool.budget.in_use == 1
+        assert here.open_one(pool.now) is not None
+
+    def test_a_caller_that_leaves_takes_its_claim_along(self, two):
+        """No connection is closed for somebody who is gone."""
+        pool, here, there = two
+        slots = pool.lend(here, 2)
+        there.leave(pool.wait(there))
+        give_back(pool, here, slots[0])
+        assert here.idle == [slots[0]]
+
+    def test_a_caller_that_was_served_takes_its_claim_along(self, two):
+        """Neither for somebody who got a connection of the own loop meanwhile."""
+        pool, here, there = two
+        (ours,), (theirs,) = pool.lend(here, 1), pool.lend(there, 1)
+        pool.wait(there)
+        give_back(pool, there, theirs)
+        pool.now += 1.0
+        give_back(pool, here, ours)
+        assert here.idle == [ours]
+        assert not pool.budget.claims
+
+    def test_two_busy_loops_do_not_take_from_each_other(self, two):
+        """Each has one of two connections and callers without end: nobody closes anything."""
+        pool, here, there = two
+        slots = [*pool.lend(here, 1), *pool.lend(there, 1)]
+        for _ in range(20):
+            for shard, slot in zip((here, there), slots, strict=True):
+                waiter = pool.wait(shard)
+                pool.pass_time(0.1)
+                give_back(pool, shard, slot)
+                assert pool.claim(shard, waiter) is slot
+            pool.deliver()
+        assert here.counters.closed == there.counters.closed == 0
+
+    def test_a_loop_that_is_overdue_asks_again(self, two):
+        """A loop that has a connection waits for patience before it takes another's idle one; a timer sees to it."""
+        pool, here, there = two
+        pool.with_idle(here, 1)
+        pool.lend(there, 1)
+        pool.wait(there)
+        assert pool.messages == []
+        assert there.edge.wake == pool.now + PATIENCE
+        pool.pass_time(PATIENCE)
+        assert pool.messages == [("ask", here)]
+        pool.deliver()
+        assert len(here.edge.closing) == 1
+
+    def test_an_ask_for_what_has_been_lent_meanwhile_is_forgotten(self, two):
+        """The connection is given up when it comes back."""
+        pool, here, there = two
+        pool.with_idle(here, 2)
+        pool.wait(there)
+        slots = [here.take(pool.now), here.take(pool.now)]
+        pool.deliver()
+        assert here.edge.closing == []
+        give_back(pool, here, slots[0])
+        assert here.edge.closing == [slots[0]]
+
+    def test_a_failed_connect_gives_its_permit_to_the_loop_that_waits(self, two):
+        """The permit changes hands, whatever ended its use."""
+        pool, here, there = two
+        pool.lend(here, 1)
+        pool.wait(here)
+        pool.wait(there)
+        pool.refuse(here)
+        assert pool.messages == [("tell", there)]
+        pool.deliver()
+        assert len(there.edge.opening) == 1
+        assert pool.budget.in_use == 2
+
+
+class TestCounts:
+    def test_every_connection_is_counted_in_one_place(self, make):
+        """The statistics tell each state, and callers in the queue."""
+        pool, shard = make(max_size=6)
+        lent, resetting, closing, reserved = pool.lend(shard, 4)
+        pool.with_idle(shard, 1)
+        give_back(pool, shard, resetting, RESET)
+        give_back(pool, shard, closing, WORN_OUT)
+        shard.phase = Phase.SUSPENDED
+        waiters = [pool.wait(shard) for _ in range(2)]
+        shard.phase = Phase.OPEN
+        give_back(pool, shard, reserved)
+        assert waiters[0].result is reserved
+        shard.grow(pool.now)
+        stats = shard.stats("my loop")
+        assert (stats.loop, stats.connecting, stats.idle, stats.lent, stats.resetting, stats.closing, stats.waiting) == (
+            "my loop",
+            1,
+            1,
+            2,
+            1,
+            1,
+            1,
+        )
+        assert stats.size == shard.size == 4
+        assert lent.state is SlotState.LENT
+
+    def test_statistics_do_not_change_afterwards(self, make):
+        """They tell one moment: the counters in them are a copy."""
+        pool, shard = make()
+        before = shard.stats("loop")
+        pool.lend(shard, 1)
+        assert before.counters.acquired == 0
+        assert shard.stats("loop").counters.acquired == 1
+
+    def test_what_is_spare_is_what_nobody_waits_for(self, make):
+        """While callers wait, as in a suspension, no idle connection is to spare."""
+        pool, shard = make()
+        pool.with_idle(shard, 2)
+        assert shard.spare == 2
+        shard.phase = Phase.SUSPENDED
+        pool.wait(shard)
+        assert shard.spare == 0
+
+    def test_the_timer_is_set_only_for_earlier(self, make):
+        """In steady use nobody touches it."""
+        pool, shard = make()
+        pool.with_idle(shard, 1)
+        first = shard.edge.wake
+        assert first < NEVER
+        shard.edge.wake = "untouched"
+        for _ in range(5):
+            pool.now += 0.1
+            give_back(pool, shard, shard.take(pool.now))
+        assert shard.edge.wake == "untouched"
+
+
+def test_a_waiter_that_queues_again_keeps_its_time(make):
+    """A caller that lost what it was handed may queue with the time it first came, whoever queued in between."""
+    pool, shard = make(max_size=8)
+    pool.wait(shard)
+    again = FakeFuture()
+    shard.enqueue(again, pool.now - 5.0, has_deadline=False)
+    assert len(shard.edge.opening) == 2

@@ -1,0 +1,427 @@
+"""
+Any history of a pool on several loops, as a state machine: whatever happens in whatever order, nothing is lost.
+
+The same histories are tried every time. `LOOPAWARE_TEST_EXPLORE=5000` tries that many others instead.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fakes import NEVER, FakeFuture, FakePool
+from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.shard import Phase
+from loopaware_pool.slot import SlotState
+
+EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
+# A slot in one of these is in no container of its shard: a caller, or a task of the pool, has it.
+HELD = {SlotState.RESERVED, SlotState.LENT, SlotState.RESETTING}
+DURATIONS = [0.004, 0.01, 0.05, 0.3, 1.0, 7.0, 31.0]
+
+
+class Caller:
+    """A task that waits, and may be cancelled at any moment."""
+
+    def __init__(self, shard, waiter, number, *, has_deadline):
+        self.shard = shard
+        self.waiter = waiter
+        self.number = number
+        self.has_deadline = has_deadline
+        self.is_cancelled = False
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Rules are what may happen; invariants are what must hold after each, and `teardown` what must come of it."""
+
+    @initialize(
+        loops=st.integers(2, 3),
+        max_size=st.integers(1, 4),
+        floor=st.integers(0, 2),
+        has_limits=st.booleans(),
+        max_connecting=st.sampled_from([None, 1]),
+        warm=st.integers(0, 3),
+    )
+    def start(self, loops, max_size, floor, has_limits, max_connecting, warm):
+        limits = {"max_idle": 5.0, "max_lifetime": 20.0, "keepalive": 3.0, "leak_threshold": 0.2}
+        self.pool = FakePool(
+            min_size=min(floor, max_size),
+            max_size=max_size,
+            max_connecting=max_connecting,
+            **(limits if has_limits else {}),
+        )
+        self.callers = []
+        self.leases = []
+        self.is_suspended = False
+        self.numbers = 0
+        self.last_served = {}
+        for _ in range(loops):
+            self.pool.shard()
+        self.pool.with_idle(self.pool.shards[0], min(warm, max_size))
+
+    # ---- callers ----
+
+    @rule(data=st.data(), has_deadline=st.booleans())
+    def acquire(self, data, has_deadline):
+        shard = data.draw(st.sampled_from(self.pool.shards))
+        if shard.phase is not Phase.CLOSED:
+            self._acquire(shard, has_deadline=has_deadline)
+
+    def _acquire(self, shard, *, has_deadline):
+        slot = shard.take(self.pool.now)
+        if slot is not None:
+            self.leases.append((shard, slot))
+            return
+        self.numbers += 1
+        waiter = FakeFuture()
+        self.callers.append(Caller(shard, waiter, self.numbers, has_deadline=has_deadline))
+        shard.enqueue(waiter, self.pool.now, has_deadline=has_deadline)
+
+    @precondition(lambda self: self.callers)
+    @rule(data=st.data())
+    def cancel(self, data):
+        """Its task runs later: until then it is a cancelled future in the queue, or it has just been served."""
+        caller = data.draw(st.sampled_from(self.callers))
+        caller.is_cancelled = True
+        caller.waiter.cancel()
+
+    @precondition(lambda self: any(self._is_waiting(caller) and caller.has_deadline for caller in self.callers))
+    @rule(data=st.data())
+    def time_out(self, data):
+        waiting = [caller for caller in self.callers if self._is_waiting(caller) and caller.has_deadline]
+        caller = data.draw(st.sampled_from(waiting))
+        caller.shard.leave(caller.waiter)
+        caller.waiter.set_exception(TimeoutError())
+
+    @precondition(lambda self: any(caller.waiter.done() for caller in self.callers))
+    @rule(data=st.data())
+    def run_caller(self, data):
+        self._run(data.draw(st.sampled_from([caller for caller in self.callers if caller.waiter.done()])))
+
+    def _run(self, caller):
+        """As a task does whose future is done."""
+        self.callers.remove(caller)
+        shard, slot = caller.shard, caller.waiter.result
+        if slot is None or caller.is_cancelled:
+            shard.leave(caller.waiter)
+            if slot is not None:
+                shard.abandon(slot, self.pool.now)
+        elif slot.state is SlotState.RESERVED:
+            shard.claim(slot, 0.0, self.pool.now)
+            self.leases.append((shard, slot))
+        elif shard.phase is not Phase.CLOSED:
+            self._acquire(shard, has_deadline=caller.has_deadline)
+
+    @staticmethod
+    def _is_waiting(caller):
+        return not caller.waiter.done()
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), check=st.sampled_from([*ReturnCheck, ReturnCheck.READY, ReturnCheck.READY]))
+    def release(self, data, check):
+        self._release(data.draw(st.sampled_from(self.leases)), check)
+
+    def _release(self, lease, check):
+        self.leases.remove(lease)
+        shard, slot = lease
+        if slot.state is SlotState.LENT:
+            shard.returned(slot, check, self.pool.now)
+
+    # ---- connections ----
+
+    def _with(self, work):
+        return [shard for shard in self.pool.shards if getattr(shard.edge, work)]
+
+    @precondition(lambda self: self._with("opening"))
+    @rule(data=st.data(), end=st.sampled_from(["well", "well", "well", "badly", "for good", "cancelled"]))
+    def connect_ends(self, data, end):
+        shard = data.draw(st.sampled_from(self._with("opening")))
+        slot = data.draw(st.sampled_from(shard.edge.opening))
+        if end == "well":
+            self.pool.connect(shard, slot)
+            return
+        shard.edge.opening.remove(slot)
+        if end == "cancelled":
+            shard.connect_cancelled(slot, self.pool.now)
+        else:
+            shard.connect_failed(slot, OSError("refused"), self.pool.now, is_final=end == "for good")
+
+    @precondition(lambda self: any(self._with(work) for work in ("resetting", "pinging", "reading")))
+    @rule(data=st.data(), is_well=st.booleans())
+    def service_ends(self, data, is_well):
+        kind = data.draw(st.sampled_from([kind for kind in ("resetting", "pinging", "reading") if self._with(kind)]))
+        shard = data.draw(st.sampled_from(self._with(kind)))
+        work = getattr(shard.edge, kind)
+        slot = work.pop(data.draw(st.integers(0, len(work) - 1)))
+        self._serviced(shard, slot, is_well=is_well)
+
+    def _serviced(self, shard, slot, *, is_well):
+        if slot.session.life is Liveness.UNREAD:
+            slot.session.life = Liveness.ALIVE if is_well else Liveness.DEAD
+        if is_well:
+            shard.serviced(slot, self.pool.now)
+        else:
+            shard.broke(slot, "it was not")
+
+    @precondition(lambda self: self._with("closing"))
+    @rule(data=st.data())
+    def close_ends(self, data):
+        shard = data.draw(st.sampled_from(self._with("closing")))
+        self.pool.closed(shard, data.draw(st.sampled_from(shard.edge.closing)))
+
+    def _sessions(self, *states):
+        return [(shard, slot) for shard in self.pool.shards for slot in shard.slots if slot.state in states]
+
+    @precondition(lambda self: self._sessions(SlotState.IDLE, *HELD))
+    @rule(data=st.data(), event=st.sampled_from(["dies", "is lost", "has something to read", "is not settled"]))
+    def connection_changes(self, data, event):
+        """It dies unseen, it dies and its driver sees that, a message arrives, or a reset's answer is late."""
+        sessions = sorted(self._sessions(SlotState.IDLE, *HELD), key=lambda found: found[1].opened_at)
+        shard, slot = data.draw(st.sampled_from(sessions))
+        if event == "dies":
+            slot.session.life = Liveness.DEAD
+        elif event == "is lost":
+            slot.session.life = Liveness.DEAD
+            shard.broke(slot, "lost")
+        elif event == "has something to read" and slot.session.life is Liveness.ALIVE:
+            slot.session.life = Liveness.UNREAD
+        else:
+            slot.session.is_settled = not slot.session.is_settled
+
+    @rule()
+    def mass_death(self):
+        """The server restarts: whatever is open is dead, and nobody has been told."""
+        for _, slot in self._sessions(SlotState.IDLE, *HELD):
+            slot.session.life = Liveness.DEAD
+
+    # ---- the pool, its threads and loops ----
+
+    @rule(seconds=st.sampled_from(DURATIONS))
+    def time_passes(self, seconds):
+        self.pool.pass_time(seconds)
+
+    @precondition(lambda self: self.pool.messages)
+    @rule(data=st.data())
+    def message_arrives(self, data):
+        self._deliver(data.draw(st.integers(0, len(self.pool.messages) - 1)))
+
+    def _deliver(self, index):
+        kind, shard = self.pool.messages.pop(index)
+        if shard in self.pool.shards:
+            if kind == "tell":
+                shard.granted(self.pool.now)
+            else:
+                shard.asked(self.pool.now)
+        elif kind == "tell":
+            self._forget(shard)
+
+    def _forget(self, shard):
+        self.pool.messages += [("tell", served) for served in self.pool.budget.forget(shard)]
+
+    @rule()
+    def expire(self):
+        self.pool.expiry.generation += 1
+
+    @rule()
+    def suspend_or_resume(self):
+        if self.is_suspended:
+            self._resume()
+            return
+        self.is_suspended = True
+        for shard in self.pool.shards:
+            if shard.phase is Phase.OPEN:
+                shard.phase = Phase.SUSPENDED
+
+    @rule(data=st.data(), waiting=st.integers(1, 3))
+    def maintenance(self, data, waiting):
+        """What a suspension is for: the server restarts while callers queue, and then they are served."""
+        if not self.is_suspended:
+            self.suspend_or_resume()
+        for _ in range(waiting):
+            self.acquire(data, has_deadline=False)
+        self.mass_death()
+        self._resume()
+
+    def _resume(self):
+        self.is_suspended = False
+        for shard in self.pool.shards:
+            shard.resume(self.pool.now)
+
+    @rule(data=st.data())
+    def keep_floor(self, data):
+        data.draw(st.sampled_from(self.pool.shards)).keep_floor(self.pool.now)
+
+    @rule(data=st.data())
+    def shut(self, data):
+        self._shut(data.draw(st.sampled_from(self.pool.shards)))
+
+    def _shut(self, shard):
+        shard.fail_waiters(lambda: RuntimeError("closed"))
+        shard.shut()
+
+    @rule(data=st.data())
+    def loop_ends(self, data):
+        """Everything it has is cut, and another loop comes in its place."""
+        self._end(data.draw(st.sampled_from(self.pool.shards)))
+        shard = self.pool.shard()
+        if self.is_suspended:
+            shard.phase = Phase.SUSPENDED
+
+    def _end(self, shard):
+        self._shut(shard)
+        for slot in list(shard.slots):
+            if slot.state is SlotState.CONNECTING:
+                shard.connect_cancelled(slot, self.pool.now)
+            elif slot.state is SlotState.CLOSING:
+                shard.closed(slot, self.pool.now)
+            else:
+                shard.retire(slot, "terminated", politely=False)
+        assert not shard.slots, "a loop that ends keeps nothing"
+        self.pool.shards.remove(shard)
+        self.callers = [caller for caller in self.callers if caller.shard is not shard]
+        self.leases = [lease for lease in self.leases if lease[0] is not shard]
+        self._forget(shard)
+
+    # ---- what must hold ----
+
+    @invariant()
+    def all_is_well(self):
+        self.each_connection_has_one_permit()
+        self.each_connection_is_in_one_place()
+        self.each_lease_has_one_holder()
+        self.counts_agree()
+        self.the_queue_holds_those_who_wait()
+        self.first_come_first_served()
+        self.nobody_waits_beside_an_idle_connection()
+        self.nobody_waits_in_vain()
+        self.claims_are_of_those_who_wait()
+
+    def _grants(self, shard):
+        return self.pool.messages.count(("tell", shard))
+
+    def each_connection_has_one_permit(self):
+        """Connecting and closing ones too; a permit on its way to another loop is that loop's."""
+        for shard in self.pool.shards:
+            assert self.pool.budget.held(shard) == len(shard.slots) + self._grants(shard)
+        assert self.pool.budget.in_use == sum(self.pool.budget.held(shard) for shard in self.pool.shards)
+        assert self.pool.budget.in_use <= self.pool.config.max_size
+
+    def each_connection_is_in_one_place(self):
+        for shard in self.pool.shards:
+            edge, states = shard.edge, {slot: slot.state for slot in shard.slots}
+            assert sorted(map(id, shard.idle)) == sorted(id(s) for s, state in states.items() if state is SlotState.IDLE)
+            assert shard.connecting == {s for s, state in states.items() if state is SlotState.CONNECTING}
+            assert shard.closing == {s for s, state in states.items() if state is SlotState.CLOSING}
+            assert sorted(map(id, edge.opening)) == sorted(map(id, shard.connecting))
+            assert sorted(map(id, edge.closing)) == sorted(map(id, shard.closing))
+            in_service = [id(slot) for slot in (*edge.resetting, *edge.pinging, *edge.reading)]
+            assert sorted(in_service) == sorted(id(s) for s, state in states.items() if state is SlotState.RESETTING)
+            assert shard.restoring <= shard.connecting
+
+    def each_lease_has_one_holder(self):
+        lent = [slot for _, slot in self._sessions(SlotState.LENT)]
+        assert sorted(map(id, lent)) == sorted(id(slot) for _, slot in self.leases if slot.state is SlotState.LENT)
+        served = [caller.waiter.result for caller in self.callers if caller.waiter.result is not None]
+        reserved = [slot for _, slot in self._sessions(SlotState.RESERVED)]
+        assert sorted(map(id, reserved)) == sorted(id(slot) for slot in served if slot.state is SlotState.RESERVED)
+        gone = {SlotState.RESERVED, SlotState.CLOSING, SlotState.GONE}
+        assert all(slot.state in gone for slot in served), "a connection that was handed over is its caller's"
+
+    def counts_agree(self):
+        for shard in self.pool.shards:
+            stats = shard.stats("loop")
+            states = [slot.state for slot in shard.slots]
+            assert stats.size == shard.size == sum(state in {SlotState.IDLE, *HELD} for state in states)
+            assert stats.size + stats.connecting + stats.closing == len(states)
+            assert stats.waiting == len(shard.waiters)
+            assert shard.spare in (0, len(shard.idle))
+
+    def the_queue_holds_those_who_wait(self):
+        for shard in self.pool.shards:
+            waiting = [c.waiter for c in self.callers if c.shard is shard and self._is_waiting(c)]
+            assert [waiter for waiter in shard.waiters if not waiter.done()] == waiting
+            assert not waiting or shard.phase is not Phase.CLOSED, "nobody waits for a pool that is closed"
+
+    def first_come_first_served(self):
+        for shard in self.pool.shards:
+            callers = [caller for caller in self.callers if caller.shard is shard]
+            served = [caller.number for caller in callers if caller.waiter.result is not None]
+            last = self.last_served[shard] = max([self.last_served.get(shard, 0), *served])
+            assert all(caller.number > last for caller in callers if self._is_waiting(caller))
+
+    def nobody_waits_beside_an_idle_connection(self):
+        for shard in self.pool.shards:
+            assert not (shard.phase is Phase.OPEN and shard.idle and shard.waiters)
+
+    def nobody_waits_in_vain(self):
+        """A caller that no connect is under way for waits for a timer, a claim, a message, or its loop's own leases."""
+        budget = self.pool.budget
+        for shard in self.pool.shards:
+            if shard.phase is not Phase.OPEN or len(shard.waiters) <= len(shard.connecting):
+                continue
+            hopes_for_time = shard.edge.wake < NEVER
+            hopes_for_others = shard in budget.claims or self._grants(shard) > 0
+            assert hopes_for_time or hopes_for_others or budget.held(shard) == self.pool.config.max_size
+            if budget.in_use < self.pool.config.max_size and not self.pool.messages:
+                assert hopes_for_time, "nobody waits beside a free permit, but for a pause"
+
+    def claims_are_of_those_who_wait(self):
+        for claimant in self.pool.budget.claims:
+            assert claimant in self.pool.shards
+            assert claimant.waiters, "a claim outlives those it was made for: another loop would give up a connection"
+        assert not (self.pool.budget.claims and self.pool.budget.in_use < self.pool.config.max_size)
+
+    # ---- what must come of it ----
+
+    def teardown(self):
+        """If the server answers and leases end, everybody who waits is served; and a pool that is shut empties."""
+        if not hasattr(self, "pool"):
+            return
+        if self.is_suspended:
+            self._resume()
+        for _ in range(200):
+            if not self.callers:
+                break
+            self._good_moment()
+        assert not self.callers, "somebody waits for ever"
+        for shard in list(self.pool.shards):
+            self._shut(shard)
+        self._good_moment()
+        self._good_moment()
+        assert not any(shard.slots for shard in self.pool.shards)
+        assert self.pool.budget.in_use == 0
+        assert not self.pool.budget.claims
+
+    def _good_moment(self):
+        for caller in [caller for caller in self.callers if caller.waiter.done()]:
+            self._run(caller)
+        for lease in list(self.leases):
+            self._release(lease, ReturnCheck.READY)
+        for shard in self.pool.shards:
+            edge = shard.edge
+            for work in (edge.resetting, edge.pinging, edge.reading):
+                while work:
+                    self._serviced(shard, work.pop(0), is_well=True)
+            while edge.opening:
+                self.pool.connect(shard)
+            while edge.closing:
+                self.pool.closed(shard)
+        while self.pool.messages:
+            self._deliver(0)
+        self.pool.pass_time(0.05)
+
+
+if EXPLORE:
+    chosen = settings(max_examples=EXPLORE, stateful_step_count=80)
+else:
+    chosen = settings(max_examples=300, stateful_step_count=50, derandomize=True, database=None)
+PoolMachine.TestCase.settings = settings(chosen, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.both_pythons
+class TestAnyHistory(PoolMachine.TestCase):
+    """Whatever callers, servers, threads and time do, no connection, permit or caller is lost."""
