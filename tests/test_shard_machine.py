@@ -24,6 +24,11 @@ HELD = {SlotState.RESERVED, SlotState.LENT, SlotState.RESETTING}
 DURATIONS = [0.004, 0.01, 0.05, 0.3, 1.0, 7.0, 31.0]
 
 
+def same(slots):
+    """For comparing what may hold a slot more than once, if something is wrong."""
+    return sorted(map(id, slots))
+
+
 class Caller:
     """A task that waits, and may be cancelled at any moment."""
 
@@ -312,22 +317,25 @@ class PoolMachine(RuleBasedStateMachine):
 
     def each_connection_is_in_one_place(self):
         for shard in self.pool.shards:
-            edge, states = shard.edge, {slot: slot.state for slot in shard.slots}
-            assert sorted(map(id, shard.idle)) == sorted(id(s) for s, state in states.items() if state is SlotState.IDLE)
-            assert shard.connecting == {s for s, state in states.items() if state is SlotState.CONNECTING}
-            assert shard.closing == {s for s, state in states.items() if state is SlotState.CLOSING}
-            assert sorted(map(id, edge.opening)) == sorted(map(id, shard.connecting))
-            assert sorted(map(id, edge.closing)) == sorted(map(id, shard.closing))
-            in_service = [id(slot) for slot in (*edge.resetting, *edge.pinging, *edge.reading)]
-            assert sorted(in_service) == sorted(id(s) for s, state in states.items() if state is SlotState.RESETTING)
+            edge = shard.edge
+            in_service = [*edge.resetting, *edge.pinging, *edge.reading]
+            for places, state in (
+                ([shard.idle], SlotState.IDLE),
+                ([shard.connecting, edge.opening], SlotState.CONNECTING),
+                ([shard.closing, edge.closing], SlotState.CLOSING),
+                ([in_service], SlotState.RESETTING),
+            ):
+                expected = same(slot for slot in shard.slots if slot.state is state)
+                assert all(same(place) == expected for place in places)
+            assert SlotState.GONE not in {slot.state for slot in shard.slots}
             assert shard.restoring <= shard.connecting
 
     def each_lease_has_one_holder(self):
         lent = [slot for _, slot in self._sessions(SlotState.LENT)]
-        assert sorted(map(id, lent)) == sorted(id(slot) for _, slot in self.leases if slot.state is SlotState.LENT)
+        assert same(lent) == same(slot for _, slot in self.leases if slot.state is SlotState.LENT)
         served = [caller.waiter.result for caller in self.callers if caller.waiter.result is not None]
         reserved = [slot for _, slot in self._sessions(SlotState.RESERVED)]
-        assert sorted(map(id, reserved)) == sorted(id(slot) for slot in served if slot.state is SlotState.RESERVED)
+        assert same(reserved) == same(slot for slot in served if slot.state is SlotState.RESERVED)
         gone = {SlotState.RESERVED, SlotState.CLOSING, SlotState.GONE}
         assert all(slot.state in gone for slot in served), "a connection that was handed over is its caller's"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 
 import pytest
 import uvloop
@@ -99,15 +100,14 @@ class TestProbe:
 
     def test_a_reset_over_tcp_is_gone(self):
         """A server that was killed resets the connection."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with socket.create_connection(server.getsockname()) as ours:
-                theirs, _ = server.accept()
-                probe = SocketProbe(ours.fileno())
-                assert probe.events() == (False, False)
-                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-                theirs.close()
-                gone, _ = probe.events()
-                assert gone
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:
+            theirs, _ = server.accept()
+            probe = SocketProbe(ours.fileno())
+            assert probe.events() == (False, False)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+            gone, _ = probe.events()
+            assert gone
 
     def test_a_socket_closed_on_this_side_is_gone(self, pair):
         """A number that is not open any more has no peer."""

@@ -258,7 +258,7 @@ def test_a_timeout_that_setup_raises_itself_is_its_own(dsn, loop_factory):
 
     async def main():
         async with some_pool(dsn, setup=setup) as pool:
-            with pytest.raises(TimeoutError, match="^mine$") as caught:
+            with pytest.raises(TimeoutError, match=r"^mine$") as caught:
                 await pool.acquire(timeout=AMPLE)
             assert not isinstance(caught.value, PoolTimeout)
             assert pool.stats().lent == 0
@@ -800,7 +800,7 @@ def test_a_pipelined_reset_that_fails_is_told(dsn, loop_factory):
     told = []
 
     async def init(con):
-        await con.execute("CREATE ROLE short_lived; SET ROLE short_lived")
+        await con.execute("DROP ROLE IF EXISTS short_lived; CREATE ROLE short_lived; SET ROLE short_lived")
 
     async def main():
         async with some_pool(dsn, on_event=told.append, init=init) as pool:

@@ -158,9 +158,10 @@ class _Reach:
         protocol: asyncpg's protocol.
         plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
         is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
+        is_reading: Tells whether the transport reads.
     """
 
-    __slots__ = ("is_busy", "plain", "protocol", "transport")
+    __slots__ = ("is_busy", "is_reading", "plain", "protocol", "transport")
 
     def __init__(self, con: Connection) -> None:
         self.transport: Any = getattr(con, "_transport", None)
@@ -169,6 +170,7 @@ class _Reach:
         if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
             self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
         self.is_busy = self._find_busy()
+        self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
 
     def _find_busy(self) -> Callable[[], bool] | None:
         """
@@ -334,14 +336,21 @@ class AsyncpgSession:
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""
-        is_busy = self._reach.is_busy
         return (
             protocol._is_cancelling()
             or protocol.is_in_transaction()
             or con._top_xact is not None
-            or is_busy is None
-            or is_busy()
+            or self._is_busy()
         )
+
+    def _is_busy(self) -> bool:
+        """
+        Whether asyncpg's protocol is in the middle of something, as far as can be told.
+
+        While a COPY's sink takes its time, asyncpg waits for no answer, but has stopped reading.
+        """
+        reach = self._reach
+        return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
 
     async def reset(self) -> None:
         """Reset the session by a query that is waited for."""
@@ -355,6 +364,8 @@ class AsyncpgSession:
             await protocol._wait_for_cancellation()
         if con is None or con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
+        if self._is_busy():
+            raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
         if self._driver.reset_hook is not None:
             await con._reset()
             await self._driver.reset_hook(con)

@@ -1,0 +1,228 @@
+"""What each module may know, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopaware_pool
+
+ROOT = Path(loopaware_pool.__file__).parent
+# The order in which to read them. Each imports only such as stand before it. A new module gets its place here.
+READING_ORDER = (
+    "errors",
+    "config",
+    "stats",
+    "fds",
+    "loops",
+    "driver",
+    "slot",
+    "budget",
+    "growth",
+    "edge",
+    "upkeep",
+    "shard",
+    "reports",
+    "keeper",
+    "pool",
+    "testing",
+    "asyncpg_reset",
+    "asyncpg_proxy",
+    "asyncpg_driver",
+    "asyncpg",
+    "compat",
+)
+# Decide only: they wait for nothing, connect to nothing, and are told what time it is.
+PURE = ("errors", "config", "stats", "slot", "budget", "growth", "edge", "shard", "upkeep")
+IMPURE_IMPORTS = {
+    "asyncio",
+    "asyncpg",
+    "concurrent",
+    "datetime",
+    "os",
+    "psycopg",
+    "random",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "ssl",
+    "subprocess",
+    "threading",
+    "time",
+    "uvloop",
+}
+DRIVERS = {"asyncpg", "psycopg", "psycopg_pool", "psycopg_binary", "sqlalchemy"}
+KNOWS_A_DRIVER = ("asyncpg", "psycopg", "sqlalchemy", "compat", "cli")
+INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[3:15], "config")}
+
+LONGEST_FILE = 480
+LONGEST_FUNCTION = 50
+
+
+def modules():
+    """Every module of the package, by its name in it."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            found[name] = path
+    return found
+
+
+MODULES = modules()
+CORE = [name for name in MODULES if not name.startswith(KNOWS_A_DRIVER)]
+
+
+def tree(name):
+    return ast.parse(MODULES[name].read_text())
+
+
+def is_for_types(node):
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node, *, types=False, functions=True):
+    """The full names of what is imported below *node*, and of what is imported from it."""
+    found = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            found |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom):
+            found |= {child.module} | {f"{child.module}.{alias.name}" for alias in child.names}
+        elif is_for_types(child) and not types:
+            for other in child.orelse:
+                found |= imports(other, types=types, functions=functions)
+        elif functions or not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found |= imports(child, types=types, functions=functions)
+    return found
+
+
+def packages(names):
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_module_has_its_place_in_the_reading_order():
+    """The order names every module once, the commands apart, and no module that is not there."""
+    assert sorted(READING_ORDER) == sorted(name for name in MODULES if not name.startswith("cli"))
+
+
+@pytest.mark.parametrize("name", READING_ORDER)
+def test_a_module_imports_only_what_comes_before_it(name):
+    """So the package can be read from top to bottom, and no import goes round in a circle."""
+    known = {"loopaware_pool", *(f"loopaware_pool.{other}" for other in READING_ORDER)}
+    before = {"loopaware_pool", *(f"loopaware_pool.{other}" for other in READING_ORDER[: READING_ORDER.index(name)])}
+    assert imports(tree(name), functions=False) & known <= before
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_module_that_decides_cannot_wait_connect_or_tell_the_time(name):
+    """Its imports give it no means to; the lock of the budget is the one exception."""
+    allowed = {"threading"} if name == "budget" else set()
+    assert not packages(imports(tree(name))) & IMPURE_IMPORTS - allowed
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_module_that_decides_imports_only_its_like(name):
+    """Otherwise it would get the means from there. (`driver` holds protocols only.)"""
+    pure = {f"loopaware_pool.{other}" for other in (*PURE, "driver")}
+    own = {found for found in imports(tree(name)) if found.startswith("loopaware_pool.")}
+    assert {".".join(found.split(".")[:2]) for found in own} <= pure
+    assert not packages(imports(tree("driver"))) & IMPURE_IMPORTS
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_knows_no_driver(name):
+    """Not even for its annotations: what knows a driver stands behind the `Driver` protocol."""
+    assert not packages(imports(tree(name), types=True)) & DRIVERS
+
+
+def test_no_flavour_knows_another():
+    """Whoever uses asyncpg need not have psycopg, and the other way round."""
+    for flavour, other in (("asyncpg", {"psycopg", "psycopg_pool"}), ("psycopg", {"asyncpg"})):
+        for name in MODULES:
+            if name.startswith(flavour):
+                found = imports(tree(name), types=True)
+                assert not packages(found) & other
+                assert not any(item.startswith(f"loopaware_pool.{left}") for item in found for left in other)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("cli")])
+def test_the_commands_use_the_public_api_only(name):
+    """What they do any user can do."""
+    assert not imports(tree(name), types=True) & INSIDES
+
+
+def run(code, *options):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code, str(ROOT.parent)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_that_is_slow():
+    """Neither a driver nor asyncio; it does not even need a driver to be installed."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import loopaware_pool; print(*sys.modules)"
+    loaded = run(code, "-I", "-S")
+    assert "loopaware_pool" in loaded
+    assert not {name for name in loaded if name.startswith("loopaware_pool.")}
+    assert not loaded & (DRIVERS | {"asyncio", "dataclasses", "inspect", "logging", "select", "socket", "ssl"})
+
+
+def test_naming_create_pool_imports_one_driver():
+    """asyncpg, and no other."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import loopaware_pool; before = set(sys.modules); "
+        "loopaware_pool.create_pool; print(*set(sys.modules) - before)"
+    )
+    loaded = run(code)
+    assert "asyncpg" in loaded
+    assert not loaded & {"psycopg", "psycopg_pool", "sqlalchemy", "uvloop"}
+
+
+def test_an_unknown_name_is_no_attribute_of_the_package():
+    """A slip in an import is told as any other module would tell it."""
+    with pytest.raises(AttributeError, match="module 'loopaware_pool' has no attribute 'creat_pool'"):
+        loopaware_pool.creat_pool  # noqa: B018
+    assert {"create_pool", "__version__"} <= set(dir(loopaware_pool))
+
+
+def shape_of(name):
+    """Constants come first, then classes, then functions, as the linter has it."""
+    if name.isupper():
+        return 0, name
+    return (1 if name[0].isupper() else 2), name
+
+
+@pytest.mark.parametrize("name", ["", *(name for name in MODULES if not name.startswith("cli"))])
+def test_public_names_exist_and_are_sorted(name):
+    """`__all__` names what is there, each name once, in order."""
+    module = importlib.import_module(f"loopaware_pool.{name}".rstrip("."))
+    assert [public for public in module.__all__ if not hasattr(module, public)] == []
+    assert list(module.__all__) == sorted(set(module.__all__), key=shape_of)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_file_is_too_long(name):
+    """A module that has grown beyond its one subject is two."""
+    lines = MODULES[name].read_text().count("\n")
+    assert lines <= LONGEST_FILE
+
+
+def body_lines(function):
+    """Lines of a function's body; its signature and its docstring are for the caller, and may be long."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_function_is_too_long(name):
+    """Fifty lines of body are the most that can be seen at once."""
+    functions = [node for node in ast.walk(tree(name)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert [f"{f.name}: {body_lines(f)}" for f in functions if body_lines(f) > LONGEST_FUNCTION] == []
