@@ -77,6 +77,7 @@ class FakeEdge:
         self.floor_failures = []
 
     def open(self, slot):
+        self.pool.numbers[slot] = len(self.pool.numbers)
         self.opening.append(slot)
 
     def reset(self, slot):
@@ -132,6 +133,7 @@ class FakePool:
     Attributes:
         now: The time, in seconds.
         draw: What every draw of the jitter gives.
+        numbers: Every slot so far, numbered: a shard keeps its slots in a set, whose order is chance.
         messages: What loops have told and asked each other, not yet delivered.
     """
 
@@ -142,6 +144,7 @@ class FakePool:
         self.expiry = Expiry()
         self.now = 100.0
         self.draw = 0.0
+        self.numbers = {}
         self.messages = []
         self.shards = []
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DEADLINE_SECONDS",
     "LoopThread",
+    "end_abruptly",
+    "end_politely",
     "eventually",
     "eventually_async",
     "make_pool",
@@ -70,6 +73,22 @@ def no_socket_left() -> Iterator[None]:
     yield
     left = [helpers.describe_socket(fd) for name, fd in helpers.open_sockets().items() if name not in before]
     assert not left
+
+
+def end_politely(loop_factory, work):
+    """As `asyncio.run` does: tasks cancelled, async generators closed, then the loop."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work)
+
+
+def end_abruptly(loop_factory, work):
+    """As programs that know no better."""
+    loop = loop_factory()
+    loop.run_until_complete(work)
+    with warnings.catch_warnings():
+        # uvloop warns of every socket that it has to close itself, and where warnings are errors does not close it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop.close()
 
 
 class LoopThread:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from loopaware_pool.config import PoolConfig, check_timeout
+from loopaware_pool.config import PoolConfig, check_number
 
 SIZES = {"min_size": 1, "init_size": 1, "max_size": 2}
 SECONDS = ["max_idle", "max_lifetime", "keepalive", "patience"]
@@ -149,17 +149,17 @@ def test_a_listener_can_be_called():
 @pytest.mark.parametrize("value", [0, -1, 2.5, math.inf])
 def test_a_call_may_have_any_number_for_a_timeout(value):
     """asyncio takes a timeout in the past, and an endless one; so does a call."""
-    check_timeout(value)
+    check_number("timeout", value)
 
 
 @pytest.mark.parametrize("value", ["1", True, None, [1]], ids=repr)
 def test_a_timeout_is_a_number(value):
     """Anything else is refused before the caller waits."""
     with pytest.raises(TypeError, match="timeout="):
-        check_timeout(value)
+        check_number("timeout", value)
 
 
 def test_nan_is_no_timeout():
     """Every comparison with it is false, so it would never end."""
     with pytest.raises(ValueError, match="timeout=nan"):
-        check_timeout(math.nan)
+        check_number("timeout", math.nan)

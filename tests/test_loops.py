@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -23,6 +22,8 @@ from loopaware_pool.asyncpg import create_pool
 from running import (
     DEADLINE_SECONDS,
     LoopThread,
+    end_abruptly,
+    end_politely,
     eventually,
     eventually_async,
     make_pool,
@@ -249,22 +250,6 @@ class SettingUp(Connecting):
 
 
 SCENES = [Idle, JustReleased, Lent, Querying, Waiting, Connecting, Initialising, SettingUp, Resetting]
-
-
-def end_politely(loop_factory, work):
-    """As `asyncio.run` does: tasks cancelled, async generators closed, then the loop."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(work)
-
-
-def end_abruptly(loop_factory, work):
-    """As programs that know no better."""
-    loop = loop_factory()
-    loop.run_until_complete(work)
-    with warnings.catch_warnings():
-        # uvloop warns of every socket that it has to close itself, and where warnings are errors does not close it.
-        warnings.simplefilter("ignore", ResourceWarning)
-        loop.close()
 
 
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])

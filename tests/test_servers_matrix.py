@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 
 from loopaware_pool.cli.server import EmbeddedServer
-from running import make_pool, no_session_left, no_socket_left
+from running import end_abruptly, end_politely, make_pool, no_session_left, no_socket_left
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -106,25 +106,20 @@ def test_a_life(place, role, loop_factory, request):
     no_session_left(dsn, pool)
 
 
-@pytest.mark.parametrize("end", ["politely", "abruptly"])
+@pytest.mark.parametrize("end", [end_politely, end_abruptly])
 def test_a_life_that_nobody_ends(end, place, loop_factory, request):
     """Without `close`, the end of the loop closes the connections, and another loop gets its own."""
     dsn, extra = place.reach(request)
     pool = make_pool(dsn, **extra)
+    kept = []
 
     async def main():
         await pool
         async with pool.acquire() as lent:
             assert [await pool.fetchval("SELECT 1"), await lent.fetchval("SELECT 1")] == [1, 1]
-        pool.lent = await pool.acquire()
+        kept.append(await pool.acquire())
 
     for _ in range(2):
         with no_socket_left():
-            if end == "politely":
-                with asyncio.Runner(loop_factory=loop_factory) as runner:
-                    runner.run(main())
-            else:
-                loop = loop_factory()
-                loop.run_until_complete(main())
-                loop.close()
+            end(loop_factory, main())
     no_session_left(dsn, pool)

@@ -179,14 +179,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.closed(shard, data.draw(st.sampled_from(shard.edge.closing)))
 
     def _sessions(self, *states):
-        return [(shard, slot) for shard in self.pool.shards for slot in shard.slots if slot.state in states]
+        return [(shard, slot) for shard in self.pool.shards for slot in self._slots(shard) if slot.state in states]
+
+    def _slots(self, shard):
+        """In a fixed order, so that a history can be repeated."""
+        return sorted(shard.slots, key=self.pool.numbers.__getitem__)
 
     @precondition(lambda self: self._sessions(SlotState.IDLE, *HELD))
     @rule(data=st.data(), event=st.sampled_from(["dies", "is lost", "has something to read", "is not settled"]))
     def connection_changes(self, data, event):
         """It dies unseen, it dies and its driver sees that, a message arrives, or a reset's answer is late."""
-        sessions = sorted(self._sessions(SlotState.IDLE, *HELD), key=lambda found: found[1].opened_at)
-        shard, slot = data.draw(st.sampled_from(sessions))
+        shard, slot = data.draw(st.sampled_from(self._sessions(SlotState.IDLE, *HELD)))
         if event == "dies":
             slot.session.life = Liveness.DEAD
         elif event == "is lost":
@@ -278,7 +281,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _end(self, shard):
         self._shut(shard)
-        for slot in list(shard.slots):
+        for slot in self._slots(shard):
             if slot.state is SlotState.CONNECTING:
                 shard.connect_cancelled(slot, self.pool.now)
             elif slot.state is SlotState.CLOSING:
@@ -427,7 +430,9 @@ if EXPLORE:
     chosen = settings(max_examples=EXPLORE, stateful_step_count=80)
 else:
     chosen = settings(max_examples=300, stateful_step_count=50, derandomize=True, database=None)
-PoolMachine.TestCase.settings = settings(chosen, deadline=None, suppress_health_check=list(HealthCheck))
+PoolMachine.TestCase.settings = settings(
+    chosen, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.mark.both_pythons

@@ -20,7 +20,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, AsyncpgSession, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
-from loopaware_pool.config import PoolConfig, check_timeout
+from loopaware_pool.config import PoolConfig, check_number, check_whole
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.slot import Slot, SlotState
@@ -38,6 +38,7 @@ __all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionR
 SessionReset = Literal["pipelined", "awaited", "never"]
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _RESETTING: Final = SlotState.RESETTING
+_TIMEOUT: Final = "a number of seconds, or None"
 # Frames of these are not where an acquire stands in the caller's code.
 _OWN_FILES: Final = frozenset({__file__, upstream.__file__})
 
@@ -130,7 +131,7 @@ class Pool(upstream.Pool):
             min_size=min_size,
             init_size=init_size,
             max_size=max_size,
-            max_idle=max_inactive_connection_lifetime,
+            max_idle=0.0 if max_inactive_connection_lifetime == float("inf") else max_inactive_connection_lifetime,
             max_lifetime=max_lifetime,
             lifetime_jitter=lifetime_jitter,
             keepalive=keepalive,
@@ -243,7 +244,7 @@ class Pool(upstream.Pool):
         if timeout is None:
             timeout = self._config.acquire_timeout
         else:
-            check_timeout(timeout)
+            check_number("timeout", timeout, _TIMEOUT)
         return PoolAcquireContext(self, timeout)
 
     async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:
@@ -296,11 +297,14 @@ class Pool(upstream.Pool):
             timeout: Seconds for a reset that is awaited; None takes what the acquire was given.
 
         Raises:
+            TypeError: *timeout* is not a number; the connection is still lent.
             asyncpg.InterfaceError: *connection* is not of this pool.
             Exception: What an awaited reset failed with; the connection is closed.
 
         Cancellation: ends the waiting; the pool looks after the connection all the same.
         """
+        if timeout is not None:
+            check_number("timeout", timeout, _TIMEOUT)
         pending = self._release(connection, timeout)
         if pending is not None:
             await _finished(pending)
@@ -489,7 +493,14 @@ def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
 def _check_sizes(
     min_size: int, init_size: int, max_size: int, max_queries: int, max_inactive_connection_lifetime: float
 ) -> None:
-    """Complain as asyncpg does, in its order and its words."""
+    """Complain as asyncpg does, in its order and its words; of a wrong type, which it takes no notice of, in ours."""
+    for name, count in (("max_size", max_size), ("min_size", min_size), ("init_size", init_size)):
+        check_whole(name, count)
+    for name, number in (
+        ("max_queries", max_queries),
+        ("max_inactive_connection_lifetime", max_inactive_connection_lifetime),
+    ):
+        check_number(name, number)
     if max_size <= 0:
         raise ValueError("max_size is expected to be greater than zero")
     if min_size < 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loopaware_pool.stats import EventHook
 
-__all__ = ["PoolConfig", "check_timeout"]
+__all__ = ["PoolConfig", "check_number", "check_whole"]
 
 _numbers = itertools.count(1)
 
@@ -87,37 +87,47 @@ class PoolConfig:
         for name in ("acquire_timeout", "leak_threshold", "close_timeout"):
             if getattr(self, name) is not None:
                 _check_seconds(name, getattr(self, name), "None turns it off")
-        if not _is_number(self.lifetime_jitter) or not 0 <= self.lifetime_jitter < 1:
+        check_number("lifetime_jitter", self.lifetime_jitter, "a fraction, 0 <= x < 1")
+        if not 0 <= self.lifetime_jitter < 1:
             raise ValueError(f"lifetime_jitter={self.lifetime_jitter!r}: expected a fraction, 0 <= x < 1")
 
 
-def check_timeout(timeout: object) -> None:
+def check_number(name: str, value: object, what: str = "a number") -> None:
     """
-    Refuse what is no timeout of a single call.
+    Refuse what is no number; *what* says which kind is expected.
 
     Raises:
-        TypeError: It is not a number of seconds.
-        ValueError: It is not a number at all (NaN).
+        TypeError: It is of another type.
+        ValueError: It is NaN.
     """
-    if not _is_number(timeout):
-        raise TypeError(f"timeout={timeout!r}: expected a number of seconds, or None")
-    if timeout != timeout:  # noqa: PLR0124 - only NaN is not itself
-        raise ValueError(f"timeout={timeout!r}: expected a number of seconds, or None")
+    if not _is_number(value):
+        raise TypeError(f"{name}={value!r}: expected {what}")
+    if value != value:  # noqa: PLR0124 - only NaN is not itself
+        raise ValueError(f"{name}={value!r}: expected {what}")
+
+
+def check_whole(name: str, value: object) -> None:
+    """
+    Refuse what is no whole number.
+
+    Raises:
+        TypeError: It is of another type.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected a whole number")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: expected a whole number, {least} or more")
+def _check_count(name: str, value: int, least: int) -> None:
+    check_whole(name, value)
     if value < least:
         raise ValueError(f"{name}={value!r}: expected {least} or more")
 
 
 def _check_seconds(name: str, value: float, off: str) -> None:
-    if not _is_number(value):
-        raise TypeError(f"{name}={value!r}: expected a number of seconds; {off}")
+    check_number(name, value, f"a finite number of seconds, 0 or more; {off}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}={value!r}: expected a finite number of seconds, 0 or more; {off}")

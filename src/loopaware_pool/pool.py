@@ -216,7 +216,10 @@ class Core:
                 return slot
             if shard.phase is Phase.CLOSED:
                 raise self.closed_error()
-            # It was lost between the hand-over and this line: queue again, with what is left of the time.
+            # It was lost between the hand-over and this line: once more, with what is left of the time.
+            taken = shard.take(now)
+            if taken is not None:
+                return taken
 
     def _check_queue(self) -> None:
         limit = self.config.max_waiting
