@@ -246,6 +246,31 @@ def test_the_next_lease_sees_nothing_of_it_when_a_query_was_cancelled(address, s
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("session_reset", [*RESETS, "never"])
+def test_a_cancelled_query_costs_no_connection(address, loop_factory, session_reset):
+    """When the server has stopped a cancelled query, the next lease has the same backend, and nobody else's error."""
+
+    async def main():
+        monitor = await asyncpg.connect(address)
+        sleeps = "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1"
+        async with one_connection(address, session_reset=session_reset) as pool:
+            for number in range(5):
+                con = await pool.acquire()
+                pid = con.get_server_pid()
+                query = asyncio.create_task(con.execute("SELECT pg_sleep(60)"))
+                await helpers.eventually(lambda pid=pid: monitor.fetchval(sleeps, pid))
+                query.cancel()
+                await asyncio.wait([query])
+                await pool.release(con)
+                async with pool.acquire() as con:
+                    assert await con.fetchval("SELECT $1::int", number) == number
+                    assert con.get_server_pid() == pid
+        await monitor.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
 @pytest.mark.parametrize("session_reset", RESETS)
 def test_a_lease_that_is_cancelled_at_any_moment_leaves_nothing(address, session_reset):
     """Cancelled after any number of loop iterations, a lease that takes locks and sets things leaves none of it."""
@@ -1067,14 +1092,14 @@ def test_an_answer_that_is_not_one_fails_the_reset(reply, clean):
         assert recorder.clean_answer == clean
 
 
-def test_statements_are_counted_anew_for_each_answer():
-    """What a reset has counted, or kept of an unfinished message, does not count for the next one."""
+def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():
+    """What a reset has counted, or kept of an unfinished message, is forgotten when the transport is given back."""
     answer, recorder = expecting()
     answer.data_received(completed() + completed() + b"C\0")
     answer.give_back()
     answer.expect()
-    answer.data_received(completed() + READY)
-    assert_failed(answer, recorder)
+    answer.data_received(CLEAN)
+    assert_finished(answer, recorder)
 
 
 def test_a_lost_connection_is_the_drivers_to_hear():

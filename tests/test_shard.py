@@ -1054,10 +1054,32 @@ class TestCounts:
         assert shard.edge.wake == "untouched"
 
 
-def test_a_waiter_that_queues_again_keeps_its_time(make):
-    """A caller that lost what it was handed may queue with the time it first came, whoever queued in between."""
-    pool, shard = make(max_size=8)
-    pool.wait(shard)
-    again = FakeFuture()
-    shard.enqueue(again, pool.now - 5.0, has_deadline=False)
-    assert len(shard.edge.opening) == 2
+class TestComingBackToTheQueue:
+    """Callers that lost what they were handed before they could run."""
+
+    @staticmethod
+    def come_back(pool, shard, since):
+        waiter = FakeFuture()
+        shard.come_back(waiter, since, pool.now, has_deadline=False)
+        return waiter
+
+    def test_a_caller_that_comes_back_has_its_old_place(self, make):
+        """It is before those who came after it, and growth begins as for any other."""
+        pool, shard = make(max_size=8, max_connecting=1)
+        since = pool.now
+        pool.pass_time(5.0)
+        later = pool.wait(shard)
+        again = self.come_back(pool, shard, since)
+        assert pool.connect(shard) is again.result
+        pool.pass_time(0.010)
+        assert pool.connect(shard) is later.result
+
+    def test_callers_that_come_back_together_stay_in_order(self, make):
+        """When the server restarts, many do at once."""
+        pool, shard = make(max_size=8, max_connecting=1)
+        times = [pool.now + number for number in range(3)]
+        pool.pass_time(5.0)
+        waiters = [self.come_back(pool, shard, since) for since in times]
+        for waiter in waiters:
+            assert pool.connect(shard) is waiter.result
+            pool.pass_time(0.010)

@@ -13,14 +13,27 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fakes import NEVER, FakeFuture, FakePool
+from fakes import FakeFuture, FakePool
 from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.growth import PROBE_LONGEST_SECONDS
 from loopaware_pool.shard import Phase
 from loopaware_pool.slot import SlotState
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 # A slot in one of these is in no container of its shard: a caller, or a task of the pool, has it.
 HELD = {SlotState.RESERVED, SlotState.LENT, SlotState.RESETTING}
+SERVICES = ("resetting", "pinging", "reading")
+WORK = ("opening", "closing", *SERVICES)
+RARE_EVENTS = [
+    "expire",
+    "keep_floor",
+    "loop_ends",
+    "maintenance",
+    "mass_death",
+    "mass_loss",
+    "shut",
+    "suspend_or_resume",
+]
 DURATIONS = [0.004, 0.01, 0.05, 0.3, 1.0, 7.0, 31.0]
 
 
@@ -30,14 +43,17 @@ def same(slots):
 
 
 class Caller:
-    """A task that waits, and may be cancelled at any moment."""
+    """A task that waits, and may be cancelled at any moment; the first has number 1."""
 
-    def __init__(self, shard, waiter, number, *, has_deadline):
+    def __init__(self, shard, number, since, *, has_deadline):
         self.shard = shard
-        self.waiter = waiter
+        self.waiter = FakeFuture()
         self.number = number
+        self.since = since
         self.has_deadline = has_deadline
         self.is_cancelled = False
+        # As of the last time that all was well.
+        self.is_in_queue = False
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -63,18 +79,20 @@ class PoolMachine(RuleBasedStateMachine):
         self.leases = []
         self.is_suspended = False
         self.numbers = 0
-        self.last_served = {}
         for _ in range(loops):
             self.pool.shard()
         self.pool.with_idle(self.pool.shards[0], min(warm, max_size))
 
     # ---- callers ----
 
-    @rule(data=st.data(), has_deadline=st.booleans())
-    def acquire(self, data, has_deadline):
-        shard = data.draw(st.sampled_from(self.pool.shards))
-        if shard.phase is not Phase.CLOSED:
+    @rule(data=st.data(), count=st.integers(1, 3), has_deadline=st.booleans())
+    def acquire(self, data, count, has_deadline):
+        shard = data.draw(st.sampled_from(self._open_shards()))
+        for _ in range(count):
             self._acquire(shard, has_deadline=has_deadline)
+
+    def _open_shards(self):
+        return [shard for shard in self.pool.shards if shard.phase is not Phase.CLOSED]
 
     def _acquire(self, shard, *, has_deadline):
         slot = shard.take(self.pool.now)
@@ -82,9 +100,21 @@ class PoolMachine(RuleBasedStateMachine):
             self.leases.append((shard, slot))
             return
         self.numbers += 1
-        waiter = FakeFuture()
-        self.callers.append(Caller(shard, waiter, self.numbers, has_deadline=has_deadline))
-        shard.enqueue(waiter, self.pool.now, has_deadline=has_deadline)
+        self.pool.now += 1e-6  # no two callers come at the same moment
+        caller = Caller(shard, self.numbers, self.pool.now, has_deadline=has_deadline)
+        self.callers.append(caller)
+        shard.enqueue(caller.waiter, self.pool.now, has_deadline=has_deadline)
+
+    def _come_back(self, caller):
+        """As a task does that finds that what it was handed has been lost since."""
+        slot = caller.shard.take(self.pool.now)
+        if slot is not None:
+            self.leases.append((caller.shard, slot))
+            return
+        caller.waiter = FakeFuture()
+        caller.is_in_queue = False
+        self.callers.append(caller)
+        caller.shard.come_back(caller.waiter, caller.since, self.pool.now, has_deadline=caller.has_deadline)
 
     @precondition(lambda self: self.callers)
     @rule(data=st.data())
@@ -102,10 +132,19 @@ class PoolMachine(RuleBasedStateMachine):
         caller.shard.leave(caller.waiter)
         caller.waiter.set_exception(TimeoutError())
 
-    @precondition(lambda self: any(caller.waiter.done() for caller in self.callers))
+    @precondition(lambda self: self._woken())
     @rule(data=st.data())
     def run_caller(self, data):
-        self._run(data.draw(st.sampled_from([caller for caller in self.callers if caller.waiter.done()])))
+        self._run(data.draw(st.sampled_from(self._woken())))
+
+    @precondition(lambda self: self._woken())
+    @rule()
+    def run_callers(self):
+        for caller in self._woken():
+            self._run(caller)
+
+    def _woken(self):
+        return [caller for caller in self.callers if caller.waiter.done()]
 
     def _run(self, caller):
         """As a task does whose future is done."""
@@ -119,16 +158,21 @@ class PoolMachine(RuleBasedStateMachine):
             shard.claim(slot, 0.0, self.pool.now)
             self.leases.append((shard, slot))
         elif shard.phase is not Phase.CLOSED:
-            self._acquire(shard, has_deadline=caller.has_deadline)
+            self._come_back(caller)
 
     @staticmethod
     def _is_waiting(caller):
         return not caller.waiter.done()
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), check=st.sampled_from([*ReturnCheck, ReturnCheck.READY, ReturnCheck.READY]))
+    @rule(data=st.data(), check=st.sampled_from(ReturnCheck))
     def release(self, data, check):
         self._release(data.draw(st.sampled_from(self.leases)), check)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release_ready(self, data):
+        self._release(data.draw(st.sampled_from(self.leases)), ReturnCheck.READY)
 
     def _release(self, lease, check):
         self.leases.remove(lease)
@@ -155,10 +199,10 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             shard.connect_failed(slot, OSError("refused"), self.pool.now, is_final=end == "for good")
 
-    @precondition(lambda self: any(self._with(work) for work in ("resetting", "pinging", "reading")))
+    @precondition(lambda self: any(self._with(work) for work in SERVICES))
     @rule(data=st.data(), is_well=st.booleans())
     def service_ends(self, data, is_well):
-        kind = data.draw(st.sampled_from([kind for kind in ("resetting", "pinging", "reading") if self._with(kind)]))
+        kind = data.draw(st.sampled_from([kind for kind in SERVICES if self._with(kind)]))
         shard = data.draw(st.sampled_from(self._with(kind)))
         work = getattr(shard.edge, kind)
         slot = work.pop(data.draw(st.integers(0, len(work) - 1)))
@@ -200,17 +244,47 @@ class PoolMachine(RuleBasedStateMachine):
         else:
             slot.session.is_settled = not slot.session.is_settled
 
-    @rule()
-    def mass_death(self):
+    def mass_death(self, data):
         """The server restarts: whatever is open is dead, and nobody has been told."""
         for _, slot in self._sessions(SlotState.IDLE, *HELD):
             slot.session.life = Liveness.DEAD
 
+    def mass_loss(self, data):
+        """The same, and every driver has noticed."""
+        self.mass_death(data)
+        for shard, slot in self._sessions(SlotState.IDLE, *HELD):
+            shard.broke(slot, "lost")
+
     # ---- the pool, its threads and loops ----
+
+    @rule(data=st.data(), event=st.sampled_from(RARE_EVENTS))
+    def something_rare(self, data, event):
+        """One rule for all of these, or they would be most of what happens."""
+        getattr(self, event)(data)
+
+    @precondition(lambda self: self._woken() or self.pool.messages or any(self._with(work) for work in WORK))
+    @rule()
+    def all_goes_well(self):
+        """Whatever is under way ends well, on every loop."""
+        for shard in self.pool.shards:
+            edge = shard.edge
+            for work in (getattr(edge, kind) for kind in SERVICES):
+                while work:
+                    self._serviced(shard, work.pop(0), is_well=True)
+            while edge.opening:
+                self.pool.connect(shard)
+            while edge.closing:
+                self.pool.closed(shard)
+        while self.pool.messages:
+            self._deliver(0)
+        self.run_callers()
 
     @rule(seconds=st.sampled_from(DURATIONS))
     def time_passes(self, seconds):
         self.pool.pass_time(seconds)
+        for shard in self.pool.shards[:]:
+            if shard.phase is Phase.CLOSED and not shard.slots:
+                self._end(shard)
 
     @precondition(lambda self: self.pool.messages)
     @rule(data=st.data())
@@ -230,12 +304,10 @@ class PoolMachine(RuleBasedStateMachine):
     def _forget(self, shard):
         self.pool.messages += [("tell", served) for served in self.pool.budget.forget(shard)]
 
-    @rule()
-    def expire(self):
+    def expire(self, data):
         self.pool.expiry.generation += 1
 
-    @rule()
-    def suspend_or_resume(self):
+    def suspend_or_resume(self, data):
         if self.is_suspended:
             self._resume()
             return
@@ -244,14 +316,12 @@ class PoolMachine(RuleBasedStateMachine):
             if shard.phase is Phase.OPEN:
                 shard.phase = Phase.SUSPENDED
 
-    @rule(data=st.data(), waiting=st.integers(1, 3))
-    def maintenance(self, data, waiting):
+    def maintenance(self, data):
         """What a suspension is for: the server restarts while callers queue, and then they are served."""
         if not self.is_suspended:
-            self.suspend_or_resume()
-        for _ in range(waiting):
-            self.acquire(data, has_deadline=False)
-        self.mass_death()
+            self.suspend_or_resume(data)
+        self.acquire(data, 2, has_deadline=False)
+        self.mass_death(data)
         self._resume()
 
     def _resume(self):
@@ -259,25 +329,27 @@ class PoolMachine(RuleBasedStateMachine):
         for shard in self.pool.shards:
             shard.resume(self.pool.now)
 
-    @rule(data=st.data())
     def keep_floor(self, data):
         data.draw(st.sampled_from(self.pool.shards)).keep_floor(self.pool.now)
 
-    @rule(data=st.data())
     def shut(self, data):
-        self._shut(data.draw(st.sampled_from(self.pool.shards)))
+        """What it has lent may come back yet; another loop comes in its place."""
+        self._shut(data.draw(st.sampled_from(self._open_shards())))
+        self._replace()
+
+    def _replace(self):
+        shard = self.pool.shard()
+        if self.is_suspended:
+            shard.phase = Phase.SUSPENDED
 
     def _shut(self, shard):
         shard.fail_waiters(lambda: RuntimeError("closed"))
         shard.shut()
 
-    @rule(data=st.data())
     def loop_ends(self, data):
         """Everything it has is cut, and another loop comes in its place."""
-        self._end(data.draw(st.sampled_from(self.pool.shards)))
-        shard = self.pool.shard()
-        if self.is_suspended:
-            shard.phase = Phase.SUSPENDED
+        self._end(data.draw(st.sampled_from(self._open_shards())))
+        self._replace()
 
     def _end(self, shard):
         self._shut(shard)
@@ -352,33 +424,36 @@ class PoolMachine(RuleBasedStateMachine):
             assert shard.spare in (0, len(shard.idle))
 
     def the_queue_holds_those_who_wait(self):
+        """In the order in which they came, those included who lost what they were handed, and came back."""
         for shard in self.pool.shards:
-            waiting = [c.waiter for c in self.callers if c.shard is shard and self._is_waiting(c)]
-            assert [waiter for waiter in shard.waiters if not waiter.done()] == waiting
-            assert not waiting or shard.phase is not Phase.CLOSED, "nobody waits for a pool that is closed"
+            callers = [caller for caller in self.callers if caller.shard is shard and self._is_waiting(caller)]
+            expected = [caller.waiter for caller in sorted(callers, key=lambda caller: caller.number)]
+            assert [waiter for waiter in shard.waiters if not waiter.done()] == expected
+            assert not callers or shard.phase is not Phase.CLOSED, "nobody waits for a pool that is closed"
 
     def first_come_first_served(self):
+        """Of those who waited before this step, nobody was served before somebody who still waits."""
         for shard in self.pool.shards:
-            callers = [caller for caller in self.callers if caller.shard is shard]
-            served = [caller.number for caller in callers if caller.waiter.result is not None]
-            last = self.last_served[shard] = max([self.last_served.get(shard, 0), *served])
-            assert all(caller.number > last for caller in callers if self._is_waiting(caller))
+            queue = [caller for caller in self.callers if caller.shard is shard and caller.is_in_queue]
+            served = max((caller.number for caller in queue if caller.waiter.result is not None), default=0)
+            assert all(caller.number > served for caller in queue if self._is_waiting(caller))
+        for caller in self.callers:
+            caller.is_in_queue = self._is_waiting(caller)
 
     def nobody_waits_beside_an_idle_connection(self):
         for shard in self.pool.shards:
             assert not (shard.phase is Phase.OPEN and shard.idle and shard.waiters)
 
     def nobody_waits_in_vain(self):
-        """A caller that no connect is under way for waits for a timer, a claim, a message, or its loop's own leases."""
-        budget = self.pool.budget
+        """A caller that no connect is under way for waits for a message, a timer, or a connection of its own loop."""
+        budget, max_size = self.pool.budget, self.pool.config.max_size
         for shard in self.pool.shards:
-            if shard.phase is not Phase.OPEN or len(shard.waiters) <= len(shard.connecting):
+            if shard.phase is not Phase.OPEN or len(shard.waiters) <= len(shard.connecting) or self._grants(shard):
                 continue
-            hopes_for_time = shard.edge.wake < NEVER
-            hopes_for_others = shard in budget.claims or self._grants(shard) > 0
-            assert hopes_for_time or hopes_for_others or budget.held(shard) == self.pool.config.max_size
-            if budget.in_use < self.pool.config.max_size and not self.pool.messages:
-                assert hopes_for_time, "nobody waits beside a free permit, but for a pause"
+            has_timer = shard.edge.wake <= self.pool.now + PROBE_LONGEST_SECONDS
+            assert has_timer or budget.held(shard) == max_size
+            if budget.in_use < max_size and not self.pool.messages:
+                assert has_timer, "nobody waits beside a free permit, but for a pause"
 
     def claims_are_of_those_who_wait(self):
         for claimant in self.pool.budget.claims:
@@ -408,28 +483,16 @@ class PoolMachine(RuleBasedStateMachine):
         assert not self.pool.budget.claims
 
     def _good_moment(self):
-        for caller in [caller for caller in self.callers if caller.waiter.done()]:
-            self._run(caller)
+        self.all_goes_well()
         for lease in list(self.leases):
             self._release(lease, ReturnCheck.READY)
-        for shard in self.pool.shards:
-            edge = shard.edge
-            for work in (edge.resetting, edge.pinging, edge.reading):
-                while work:
-                    self._serviced(shard, work.pop(0), is_well=True)
-            while edge.opening:
-                self.pool.connect(shard)
-            while edge.closing:
-                self.pool.closed(shard)
-        while self.pool.messages:
-            self._deliver(0)
         self.pool.pass_time(0.05)
 
 
 if EXPLORE:
     chosen = settings(max_examples=EXPLORE, stateful_step_count=80)
 else:
-    chosen = settings(max_examples=300, stateful_step_count=50, derandomize=True, database=None)
+    chosen = settings(max_examples=250, stateful_step_count=50, derandomize=True, database=None)
 PoolMachine.TestCase.settings = settings(
     chosen, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)
 )

@@ -491,32 +491,29 @@ def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
 
 
 def _check_sizes(
-    min_size: int, init_size: int, max_size: int, max_queries: int, max_inactive_connection_lifetime: float
+    min_size: int, init_size: int, max_size: int, max_queries: float, max_inactive_connection_lifetime: float
 ) -> None:
     """Complain as asyncpg does, in its order and its words; of a wrong type, which it takes no notice of, in ours."""
-    for name, count in (("max_size", max_size), ("min_size", min_size), ("init_size", init_size)):
-        check_whole(name, count)
-    for name, number in (
-        ("max_queries", max_queries),
-        ("max_inactive_connection_lifetime", max_inactive_connection_lifetime),
+    check_whole("max_size", max_size)
+    check_whole("min_size", min_size)
+    check_whole("init_size", init_size)
+    check_number("max_queries", max_queries)
+    check_number("max_inactive_connection_lifetime", max_inactive_connection_lifetime)
+    for is_wrong, complaint in (
+        (max_size <= 0, "max_size is expected to be greater than zero"),
+        (min_size < 0, "min_size is expected to be greater or equal to zero"),
+        (min_size > max_size, "min_size is greater than max_size"),
+        (init_size < 0, "init_size is expected to be greater or equal to zero"),
+        (init_size > max_size, "init_size is greater than max_size"),
+        (init_size < min_size, "init_size is smaller than min_size"),
+        (max_queries <= 0, "max_queries is expected to be greater than zero"),
+        (
+            max_inactive_connection_lifetime < 0,
+            "max_inactive_connection_lifetime is expected to be greater or equal to zero",
+        ),
     ):
-        check_number(name, number)
-    if max_size <= 0:
-        raise ValueError("max_size is expected to be greater than zero")
-    if min_size < 0:
-        raise ValueError("min_size is expected to be greater or equal to zero")
-    if min_size > max_size:
-        raise ValueError("min_size is greater than max_size")
-    if init_size < 0:
-        raise ValueError("init_size is expected to be greater or equal to zero")
-    if init_size > max_size:
-        raise ValueError("init_size is greater than max_size")
-    if init_size < min_size:
-        raise ValueError("init_size is smaller than min_size")
-    if max_queries <= 0:
-        raise ValueError("max_queries is expected to be greater than zero")
-    if max_inactive_connection_lifetime < 0:
-        raise ValueError("max_inactive_connection_lifetime is expected to be greater or equal to zero")
+        if is_wrong:
+            raise ValueError(complaint)
 
 
 def _check_classes(connection_class: type, record_class: type) -> None:

@@ -38,6 +38,8 @@ __all__ = ["AsyncpgDriver", "AsyncpgSession", "PoolClosed", "PoolTimeout", "TooM
 RESET_SECONDS: Final = 30.0
 
 
+_PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
+
 # Bound once: see shard.py.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
@@ -149,13 +151,19 @@ class AsyncpgDriver:
             logger.warning("%s not found: %s", missing, consequence)
 
 
+class _HiddenProtocol:
+    """Stands for asyncpg's protocol where it is not found: nothing is known of it, so every reset is awaited."""
+
+    queries_count = 0
+
+
 class _Reach:
     """
-    The private parts of one connection that are reached, each by one name; None where it is not there.
+    The private parts of one connection that are reached, each by one name.
 
     Attributes:
-        transport: asyncpg's transport.
-        protocol: asyncpg's protocol.
+        transport: asyncpg's transport; None if it is not found.
+        protocol: asyncpg's protocol, or a stand-in.
         plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
         is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
         is_reading: Tells whether the transport reads.
@@ -165,7 +173,7 @@ class _Reach:
 
     def __init__(self, con: Connection) -> None:
         self.transport: Any = getattr(con, "_transport", None)
-        self.protocol: Any = getattr(con, "_protocol", None)
+        self.protocol: Any = getattr(con, "_protocol", None) or _HiddenProtocol
         self.plain: Any = self.transport
         if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
             self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
@@ -179,9 +187,9 @@ class _Reach:
         Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
         if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
         """
-        on_timeout = getattr(self.protocol, "_on_timeout", None)
-        if on_timeout is None or not hasattr(self.protocol, "_is_cancelling"):
+        if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
             return None
+        on_timeout = self.protocol._on_timeout
 
         def is_busy() -> bool:
             try:
@@ -191,6 +199,11 @@ class _Reach:
             return True
 
         return None if is_busy() else is_busy  # a fresh connection is not
+
+    @property
+    def can_reset_in_passing(self) -> bool:
+        """Whether all is there that a reset takes which nobody waits for."""
+        return self.is_busy is not None and hasattr(self.transport, "set_protocol")
 
     @property
     def socket_fd(self) -> int | None:
@@ -258,7 +271,7 @@ class AsyncpgSession:
         if self._driver.session_reset == "awaited" or self._is_custom(con):
             return None
         reach = self._reach
-        if reach.is_busy is None or not hasattr(reach.transport, "set_protocol"):
+        if not reach.can_reset_in_passing:
             self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
             return None
         return ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
@@ -305,9 +318,10 @@ class AsyncpgSession:
 
         Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
         """
-        if not self._is_parked and not self._reach.transport.is_closing():
+        transport = self._reach.plain or self._reach.transport
+        if transport is not None and not self._is_parked and not transport.is_closing():
             self._is_parked = True
-            (self._reach.plain or self._reach.transport).pause_reading()
+            transport.pause_reading()
 
     def unpark(self) -> None:
         """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
@@ -336,12 +350,7 @@ class AsyncpgSession:
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""
-        return (
-            protocol._is_cancelling()
-            or protocol.is_in_transaction()
-            or con._top_xact is not None
-            or self._is_busy()
-        )
+        return protocol._is_cancelling() or protocol.is_in_transaction() or con._top_xact is not None or self._is_busy()
 
     def _is_busy(self) -> bool:
         """
@@ -360,7 +369,7 @@ class AsyncpgSession:
 
     async def _reset(self) -> None:
         con, protocol = self._con, self._reach.protocol
-        if protocol._is_cancelling():
+        if self._reach.is_busy is not None and protocol._is_cancelling():
             await protocol._wait_for_cancellation()
         if con is None or con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
@@ -414,13 +423,13 @@ class AsyncpgSession:
             # close: the transport would close the number once more, when it may be somebody else's.
             if self._identity is not None and self._identity.is_open():
                 _replace_by_devnull(self._identity.fd)
-        else:
+        elif not self._loop.is_closed() or hasattr(self._reach.plain, "_sock"):
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 con.terminate()
         con._aborted = True
         is_over = forked or self._loop.is_closed()
         close_socket_of(self._reach.plain, for_good=is_over)
-        if is_over and self._reach.transport is not self._reach.plain:
+        if is_over and self._reach.plain is not None and self._reach.transport is not self._reach.plain:
             self._reach.transport._closed = True  # a TLS transport has a finaliser of its own
 
     # ---- what asyncpg asks ----
@@ -504,7 +513,8 @@ class AsyncpgSession:
     def reset_failed(self, reason: str) -> None:
         """Hear that it is not."""
         if self.owner is not None:
-            self.owner.lost(f"reset failed: {reason}")
+            self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
+            self.owner.lost("reset failed")
 
 
 def _full_name(kind: type) -> str:

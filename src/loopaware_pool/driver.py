@@ -53,6 +53,9 @@ class Owner(Protocol):
     def settled(self) -> None:
         """The last answer that was due has come: the connection may be parked."""
 
+    def reset_failed(self, error: BaseException) -> None:
+        """The session could not be reset; `lost` follows."""
+
     def lost(self, reason: str) -> None:
         """The connection is closed, or must be."""
 

@@ -199,8 +199,7 @@ class Keeper:
             await work()
         except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
             if slot.state is SlotState.RESETTING:
-                self.shard.counters.reset_failures += 1
-                self.reporter.reset_failed(error)
+                self.reset_failed(error)
                 self.shard.broke(slot, reason)
             return error
         self.shard.serviced(slot, monotonic())
@@ -405,6 +404,11 @@ class Keeper:
 
     # ---- telling ----
 
+    def reset_failed(self, error: BaseException) -> None:
+        """Count a session that could not be reset, and tell the listener."""
+        self.shard.counters.reset_failures += 1
+        self.reporter.reset_failed(error)
+
     def notify_settled(self, slot: Slot) -> None:
         """Park a connection whose last answer has come."""
         if slot.state is _IDLE:
@@ -465,6 +469,10 @@ class Tenancy:
     def settled(self) -> None:
         """Park it."""
         self.keeper.notify_settled(self.slot)
+
+    def reset_failed(self, error: BaseException) -> None:
+        """Count it."""
+        self.keeper.reset_failed(error)
 
     def lost(self, reason: str) -> None:
         """Give it up."""

@@ -195,13 +195,17 @@ class Core:
         shard = keeper.shard
         began = monotonic()
         self._check_queue()
+        now = began
         while True:
             waiter: asyncio.Future[Slot] = keeper.loop.create_future()
             timer = None
             if timeout is not None:
-                left = max(0.0, began + timeout - monotonic())
+                left = max(0.0, began + timeout - now)
                 timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
-            shard.enqueue(waiter, began, has_deadline=timeout is not None)
+            if now is began:
+                shard.enqueue(waiter, began, has_deadline=timeout is not None)
+            else:
+                shard.come_back(waiter, began, now, has_deadline=timeout is not None)
             try:
                 slot = await waiter
             except BaseException:

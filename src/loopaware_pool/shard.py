@@ -127,6 +127,12 @@ class Shard:
         self.waiters[waiter] = Waiting(now, has_deadline)
         self.grow(now)
 
+    def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
+        """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
+        self.waiters[waiter] = Waiting(since, has_deadline)
+        self.waiters.move_to_end(waiter, last=False)
+        self.grow(now)
+
     def claim(self, slot: Slot, waited: float, now: float) -> None:
         """Begin the lease of a caller that was handed *slot* and has woken."""
         slot.move(_CLAIMED)
@@ -204,8 +210,7 @@ class Shard:
             slot.since = now
             self.idle.append(slot)
             self._edge.park(slot)
-            if now + self._idle_look < self._due:
-                self.wake_by(now + self._idle_look)
+            self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._budget.claims:
                 self.asked(now)
 
@@ -289,6 +294,7 @@ class Shard:
         connect_seconds, slot.opened_at = now - slot.opened_at, now
         self._edge.opened(slot, connect_seconds)
         self._give(slot, now)
+        self.grow(now)
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:
         """
@@ -388,11 +394,8 @@ class Shard:
         """Serve those who waited during a suspension."""
         if self.phase is _SUSPENDED:
             self.phase = _OPEN
-            for slot in self.idle[::-1]:
-                if not self.waiters:
-                    return
-                self.idle.remove(slot)
-                self._give(slot, now)
+            while self.waiters and self.idle:
+                self._give(self.idle.pop(), now)
             self.grow(now)
 
     def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
