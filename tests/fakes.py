@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loopaware_pool.budget import Budget
 from loopaware_pool.config import PoolConfig
+from loopaware_pool.driver import Liveness
 from loopaware_pool.shard import Expiry, Shard
 from loopaware_pool.slot import SlotState
 from loopaware_pool.testing import FakeSession
@@ -176,11 +177,13 @@ class FakePool:
 
     # ---- what connections do ----
 
-    def connect(self, shard, slot=None):
+    def connect(self, shard, slot=None, life=Liveness.ALIVE):
         """End a connect well, the first one unless told otherwise."""
         slot = slot or shard.edge.opening[0]
         shard.edge.opening.remove(slot)
-        shard.connected(slot, FakeSession(), self.now)
+        session = FakeSession()
+        session.life = life
+        shard.connected(slot, session, self.now)
         return slot
 
     def refuse(self, shard, error=None, *, is_final=False):

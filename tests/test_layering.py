@@ -32,8 +32,10 @@ READING_ORDER = (
     "pool",
     "testing",
     "asyncpg_reset",
-    "asyncpg_proxy",
+    "asyncpg_session",
     "asyncpg_driver",
+    "asyncpg_likeness",
+    "asyncpg_proxy",
     "asyncpg",
     "compat",
 )
@@ -61,7 +63,7 @@ DRIVERS = {"asyncpg", "psycopg", "psycopg_pool", "psycopg_binary", "sqlalchemy"}
 KNOWS_A_DRIVER = ("asyncpg", "psycopg", "sqlalchemy", "compat", "cli")
 INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[3:15], "config")}
 
-LONGEST_FILE = 480
+LONGEST_FILE = 500
 LONGEST_FUNCTION = 50
 
 

@@ -106,6 +106,8 @@ def test_a_life(place, role, loop_factory, request):
     no_session_left(dsn, pool)
 
 
+# uvloop complains of a TLS transport that is open when its loop is closed.
+@pytest.mark.filterwarnings("ignore:.*_SSLProtocolTransport:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])
 def test_a_life_that_nobody_ends(end, place, loop_factory, request):
     """Without `close`, the end of the loop closes the connections, and another loop gets its own."""

@@ -34,6 +34,7 @@ RARE_EVENTS = [
     "shut",
     "suspend_or_resume",
 ]
+CONNECT_ENDS = ["well", "well", "with a message", "badly", "for good", "cancelled"]
 DURATIONS = [0.004, 0.01, 0.05, 0.3, 1.0, 7.0, 31.0]
 
 
@@ -186,12 +187,12 @@ class PoolMachine(RuleBasedStateMachine):
         return [shard for shard in self.pool.shards if getattr(shard.edge, work)]
 
     @precondition(lambda self: self._with("opening"))
-    @rule(data=st.data(), end=st.sampled_from(["well", "well", "well", "badly", "for good", "cancelled"]))
+    @rule(data=st.data(), end=st.sampled_from(CONNECT_ENDS))
     def connect_ends(self, data, end):
         shard = data.draw(st.sampled_from(self._with("opening")))
         slot = data.draw(st.sampled_from(shard.edge.opening))
-        if end == "well":
-            self.pool.connect(shard, slot)
+        if end in ("well", "with a message"):
+            self.pool.connect(shard, slot, Liveness.ALIVE if end == "well" else Liveness.UNREAD)
             return
         shard.edge.opening.remove(slot)
         if end == "cancelled":
@@ -262,10 +263,10 @@ class PoolMachine(RuleBasedStateMachine):
         """One rule for all of these, or they would be most of what happens."""
         getattr(self, event)(data)
 
-    @precondition(lambda self: self._woken() or self.pool.messages or any(self._with(work) for work in WORK))
+    @precondition(lambda self: self.pool.messages or any(self._with(work) for work in WORK))
     @rule()
     def all_goes_well(self):
-        """Whatever is under way ends well, on every loop."""
+        """Whatever is under way ends well, on every loop; whoever was served has not run yet."""
         for shard in self.pool.shards:
             edge = shard.edge
             for work in (getattr(edge, kind) for kind in SERVICES):
@@ -277,7 +278,6 @@ class PoolMachine(RuleBasedStateMachine):
                 self.pool.closed(shard)
         while self.pool.messages:
             self._deliver(0)
-        self.run_callers()
 
     @rule(seconds=st.sampled_from(DURATIONS))
     def time_passes(self, seconds):
@@ -469,7 +469,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         if self.is_suspended:
             self._resume()
-        for _ in range(200):
+        for _ in range(100 + 20 * len(self.callers)):
             if not self.callers:
                 break
             self._good_moment()
@@ -484,6 +484,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _good_moment(self):
         self.all_goes_well()
+        self.run_callers()
         for lease in list(self.leases):
             self._release(lease, ReturnCheck.READY)
         self.pool.pass_time(0.05)

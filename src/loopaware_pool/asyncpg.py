@@ -18,16 +18,19 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool.asyncpg_driver import AsyncpgDriver, AsyncpgSession, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
-from loopaware_pool.config import PoolConfig, check_number, check_whole
+from loopaware_pool import asyncpg_proxy
+from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
+from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
+from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, finished
+from loopaware_pool.asyncpg_session import AsyncpgSession
+from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
-    from types import CodeType, FrameType, TracebackType
+    from types import CodeType, FrameType
     from typing import Self
 
     from loopaware_pool.keeper import Keeper, Tenancy
@@ -40,41 +43,7 @@ _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _RESETTING: Final = SlotState.RESETTING
 _TIMEOUT: Final = "a number of seconds, or None"
 # Frames of these are not where an acquire stands in the caller's code.
-_OWN_FILES: Final = frozenset({__file__, upstream.__file__})
-
-
-class PoolAcquireContext(upstream.PoolAcquireContext):
-    """What `Pool.acquire` returns: to be awaited, or entered, once."""
-
-    __slots__ = ()
-
-    pool: Pool
-    connection: PoolConnectionProxy | None
-
-    async def __aenter__(self) -> PoolConnectionProxy:
-        if self.connection is not None or self.done:
-            raise asyncpg.InterfaceError("a connection is already acquired")
-        self.connection = await self.pool._acquire(self.timeout)
-        return self.connection
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_val: BaseException | None = None,
-        exc_tb: TracebackType | None = None,
-    ) -> None:
-        self.done = True
-        connection, self.connection = self.connection, None
-        pending = self.pool._release(connection, None)
-        if pending is None:
-            return
-        try:
-            await _finished(pending)
-        except Exception:
-            if exc_val is None:
-                raise
-            # What the body raised says more than that the connection could not be reset after it.
-            self.pool._core.driver.logger.warning("releasing a connection failed after an error", exc_info=True)
+_OWN_FILES: Final = frozenset({__file__, asyncpg_proxy.__file__, upstream.__file__})
 
 
 class Pool(upstream.Pool):
@@ -122,8 +91,8 @@ class Pool(upstream.Pool):
                 stacklevel=2,
             )
         init_size = min_size if init_size is None else init_size
-        _check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
-        _check_classes(connection_class, record_class)
+        check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
+        check_classes(connection_class, record_class)
         if session_reset not in get_args(SessionReset):
             raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
         config = PoolConfig(
@@ -307,7 +276,7 @@ class Pool(upstream.Pool):
             check_number("timeout", timeout, _TIMEOUT)
         pending = self._release(connection, timeout)
         if pending is not None:
-            await _finished(pending)
+            await finished(pending)
 
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
@@ -421,13 +390,13 @@ class Pool(upstream.Pool):
         return None if self._home is None else self._home()
 
     @property
-    def _holders(self) -> list[AsyncpgSession | _FreeHolder]:
+    def _holders(self) -> list[AsyncpgSession | FreeHolder]:
         sessions = self._sessions()
-        return [*sessions, *[_FREE_HOLDER] * (self._config.max_size - len(sessions))]
+        return [*sessions, *[FREE_HOLDER] * (self._config.max_size - len(sessions))]
 
     @property
-    def _queue(self) -> _FreeSlots:
-        return _FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
+    def _queue(self) -> FreeSlots:
+        return FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
 
     _maintenance_task = None
 
@@ -444,43 +413,8 @@ class Pool(upstream.Pool):
         return self._core.state is CoreState.CLOSING
 
 
-class _FreeHolder:
-    """Stands for a connection there might be."""
-
-    _con = None
-    _in_use = None
-    _inactive_callback = None
-
-    @staticmethod
-    def is_connected() -> bool:
-        return False
-
-    @staticmethod
-    def is_idle() -> bool:
-        return True
-
-
-_FREE_HOLDER: Final = _FreeHolder()
-
-
-class _FreeSlots:
-    """Tells how many more connections could be lent."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def qsize(self) -> int:
-        return self._count
-
-
 def _con(session: Any) -> Any:
     return session._con
-
-
-async def _finished(pending: Tenancy) -> None:
-    error = await pending.keeper.finished(pending.slot)
-    if error is not None:
-        raise error
 
 
 def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
@@ -488,41 +422,6 @@ def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
     while frame is not None and frame.f_code.co_filename in _OWN_FILES:
         frame = frame.f_back
     return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
-
-
-def _check_sizes(
-    min_size: int, init_size: int, max_size: int, max_queries: float, max_inactive_connection_lifetime: float
-) -> None:
-    """Complain as asyncpg does, in its order and its words; of a wrong type, which it takes no notice of, in ours."""
-    check_whole("max_size", max_size)
-    check_whole("min_size", min_size)
-    check_whole("init_size", init_size)
-    check_number("max_queries", max_queries)
-    check_number("max_inactive_connection_lifetime", max_inactive_connection_lifetime)
-    for is_wrong, complaint in (
-        (max_size <= 0, "max_size is expected to be greater than zero"),
-        (min_size < 0, "min_size is expected to be greater or equal to zero"),
-        (min_size > max_size, "min_size is greater than max_size"),
-        (init_size < 0, "init_size is expected to be greater or equal to zero"),
-        (init_size > max_size, "init_size is greater than max_size"),
-        (init_size < min_size, "init_size is smaller than min_size"),
-        (max_queries <= 0, "max_queries is expected to be greater than zero"),
-        (
-            max_inactive_connection_lifetime < 0,
-            "max_inactive_connection_lifetime is expected to be greater or equal to zero",
-        ),
-    ):
-        if is_wrong:
-            raise ValueError(complaint)
-
-
-def _check_classes(connection_class: type, record_class: type) -> None:
-    if not issubclass(connection_class, Connection):
-        raise TypeError(
-            f"connection_class is expected to be a subclass of asyncpg.Connection, got {connection_class!r}"
-        )
-    if not issubclass(record_class, asyncpg.Record):
-        raise TypeError(f"record_class is expected to be a subclass of asyncpg.Record, got {record_class!r}")
 
 
 def create_pool(

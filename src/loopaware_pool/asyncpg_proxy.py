@@ -1,4 +1,4 @@
-"""What a caller has of a connection: asyncpg's proxy, which also looks where it is used."""
+"""What a caller has of a connection: a way to acquire one, and a proxy that looks where it is used."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
+from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
     from loopaware_pool.asyncpg import Pool
-    from loopaware_pool.asyncpg_driver import AsyncpgSession
+    from loopaware_pool.asyncpg_session import AsyncpgSession
+    from loopaware_pool.keeper import Tenancy
 
-__all__ = ["PoolConnectionProxy"]
+__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "finished"]
 
 _FACTORIES = ("cursor", "transaction")
 
@@ -78,3 +81,43 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
         self._con = session.lend(self, pool)
+
+
+class PoolAcquireContext(upstream.PoolAcquireContext):
+    """What `Pool.acquire` returns: to be awaited, or entered, once."""
+
+    __slots__ = ()
+
+    pool: Pool
+    connection: PoolConnectionProxy | None
+
+    async def __aenter__(self) -> PoolConnectionProxy:
+        if self.connection is not None or self.done:
+            raise asyncpg.InterfaceError("a connection is already acquired")
+        self.connection = await self.pool._acquire(self.timeout)
+        return self.connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        self.done = True
+        connection, self.connection = self.connection, None
+        pending = self.pool._release(connection, None)
+        if pending is None:
+            return
+        try:
+            await finished(pending)
+        except Exception:
+            if exc_val is None:
+                raise
+            # What the body raised says more than that the connection could not be reset after it.
+            logger.warning("releasing a connection failed after an error", exc_info=True)
+
+
+async def finished(pending: Tenancy) -> None:
+    error = await pending.keeper.finished(pending.slot)
+    if error is not None:
+        raise error

@@ -61,7 +61,7 @@ class Keeper:
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._to_park: set[Slot] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._changes: list[asyncio.Future[None]] = []
+        self._changes = loops.Changes(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
@@ -262,7 +262,7 @@ class Keeper:
 
     async def settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
-        await self._until(self._is_settled)
+        await self._changes.until(self._is_settled)
 
     async def finished(self, slot: Slot) -> BaseException | None:
         """
@@ -353,8 +353,8 @@ class Keeper:
         self._leave_pool()
         count = len(self.shard.slots)
         self.shut(self._closed_error)
-        await self._until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
-        await self._until(lambda: len(self.shard.slots) == self._lent(), FAREWELL_SECONDS)
+        await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
+        await self._changes.until(lambda: len(self.shard.slots) == self._lent(), FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
         self._stop_timers()
         self._ended_with(count)
@@ -413,7 +413,7 @@ class Keeper:
         """Park a connection whose last answer has come."""
         if slot.state is _IDLE:
             self.park(slot)
-        if self._changes:
+        if self._changes.are_awaited():
             self.notify()
 
     def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
@@ -425,32 +425,9 @@ class Keeper:
         else:
             opener.set_exception(error)
 
-    async def _until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait for *condition*, looked at after each change, at most *seconds*; tell whether it holds."""
-        deadline = None if seconds is None else monotonic() + seconds
-        while not condition():
-            if deadline is not None and monotonic() >= deadline:
-                return False
-            timer = None if deadline is None else self.loop.call_later(deadline - monotonic(), self.notify)
-            try:
-                await self._change()
-            finally:
-                if timer is not None:
-                    timer.cancel()
-        return True
-
-    def _change(self) -> asyncio.Future[None]:
-        """The next change, for any number of those who wait: each gets a future of its own."""
-        change: asyncio.Future[None] = self.loop.create_future()
-        self._changes.append(change)
-        return change
-
     def notify(self) -> None:
         """Wake those who wait for a change."""
-        changes, self._changes = self._changes, []
-        for change in changes:
-            if not change.done():
-                change.set_result(None)
+        self._changes.notify()
         if not self.shard.slots:
             core = self._core()
             if core is not None:

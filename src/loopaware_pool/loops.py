@@ -29,6 +29,7 @@ import socket
 import sys
 import threading
 import weakref
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -139,6 +140,59 @@ class EndOfLoop:
         # RuntimeError: the loop is closing the generator at this moment.
         with contextlib.suppress(StopIteration, StopAsyncIteration, RuntimeError):
             awaitable.send(None)
+
+
+class Changes:
+    """
+    Lets coroutines of one loop wait until something is so.
+
+    Args:
+        loop: The loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def are_awaited(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
+
+    def notify(self) -> None:
+        """Have all who wait look again."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def clear(self) -> None:
+        """Forget those who wait: their loop is closed."""
+        self._waiting.clear()
+
+    async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """
+        Wait until *condition* holds, which is looked at after each change.
+
+        Args:
+            condition: What is waited for.
+            seconds: How long at most; None for ever.
+
+        Returns:
+            Whether it holds.
+        """
+        deadline = None if seconds is None else monotonic() + seconds
+        while not condition():
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            timer = None if deadline is None else self._loop.call_later(deadline - monotonic(), self.notify)
+            change: asyncio.Future[None] = self._loop.create_future()
+            self._waiting.append(change)
+            try:
+                await change
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return True
 
 
 class _Sentinel:

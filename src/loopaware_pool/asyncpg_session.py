@@ -1,0 +1,425 @@
+"""
+One asyncpg connection as the core sees it: looking, parking, resetting, closing.
+
+What is reached of other people's private parts
+-----------------------------------------------
+All of it is in `_Reach`, looked for when a connection is made. What is missing is gone without: the reset is awaited,
+the fd stays in the selector, a closed loop's socket is left to the collector. That costs, and is said once, but is
+never wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
+from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+from loopaware_pool.fds import SocketIdentity, SocketProbe
+from loopaware_pool.loops import close_socket_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopaware_pool.asyncpg import Pool
+    from loopaware_pool.asyncpg_driver import AsyncpgDriver
+    from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
+
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "cut"]
+
+# A reset that is awaited, and was given no timeout, is given up after this.
+RESET_SECONDS: Final = 30.0
+
+_PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
+
+# Bound once: see shard.py.
+_ALIVE, _DEAD, _UNREAD = Liveness
+_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+
+
+class _HiddenProtocol:
+    """Stands for asyncpg's protocol where it is not found: nothing is known of it, so every reset is awaited."""
+
+    queries_count = 0
+
+
+class _Reach:
+    """
+    The private parts of one connection that are reached, each by one name.
+
+    Attributes:
+        transport: asyncpg's transport; None if it is not found.
+        protocol: asyncpg's protocol, or a stand-in.
+        plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
+        is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
+        is_reading: Tells whether the transport reads.
+    """
+
+    __slots__ = ("is_busy", "is_reading", "plain", "protocol", "transport")
+
+    def __init__(self, con: Connection) -> None:
+        self.transport: Any = getattr(con, "_transport", None)
+        self.protocol: Any = getattr(con, "_protocol", None) or _HiddenProtocol
+        self.plain: Any = self.transport
+        if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
+            self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        self.is_busy = self._find_busy()
+        self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
+
+    def _find_busy(self) -> Callable[[], bool] | None:
+        """
+        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not tell.
+
+        Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
+        if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
+        """
+        if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
+            return None
+        on_timeout = self.protocol._on_timeout
+
+        def is_busy() -> bool:
+            try:
+                on_timeout(None)
+            except AttributeError:
+                return False
+            return True
+
+        return None if is_busy() else is_busy  # a fresh connection is not
+
+    @property
+    def can_reset_in_passing(self) -> bool:
+        """Whether all is there that a reset takes which nobody waits for."""
+        return self.is_busy is not None and hasattr(self.transport, "set_protocol")
+
+    @property
+    def socket_fd(self) -> int | None:
+        """The number of the socket."""
+        sock = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if sock is None else sock.fileno()
+
+
+class AsyncpgSession:
+    """
+    One asyncpg connection. To asyncpg, the holder that a pooled connection reports to.
+
+    Attributes:
+        owner: Who hears of what happens to it.
+        proxy: What the caller has of it, while it is lent.
+        pool: The pool, while it is lent; nothing else keeps a pool alive.
+        reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_con",
+        "_driver",
+        "_identity",
+        "_is_parked",
+        "_loop",
+        "_message",
+        "_probe",
+        "_query",
+        "_reach",
+        "_resets",
+        "_statements",
+        "owner",
+        "pool",
+        "proxy",
+        "reset_timeout",
+    )
+
+    def __init__(
+        self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop, role: str | None
+    ) -> None:
+        self.owner: Owner | None = None
+        self.proxy: PoolConnectionProxy | None = None
+        self.pool: Pool | None = None
+        self.reset_timeout: float | None = None
+        self._driver = driver
+        self._con: Connection | None = con
+        self._loop = loop
+        self._reach = reach = _Reach(con)
+        self._resets = 0
+        self._is_parked = False
+        fd = reach.socket_fd
+        self._identity = None if fd is None else SocketIdentity.of(fd)
+        self._probe = None if fd is None else SocketProbe(fd)
+        self._statements = [] if driver.session_reset == "never" else reset_statements(con, role)
+        self._query = "\n".join(self._statements)
+        self._message = query_message(self._query)
+        self._answer = self._make_answer(con)
+        if hasattr(con, "_pool_holder"):  # asyncpg 0.32
+            con._pool_holder = weakref.ref(self)
+
+    def _make_answer(self, con: Connection) -> ResetAnswer | None:
+        """Prepare for resets that nobody waits for; None if they must be awaited."""
+        if self._driver.session_reset == "awaited" or self._is_custom(con):
+            return None
+        reach = self._reach
+        if not reach.can_reset_in_passing:
+            self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
+            return None
+        return ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
+
+    def _is_custom(self, con: Connection) -> bool:
+        """Whether the user has taken the reset into his own hands."""
+        kind = type(con)
+        return (
+            self._driver.reset_hook is not None
+            or kind.reset is not Connection.reset
+            or kind._reset is not Connection._reset
+            or kind.get_reset_query is not Connection.get_reset_query
+        )
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity | None:
+        """The socket."""
+        return self._identity
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no reset's answer is due."""
+        return self._answer is None or not self._answer.is_due
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, without waiting."""
+        con = self._con
+        if con is None or con.is_closed():
+            return _DEAD
+        if self._probe is None:
+            return _ALIVE
+        is_gone, is_readable = self._probe.events()
+        if is_gone:
+            return _DEAD
+        if is_readable and self.is_settled:
+            return _UNREAD
+        return _ALIVE
+
+    def park(self) -> None:
+        """
+        Take the fd out of the selector.
+
+        Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
+        """
+        transport = self._reach.plain or self._reach.transport
+        if transport is not None and not self._is_parked and not transport.is_closing():
+            self._is_parked = True
+            transport.pause_reading()
+
+    def unpark(self) -> None:
+        """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
+        if self._is_parked:
+            self._is_parked = False
+            (self._reach.plain or self._reach.transport).resume_reading()
+
+    def take_back(self) -> ReturnCheck:
+        """Send the reset, if it need not be awaited."""
+        con = self._con
+        if con is None or con.is_closed():
+            return ReturnCheck.BROKEN
+        protocol = self._reach.protocol
+        if protocol.queries_count + self._resets >= self._driver.max_queries:
+            return ReturnCheck.WORN_OUT
+        answer = self._answer
+        if answer is None or self._has_unfinished_business(con, protocol):
+            return _RESET
+        self._forget_callbacks(con)
+        # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
+        if self._query and not answer.is_due:
+            self._resets += 1
+            answer.expect()
+            self._reach.transport.write(self._message)
+        return _READY
+
+    def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
+        """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""
+        return protocol._is_cancelling() or protocol.is_in_transaction() or con._top_xact is not None or self._is_busy()
+
+    def _is_busy(self) -> bool:
+        """
+        Whether asyncpg's protocol is in the middle of something, as far as can be told.
+
+        While a COPY's sink takes its time, asyncpg waits for no answer, but has stopped reading.
+        """
+        reach = self._reach
+        return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
+
+    async def reset(self) -> None:
+        """Reset the session by a query that is waited for."""
+        timeout, self.reset_timeout = self.reset_timeout, None
+        async with asyncio.timeout(RESET_SECONDS if timeout is None else timeout):
+            await self._reset()
+
+    async def _reset(self) -> None:
+        con, protocol = self._con, self._reach.protocol
+        if self._reach.is_busy is not None and protocol._is_cancelling():
+            await protocol._wait_for_cancellation()
+        if con is None or con.is_closed():
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
+        if self._is_busy():
+            raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+        if self._driver.reset_hook is not None:
+            await con._reset()
+            await self._driver.reset_hook(con)
+        elif self._is_custom(con):
+            await con.reset()
+        else:
+            await con._reset()
+            if self._query:
+                await con.execute(self._query)
+        self._forget_callbacks(con)
+
+    def _forget_callbacks(self, con: Connection) -> None:
+        """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
+        for callbacks in (con._listeners, con._log_listeners, con._query_loggers, con._termination_listeners):
+            if callbacks:
+                callbacks.clear()
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        if self._con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        await self._con.execute("SELECT 1")
+
+    async def close(self) -> None:
+        """Say goodbye to the server, then close the socket."""
+        if self._con is not None:
+            await self._con.close()
+
+    def abort(self) -> None:
+        """Close the socket without a word."""
+        con = self._con
+        if con is not None:
+            if self._answer is not None:
+                self._answer.give_back()
+            con.terminate()
+            self._detach()
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        con = self._con
+        if con is None:
+            return
+        self._detach()
+        if forked:
+            # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
+            # close: the transport would close the number once more, when it may be somebody else's.
+            if self._identity is not None and self._identity.is_open():
+                _replace_by_devnull(self._identity.fd)
+        elif not self._loop.is_closed() or hasattr(self._reach.plain, "_sock"):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
+                con.terminate()
+        con._aborted = True
+        is_over = forked or self._loop.is_closed()
+        close_socket_of(self._reach.plain, for_good=is_over)
+        if is_over and self._reach.plain is not None and self._reach.transport is not self._reach.plain:
+            self._reach.transport._closed = True  # a TLS transport has a finaliser of its own
+
+    # ---- what asyncpg asks ----
+
+    @property
+    def _pool(self) -> Pool | None:
+        return self.pool
+
+    @property
+    def _in_use(self) -> PoolConnectionProxy | None:
+        return self.proxy
+
+    _inactive_callback = None
+
+    def is_connected(self) -> bool:
+        """Whether the connection is open."""
+        return self._con is not None and not self._con.is_closed()
+
+    def is_idle(self) -> bool:
+        """Whether nobody has it."""
+        return self.proxy is None
+
+    def _release_on_close(self) -> None:
+        """Hear from asyncpg that the connection is closed, whoever closed it."""
+        self._detach()
+        if self.owner is not None:
+            self.owner.lost("closed")
+
+    # ---- the caller's side ----
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to."""
+        return self._loop
+
+    def lend(self, proxy: PoolConnectionProxy, pool: Pool) -> Connection:
+        """Begin a lease; nothing may be awaited between here and the caller."""
+        con = self._con
+        if con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        if self._is_parked:
+            self.unpark()
+        self.proxy = proxy
+        self.pool = pool
+        con._set_proxy(proxy)
+        return con
+
+    def end_lease(self) -> None:
+        """Make the caller's proxy useless."""
+        proxy, self.proxy = self.proxy, None
+        self.pool = None
+        if proxy is not None:
+            con, proxy._con = proxy._con, None
+            if con is not None:
+                con._set_proxy(None)
+
+    def disown(self) -> None:
+        """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
+        self.proxy = self.pool = None
+        if self._con is not None:
+            self._con._set_proxy(None)
+
+    def _detach(self) -> None:
+        self.end_lease()
+        self._con = None
+
+    @property
+    def clean_answer(self) -> bytes | None:
+        """What the server answers to this session's reset when there is nothing to reset; None until it has."""
+        return self._driver.clean_answers.get(self._query)
+
+    def learn(self, answer: bytes) -> None:
+        """Keep what the server has just answered to a reset."""
+        self._driver.clean_answers[self._query] = answer
+
+    def answered(self) -> None:
+        """Hear that the reset is done."""
+        if self.owner is not None:
+            self.owner.settled()
+
+    def reset_failed(self, reason: str) -> None:
+        """Hear that it is not."""
+        if self.owner is not None:
+            self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
+            self.owner.lost("reset failed")
+
+
+def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a connection that has no session, even if the loop has been closed under it."""
+    with contextlib.suppress(RuntimeError):
+        con.terminate()
+    if loop.is_closed():
+        close_socket_of(_Reach(con).plain, for_good=True)
+
+
+def _replace_by_devnull(fd: int) -> None:
+    devnull = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(devnull, fd)
+    finally:
+        os.close(devnull)
