@@ -111,9 +111,7 @@ def test_the_articles_reproduction_fails_because_all_tasks_share_one_connection(
 
     failures = [outcome for outcome in asyncio.run(burst()) if isinstance(outcome, Exception)]
     assert len(failures) == 9_999
-    assert {str(failure) for failure in failures} == {
-        "cannot perform operation: another operation is in progress"
-    }
+    assert {str(failure) for failure in failures} == {"cannot perform operation: another operation is in progress"}
 
 
 @pytest.mark.usefixtures("zero_fd_delta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from typing import Any, NamedTuple
 
@@ -125,3 +126,6 @@ def test_a_life_that_nobody_ends(end, place, loop_factory, request):
         with no_socket_left():
             end(loop_factory, main())
     no_session_left(dsn, pool)
+    kept.clear()
+    del pool
+    gc.collect()

@@ -129,8 +129,10 @@ class Shard:
 
     def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
         """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
+        later = [other for other, waiting in self.waiters.items() if waiting.since > since]
         self.waiters[waiter] = Waiting(since, has_deadline)
-        self.waiters.move_to_end(waiter, last=False)
+        for other in later:
+            self.waiters.move_to_end(other)
         self.grow(now)
 
     def claim(self, slot: Slot, waited: float, now: float) -> None:
