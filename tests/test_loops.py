@@ -672,6 +672,30 @@ def test_close_tells_all_waiters_and_waits_for_all_leases(dsn, loop_factory, run
     no_session_left(dsn, pool)
 
 
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_the_end_of_a_pool_that_connects_is_quiet(end, dsn, loop_factory):
+    """Wherever a connect is when its pool ends, the loop has no exception to complain of that nobody retrieved."""
+    complaints = []
+
+    async def main(iterations):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        pool = await make_pool(dsn)
+        callers = [asyncio.create_task(ask(pool)) for _ in range(2)]
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+        await pool.close() if end == "close" else pool.terminate()
+        await asyncio.gather(*callers, return_exceptions=True)
+        await eventually_async(lambda: not pool.fd_report(), "an empty pool")
+        await asyncio.sleep(0)
+
+    for iterations in range(12):
+        with no_socket_left(), asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(main(iterations))
+            gc.collect()
+    assert not complaints
+
+
 def test_terminate_from_a_thread_without_a_loop(dsn, loop_factory):
     """`terminate()` may come from anywhere: queries in flight fail, waiters hear of it, nothing stays open."""
     pool = make_pool(dsn, max_size=1)
