@@ -24,6 +24,7 @@ from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, 
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, finished
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
+from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.slot import Slot, SlotState
@@ -292,13 +293,17 @@ class Pool(upstream.Pool):
             return None
         session = proxy._holder
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        if timeout is not None:
+            session.reset_timeout = timeout
+        check = ReturnCheck.BROKEN
         try:
             con._on_release()
         finally:  # it warns of listeners, and warnings may be errors
-            if timeout is not None:
-                session.reset_timeout = timeout
             session.end_lease()
-            tenancy.keeper.shard.returned(tenancy.slot, session.take_back(), monotonic())
+            try:
+                check = session.take_back()
+            finally:
+                tenancy.keeper.shard.returned(tenancy.slot, check, monotonic())
         return tenancy if tenancy.slot.state is _RESETTING else None
 
     # ---- asyncpg's other methods ----

@@ -195,17 +195,17 @@ class Core:
         shard = keeper.shard
         began = monotonic()
         self._check_queue()
-        now = began
+        now, has_come_back = began, False
         while True:
             waiter: asyncio.Future[Slot] = keeper.loop.create_future()
             timer = None
             if timeout is not None:
                 left = max(0.0, began + timeout - now)
                 timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
-            if now is began:
-                shard.enqueue(waiter, began, has_deadline=timeout is not None)
-            else:
+            if has_come_back:
                 shard.come_back(waiter, began, now, has_deadline=timeout is not None)
+            else:
+                shard.enqueue(waiter, began, has_deadline=timeout is not None)
             try:
                 slot = await waiter
             except BaseException:
@@ -224,6 +224,7 @@ class Core:
             taken = shard.take(now)
             if taken is not None:
                 return taken
+            has_come_back = True
 
     def _check_queue(self) -> None:
         limit = self.config.max_waiting
