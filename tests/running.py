@@ -11,6 +11,8 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 import helpers
 from loopaware_pool.asyncpg import create_pool
 
@@ -30,6 +32,7 @@ __all__ = [
     "make_pool",
     "no_session_left",
     "no_socket_left",
+    "until_server_waits",
 ]
 
 # After this a test is wrong or the machine is ill; nothing is expected to take a hundredth of it.
@@ -59,6 +62,20 @@ async def eventually_async(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def until_server_waits(dsn: str, pool: Pool) -> None:
+    """Wait until the server is in the middle of a query of *pool*'s: one that sleeps, or waits for a lock."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state = 'active' "
+        "AND wait_event IN ('PgSleep', 'advisory')"
+    )
+
+    def waits() -> bool:
+        with psycopg.connect(dsn) as connection:
+            return bool(connection.execute(query, [pool.name]).fetchone()[0])
+
+    await eventually_async(waits, "a query that waits")
 
 
 def no_session_left(dsn: str, pool: Pool) -> None:

@@ -18,7 +18,7 @@ import pytest
 import helpers
 from loopaware_pool import errors
 from loopaware_pool.cli.server import EmbeddedServer
-from running import DEADLINE_SECONDS, eventually_async, make_pool, no_socket_left
+from running import DEADLINE_SECONDS, eventually_async, make_pool, no_socket_left, until_server_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,17 +45,6 @@ def runner(loop_factory):
 async def ask(pool, query="SELECT 1", **options):
     async with pool.acquire(**options) as connection:
         return await connection.fetchval(query)
-
-
-async def until_asleep(dsn, pool):
-    """Wait until the server runs a query of *pool*'s that takes its time."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
-
-    def is_asleep():
-        with psycopg.connect(dsn) as connection:
-            return connection.execute(query, [pool.name]).fetchone()[0]
-
-    await eventually_async(is_asleep, "a query that sleeps")
 
 
 # ---- P3: no socket is left over ----
@@ -124,7 +113,7 @@ async def leave_a_transaction_open(stage):
 @scene()
 async def cancel_a_query(stage):
     query = asyncio.create_task(ask(stage.pool, "SELECT pg_sleep(60)"))
-    await until_asleep(stage.dsn, stage.pool)
+    await until_server_waits(stage.dsn, stage.pool)
     query.cancel()
     await stage.fails(query, asyncio.CancelledError)
 
@@ -177,7 +166,7 @@ async def fail_in_reset(stage):
 @scene()
 async def terminate_while_a_query_runs(stage):
     query = asyncio.create_task(ask(stage.pool, "SELECT pg_sleep(3)"))
-    await until_asleep(stage.dsn, stage.pool)
+    await until_server_waits(stage.dsn, stage.pool)
     stage.pool.terminate()
     await stage.fails(query, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 
@@ -416,7 +405,7 @@ def test_a_connection_that_waits_for_an_answer_is_watched(place, runner):
             await ask(pool)
             await pool.settled()
             query = asyncio.create_task(ask(pool, "SELECT pg_sleep(60)"))
-            await until_asleep(place["dsn"], pool)
+            await until_server_waits(place["dsn"], pool)
             assert fds_of(pool, "lent") <= helpers.kernel_watched_fds()
             assert [row.registered for row in pool.fd_report()] in ([True], [None])  # uvloop does not tell
             query.cancel()
@@ -459,7 +448,7 @@ async def end_hard(stage, connection):
 
 async def end_under_a_query(stage, connection):
     query = asyncio.create_task(connection.execute("SELECT pg_sleep(3)"))
-    await until_asleep(stage.dsn, stage.pool)
+    await until_server_waits(stage.dsn, stage.pool)
     connection.terminate()
     await stage.fails(query, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 

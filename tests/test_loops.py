@@ -29,6 +29,7 @@ from running import (
     make_pool,
     no_session_left,
     no_socket_left,
+    until_server_waits,
 )
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -207,8 +208,7 @@ class Lent(Scene):
 class Querying(Scene):
     async def play(self, pool):
         self.start(ask(pool, "SELECT pg_sleep(3)"))
-        await eventually_async(lambda: pool.stats().lent, "a lease")
-        await asyncio.sleep(0)
+        await until_server_waits(self.dsn, pool)
 
 
 class Waiting(Scene):
@@ -257,6 +257,7 @@ SCENES = [Idle, JustReleased, Lent, Querying, Waiting, Connecting, Initialising,
 def test_a_loop_that_ends(scene, end, dsn, loop_factory, runner_factory):
     """Whatever a pool is doing on a loop that ends: nothing stays open, and another loop has the pool to itself."""
     scene = scene()
+    scene.dsn = dsn
     pool = make_pool(dsn, **scene.options)
 
     async def main():
@@ -704,7 +705,8 @@ def test_terminate_from_a_thread_without_a_loop(dsn, loop_factory):
         await pool
         query = asyncio.create_task(ask(pool, "SELECT pg_sleep(3)"))
         waiter = asyncio.create_task(ask(pool))
-        await eventually_async(lambda: pool.stats().lent and pool.stats().waiting, "a lease and a waiter")
+        await until_server_waits(dsn, pool)
+        assert pool.stats().waiting == 1
         await asyncio.get_running_loop().run_in_executor(None, pool.terminate)
         with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
             await query

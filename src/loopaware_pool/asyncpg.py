@@ -18,10 +18,9 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool import asyncpg_proxy
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
-from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, finished
+from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, caller, finished
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
@@ -31,7 +30,6 @@ from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
-    from types import CodeType, FrameType
     from typing import Self
 
     from loopaware_pool.keeper import Keeper, Tenancy
@@ -43,8 +41,6 @@ SessionReset = Literal["pipelined", "awaited", "never"]
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _RESETTING: Final = SlotState.RESETTING
 _TIMEOUT: Final = "a number of seconds, or None"
-# Frames of these are not where an acquire stands in the caller's code.
-_OWN_FILES: Final = frozenset({__file__, asyncpg_proxy.__file__, upstream.__file__})
 
 
 class Pool(upstream.Pool):
@@ -230,7 +226,7 @@ class Pool(upstream.Pool):
         session.reset_timeout = timeout
         task = asyncio.current_task()
         slot.holder = None if task is None else weakref.ref(task)
-        slot.code, slot.instruction = _caller(sys._getframe())
+        slot.code, slot.instruction = caller(sys._getframe())
         proxy = PoolConnectionProxy(session, self)
         if self._setup is not None:
             await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
@@ -420,13 +416,6 @@ class Pool(upstream.Pool):
 
 def _con(session: Any) -> Any:
     return session._con
-
-
-def _caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
-    """Find the first frame outside the pool: where an acquire stands in the caller's code."""
-    while frame is not None and frame.f_code.co_filename in _OWN_FILES:
-        frame = frame.f_back
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
 
 
 def create_pool(

@@ -16,15 +16,19 @@ from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
+    from types import CodeType, FrameType, TracebackType
 
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_session import AsyncpgSession
     from loopaware_pool.keeper import Tenancy
 
-__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "finished"]
+__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "caller", "finished"]
 
 _FACTORIES = ("cursor", "transaction")
+# Frames of these are not where an acquire stands in the caller's code.
+_OWN_MODULES = frozenset(
+    {"asyncpg.pool", "loopaware_pool.asyncpg", "loopaware_pool.asyncpg_proxy", "loopaware_pool.compat"}
+)
 
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
@@ -121,3 +125,10 @@ async def finished(pending: Tenancy) -> None:
     error = await pending.keeper.finished(pending.slot)
     if error is not None:
         raise error
+
+
+def caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """Find the first frame outside the pool: where an acquire stands in the caller's code."""
+    while frame is not None and frame.f_globals.get("__name__") in _OWN_MODULES:
+        frame = frame.f_back
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
