@@ -239,6 +239,28 @@ def test_a_child_has_none_of_the_sockets(dsn, loop_factory):
         runner.run(main())
 
 
+def test_a_child_forked_in_the_middle_of_a_connect_has_no_socket_of_it(dsn, loop_factory):
+    """A connection that was being opened at the fork goes on in the parent alone."""
+    seen = []
+
+    async def fork(connection):
+        ours = helpers.open_sockets().keys() - before
+        assert ours
+        seen.append(in_child(lambda: {*helpers.open_sockets()}) & ours)
+        assert await connection.fetchval("SELECT 1") == 1
+
+    async def main():
+        before.update(helpers.open_sockets())
+        await pool
+        assert await ask(pool) == 1
+
+    before = {}
+    pool = make_pool(dsn, max_size=1, init=fork)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert seen == [set()]
+
+
 def test_a_lease_is_dead_in_the_child(dsn, loop_factory):
     """A connection that was lent at the fork is the parent's: the child's copy refuses to work, and can be released."""
     pool = make_pool(dsn)
