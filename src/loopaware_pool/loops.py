@@ -14,8 +14,8 @@ How a loop's end is noticed
 
 Why not patch `loop.close`? It belongs to the user, and uvloop's cannot be patched.
 
-A loop is known by the object, never by `id(loop)`, which is reused as soon as a loop is collected: a pool that knows its
-loops by that would serve one with the connections of another.
+A loop is known by the object, never by `id(loop)`, which is reused as soon as a loop is collected: a pool that knows
+its loops by that would serve one with the connections of another.
 """
 
 from __future__ import annotations
