@@ -79,6 +79,7 @@ class AsyncpgDriver:
         self.max_queries = max_queries
         self.session_reset = session_reset
         self.clean_answers: dict[str, bytes] = {}
+        self._unready: set[AsyncpgSession] = set()
         self._has_warned = False
 
     async def connect(self) -> AsyncpgSession:
@@ -98,11 +99,23 @@ class AsyncpgDriver:
                 f"'{_full_name(self.connection_class)}', got '{_full_name(type(con))}'"
             )
         try:
-            role = await self._initialise(con)
-            return AsyncpgSession(self, con, loop, role)
+            return await self._make_ready(AsyncpgSession(self, con, loop), con)
         except BaseException:
             cut(con, loop)
             raise
+
+    async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
+        self._unready.add(session)
+        try:
+            session.prepare_reset(await self._initialise(con))
+        finally:
+            self._unready.discard(session)
+        return session
+
+    def forked(self) -> None:
+        """Forget, in a child process, the connections that `init` has in its hands."""
+        while self._unready:
+            self._unready.pop().discard(forked=True)
 
     async def _initialise(self, con: Connection) -> str | None:
         """Run the user's `init`; tell which role it left, None if that is the one a reset comes back to."""

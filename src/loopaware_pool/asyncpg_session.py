@@ -128,16 +128,13 @@ class AsyncpgSession:
         "_query",
         "_reach",
         "_resets",
-        "_statements",
         "owner",
         "pool",
         "proxy",
         "reset_timeout",
     )
 
-    def __init__(
-        self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop, role: str | None
-    ) -> None:
+    def __init__(self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: Owner | None = None
         self.proxy: PoolConnectionProxy | None = None
         self.pool: Pool | None = None
@@ -151,14 +148,23 @@ class AsyncpgSession:
         fd = reach.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
-        self._statements = [] if driver.session_reset == "never" else reset_statements(con, role)
-        self._query = "\n".join(self._statements)
-        self._message = query_message(self._query)
-        self._answer = self._make_answer(con)
+        self._query = ""
+        self._message = b""
+        self._answer: ResetAnswer | None = None
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
 
-    def _make_answer(self, con: Connection) -> ResetAnswer | None:
+    def prepare_reset(self, role: str | None) -> None:
+        """Learn how to reset the session to what it is now, *role* included if that is not the one it began with."""
+        con = self._con
+        if con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+        statements = [] if self._driver.session_reset == "never" else reset_statements(con, role)
+        self._query = "\n".join(statements)
+        self._message = query_message(self._query)
+        self._answer = self._make_answer(con, len(statements))
+
+    def _make_answer(self, con: Connection, statements: int) -> ResetAnswer | None:
         """Prepare for resets that nobody waits for; None if they must be awaited."""
         if self._driver.session_reset == "awaited" or self._is_custom(con):
             return None
@@ -166,7 +172,7 @@ class AsyncpgSession:
         if not reach.can_reset_in_passing:
             self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
             return None
-        return ResetAnswer(self, reach.transport, reach.protocol, len(self._statements))
+        return ResetAnswer(self, reach.transport, reach.protocol, statements)
 
     def _is_custom(self, con: Connection) -> bool:
         """Whether the user has taken the reset into his own hands."""

@@ -128,3 +128,6 @@ class Driver(Protocol):
 
         Cancellation: closes what was opened.
         """
+
+    def forked(self) -> None:
+        """Forget, in a child process, the connections that are being opened."""

@@ -361,6 +361,7 @@ class Core:
             self.state = CoreState.NEW
         elif self.state is CoreState.CLOSING:
             self.state = CoreState.CLOSED
+        self.driver.forked()
         for keeper in keepers:
             keeper.forked()
 

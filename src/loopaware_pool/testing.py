@@ -126,3 +126,6 @@ class FakeDriver:
         session = FakeSession()
         self.sessions.append(session)
         return session
+
+    def forked(self) -> None:
+        """There is nothing to forget."""
