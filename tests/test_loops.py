@@ -194,6 +194,8 @@ class Scene:
 class Idle(Scene):
     async def play(self, pool):
         await asyncio.gather(ask(pool), ask(pool))
+        # One connection may have served both; then the other is still being opened.
+        await eventually_async(lambda: not pool.stats().connecting, "connections that are open")
 
 
 class JustReleased(Scene):
