@@ -322,20 +322,34 @@ class Keeper:
             if task is not None:
                 task.cancel()
 
-    def cut_all(self, error: Callable[[], BaseException]) -> None:
-        """Close every connection now, lent ones included."""
+    def terminate(self, error: Callable[[], BaseException]) -> None:
+        """
+        Close every connection now, lent ones included.
+
+        A connect that is under way is left to end, for a second: cut at the wrong moment, asyncpg leaves an exception
+        that nobody retrieves, and the loop complains of it.
+        """
         self.shut(error)
-        for slot in list(self.shard.slots):
+        for slot in self.shard.slots - self.shard.connecting:
             task = self._tasks.pop(slot, None)
             if task is not None:
                 task.cancel()
-            if slot.state is SlotState.CONNECTING:
-                self._tell_opener(slot, error())
-                self.shard.connect_cancelled(slot, monotonic())
-            elif slot.state is SlotState.CLOSING:
+            if slot.state is SlotState.CLOSING:
                 self._cut(slot)
             else:
                 self.shard.retire(slot, "terminated", politely=False)
+        for slot in list(self.shard.connecting):
+            self._tell_opener(slot, error())
+        self.notify()
+
+    def cut_all(self, error: Callable[[], BaseException]) -> None:
+        """Close every connection now, and end every connect: the loop ends, or stands still."""
+        self.terminate(error)
+        for slot in list(self.shard.connecting):
+            task = self._tasks.pop(slot, None)
+            if task is not None:
+                task.cancel()
+            self.shard.connect_cancelled(slot, monotonic())
         self.notify()
 
     def dismiss(self) -> None:

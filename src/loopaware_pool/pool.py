@@ -297,14 +297,15 @@ class Core:
             return
         self.state = CoreState.CLOSED
         for keeper in self.keepers():
-            self._cut_all(keeper)
+            self._terminate(keeper)
         self._finish()
 
     def _shut(self, keeper: Keeper) -> None:
         self._on(keeper, lambda: keeper.shut(self.closing_error))
 
-    def _cut_all(self, keeper: Keeper) -> None:
-        self._on(keeper, lambda: keeper.cut_all(self.closed_error))
+    def _terminate(self, keeper: Keeper) -> None:
+        end = keeper.cut_all if loops.is_idle(keeper.loop) else keeper.terminate
+        self._on(keeper, lambda: end(self.closed_error))
 
     def _cut_short(self) -> None:
         held = "; ".join(str(lease) for keeper in self.keepers() for lease in keeper.leases()) or "nobody"
@@ -315,7 +316,7 @@ class Core:
             held,
         )
         for keeper in self.keepers():
-            self._cut_all(keeper)
+            self._terminate(keeper)
 
     def _finish(self) -> None:
         self.state = CoreState.CLOSED
