@@ -494,7 +494,7 @@ def test_two_loops_that_want_the_last_permit_both_finish(dsn, loop_factory):
 
 def test_a_loop_that_is_never_idle_does_not_starve_another(dsn, loop_factory):
     """A loop whose callers queue without end still gives its only connection up to another loop's caller."""
-    pool = make_pool(dsn, max_size=1)
+    pool = make_pool(dsn, max_size=1, max_queries=10**9)
     served = threading.Event()
 
     async def hog():
@@ -586,6 +586,31 @@ def test_a_connection_released_on_another_loop_goes_home(dsn, loop_factory, runn
             assert home.run(ask(pool, "SELECT pg_backend_pid()", timeout=DEADLINE_SECONDS)) == pid
             with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
                 connection.fetchval("SELECT 1")
+
+
+def test_a_foreign_release_leaves_the_connection_to_its_loop(dsn, loop_factory, runner_factory):
+    """While the loop that opened a connection is busy, nobody else does its work: the connection is lent until then."""
+    pool = make_pool(dsn, max_size=1)
+    is_busy, go_on = threading.Event(), threading.Event()
+
+    async def open_and_acquire():
+        await pool
+        return await pool.acquire()
+
+    def be_busy():
+        is_busy.set()
+        go_on.wait(DEADLINE_SECONDS)
+
+    with LoopThread(loop_factory) as home, runner_factory() as runner:
+        connection = home.run(open_and_acquire())
+        home.loop.call_soon_threadsafe(be_busy)
+        assert is_busy.wait(DEADLINE_SECONDS)
+        try:
+            runner.run(pool.release(connection))
+            assert [row.state for row in pool.fd_report()] == ["lent"]
+        finally:
+            go_on.set()
+        eventually(lambda: [row.state for row in pool.fd_report()] == ["idle"], "it is taken back")
 
 
 def test_a_connection_released_after_its_loop_is_a_no_op(dsn, loop_factory, runner_factory):
