@@ -307,28 +307,23 @@ class Keeper:
         """
         Serve nobody any more: tell those who wait, close what is idle.
 
-        A connect that a caller asked for may still end, and say goodbye; one for the floor is cancelled at once.
+        A connect that is under way may still end, and say goodbye, for a second: cut at the wrong moment, asyncpg leaves
+        an exception that nobody retrieves, and the loop complains of it.
         """
         self.shard.fail_waiters(error)
         self.shard.shut()
-        self._cancel_connects(self.shard.restoring)
         if self.shard.connecting and self.loop.is_running():
-            self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects, self.shard.connecting)
+            self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
         self.notify()
 
-    def _cancel_connects(self, slots: set[Slot]) -> None:
-        for slot in list(slots):
+    def _cancel_connects(self) -> None:
+        for slot in list(self.shard.connecting):
             task = self._tasks.get(slot)
             if task is not None:
                 task.cancel()
 
     def terminate(self, error: Callable[[], BaseException]) -> None:
-        """
-        Close every connection now, lent ones included.
-
-        A connect that is under way is left to end, for a second: cut at the wrong moment, asyncpg leaves an exception
-        that nobody retrieves, and the loop complains of it.
-        """
+        """Close every connection now, lent ones included; connects have the time that `shut` gives them."""
         self.shut(error)
         for slot in self.shard.slots - self.shard.connecting:
             task = self._tasks.pop(slot, None)
