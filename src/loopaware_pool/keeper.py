@@ -307,8 +307,8 @@ class Keeper:
         """
         Serve nobody any more: tell those who wait, close what is idle.
 
-        A connect that is under way may still end, and say goodbye, for a second: cut at the wrong moment, asyncpg leaves
-        an exception that nobody retrieves, and the loop complains of it.
+        A connect that is under way may still end, and say goodbye, for a second: cut at the wrong moment, asyncpg
+        leaves an exception that nobody retrieves, and the loop complains of it.
         """
         self.shard.fail_waiters(error)
         self.shard.shut()
