@@ -747,18 +747,39 @@ def test_close_tells_all_waiters_and_waits_for_all_leases(dsn, loop_factory, run
     no_session_left(dsn, pool)
 
 
+async def begin_for_callers(pool):
+    """Have the pool connect because callers want it."""
+    return [asyncio.create_task(ask(pool)) for _ in range(2)]
+
+
+async def begin_for_the_floor(pool):
+    """Have the pool connect because a connection of the least it keeps is worn out."""
+    await ask(pool)
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not pool.stats().connecting:
+            await asyncio.sleep(0)
+    return []
+
+
+@pytest.mark.parametrize("answer_is_there", [False, True])
+@pytest.mark.parametrize("begin", [begin_for_callers, begin_for_the_floor])
 @pytest.mark.parametrize("end", ["close", "terminate"])
-def test_the_end_of_a_pool_that_connects_is_quiet(end, dsn, loop_factory):
-    """Wherever a connect is when its pool ends, the loop has no exception to complain of that nobody retrieved."""
+def test_the_end_of_a_pool_that_connects_is_quiet(end, begin, answer_is_there, dsn, loop_factory):
+    """Wherever a connect is when its pool ends, the loop has nothing to complain of."""
     complaints = []
+    options = {"min_size": 1, "max_queries": 1} if begin is begin_for_the_floor else {}
 
     async def main(iterations):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
-        pool = await make_pool(dsn)
-        callers = [asyncio.create_task(ask(pool)) for _ in range(2)]
+        pool = await make_pool(dsn, **options)
+        before = helpers.open_sockets()
+        callers = await begin(pool)
         for _ in range(iterations):
             await asyncio.sleep(0)
+        if answer_is_there:
+            ours = [fd for name, fd in helpers.open_sockets().items() if name not in before]
+            select.select(ours, [], [], 0.05)  # in vain where the server has nothing to say yet
         await pool.close() if end == "close" else pool.terminate()
         await asyncio.gather(*callers, return_exceptions=True)
         await eventually_async(lambda: not pool.fd_report(), "an empty pool")
