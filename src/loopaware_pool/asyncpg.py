@@ -224,7 +224,7 @@ class Pool(upstream.Pool):
             slot = await core.wait(keeper, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
-        task = asyncio.current_task()
+        task = asyncio.current_task(keeper.loop)
         slot.holder = None if task is None else weakref.ref(task)
         slot.code, slot.instruction = caller(sys._getframe())
         proxy = PoolConnectionProxy(session, self)
@@ -293,7 +293,7 @@ class Pool(upstream.Pool):
             session.reset_timeout = timeout
         check = ReturnCheck.BROKEN
         try:
-            con._on_release()
+            session.invalidate_derivatives()
         finally:  # it warns of listeners, and warnings may be errors
             session.end_lease()
             try:

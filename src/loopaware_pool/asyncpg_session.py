@@ -384,6 +384,20 @@ class AsyncpgSession:
             if con is not None:
                 con._set_proxy(None)
 
+    def invalidate_derivatives(self) -> None:
+        """
+        Make prepared statements, cursors and transactions of the lease useless; warn of listeners it left.
+
+        asyncpg's `_on_release` is that, and looks for listeners at some length, where there are mostly none.
+        """
+        con = self._con
+        if con is None:
+            return
+        if con._listeners or con._log_listeners:
+            con._on_release()
+        else:
+            con._pool_release_ctr += 1
+
     def disown(self) -> None:
         """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
         self.proxy = self.pool = None

@@ -212,7 +212,8 @@ class Shard:
             slot.since = now
             self.idle.append(slot)
             self._edge.park(slot)
-            self.wake_by(min(now + self._idle_look, slot.expires_at))
+            if now + self._idle_look < self._due or slot.expires_at < self._due:
+                self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._budget.claims:
                 self.asked(now)
 
