@@ -5,7 +5,7 @@ from __future__ import annotations
 from loopaware_pool.budget import Budget
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import Liveness
-from loopaware_pool.shard import Expiry, Shard
+from loopaware_pool.shard import Shard, Terms
 from loopaware_pool.slot import SlotState
 from loopaware_pool.testing import FakeSession
 
@@ -142,7 +142,7 @@ class FakePool:
         sizes = {"min_size": 0, "init_size": options.get("min_size", 0), "max_size": 4}
         self.config = PoolConfig(**{**sizes, **options})
         self.budget = Budget(self.config.max_size, self.config.patience)
-        self.expiry = Expiry()
+        self.terms = Terms(self.config.min_size)
         self.now = 100.0
         self.draw = 0.0
         self.numbers = {}
@@ -153,7 +153,7 @@ class FakePool:
         """Make another loop's shard."""
         edge = FakeEdge(self)
         shard = edge.shard = Shard(
-            self.config, self.budget, self.expiry, edge, pool_size=self.size, jitter=lambda: self.draw
+            self.config, self.budget, self.terms, edge, pool_size=self.size, jitter=lambda: self.draw
         )
         shard.edge = edge
         self.shards.append(shard)

@@ -38,6 +38,13 @@ READING_ORDER = (
     "asyncpg_proxy",
     "asyncpg",
     "compat",
+    "psycopg_wait",
+    "psycopg_session",
+    "psycopg_driver",
+    "psycopg_likeness",
+    "psycopg_checkup",
+    "psycopg_lease",
+    "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
 PURE = ("errors", "config", "stats", "slot", "budget", "growth", "edge", "shard", "upkeep")

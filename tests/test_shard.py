@@ -363,7 +363,7 @@ class TestGrowth:
         """Its caller does not wait for its goodbye while there is a permit to connect with."""
         pool, shard = make(max_size=2)
         waiter = pool.wait(shard)
-        pool.expiry.generation += 1
+        pool.terms.generation += 1
         pool.connect(shard)
         assert len(shard.edge.closing) == 1
         assert len(shard.edge.opening) == 1
@@ -482,7 +482,7 @@ class TestAge:
         pool, shard = make(max_size=2)
         old, lent = pool.with_idle(shard, 2)
         assert shard.take(pool.now) is lent
-        pool.expiry.generation += 1
+        pool.terms.generation += 1
         assert shard.take(pool.now) is None
         assert shard.edge.closing == [old]
         give_back(pool, shard, lent)
@@ -492,7 +492,7 @@ class TestAge:
     def test_a_connection_opened_after_the_expiry_is_kept(self, make):
         """Expiry is no state of the pool: it concerns what was open then."""
         pool, shard = make()
-        pool.expiry.generation += 1
+        pool.terms.generation += 1
         (slot,) = pool.with_idle(shard, 1)
         assert shard.take(pool.now) is slot
 
@@ -500,7 +500,7 @@ class TestAge:
         """It may have logged in with what was changed."""
         pool, shard = make(max_size=2)
         shard.open_one(pool.now)
-        pool.expiry.generation += 1
+        pool.terms.generation += 1
         pool.connect(shard)
         assert shard.idle == []
         assert len(shard.edge.closing) == 1

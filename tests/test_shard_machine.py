@@ -305,7 +305,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.messages += [("tell", served) for served in self.pool.budget.forget(shard)]
 
     def expire(self, data):
-        self.pool.expiry.generation += 1
+        self.pool.terms.generation += 1
 
     def suspend_or_resume(self, data):
         if self.is_suspended:

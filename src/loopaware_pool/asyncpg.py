@@ -20,7 +20,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
-from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, caller, finished
+from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
@@ -224,9 +224,7 @@ class Pool(upstream.Pool):
             slot = await core.wait(keeper, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
-        task = asyncio.current_task(keeper.loop)
-        slot.holder = None if task is None else weakref.ref(task)
-        slot.code, slot.instruction = caller(sys._getframe())
+        slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
         proxy = PoolConnectionProxy(session, self)
         if self._setup is not None:
             await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
@@ -273,7 +271,7 @@ class Pool(upstream.Pool):
             check_number("timeout", timeout, _TIMEOUT)
         pending = self._release(connection, timeout)
         if pending is not None:
-            await finished(pending)
+            await pending.finished()
 
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""

@@ -117,6 +117,12 @@ class AsyncpgDriver:
         while self._unready:
             self._unready.pop().discard(forked=True)
 
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Log it in asyncpg's words."""
+        self.logger.warning(
+            "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
+        )
+
     async def _initialise(self, con: Connection) -> str | None:
         """Run the user's `init`; tell which role it left, None if that is the one a reset comes back to."""
         if self.init is None and self.connect_hook is None:

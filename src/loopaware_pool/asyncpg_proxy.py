@@ -16,19 +16,14 @@ from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType, FrameType, TracebackType
+    from types import TracebackType
 
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_session import AsyncpgSession
-    from loopaware_pool.keeper import Tenancy
 
-__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "caller", "finished"]
+__all__ = ["PoolAcquireContext", "PoolConnectionProxy"]
 
 _FACTORIES = ("cursor", "transaction")
-# Frames of these are not where an acquire stands in the caller's code.
-_OWN_MODULES = frozenset(
-    {"asyncpg.pool", "loopaware_pool.asyncpg", "loopaware_pool.asyncpg_proxy", "loopaware_pool.compat"}
-)
 
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
@@ -113,22 +108,9 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         if pending is None:
             return
         try:
-            await finished(pending)
+            await pending.finished()
         except Exception:
             if exc_val is None:
                 raise
             # What the body raised says more than that the connection could not be reset after it.
             logger.warning("releasing a connection failed after an error", exc_info=True)
-
-
-async def finished(pending: Tenancy) -> None:
-    error = await pending.keeper.finished(pending.slot)
-    if error is not None:
-        raise error
-
-
-def caller(frame: FrameType | None) -> tuple[CodeType | None, int]:
-    """Find the first frame outside the pool: where an acquire stands in the caller's code."""
-    while frame is not None and frame.f_globals.get("__name__") in _OWN_MODULES:
-        frame = frame.f_back
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +20,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
-from loopaware_pool.fds import SocketIdentity, SocketProbe
+from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
 
 if TYPE_CHECKING:
@@ -320,7 +319,7 @@ class AsyncpgSession:
             # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
             # close: the transport would close the number once more, when it may be somebody else's.
             if self._identity is not None and self._identity.is_open():
-                _replace_by_devnull(self._identity.fd)
+                replace_by_devnull(self._identity.fd)
         elif not self._loop.is_closed() or hasattr(self._reach.plain, "_sock"):
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 con.terminate()
@@ -341,6 +340,7 @@ class AsyncpgSession:
         return self.proxy
 
     _inactive_callback = None
+    says_goodbye = True
 
     def is_connected(self) -> bool:
         """Whether the connection is open."""
@@ -435,11 +435,3 @@ def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         con.terminate()
     if loop.is_closed():
         close_socket_of(_Reach(con).plain, for_good=True)
-
-
-def _replace_by_devnull(fd: int) -> None:
-    devnull = os.open(os.devnull, os.O_RDWR)
-    try:
-        os.dup2(devnull, fd)
-    finally:
-        os.close(devnull)

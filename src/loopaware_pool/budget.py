@@ -30,17 +30,20 @@ class Budget:
     """
     Permits for connections, and the loops that wait for one. Safe to use from any thread.
 
+    There may be fewer permits than are held, for a while, after `resize`.
+
     Args:
         max_size: How many permits there are.
         patience: Seconds that a claim stands back for loops that have connections and callers of their own.
 
     Attributes:
+        max_size: How many permits there are; changed by `resize` alone.
         claims: The loops that wait for a permit, and since when. Others read it only to ask whether there are any,
             without the lock, and ask again through `should_yield`.
     """
 
     def __init__(self, max_size: int, patience: float) -> None:
-        self._max_size = max_size
+        self.max_size = max_size
         self._patience = patience
         self._lock = threading.Lock()  # guards all below; never held over a callback
         self._held: dict[Claimant, int] = {}
@@ -75,7 +78,7 @@ class Budget:
             if self._is_free():
                 self._grant(claimant)
                 return True
-            if self.held(claimant) < self._max_size:  # else only its own permits can come free
+            if self.held(claimant) < self.max_size:  # else only its own permits can come free
                 self.claims.setdefault(claimant, since)
             return False
 
@@ -105,10 +108,18 @@ class Budget:
         with self._lock:
             self.claims.pop(claimant, None)
             self._held.pop(claimant, None)
-            served = []
-            while (claim := self._serve_claim()) is not None:
-                served.append(claim)
-            return served
+            return self._serve_claims()
+
+    def resize(self, max_size: int) -> list[Claimant]:
+        """
+        Have another number of permits.
+
+        Returns:
+            The loops that got one each, which are to be told.
+        """
+        with self._lock:
+            self.max_size = max_size
+            return self._serve_claims()
 
     def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
         """Whether *donor* is to close a connection that came free, for the loop whose claim is first."""
@@ -143,7 +154,14 @@ class Budget:
 
     def _is_free(self) -> bool:
         """Caller holds the lock. Never true while there are claims: those are served first."""
-        return sum(self._held.values()) < self._max_size
+        return sum(self._held.values()) < self.max_size
+
+    def _serve_claims(self) -> list[Claimant]:
+        """Caller holds the lock."""
+        served = []
+        while (claim := self._serve_claim()) is not None:
+            served.append(claim)
+        return served
 
     def _serve_claim(self) -> Claimant | None:
         """Caller holds the lock. The loop that owns least comes first, then the one that came first."""

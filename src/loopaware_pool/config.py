@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loopaware_pool.stats import EventHook
 
-__all__ = ["PoolConfig", "check_number", "check_whole"]
+__all__ = ["IdleOrder", "PoolConfig", "check_number", "check_whole"]
 
 _numbers = itertools.count(1)
 
 
 def _next_name() -> str:
     return f"pool-{next(_numbers)}"
+
+
+class IdleOrder(Enum):
+    """Which of the idle connections is lent next."""
+
+    LIFO = "lifo"
+    """The one used last: the others can age, and go."""
+
+    FIFO = "fifo"
+    """The one used longest ago: all are used alike, and one at a time goes when there were always some to spare."""
+
+    NONE = "none"
+    """There are none: a connection that nobody waits for is closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +53,9 @@ class PoolConfig:
         close_timeout: Seconds `close()` waits for leases before it terminates; None as long as it takes.
         on_event: Called with each event; None for nobody.
         patience: Seconds a loop's first waiter stands back for the loops that have connections.
+        idle_order: Which idle connection is lent next.
+        lends_expired: Whether an idle connection may outlive *max_lifetime*, until it is lent and comes back.
+        lends_dead: Whether an idle connection is lent without a look at its socket.
 
     Raises:
         ValueError: A number makes no sense. The message names the argument, the value and what is allowed.
@@ -60,6 +77,9 @@ class PoolConfig:
     close_timeout: float | None = None
     on_event: EventHook | None = None
     patience: float = 0.05
+    idle_order: IdleOrder = IdleOrder.LIFO
+    lends_expired: bool = False
+    lends_dead: bool = False
 
     def __post_init__(self) -> None:
         name: object = self.name

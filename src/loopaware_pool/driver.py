@@ -64,6 +64,8 @@ class Session(Protocol):
     """One open connection. All methods run on the loop that opened it, `discard` excepted."""
 
     owner: Owner | None
+    says_goodbye: bool
+    """Whether `close` has anything to wait for. If not, `abort` does all of it."""
 
     @property
     def identity(self) -> SocketIdentity | None:
@@ -128,6 +130,9 @@ class Driver(Protocol):
 
         Cancellation: closes what was opened.
         """
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Hear that a connect for `min_size` has failed, and will be tried again."""
 
     def forked(self) -> None:
         """Forget, in a child process, the connections that are being opened."""

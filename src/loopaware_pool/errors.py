@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from loopaware_pool.stats import LeaseInfo, PoolStats
@@ -65,8 +65,10 @@ class PoolTimeout(PoolError, TimeoutError):
         timeout: What the caller gave, in seconds.
         stats: The pool at that moment.
         holders: Who held connections of this loop then, longest first.
+        complaint: How the message begins, with a place for the seconds.
     """
 
+    complaint: ClassVar[str] = "couldn't get a connection in {:.2f} s"
     timeout: float
     stats: PoolStats
     holders: tuple[LeaseInfo, ...]
@@ -74,8 +76,7 @@ class PoolTimeout(PoolError, TimeoutError):
     def __init__(self, *, timeout: float, stats: PoolStats, holders: tuple[LeaseInfo, ...], during: str = "") -> None:
         held = "; ".join(str(lease) for lease in holders[:3]) or "nobody on this loop"
         super().__init__(
-            f"couldn't get a connection in {timeout:.2f} s{during}: {stats.summary()}; held by {held}",
-            pool=stats.name,
+            f"{self.complaint.format(timeout)}{during}: {stats.summary()}; held by {held}", pool=stats.name
         )
         self.timeout = timeout
         self.stats = stats
@@ -99,8 +100,13 @@ class ErrorFamily:
         closed: Raised for a pool that is closed or closing.
         timeout: Raised when a deadline passes.
         too_many_waiting: Raised when `max_waiting` is reached.
+        unsupported_loop: Raised where no loop runs that will do.
+        closing_text, closed_text: What callers are told, with a place for the pool's name.
     """
 
     closed: type[PoolClosed]
     timeout: type[PoolTimeout]
     too_many_waiting: type[TooManyWaiting]
+    unsupported_loop: type[UnsupportedLoop] = UnsupportedLoop
+    closing_text: str = "pool is closing"
+    closed_text: str = "pool is closed"

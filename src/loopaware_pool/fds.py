@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections.abc import Mapping
+    from selectors import SelectorKey
 
-__all__ = ["SocketIdentity", "SocketProbe", "is_watched"]
+__all__ = ["SocketIdentity", "SocketProbe", "is_watched", "replace_by_devnull", "selector_keys"]
 
 # POLLRDHUP tells of the peer's half-close on Linux; elsewhere a closed peer shows as readable, and is found by reading.
 _RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0)
@@ -65,6 +67,13 @@ class SocketIdentity:
         except OSError:
             return False
 
+    def is_reused(self) -> bool:
+        """Whether the number means another file by now."""
+        try:
+            return SocketIdentity.of(self.fd) != self
+        except OSError:
+            return False
+
 
 class SocketProbe:
     """Tells whether a socket's peer is still there, for one system call and no round trip (about 0.5 us)."""
@@ -95,3 +104,23 @@ def is_watched(loop: AbstractEventLoop, fd: int) -> bool | None:
     selector = getattr(loop, "_selector", None)
     registrations = selector.get_map() if selector is not None else None
     return None if registrations is None else fd in registrations
+
+
+def selector_keys(loop: AbstractEventLoop) -> Mapping[int, SelectorKey] | None:
+    """
+    Show the entries of *loop*'s selector by fd; `data` of each is its reader's and its writer's handle.
+
+    Returns:
+        None if the loop hides them (uvloop), or keeps them in another way than CPython's.
+    """
+    keys = getattr(getattr(loop, "_selector", None), "_fd_to_key", None)
+    return keys if isinstance(keys, dict) else None
+
+
+def replace_by_devnull(fd: int) -> None:
+    """Have *fd* mean the null device, without a word to the peer: for a socket that is also a parent process's."""
+    devnull = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(devnull, fd)
+    finally:
+        os.close(devnull)

@@ -29,13 +29,15 @@ class Ramp:
         ceiling: Most connects in flight.
 
     Attributes:
+        ceiling: As given.
         probe_at: No connect before this, monotonic seconds; in the past unless the server has just refused.
     """
 
     def __init__(self, ceiling: int) -> None:
-        self._ceiling = ceiling
+        self.ceiling = ceiling
         self._began: float | None = None
         self._refusals = 0
+        self._refused_at = 0.0
         self.probe_at = 0.0
 
     def allowance(self, now: float) -> int:
@@ -45,14 +47,16 @@ class Ramp:
         if self._began is None:
             self._began = now
         steps = max(0, int((now - self._began) / STEP_SECONDS + 1e-6))
-        return min(START_CONNECTS << min(steps, 30), self._ceiling)
+        return min(START_CONNECTS << min(steps, 30), self.ceiling)
 
     def demand_ended(self) -> None:
-        """Begin anew with the next caller that waits."""
+        """Begin anew with the next caller that waits: he is not to pay for the patience of those before him."""
         self._began = None
+        self.probe_at = min(self.probe_at, self._refused_at + PROBE_FIRST_SECONDS)
 
     def refused(self, now: float) -> None:
         """Pause before the next connect, for longer each time."""
+        self._refused_at = now
         self.probe_at = now + min(PROBE_FIRST_SECONDS * 2**self._refusals, PROBE_LONGEST_SECONDS)
         self._refusals = min(self._refusals + 1, 16)
         self._began = None
@@ -81,5 +85,6 @@ class FloorPace:
         self._delay_seconds = min(self._delay_seconds * 2, FLOOR_LONGEST_SECONDS)
 
     def connected(self) -> None:
-        """Start with the shortest pause again."""
+        """Start with the shortest pause again, and without one."""
         self._delay_seconds = FLOOR_FIRST_SECONDS
+        self.retry_at = 0.0

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Keeper", "Tenancy"]
 
 _IDLE: Final = SlotState.IDLE  # bound once: see shard.py
+# How long an idle connection stays in the selector while others are in use.
+PARK_SECONDS: Final = 0.01
+_IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 
 # What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
 LEASE_GRACE_SECONDS: Final = 0.25
@@ -54,12 +57,13 @@ class Keeper:
         self.loop = loop
         self.label = loops.label(loop)
         self.reporter = Reporter(core.config, self.label)
-        self.shard = Shard(core.config, core.budget, core.expiry, self, pool_size=core.size, jitter=core.jitter)
+        self.shard = Shard(core.config, core.budget, core.terms, self, pool_size=core.size, jitter=core.jitter)
         self._core = weakref.ref(core)
         self._config = core.config
         self._driver = core.driver
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._to_park: set[Slot] = set()
+        self._parking: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._changes = loops.Changes(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
@@ -75,12 +79,12 @@ class Keeper:
 
     def reset(self, slot: Slot) -> None:
         """Reset the session, in a task."""
-        self._spawn(slot, self._service(slot, slot.session.reset, "reset failed"))
+        self._spawn(slot, self._service(slot, slot.session.reset, self.reset_failed))
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
         slot.session.unpark()
-        self._spawn(slot, self._service(slot, functools.partial(_bounded, slot.session.ping), "keepalive failed"))
+        self._spawn(slot, self._service(slot, functools.partial(_bounded, slot.session.ping), self._found_dead))
 
     def read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
@@ -92,19 +96,27 @@ class Keeper:
         task = self._tasks.pop(slot, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        if politely and self.loop.is_running():
+        if politely and slot.session.says_goodbye and self.loop.is_running():
             slot.session.unpark()
             self._spawn(slot, self._say_goodbye(slot))
         else:
             self._cut(slot)
 
     def park(self, slot: Slot) -> None:
-        """Have the fd taken out of the selector before the loop polls, if it is idle then."""
+        """
+        Have the fd taken out of the selector before the loop polls with no connection in use.
+
+        While some are in use, those that come back are mostly lent again within milliseconds, one way or another; so
+        they keep their place for as long. Taking it from them at each return would cost as much as half a query.
+        """
         if not slot.session.is_settled:
             return  # the session calls settled() when it is
-        if not self._to_park:
-            self.loop.call_soon(self._park_idle)
         self._to_park.add(slot)
+        if self._parking is None:
+            if self.shard.is_in_use():
+                self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused)
+            else:
+                self._parking = self.loop.call_soon(self._park_idle)
 
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""
@@ -125,10 +137,8 @@ class Keeper:
             core.ask(donor)
 
     def floor_not_restored(self, error: BaseException) -> None:
-        """Log it where asyncpg does."""
-        self._driver.logger.warning(
-            "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
-        )
+        """Tell the driver, which knows what its users expect to read of it."""
+        self._driver.floor_not_restored(error)
 
     def opened(self, slot: Slot, seconds: float) -> None:
         """Tell the opener and the listener."""
@@ -193,14 +203,13 @@ class Keeper:
             self.shard.connected(slot, session, monotonic())
 
     async def _service(
-        self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], reason: str
+        self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[BaseException], str]
     ) -> BaseException | None:
         try:
             await work()
         except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
             if slot.state is SlotState.RESETTING:
-                self.reset_failed(error)
-                self.shard.broke(slot, reason)
+                self.shard.broke(slot, failed(error))
             return error
         self.shard.serviced(slot, monotonic())
         return None
@@ -233,10 +242,22 @@ class Keeper:
             self.shard.serviced(slot, monotonic())
 
     def _park_idle(self) -> None:
-        slots, self._to_park = self._to_park, set()
-        for slot in slots:
-            if slot.state is _IDLE and slot.session.is_settled:
+        if self.shard.is_in_use():
+            self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused)
+        else:
+            self._park_those_idle_since(float("inf"))
+
+    def _park_unused(self) -> None:
+        self._park_those_idle_since(monotonic() - PARK_SECONDS if self.shard.is_in_use() else float("inf"))
+
+    def _park_those_idle_since(self, then: float) -> None:
+        for slot in list(self._to_park):
+            if slot.state is not _IDLE or not slot.session.is_settled:
+                self._to_park.discard(slot)
+            elif slot.since <= then:
+                self._to_park.discard(slot)
                 slot.session.park()
+        self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused) if self._to_park else None
         self.notify()
 
     # ---- what callers ask ----
@@ -263,6 +284,28 @@ class Keeper:
     async def settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
         await self._changes.until(self._is_settled)
+
+    async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """
+        Wait until *condition* holds; it is looked at whenever connections have changed on this loop.
+
+        Returns:
+            False if *timeout* (seconds) passed first.
+        """
+        return await self._changes.until(condition, timeout)
+
+    def is_unused(self) -> bool:
+        """Whether there is no connection but those that are lent."""
+        return len(self.shard.slots) == self._lent()
+
+    async def check_idle(self) -> None:
+        """
+        Make a round trip on each idle connection; those that fail are closed.
+
+        Cancellation: ends the waiting, not the checks.
+        """
+        for slot in self.shard.ping_all():
+            await self.finished(slot)
 
     async def finished(self, slot: Slot) -> BaseException | None:
         """
@@ -325,17 +368,26 @@ class Keeper:
     def terminate(self, error: Callable[[], BaseException]) -> None:
         """Close every connection now, lent ones included; connects have the time that `shut` gives them."""
         self.shut(error)
-        for slot in self.shard.slots - self.shard.connecting:
+        self._end_now(self.shard.slots - self.shard.connecting, "terminated")
+        for slot in list(self.shard.connecting):
+            self._tell_opener(slot, error())
+        self.notify()
+
+    def cut_unused(self) -> None:
+        """Close every connection now but those that are lent, and end every connect."""
+        self._end_now({slot for slot in self.shard.slots if slot.state in _IN_TRANSIT}, "pool closed")
+        self._cancel_connects()
+        self.notify()
+
+    def _end_now(self, slots: set[Slot], reason: str) -> None:
+        for slot in slots:
             task = self._tasks.pop(slot, None)
             if task is not None:
                 task.cancel()
             if slot.state is SlotState.CLOSING:
                 self._cut(slot)
             else:
-                self.shard.retire(slot, "terminated", politely=False)
-        for slot in list(self.shard.connecting):
-            self._tell_opener(slot, error())
-        self.notify()
+                self.shard.retire(slot, reason, politely=False)
 
     def cut_all(self, error: Callable[[], BaseException]) -> None:
         """Close every connection now, and end every connect: the loop ends, or stands still."""
@@ -363,7 +415,7 @@ class Keeper:
         count = len(self.shard.slots)
         self.shut(self._closed_error)
         await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
-        await self._changes.until(lambda: len(self.shard.slots) == self._lent(), FAREWELL_SECONDS)
+        await self._changes.until(self.is_unused, FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
         self._stop_timers()
         self._ended_with(count)
@@ -413,10 +465,15 @@ class Keeper:
 
     # ---- telling ----
 
-    def reset_failed(self, error: BaseException) -> None:
-        """Count a session that could not be reset, and tell the listener."""
+    def reset_failed(self, error: BaseException) -> str:
+        """Count a session that could not be reset, and tell the listener. Returns the reason for its end."""
         self.shard.counters.reset_failures += 1
         self.reporter.reset_failed(error)
+        return "reset failed"
+
+    def _found_dead(self, _: BaseException) -> str:
+        self.shard.counters.found_dead += 1
+        return "did not answer"
 
     def notify_settled(self, slot: Slot) -> None:
         """Park a connection whose last answer has come."""
@@ -451,6 +508,19 @@ class Tenancy:
     def __init__(self, keeper: Keeper, slot: Slot) -> None:
         self.keeper = keeper
         self.slot = slot
+
+    async def finished(self) -> None:
+        """
+        Wait for the task that works on the connection.
+
+        Raises:
+            Exception: What it failed with.
+
+        Cancellation: ends the waiting, not the task.
+        """
+        error = await self.keeper.finished(self.slot)
+        if error is not None:
+            raise error
 
     def settled(self) -> None:
         """Park it."""

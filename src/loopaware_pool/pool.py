@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from loopaware_pool import errors, loops
 from loopaware_pool.budget import Budget
 from loopaware_pool.keeper import Keeper
-from loopaware_pool.shard import Expiry, Phase
+from loopaware_pool.shard import Phase, Terms
 from loopaware_pool.slot import Slot, SlotState
 from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 
@@ -59,7 +59,8 @@ class Core:
     def __init__(self, config: PoolConfig, driver: Driver, face: object) -> None:
         self.config = config
         self.driver = driver
-        self.expiry = Expiry()
+        self.max_size = config.max_size
+        self.terms = Terms(config.min_size)
         self.jitter = random.random
         self.state = CoreState.NEW
         self._suspended = False
@@ -70,7 +71,7 @@ class Core:
 
     def _begin(self) -> None:
         """Start without connections, at first and in a forked child."""
-        self.budget = Budget(self.config.max_size, self.config.patience)
+        self.budget = Budget(self.max_size, self.config.patience)
         self._lock = threading.Lock()  # guards the two below where they change together
         self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
         self._by_shard: weakref.WeakKeyDictionary[Claimant, Keeper] = weakref.WeakKeyDictionary()
@@ -92,7 +93,7 @@ class Core:
             return recent
         loop, complaint = loops.supported_loop()
         if loop is None:
-            raise errors.UnsupportedLoop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
+            raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
         keeper = self._keepers.get(loop)
         if keeper is None:
             self._bury_closed()
@@ -170,6 +171,27 @@ class Core:
             self.state = CoreState.OPEN
         keeper.shard.keep_floor(monotonic())
 
+    def start(self) -> None:
+        """
+        Introduce the running loop: serve callers at once, and open `min_size` connections meanwhile.
+
+        Raises:
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+        """
+        keeper = self.keeper()
+        if self.state is CoreState.NEW:
+            self.state = CoreState.OPEN
+        keeper.shard.keep_floor(monotonic())
+
+    async def floor_reached(self, timeout: float) -> bool:
+        """
+        Wait for `min_size` connections to be open.
+
+        Returns:
+            False if *timeout* (seconds) passed first.
+        """
+        return await self.keeper().until(lambda: self.live_size() >= self.terms.min_size, timeout)
+
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""
         return self._opener is not None and self._opener() is loops.running()
@@ -194,7 +216,7 @@ class Core:
         """
         shard = keeper.shard
         began = monotonic()
-        self._check_queue()
+        self._check_queue(keeper)
         now, has_come_back = began, False
         while True:
             waiter: asyncio.Future[Slot] = keeper.loop.create_future()
@@ -226,9 +248,10 @@ class Core:
                 return taken
             has_come_back = True
 
-    def _check_queue(self) -> None:
+    def _check_queue(self, keeper: Keeper) -> None:
         limit = self.config.max_waiting
-        if limit and sum(len(keeper.shard.waiters) for keeper in self.keepers()) >= limit:
+        if limit and sum(len(one.shard.waiters) for one in self.keepers()) >= limit:
+            keeper.shard.counters.refused += 1
             raise self.driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
 
     def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
@@ -250,8 +273,11 @@ class Core:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""
         shard = keeper.shard
         shard.leave(waiter)
+        shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-        if told is None:
+        if told is not None:
+            shard.counters.failed += not isinstance(told, errors.PoolTimeout)
+        else:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
@@ -291,6 +317,32 @@ class Core:
                 timer.cancel()
         self._finish()
 
+    async def close_unused(self, timeout: float) -> None:
+        """
+        Close the pool on every loop at once, without waiting for leases: their connections close when they come back.
+
+        Args:
+            timeout: Seconds for other loops to take notice, and for connections that are being opened, reset or
+                closed; then those are cut.
+
+        Cancellation: ends the waiting. The pool is closed.
+        """
+        if self.state is CoreState.CLOSED:
+            return
+        self.state = CoreState.CLOSED
+        loop = asyncio.get_running_loop()
+        keepers = self.keepers()
+        pending = [asyncio.ensure_future(self._shut_and_wait(keeper, loop, timeout)) for keeper in keepers]
+        if pending:
+            try:
+                await asyncio.wait(pending, timeout=timeout)
+            finally:
+                for waiting in pending:
+                    waiting.cancel()
+                for keeper in keepers:
+                    self._on(keeper, keeper.cut_unused)
+        self.keeper_emptied()
+
     def terminate(self) -> None:
         """Close every connection on every loop now, lent ones included. From any thread, and without a loop."""
         if self.state is CoreState.CLOSED:
@@ -302,6 +354,20 @@ class Core:
 
     def _shut(self, keeper: Keeper) -> None:
         self._on(keeper, lambda: keeper.shut(self.closing_error))
+
+    async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float) -> None:
+        """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
+        if keeper.loop is here:
+            keeper.shut(self.closed_error)
+            await keeper.until(keeper.is_unused, timeout)
+        else:
+            shut: asyncio.Future[None] = here.create_future()
+            self._on(keeper, lambda: self._shut_for(keeper, here, shut))
+            await shut
+
+    def _shut_for(self, keeper: Keeper, here: asyncio.AbstractEventLoop, shut: asyncio.Future[None]) -> None:
+        keeper.shut(self.closed_error)
+        loops.post(here, _set, shut)
 
     def _terminate(self, keeper: Keeper) -> None:
         end = keeper.cut_all if loops.is_idle(keeper.loop) else keeper.terminate
@@ -320,8 +386,6 @@ class Core:
 
     def _finish(self) -> None:
         self.state = CoreState.CLOSED
-        for keeper in self.keepers():
-            self._on(keeper, keeper.dismiss)
         self.keeper_emptied()
 
     def keeper_emptied(self) -> None:
@@ -329,6 +393,7 @@ class Core:
         if self.state is CoreState.CLOSED:
             for keeper in self.keepers():
                 if not keeper.shard.slots:
+                    self._on(keeper, keeper.dismiss)
                     self.loop_ending(keeper)
                     self.loop_ended(keeper)
         if self._closers and not any(keeper.shard.slots for keeper in self.keepers()):
@@ -402,11 +467,48 @@ class Core:
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
-        self.expiry.generation += 1
+        self.terms.generation += 1
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
+        self.terms.min_size = min_size
+        self.max_size = max_size
+        for served in self.budget.resize(max_size):
+            self.tell(served)
+        for keeper in self.keepers():
+            self._sweep(keeper, keeper.shard.resized)
+
+    async def check_idle(self) -> None:
+        """
+        Make a round trip on every idle connection, and open what the floor lacks.
+
+        Other loops do so on their own; it is not waited for.
+
+        Cancellation: ends the waiting.
+        """
+        here = self.keeper()
+        for keeper in self.keepers():
+            self._sweep(keeper, keeper.shard.refill)
+            if keeper is not here:
+                self._on(keeper, keeper.shard.ping_all)
+        await here.check_idle()
+
+    def drain(self) -> None:
+        """Have every connection that is open now replaced: the idle ones at once, the others when they come back."""
+        self.expire()
+        for keeper in self.keepers():
+            self._sweep(keeper, keeper.shard.sweep)
+
+    def _sweep(self, keeper: Keeper, sweep: Callable[[float], None]) -> None:
+        self._on(keeper, lambda: sweep(monotonic()))
+
+    def live_size(self) -> int:
+        """Count the connections on all loops that are neither being opened nor closed."""
+        return sum(keeper.shard.size for keeper in self.keepers())
 
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
-        return sum(keeper.shard.size + len(keeper.shard.connecting) for keeper in self.keepers())
+        return self.live_size() + sum(len(keeper.shard.connecting) for keeper in self.keepers())
 
     def slots(self, *without: SlotState) -> list[Slot]:
         """List the slots of all loops, those in some states left out."""
@@ -429,8 +531,8 @@ class Core:
         """Count everything."""
         return PoolStats(
             name=self.config.name,
-            min_size=self.config.min_size,
-            max_size=self.config.max_size,
+            min_size=self.terms.min_size,
+            max_size=self.budget.max_size,
             loops=tuple(keeper.shard.stats(keeper.label) for keeper in self.keepers()),
             ended=dataclasses.replace(self._ended),
         )
@@ -441,11 +543,14 @@ class Core:
 
     def closing_error(self) -> errors.PoolClosed:
         """Make the error of a caller that comes, or waits, while the pool closes."""
-        return self.driver.errors.closed("pool is closing", pool=self.config.name)
+        return self._closed(self.driver.errors.closing_text)
 
     def closed_error(self) -> errors.PoolClosed:
         """Make the error of a caller that comes after that."""
-        return self.driver.errors.closed("pool is closed", pool=self.config.name)
+        return self._closed(self.driver.errors.closed_text)
+
+    def _closed(self, text: str) -> errors.PoolClosed:
+        return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
 
 
 def _granted(keeper: Keeper) -> None:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.edge import Waiting
 from loopaware_pool.growth import STEP_SECONDS, Ramp
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
-from loopaware_pool.upkeep import RESET_ANSWER_SECONDS, Upkeep
+from loopaware_pool.upkeep import NEVER, RESET_ANSWER_SECONDS, Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from loopaware_pool.driver import Session
     from loopaware_pool.edge import Edge, Waiter
 
-__all__ = ["Expiry", "Phase", "Shard"]
-
-NEVER: Final = float("inf")
+__all__ = ["Phase", "Shard", "Terms"]
 
 
 class Phase(Enum):
@@ -42,6 +41,7 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+_NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
@@ -49,13 +49,20 @@ _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
 
 
-class Expiry:
-    """Which connections are too old: those opened under an earlier generation. One per pool, written by it alone."""
+class Terms:
+    """
+    What can change in the life of a pool. One per pool, written by it alone.
 
-    __slots__ = ("generation",)
+    Attributes:
+        generation: Connections that were opened under an earlier one are too old.
+        min_size: Connections kept while idle.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("generation", "min_size")
+
+    def __init__(self, min_size: int) -> None:
         self.generation = 0
+        self.min_size = min_size
 
 
 class Shard:
@@ -65,7 +72,7 @@ class Shard:
     Args:
         config: The pool's settings.
         budget: The pool's permits.
-        expiry: The pool's generation.
+        terms: The pool's generation and floor.
         edge: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
         jitter: Draws a number between 0 and 1, for lifetimes.
@@ -75,7 +82,7 @@ class Shard:
         self,
         config: PoolConfig,
         budget: Budget,
-        expiry: Expiry,
+        terms: Terms,
         edge: Edge,
         *,
         pool_size: Callable[[], int],
@@ -90,17 +97,19 @@ class Shard:
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.keeps_floor = False
+        self.least_idle = 0
         self._config = config
         self._budget = budget
-        self._expiry = expiry
+        self._terms = terms
         self._edge = edge
         self._jitter = jitter
+        self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
         self._ramp = Ramp(config.max_connecting or config.max_size)
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
-        self._upkeep = Upkeep(self, config, expiry, edge, pool_size)
+        self._upkeep = Upkeep(self, config, terms, edge, pool_size)
 
     def is_open(self) -> bool:
         """Whether callers are, or will be, served."""
@@ -113,8 +122,9 @@ class Shard:
         if self.waiters or self.phase is not _OPEN:
             return None
         while self.idle:
-            slot = self.idle.pop()
-            if slot.generation != self._expiry.generation or now >= slot.expires_at:
+            slot = self.idle.pop(self._next)
+            self.least_idle = min(self.least_idle, len(self.idle))
+            if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
                 self._retire_old(slot)
             elif self._is_alive(slot):
                 slot.move(_TAKEN)
@@ -125,6 +135,7 @@ class Shard:
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> None:
         """Queue a caller, and grow if that helps."""
         self.waiters[waiter] = Waiting(now, has_deadline)
+        self.counters.queued += 1
         self.grow(now)
 
     def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
@@ -163,6 +174,8 @@ class Shard:
 
     def _is_alive(self, slot: Slot) -> bool:
         """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
+        if self._config.lends_dead:
+            return True
         liveness = slot.session.liveness()
         if liveness is _ALIVE:
             return True
@@ -179,6 +192,7 @@ class Shard:
     def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
         """Take a connection back from its caller."""
         slot.holder = slot.code = None
+        self.counters.used_seconds += now - slot.since
         if check is _READY:
             slot.move(_RETURNED)
             self._give(slot, now)
@@ -186,6 +200,7 @@ class Shard:
             slot.move(SlotEvent.RESET_STARTED)
             self._edge.reset(slot)
         else:
+            self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
 
     def serviced(self, slot: Slot, now: float) -> None:
@@ -206,9 +221,13 @@ class Shard:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
         if self.phase is _CLOSED:
             self._retire(slot, "pool closed")
-        elif slot.generation != self._expiry.generation or now >= slot.expires_at:
+        elif slot.generation != self._terms.generation or now >= slot.expires_at:
             self._retire_old(slot)
-        elif not self.waiters or not self._hand_on(slot, now):
+        elif self.waiters and self._hand_on(slot, now):
+            pass
+        elif self._config.idle_order is _NOBODY:
+            self._retire(slot, "nobody waits for it")
+        else:
             slot.since = now
             self.idle.append(slot)
             self._edge.park(slot)
@@ -246,7 +265,7 @@ class Shard:
         return age_seconds >= self._config.patience and self._budget.should_yield(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot) -> None:
-        self._retire(slot, "expired" if slot.generation != self._expiry.generation else "max_lifetime")
+        self._retire(slot, "expired" if slot.generation != self._terms.generation else "max_lifetime")
 
     # ---- growing ----
 
@@ -257,7 +276,7 @@ class Shard:
     def grow(self, now: float) -> None:
         """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
         wanted = len(self.waiters) - len(self.connecting)
-        if wanted <= 0 or len(self.slots) >= self._config.max_size or self.phase is not _OPEN:
+        if wanted <= 0 or len(self.slots) >= self._budget.max_size or self.phase is not _OPEN:
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -295,6 +314,7 @@ class Shard:
         if self._config.max_lifetime:
             slot.expires_at = now + self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
         connect_seconds, slot.opened_at = now - slot.opened_at, now
+        self.counters.connect_seconds += connect_seconds
         self._edge.opened(slot, connect_seconds)
         self._give(slot, now)
         self.grow(now)
@@ -329,7 +349,7 @@ class Shard:
         self.grow(now)
 
     def _start_connect(self, now: float) -> Slot:
-        slot = Slot(self._expiry.generation, now)
+        slot = Slot(self._terms.generation, now)
         self.slots.add(slot)
         self.connecting.add(slot)
         self._edge.open(slot)
@@ -425,6 +445,13 @@ class Shard:
             self._upkeep.sweep(now)
             self.grow(now)
 
+    def resized(self, now: float) -> None:
+        """Go by another `min_size` and `max_size`."""
+        if self._config.max_connecting is None:
+            self._ramp.ceiling = self._budget.max_size
+        self.grow(now)
+        self._upkeep.restore_floor(now)
+
     def keep_floor(self, now: float) -> None:
         """Look after `min_size` from now on."""
         self.keeps_floor = True
@@ -441,6 +468,26 @@ class Shard:
         """Close an idle connection."""
         self.idle.remove(slot)
         self._retire(slot, reason, politely=politely)
+
+    def ping_all(self) -> list[Slot]:
+        """Make a round trip on each idle connection; list them."""
+        slots = self.idle[:]
+        for slot in slots:
+            self.ping_idle(slot)
+        return slots
+
+    def refill(self, now: float) -> None:
+        """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
+        self._upkeep.hurry()
+        self._upkeep.restore_floor(now)
+        if not self.slots and self.phase is _OPEN:
+            self.open_one(now)
+
+    def ping_idle(self, slot: Slot) -> None:
+        """Make a round trip on an idle connection."""
+        self.idle.remove(slot)
+        slot.move(SlotEvent.RESET_STARTED)
+        self._edge.ping(slot)
 
     def wake_by(self, due: float) -> None:
         """Have `sweep` called at *due* (monotonic seconds), or earlier."""
@@ -459,6 +506,10 @@ class Shard:
     def size(self) -> int:
         """Live connections: neither connecting nor closing."""
         return len(self.slots) - len(self.connecting) - len(self.closing)
+
+    def is_in_use(self) -> bool:
+        """Whether callers, or tasks of the pool, have connections."""
+        return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
 
     @property
     def spare(self) -> int:

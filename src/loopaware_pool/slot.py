@@ -12,12 +12,13 @@ permit of the budget. Three states are there because pools that lack them have l
 
 from __future__ import annotations
 
+import weakref
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    import weakref
-    from types import CodeType
+    import asyncio
+    from types import CodeType, FrameType
 
     from loopaware_pool.driver import Session
 
@@ -77,6 +78,20 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 }
 
 
+# Modules whose frames are not where an acquire stands in the caller's code.
+_POOLS: Final = frozenset(
+    {
+        "asyncpg.pool",
+        "contextlib",
+        "loopaware_pool.asyncpg",
+        "loopaware_pool.asyncpg_proxy",
+        "loopaware_pool.compat",
+        "loopaware_pool.psycopg",
+        "loopaware_pool.psycopg_lease",
+    }
+)
+
+
 class IllegalMove(RuntimeError):
     """A move outside the table was asked for: a defect of the pool. Nothing was changed."""
 
@@ -134,6 +149,14 @@ class Slot:
             self.state = TRANSITIONS[self.state][event]
         except KeyError:
             raise IllegalMove(f"{event} cannot happen to a slot that is {self.state}") from None
+
+    def lent_to(self, task: asyncio.Task[Any] | None, frame: FrameType | None) -> None:
+        """Note who acquired it: *task*, in the first frame from *frame* up that is the caller's own."""
+        self.holder = None if task is None else weakref.ref(task)
+        while frame is not None and frame.f_globals.get("__name__") in _POOLS:
+            frame = frame.f_back
+        if frame is not None:
+            self.code, self.instruction = frame.f_code, frame.f_lasti
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value} {getattr(self, 'session', None)!r}>"

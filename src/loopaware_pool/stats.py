@@ -35,24 +35,38 @@ class Counters:
         acquired: Leases begun.
         waited: Leases begun after waiting in the queue.
         waited_seconds: Time spent in the queue by those, in seconds.
+        queued: Acquires that had to queue, served or not.
+        gave_up_seconds: Time spent in the queue by those who left it without a connection, in seconds.
+        failed: Acquires that were told of an error while they waited, other than a timeout.
+        refused: Acquires refused because of `max_waiting`.
+        used_seconds: Time connections were lent, in seconds; of leases that have ended.
         timed_out: Acquires that ended at their deadline.
         cancelled: Acquires cancelled while they waited.
         opened: Connections opened.
+        connect_seconds: Time that took, in seconds.
         connect_failures: Connects that failed.
         closed: Connections closed, for whatever reason.
         found_dead: Connections that the server had closed while they were idle.
+        returned_dead: Connections that were closed, or in use, when they came back from a caller.
         reset_failures: Connections closed because their session could not be reset.
     """
 
     acquired: int = 0
     waited: int = 0
     waited_seconds: float = 0.0
+    queued: int = 0
+    gave_up_seconds: float = 0.0
+    failed: int = 0
+    refused: int = 0
+    used_seconds: float = 0.0
     timed_out: int = 0
     cancelled: int = 0
     opened: int = 0
+    connect_seconds: float = 0.0
     connect_failures: int = 0
     closed: int = 0
     found_dead: int = 0
+    returned_dead: int = 0
     reset_failures: int = 0
 
 

@@ -23,6 +23,7 @@ class FakeSession:
     Attributes:
         owner: Whoever hears of the session; the pool sets it.
         identity: Always None: there is no socket.
+        says_goodbye: Whether `close` is called before `abort`.
         is_settled: Whether no answer of the server is due.
         life: What `liveness` answers.
         check: What `take_back` answers.
@@ -32,6 +33,7 @@ class FakeSession:
     """
 
     identity: SocketIdentity | None = None
+    says_goodbye = True
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
@@ -126,6 +128,10 @@ class FakeDriver:
         session = FakeSession()
         self.sessions.append(session)
         return session
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Log it."""
+        self.logger.warning("the floor was not restored: %s", error)
 
     def forked(self) -> None:
         """There is nothing to forget."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from loopaware_pool.config import IdleOrder
 from loopaware_pool.growth import FloorPace
-from loopaware_pool.slot import Slot, SlotEvent, SlotState
+from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.edge import Edge
-    from loopaware_pool.shard import Expiry, Shard
+    from loopaware_pool.shard import Shard, Terms
 
 __all__ = ["RESET_ANSWER_SECONDS", "Upkeep"]
 
+NEVER: Final = float("inf")
 # A floor is kept only if its dead are noticed.
 DEAD_CHECK_SECONDS: Final = 1.0
 # The longest an idle connection's reset may stay unanswered.
@@ -33,7 +35,7 @@ class Upkeep:
     Args:
         shard: The shard.
         config: The pool's settings.
-        expiry: The pool's generation.
+        terms: The pool's generation and floor.
         edge: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
 
@@ -42,27 +44,30 @@ class Upkeep:
     """
 
     def __init__(
-        self, shard: Shard, config: PoolConfig, expiry: Expiry, edge: Edge, pool_size: Callable[[], int]
+        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, pool_size: Callable[[], int]
     ) -> None:
         self.restoring: set[Slot] = set()
         self._shard = shard
         self._config = config
-        self._expiry = expiry
+        self._terms = terms
         self._edge = edge
         self._pool_size = pool_size
         self._floor_pace = FloorPace()
+        self._is_fifo = config.idle_order is IdleOrder.FIFO
+        self._shrink_at = NEVER
 
     def sweep(self, now: float) -> None:
         """Do what has become due, and say when to come again."""
         self._sweep_idle(now)
+        if self._is_fifo and self._config.max_idle:
+            self._shrink(now)
         self._report_leases(now)
         self.restore_floor(now)
 
     def connected(self, slot: Slot) -> None:
         """Note that a connect ended well."""
-        if slot in self.restoring:
-            self.restoring.discard(slot)
-            self._floor_pace.connected()
+        self.restoring.discard(slot)
+        self._floor_pace.connected()
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         """Note that a connect failed; if it was for the floor, another is made later."""
@@ -78,7 +83,7 @@ class Upkeep:
         if not self._shard.is_open() or not self._floor_is_kept():
             return
         self._shard.wake_by(now + DEAD_CHECK_SECONDS)
-        missing = self._config.min_size - self._pool_size()
+        missing = self._terms.min_size - self._pool_size()
         if missing > 0 and now < self._floor_pace.retry_at:
             self._shard.wake_by(self._floor_pace.retry_at)
             return
@@ -88,8 +93,12 @@ class Upkeep:
                 return
             self.restoring.add(slot)
 
+    def hurry(self) -> None:
+        """Wait no longer for the next try, if the last has failed."""
+        self._floor_pace.connected()
+
     def _floor_is_kept(self) -> bool:
-        return self._shard.keeps_floor and self._config.min_size > 0
+        return self._shard.keeps_floor and self._terms.min_size > 0
 
     def _sweep_idle(self, now: float) -> None:
         """Close the idle that are dead, too old, or idle for too long; ping the others; oldest first."""
@@ -99,17 +108,15 @@ class Upkeep:
             if reason:
                 self._shard.retire_idle(slot, reason, politely=slot.session.is_settled)
             elif self._config.keepalive and now - slot.since >= self._config.keepalive:
-                self._shard.idle.remove(slot)
-                slot.move(SlotEvent.RESET_STARTED)
-                self._edge.ping(slot)
+                self._shard.ping_idle(slot)
             else:
                 self._shard.wake_by(self._next_look(slot))
 
     def _reason_to_close(self, slot: Slot, now: float) -> str:
         """Say why an idle connection is to be closed; empty if it is not."""
-        if slot.generation != self._expiry.generation:
+        if slot.generation != self._terms.generation:
             return "expired"
-        if now >= slot.expires_at:
+        if now >= slot.expires_at and not self._config.lends_expired:
             return "max_lifetime"
         if self._is_idle_too_long(now - slot.since):
             return "idle"
@@ -118,15 +125,27 @@ class Upkeep:
         return ""
 
     def _is_idle_too_long(self, idle_seconds: float) -> bool:
-        limit = self._config.max_idle
-        return 0 < limit <= idle_seconds and self._pool_size() > self._config.min_size
+        limit = NEVER if self._is_fifo else self._config.max_idle
+        return 0 < limit <= idle_seconds and self._pool_size() > self._terms.min_size
+
+    def _shrink(self, now: float) -> None:
+        """Close one idle connection if some have been spare ever since the last look, `max_idle` ago."""
+        shard = self._shard
+        if now >= self._shrink_at:
+            if shard.least_idle and self._pool_size() > self._terms.min_size:
+                shard.retire_idle(shard.idle[0], "idle")
+            self._shrink_at = NEVER
+        if self._shrink_at is NEVER and shard.slots:
+            self._shrink_at = now + self._config.max_idle
+            shard.least_idle = len(shard.idle)
+        shard.wake_by(self._shrink_at)
 
     def _next_look(self, slot: Slot) -> float:
         """When an idle connection that stays is to be looked at again."""
-        due = slot.expires_at
+        due = NEVER if self._config.lends_expired else slot.expires_at
         if self._config.keepalive:
             due = min(due, slot.since + self._config.keepalive)
-        if self._config.max_idle and self._pool_size() > self._config.min_size:
+        if self._config.max_idle and not self._is_fifo and self._pool_size() > self._terms.min_size:
             due = min(due, slot.since + self._config.max_idle)
         if not slot.session.is_settled:
             due = min(due, slot.since + RESET_ANSWER_SECONDS)

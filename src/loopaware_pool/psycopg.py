@@ -1,0 +1,623 @@
+"""
+The drop-in for psycopg_pool's async pools.
+
+`AsyncConnectionPool` and `AsyncNullConnectionPool` take what psycopg_pool 3.3's take, with its defaults, and behave as
+they do, whichever supported version of it is installed; what they add is said at each place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import psycopg_pool
+from psycopg_pool.abc import ACT
+
+from loopaware_pool.config import IdleOrder, PoolConfig, check_number, check_whole
+from loopaware_pool.loops import post, running
+from loopaware_pool.pool import Core, CoreState
+from loopaware_pool.psycopg_checkup import Checkup
+from loopaware_pool.psycopg_driver import (
+    InitTimeout,
+    PoolClosed,
+    PoolTimeout,
+    PsycopgDriver,
+    TooManyRequests,
+    UnsupportedLoop,
+)
+from loopaware_pool.psycopg_lease import Lease
+from loopaware_pool.psycopg_likeness import (
+    check_choices,
+    check_sizes,
+    checked_class,
+    checked_name,
+    counted,
+    finite,
+    lifetime,
+    warn_of_open,
+)
+from loopaware_pool.psycopg_session import PsycopgSession, check_connection
+from loopaware_pool.psycopg_wait import LoopAwareConnection, WrongLoop
+from loopaware_pool.slot import SlotState
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
+
+    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.slot import Slot
+    from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+
+__all__ = [
+    "AsyncConnectionPool",
+    "AsyncNullConnectionPool",
+    "LoopAwareConnection",
+    "PoolClosed",
+    "PoolTimeout",
+    "TooManyRequests",
+    "WrongLoop",
+]
+
+logger = logging.getLogger("psycopg.pool")
+
+SessionReset = Literal["never", "awaited"]
+DiscardDead = Literal["on_check", "always"]
+DiscardExpired = Literal["on_return", "always"]
+_Order = Literal["fifo", "lifo"]
+
+_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_LENT: Final = SlotState.LENT
+_IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
+# As good as for ever, and still a time that every event loop can count to.
+_LONGEST_SECONDS: Final = 1e8
+_SECONDS: Final = "a number of seconds"
+# What psycopg_pool takes off a lifetime at random.
+_LIFETIME_JITTER: Final = 0.05
+# How often a null pool's `wait()` tries to connect.
+_RETRY_SECONDS: Final = 0.25
+
+
+class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
+    """
+    A connection pool that any number of loops, threads and `asyncio.run` calls share.
+
+    It is opened once, on any loop; after that, every loop is served from its first `connection()` on, with connections
+    of its own, and *max_size* bounds them all together. It may be made without a loop, as at import time.
+
+    Args:
+        conninfo: Where to connect, or a function, plain or async, that is called for it before each connect.
+        connection_class: What connections are made of. The default looks after its registrations with the event loop;
+            another class is looked after from outside.
+        kwargs: Passed to `connection_class.connect`; or a function, plain or async, called for it before each connect.
+        min_size: Connections kept while idle, on loops that have opened the pool.
+        max_size: Most connections of this process, on all loops together; None for *min_size*.
+        open: True opens the pool here, which is deprecated; None does as well, and warns at the first use unless the
+            pool is used as a context manager; False leaves it to `open()`.
+        configure: Called with each new connection, which it must not leave in a transaction.
+        check: Called with each connection before it is lent. If it raises, another is tried.
+        reset: Called with each connection that comes back, which it must not leave in a transaction.
+        name: In errors, logs and events; None for "pool-N".
+        close_returns: Whether a connection's `close()` returns it to the pool.
+        timeout: Seconds that `connection()` and `getconn()` may take when they give none.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random.
+        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile.
+        reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. In difference to
+            psycopg_pool's, the pool goes on trying.
+        reconnect_failed: Called with the pool; plain or async.
+        num_workers: Accepted for compatibility; there are none.
+        session_reset: "never": only transactions are rolled back; "awaited": settings, role, advisory locks,
+            listeners and cursors are reset before the connection is lent again. What *configure* has set with `SET`
+            is reset too; a role it has set comes back. Costs a round trip at each return.
+        idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" the one
+            used last, so that the others can be closed.
+        discard_dead: When to look at a connection's socket, which takes a microsecond, before it is lent: "on_check",
+            if there is a *check*, as psycopg_pool's tests ask for; "always".
+        discard_expired: When *max_lifetime* is looked at: "on_return", as psycopg_pool does; "always", also before a
+            connection is lent and while it is idle.
+        keepalive: Seconds after which an idle connection is pinged; 0 never.
+        max_connecting: Connects in flight at once; None for *max_size*.
+        leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
+        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+
+    Raises:
+        ValueError, TypeError: An argument makes no sense; the message names it.
+        RuntimeError: It is to be opened here, and no loop is running, or one that cannot watch sockets.
+    """
+
+    _keeps_idle = True
+
+    def __init__(
+        self,
+        conninfo: AsyncConninfoParam = "",
+        *,
+        connection_class: type[ACT] = cast("type[ACT]", LoopAwareConnection),
+        kwargs: AsyncKwargsParam | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,  # noqa: A002 - psycopg_pool's name for it
+        configure: AsyncConnectionCB[ACT] | None = None,
+        check: AsyncConnectionCB[ACT] | None = None,
+        reset: AsyncConnectionCB[ACT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: AsyncConnectFailedCB | None = None,
+        num_workers: int = 3,
+        session_reset: SessionReset = "never",
+        idle_order: _Order = "fifo",
+        discard_dead: DiscardDead = "on_check",
+        discard_expired: DiscardExpired = "on_return",
+        keepalive: float = 0,
+        max_connecting: int | None = None,
+        leak_threshold: float | None = None,
+        on_event: EventHook | None = None,
+    ) -> None:
+        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        check_choices(
+            session_reset=(session_reset, SessionReset),
+            idle_order=(idle_order, _Order),
+            discard_dead=(discard_dead, DiscardDead),
+            discard_expired=(discard_expired, DiscardExpired),
+        )
+        check_number("timeout", timeout, _SECONDS)
+        check_whole("num_workers", num_workers)
+        if num_workers < 1:
+            raise ValueError("num_workers must be at least 1")
+        self.name = name = checked_name(name)
+        self.timeout = timeout
+        self.close_returns = close_returns and self._keeps_idle
+        self.num_workers = num_workers
+        self._check = check
+        self._reconnect_failed = reconnect_failed
+        self._max_size = max_size
+        self._given_lifetime = max_lifetime
+        self._driver = PsycopgDriver(
+            name=name,
+            conninfo=conninfo,
+            kwargs=kwargs,
+            connection_class=checked_class(connection_class, close_returns=self.close_returns),
+            configure=configure,
+            reset=reset,
+            session_reset=session_reset,
+            tells_errors=not self._keeps_idle,
+            reconnect_seconds=finite("reconnect_timeout", reconnect_timeout),
+            outlasted=self._connects_outlasted,
+        )
+        self._config = PoolConfig(
+            name=name,
+            min_size=min_size,
+            init_size=min_size,
+            max_size=max_size or sys.maxsize,
+            max_idle=finite("max_idle", max_idle),
+            max_lifetime=lifetime(max_lifetime),
+            lifetime_jitter=_LIFETIME_JITTER,
+            keepalive=keepalive,
+            max_waiting=max_waiting,
+            max_connecting=max_connecting,
+            leak_threshold=leak_threshold,
+            on_event=on_event,
+            idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
+            lends_expired=discard_expired == "on_return",
+            lends_dead=discard_dead == "on_check" and check is None,
+        )
+        self._core = Core(self._config, self._driver, self)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rechecks = 0
+        self._popped: dict[str, int] = {}
+        self._is_to_warn = open is None
+        if open:
+            warn_of_open(type(self))
+        if open is not False:
+            self._open()
+
+    # ---- opening and closing ----
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """
+        Open the pool, or introduce the running loop to it: *min_size* connections are opened in the background.
+
+        Args:
+            wait: Whether to `wait()` for them.
+            timeout: Seconds for that.
+
+        Raises:
+            PoolClosed: It has been closed.
+            PoolTimeout: As `wait()`.
+            RuntimeError: No loop is running, or one that cannot watch sockets.
+        """
+        self._open()
+        if wait:
+            await self.wait(timeout)
+
+    def _open(self) -> None:
+        if self._core.state is CoreState.CLOSED:
+            raise PoolClosed("pool has already been opened/closed and cannot be reused", pool=self.name)
+        if running() is None:
+            raise UnsupportedLoop(f"{type(self).__name__} open with no running loop", pool=self.name)
+        self._core.start()
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """
+        Wait until *min_size* connections are open. A null pool opens one, to see whether that can be done.
+
+        Args:
+            timeout: Seconds; after that the pool is closed.
+
+        Raises:
+            PoolTimeout: They were not open in time; its cause is what connecting failed with last.
+            PoolClosed: The pool is not open.
+
+        Cancellation: ends the waiting.
+        """
+        check_number("timeout", timeout, _SECONDS)
+        self._check_open()
+        keeper = self._core.keeper()
+        if await self._is_ready_within(keeper, timeout):
+            return
+        error = InitTimeout(timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()))
+        await self.close()
+        raise error from keeper.shard.last_error
+
+    async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
+        return await self._core.floor_reached(timeout)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """
+        Close the pool on every loop: who waits is told, idle connections are closed, others when they come back.
+
+        Args:
+            timeout: Seconds for connections that are being opened or rolled back; then they are cut.
+
+        Cancellation: ends the waiting. The pool is closed.
+        """
+        check_number("timeout", timeout, _SECONDS)
+        await self._core.close_unused(timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is not open: not yet, or no more."""
+        return self._core.state is not _OPEN
+
+    async def __aenter__(self) -> Self:
+        self._is_to_warn = False
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        state = self._core.state
+        if state is not _OPEN:
+            what = "not open yet" if state is CoreState.NEW else "already closed"
+            raise PoolClosed(f"the pool {self.name!r} is {what}", pool=self.name)
+        if self._is_to_warn:
+            self._is_to_warn = False
+            warn_of_open(type(self))
+
+    # ---- lending ----
+
+    def connection(self, timeout: float | None = None) -> Lease[ACT]:
+        """
+        Lend a connection of the running loop for a block.
+
+        Args:
+            timeout: Seconds to wait for it; None takes the pool's.
+
+        Returns:
+            To be entered with `async with`. At the end of the block the transaction is committed, or rolled back if
+            an error passes, and the connection is returned.
+
+        Raises:
+            As `getconn()`. (When entered.)
+        """
+        return Lease(self, timeout)
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """
+        Lend a connection of the running loop, to be given back with `putconn()`.
+
+        Args:
+            timeout: Seconds for everything: the queue, connecting, `check`. None takes the pool's. With 0 or less,
+                in difference to psycopg_pool's, a connection that is idle is lent.
+
+        Raises:
+            TypeError: *timeout* is not a number.
+            PoolTimeout: None came in time; it tells the counts and the holders, and its cause is what connecting
+                failed with last.
+            PoolClosed: The pool is not open, or was closed while waiting.
+            TooManyRequests: As many wait as *max_waiting* allows.
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
+            opened joins the pool.
+        """
+        if timeout is None:
+            timeout = self.timeout
+        else:
+            check_number("timeout", timeout, _SECONDS)
+        core = self._core
+        if core.state is not _OPEN or self._is_to_warn:
+            self._check_open()
+        keeper = core.keeper()
+        began = monotonic()
+        slot = keeper.shard.take(began)
+        if slot is None:
+            slot = await core.wait(keeper, min(timeout, _LONGEST_SECONDS))
+        session = self._lend(slot, keeper)
+        connection = session.connection
+        if self._check is not None:
+            connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(session)
+        return cast("ACT", connection)
+
+    async def putconn(self, conn: ACT) -> None:
+        """
+        Give back a connection that `getconn()` lent. It may be called on any loop.
+
+        A transaction that is open is rolled back, which is waited for. A connection that a query is still running on is
+        closed, and that query ends with an error.
+
+        Args:
+            conn: The connection.
+
+        Raises:
+            ValueError: It is not lent, or not by this pool.
+
+        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        """
+        lender = getattr(conn, "_pool", None)
+        if lender is not self:
+            whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
+            raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
+        session = self._session_of(conn)
+        if session.loop is not running():
+            conn._pool = None
+            post(session.loop, self._take_back, session)
+            return
+        pending = self._take_back(session)
+        if pending is not None and self._driver.reset_hook is None:
+            await pending.keeper.finished(pending.slot)
+
+    def _session_of(self, conn: Any) -> PsycopgSession:
+        """Find what the pool knows of a connection that it has lent."""
+        return cast("PsycopgSession", conn._loopaware_session)
+
+    def _lend(self, slot: Slot, keeper: Keeper) -> PsycopgSession:
+        """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
+        slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
+        session: PsycopgSession = slot.session  # type: ignore[assignment]
+        session.lend(self)
+        return session
+
+    def _take_back(self, session: PsycopgSession) -> Tenancy | None:
+        """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
+        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        session.connection._pool = None
+        if tenancy.slot.state is not _LENT:
+            return None
+        shard = tenancy.keeper.shard
+        is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
+        shard.returned(tenancy.slot, session.take_back() if is_kept else session.dismiss(), monotonic())
+        return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+
+    # ---- psycopg_pool's other methods ----
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """
+        Keep, and allow, another number of connections; None for *max_size* is *min_size*.
+
+        Connections there are too many of go when they have not been needed for *max_idle* seconds.
+
+        Raises:
+            ValueError, TypeError: The sizes make no sense; nothing has changed.
+        """
+        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size)
+        self._max_size = max_size
+        self._core.resize(min_size, max_size or sys.maxsize)
+
+    async def check(self) -> None:
+        """
+        Make a round trip on each idle connection; those that fail are closed, and replaced.
+
+        Other loops' connections are checked by their loops, which is not waited for.
+
+        Cancellation: ends the waiting, not the checks.
+        """
+        await self._core.check_idle()
+
+    async def drain(self) -> None:
+        """Replace every connection that is open: the idle ones now, the others when they come back."""
+        self._core.drain()
+
+    @staticmethod
+    async def check_connection(conn: ACT) -> None:
+        """
+        Make a round trip, and leave the connection as it was; to be given as *check*.
+
+        Raises:
+            Exception: The connection is of no use any more.
+        """
+        await check_connection(conn)
+
+    async def reconnect_failed(self) -> None:
+        """Call the user's `reconnect_failed`. Called once connecting has failed for `reconnect_timeout` seconds."""
+        if self._reconnect_failed is not None:
+            result = self._reconnect_failed(self)
+            if inspect.isawaitable(result):
+                await result
+
+    def _connects_outlasted(self) -> None:
+        if not self.closed:
+            task = asyncio.ensure_future(self.reconnect_failed())
+            self._tasks.add(task)
+            task.add_done_callback(self._told_of_outage)
+
+    def _told_of_outage(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
+
+    def get_stats(self) -> dict[str, int]:
+        """Count, under psycopg_pool's names: times in milliseconds, and only such counters as are not 0."""
+        totals = counted(self.stats(), self._rechecks)
+        rose = {key: total - self._popped.get(key, 0) for key, total in totals.items()}
+        return {key: rise for key, rise in rose.items() if rise} | self._measured()
+
+    def pop_stats(self) -> dict[str, int]:
+        """As `get_stats()`, and begin to count anew."""
+        stats = self.get_stats()
+        self._popped = counted(self.stats(), self._rechecks)
+        return stats
+
+    def _measured(self) -> dict[str, int]:
+        stats = self.stats()
+        return {
+            "pool_min": self.min_size,
+            "pool_max": self.max_size,
+            "pool_size": stats.size + stats.connecting,
+            "pool_available": stats.idle,
+            "requests_waiting": stats.waiting,
+        }
+
+    @property
+    def min_size(self) -> int:
+        """Connections kept while idle."""
+        return self._core.terms.min_size
+
+    @property
+    def max_size(self) -> int:
+        """Most connections there may be, on all loops together; of a null pool, 0 for any number."""
+        return self._max_size
+
+    # ---- what psycopg_pool's has not ----
+
+    def stats(self) -> PoolStats:
+        """Count everything, for the pool and for each loop. From any thread."""
+        return self._core.stats()
+
+    def fd_report(self) -> list[ConnectionReport]:
+        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
+        return self._core.fd_report()
+
+    async def settled(self) -> None:
+        """
+        Wait until every return so far on this loop has settled: transactions rolled back, idle fds out of the selector.
+
+        Cancellation: ends the waiting.
+        """
+        keeper = self._core.keeper_here()
+        if keeper is not None:
+            await keeper.settled()
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
+        self._core.suspend()
+
+    def resume(self) -> None:
+        """Serve those who queued since `suspend()`. From any thread."""
+        self._core.resume()
+
+    # ---- what programs, and psycopg_pool's tests, look for ----
+
+    @property
+    def conninfo(self) -> AsyncConninfoParam:  # type: ignore[override]
+        """Where to connect from now on."""
+        return self._driver.conninfo
+
+    @conninfo.setter
+    def conninfo(self, conninfo: AsyncConninfoParam) -> None:
+        self._driver.conninfo = conninfo
+
+    @property
+    def kwargs(self) -> AsyncKwargsParam | None:  # type: ignore[override]
+        """What to connect with from now on."""
+        return self._driver.kwargs
+
+    @kwargs.setter
+    def kwargs(self, kwargs: AsyncKwargsParam | None) -> None:
+        self._driver.kwargs = kwargs
+
+    @property
+    def connection_class(self) -> type[ACT]:  # type: ignore[override]
+        """What connections are made of from now on."""
+        return cast("type[ACT]", self._driver.connection_class)
+
+    @connection_class.setter
+    def connection_class(self, kind: type[ACT]) -> None:
+        self._driver.connection_class = checked_class(kind, close_returns=self.close_returns)
+
+    @property
+    def max_waiting(self) -> int:
+        """As given."""
+        return self._config.max_waiting
+
+    @property
+    def max_idle(self) -> float:
+        """As given."""
+        return self._config.max_idle or float("inf")
+
+    @property
+    def reconnect_timeout(self) -> float:
+        """As given."""
+        return self._driver.reconnect_seconds
+
+    @property
+    def max_lifetime(self) -> float:
+        """As given."""
+        return self._given_lifetime
+
+    @property
+    def _pool(self) -> list[Any]:
+        return [slot.session.connection for keeper in self._core.keepers() for slot in keeper.shard.idle]
+
+    @property
+    def _nconns(self) -> int:
+        return self._core.size()
+
+    @property
+    def _waiting(self) -> list[object]:
+        return [waiter for keeper in self._core.keepers() for waiter in keeper.shard.waiters]
+
+
+class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullConnectionPool[ACT]):
+    """
+    A pool that keeps no idle connection: it bounds how many there are, and hands them on to those who wait.
+
+    Args as `AsyncConnectionPool`'s, but *min_size* is 0, *max_size* may be 0 for any number, and *close_returns* has no
+    effect. A caller hears of a failed connect at once.
+    """
+
+    _keeps_idle = False
+
+    def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
+        super().__init__(conninfo, min_size=min_size, **options)
+
+    async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
+        """Try to connect until it succeeds."""
+        deadline = monotonic() + timeout
+        while (left := deadline - monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    await keeper.open_one()
+                return True
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
+                keeper.shard.last_error = error
+            await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))
+        return False

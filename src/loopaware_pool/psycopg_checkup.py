@@ -1,0 +1,138 @@
+"""The user's `check`, called with connections until one passes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from loopaware_pool.errors import PoolTimeout
+from loopaware_pool.slot import SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.psycopg import AsyncConnectionPool
+    from loopaware_pool.psycopg_session import PsycopgSession
+
+__all__ = ["Checkup"]
+
+logger = logging.getLogger("psycopg.pool")
+
+# psycopg_pool's pace: at once, after a second or so, and then twice as long each time.
+FIRST_PAUSE_SECONDS: Final = 1.0
+_PAUSE_JITTER: Final = 0.1
+_LONGEST_SECONDS: Final = 1e8
+
+
+class Checkup:
+    """
+    One caller's search for a connection that passes.
+
+    Args:
+        pool: Where the connections are from.
+        keeper: The running loop's part of it.
+        check: The user's function.
+        timeout: Seconds that the caller has given.
+        began: When they began, monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Any],
+        keeper: Keeper,
+        check: Callable[[Any], Awaitable[None]],
+        timeout: float,
+        began: float,
+    ) -> None:
+        self._pool = pool
+        self._keeper = keeper
+        self._check = check
+        self._timeout = timeout
+        self._deadline = began + timeout
+        self._pause_seconds = 0.0
+
+    async def first_that_passes(self, session: PsycopgSession) -> Any:
+        """
+        Check *session*'s connection, and others until one passes; what fails goes back, or is closed if it is dead.
+
+        Only a connection that is alive and fails is worth a pause: where one was dead, the next need not be.
+
+        Raises:
+            PoolTimeout: None passed in time.
+
+        Cancellation: the connection goes back.
+        """
+        while not await self._passes(session):
+            was_dead = session.connection.closed
+            self._pool._rechecks += 1
+            self._put_back(session)
+            if not was_dead:
+                await self._pause()
+            session = await self._another()
+        return session.connection
+
+    def _put_back(self, session: PsycopgSession) -> None:
+        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        if not session.connection.closed:
+            self._pool._take_back(session)
+        elif tenancy.slot.state is SlotState.LENT:
+            logger.info("not serving connection found broken")
+            self._keeper.shard.counters.found_dead += 1
+            self._keeper.shard.retire(tenancy.slot, "failed its check", politely=False)
+            self._keeper.shard.drop_dead()
+
+    async def _pause(self) -> None:
+        pause = min(self._pause_seconds, max(0.0, self._deadline - monotonic()))
+        if self._pause_seconds:
+            self._pause_seconds *= 2
+        else:
+            self._pause_seconds = FIRST_PAUSE_SECONDS * random.uniform(1 - _PAUSE_JITTER, 1 + _PAUSE_JITTER)
+        await asyncio.sleep(pause)
+
+    async def _another(self) -> PsycopgSession:
+        keeper, core = self._keeper, self._pool._core
+        now = monotonic()
+        left = self._deadline - now
+        if left <= 0:
+            keeper.shard.counters.timed_out += 1
+            raise core.timeout_error(keeper, self._timeout, " (in check)")
+        slot = keeper.shard.take(now)
+        if slot is None:
+            try:
+                slot = await core.wait(keeper, min(left, _LONGEST_SECONDS))
+            except PoolTimeout as late:
+                raise core.timeout_error(keeper, self._timeout) from late.__cause__
+        return self._pool._lend(slot, keeper)
+
+    async def _passes(self, session: PsycopgSession) -> bool:
+        """
+        Call the user's function, as long as there is time.
+
+        When there is none left the connection is closed first: else the cancellation of a query that is not answered
+        would be waited for, which need not be answered either.
+        """
+        limit = asyncio.timeout(None)
+        loop = self._keeper.loop
+
+        def expire() -> None:
+            session.abort()
+            limit.reschedule(loop.time())
+
+        left = max(0.0, self._deadline - monotonic())
+        timer = loop.call_later(min(left, _LONGEST_SECONDS), expire)
+        try:
+            async with limit:
+                await self._check(session.connection)
+        except Exception as error:  # noqa: BLE001 - any says that this connection will not do
+            logger.info("connection failed check: %s", error)
+            return False
+        except BaseException:
+            self._pool._take_back(session)
+            raise
+        finally:
+            timer.cancel()
+        return True

@@ -1,0 +1,209 @@
+"""How connections are made with psycopg, and what its pool's callers catch."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import psycopg_pool
+
+from loopaware_pool import errors
+from loopaware_pool.driver import HookFailed
+from loopaware_pool.psycopg_session import PsycopgSession, check_idle
+from loopaware_pool.psycopg_wait import let_go_of_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg import AsyncConnection
+
+    from loopaware_pool.stats import LeaseInfo, PoolStats
+
+__all__ = ["PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
+
+
+class PoolClosed(errors.PoolClosed, psycopg_pool.PoolClosed):
+    """The pool is closed, or not open yet."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        psycopg_pool.PoolClosed.__init__(self, message)
+        self.pool = pool
+
+
+class PoolTimeout(errors.PoolTimeout, psycopg_pool.PoolTimeout):
+    """No connection came in time."""
+
+    complaint = "couldn't get a connection after {:.2f} sec"
+
+    def __init__(self, *, timeout: float, stats: PoolStats, holders: tuple[LeaseInfo, ...], during: str = "") -> None:
+        psycopg_pool.PoolTimeout.__init__(self)
+        super().__init__(timeout=timeout, stats=stats, holders=holders, during=during)
+
+
+class InitTimeout(PoolTimeout):
+    """`min_size` connections were not open in time."""
+
+    complaint = "pool initialization incomplete after {} sec"
+
+
+class TooManyRequests(errors.TooManyWaiting, psycopg_pool.TooManyRequests):
+    """As many callers wait already as `max_waiting` allows."""
+
+    def __init__(self, *, pool: str, max_waiting: int) -> None:
+        psycopg_pool.TooManyRequests.__init__(self, f"the pool {pool!r} has already {max_waiting} requests waiting")
+        self.pool = pool
+        self.max_waiting = max_waiting
+
+
+class UnsupportedLoop(errors.UnsupportedLoop, psycopg.InterfaceError):
+    """No event loop runs here, or one that cannot watch sockets."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        psycopg.InterfaceError.__init__(self, message)
+        self.pool = pool
+
+
+class PsycopgDriver:
+    """
+    Makes connections with psycopg.
+
+    Args:
+        outlasted: Called when connecting has failed for *reconnect_seconds*; held weakly, a bound method.
+
+    Attributes:
+        name: The pool's.
+        conninfo, kwargs, connection_class: What is connected with; resolved at each connect.
+        configure, reset_hook: The user's callbacks.
+        session_reset: "never" or "awaited".
+        tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
+        reconnect_seconds: How long connecting may fail before the user is told.
+    """
+
+    logger = logging.getLogger("psycopg.pool")
+    errors = errors.ErrorFamily(
+        PoolClosed,
+        PoolTimeout,
+        TooManyRequests,
+        UnsupportedLoop,
+        closing_text="the pool {!r} is closed",
+        closed_text="the pool {!r} is closed",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        conninfo: str | Callable[[], str | Awaitable[str]],
+        kwargs: dict[str, Any] | Callable[[], dict[str, Any] | Awaitable[dict[str, Any]]] | None,
+        connection_class: type[AsyncConnection[Any]],
+        configure: Callable[[Any], Awaitable[None]] | None,
+        reset: Callable[[Any], Awaitable[None]] | None,
+        session_reset: str,
+        tells_errors: bool,
+        reconnect_seconds: float,
+        outlasted: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self.configure = configure
+        self.reset_hook = reset
+        self.session_reset = session_reset
+        self.tells_errors = tells_errors
+        self.reconnect_seconds = reconnect_seconds
+        self._outlasted = weakref.WeakMethod(outlasted)
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._unready: set[PsycopgSession] = set()
+
+    @property
+    def resets(self) -> bool:
+        """Whether a connection that comes back idle is still to be reset."""
+        return self.reset_hook is not None or self.session_reset == "awaited"
+
+    async def connect(self) -> PsycopgSession:
+        """Open and configure a connection on the running loop."""
+        try:
+            session = await self._connect()
+        except Exception as error:
+            self._failed(error)
+            if self.tells_errors:
+                raise HookFailed from error
+            raise
+        self._failing_since = None
+        self._failures = 0
+        return session
+
+    async def _connect(self) -> PsycopgSession:
+        conninfo = await _resolved(self.conninfo)
+        kwargs = await _resolved(self.kwargs)
+        try:
+            connection = await self.connection_class.connect(conninfo or "", **(kwargs or {}))
+        except BaseException as error:
+            let_go_of_frames(error)
+            raise
+        connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
+        session = PsycopgSession(self, connection, asyncio.get_running_loop())
+        self._unready.add(session)
+        try:
+            if self.configure is not None:
+                await self.configure(connection)
+                check_idle(connection, "configure", self.configure)
+            if self.session_reset == "awaited":
+                await session.remember_configured()
+        except BaseException:
+            session.abort()
+            raise
+        finally:
+            self._unready.discard(session)
+        return session
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures.bit_count() == 1:  # the first, second, fourth: an outage is not to fill the log
+            self.logger.warning("error connecting in %r: %s", self.name, error)
+        if self._failing_since is None:
+            self._failing_since = since = monotonic()
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
+
+    def outlasted(self, since: float) -> None:
+        """Tell the pool, if connecting has failed ever *since* then (monotonic seconds)."""
+        if self._failing_since != since:
+            return
+        self._failing_since = None  # the next failure begins another period
+        outlasted = self._outlasted()
+        if outlasted is not None:
+            self.logger.warning(
+                "reconnection attempt in pool %r failed after %s sec", self.name, self.reconnect_seconds
+            )
+            outlasted()
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Say nothing: each failure to connect has been logged."""
+
+    def forked(self) -> None:
+        """Forget, in a child process, the connections that `configure` has in its hands."""
+        self._failing_since = None
+        while self._unready:
+            self._unready.pop().discard(forked=True)
+
+
+def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
+    driver = dead_or_alive()
+    if driver is not None:
+        driver.outlasted(since)
+
+
+async def _resolved(value: Any) -> Any:
+    """Call what can be called, and await what it returns if that is to be awaited."""
+    if not callable(value):
+        return value
+    result = value()
+    return await result if inspect.isawaitable(result) else result

@@ -1,0 +1,64 @@
+"""What `connection()` returns: a lease that ends with the block."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
+from typing import TYPE_CHECKING, Any, Generic
+
+from psycopg_pool.abc import ACT
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from loopaware_pool.psycopg import AsyncConnectionPool
+
+__all__ = ["Lease"]
+
+
+class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
+    """
+    Gets a connection on entering; on leaving commits, or rolls back if an error passes, and returns it.
+
+    Cancellation: at any moment, loses nothing. A commit that is cancelled is cancelled on the server.
+    """
+
+    __slots__ = ("_connection", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._connection: Any = None
+
+    def _recreate_cm(self) -> Lease[ACT]:
+        """Begin anew at each call of a function that this decorates."""
+        return Lease(self._pool, self._timeout)
+
+    async def __aenter__(self) -> ACT:
+        if self._connection is not None:
+            raise RuntimeError("this context is entered already; call connection() for each lease")
+        self._connection = connection = await self._pool.getconn(self._timeout)
+        if not self._pool._session_of(connection).leaves_plainly:
+            try:
+                await connection.__aenter__()
+            except BaseException:
+                await self._give_back()
+                raise
+        return connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        connection = self._connection
+        try:
+            session = self._pool._session_of(connection)
+            if not session.has_nothing_to_end():
+                await connection.__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        await self._pool.putconn(connection)

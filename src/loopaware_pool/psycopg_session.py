@@ -1,0 +1,381 @@
+"""One psycopg connection as the core sees it: looking, parking, rolling back, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, pq
+
+from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
+from loopaware_pool.psycopg_wait import Custody, LoopAwareConnection, SocketWatch
+
+if TYPE_CHECKING:
+    from loopaware_pool.psycopg_driver import PsycopgDriver
+
+__all__ = ["PsycopgSession", "check_connection"]
+
+# A rollback, a session reset and the user's `reset` together are given up after this.
+RESET_SECONDS: Final = 30.0
+# How long a query that runs on somebody else's connection class may take to notice that its socket was shut down.
+LEAVE_SECONDS: Final = 1.0
+_LEAVE_STEP_SECONDS: Final = 0.01
+# libpq reads what has come, then says that nothing more will, then that the connection is lost.
+_READS: Final = 3
+
+# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
+_RESET_QUERY: Final = (
+    "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
+    "RESET SESSION AUTHORIZATION; RESET ROLE"
+)
+# What a caller may change on the connection's side: by a coroutine each, or by assignment.
+_SETTINGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
+_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+
+# Bound once: see shard.py.
+_ALIVE, _DEAD = Liveness.ALIVE, Liveness.DEAD
+_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+_USED, _UNUSED = Custody.USED, Custody.IDLE
+_IDLE: Final = pq.TransactionStatus.IDLE
+_ACTIVE: Final = pq.TransactionStatus.ACTIVE
+_UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
+_BAD: Final = pq.ConnStatus.BAD
+_NO_PIPELINE: Final = pq.PipelineStatus.OFF
+
+
+class ForeignWatch:
+    """
+    The registrations of a connection whose class is not ours, and which adds and removes them around each wait.
+
+    Attributes:
+        custody, pool_name: As `SocketWatch` has them; nobody looks at them here.
+    """
+
+    def __init__(self, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.custody = _USED
+        self.pool_name = "?"
+        self._connection = connection
+        self._loop = loop
+        self._keys = selector_keys(loop)
+        self._identity = SocketIdentity.of(connection.pgconn.socket)
+
+    def is_waited_for(self) -> bool:
+        """Whether a query is waiting for the socket, or may be: uvloop does not tell."""
+        is_registered = self._keys is None or self._identity.fd in self._keys
+        return self._connection.lock.locked() and is_registered
+
+    def detach(self) -> None:
+        """Take the socket out of the selector, unless its number is another's by now."""
+        fd = self._identity.fd
+        if not self._loop.is_closed() and (self._keys is None or fd in self._keys) and not self._identity.is_reused():
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
+
+    detach_others = detach
+
+    def fail(self, error: BaseException) -> None:
+        """End the wait that is going on by shutting the socket down: nobody can be told."""
+        if self.is_waited_for() and self._identity.is_open():
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._identity.fd)) as own:
+                own.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        """Have done with a socket without a word: the selector is also another process's."""
+        self._keys = {}
+
+    def finish(self, how: str) -> None:
+        """
+        Close the socket once no query waits for it any more.
+
+        A wait that is not over would take the number out of the selector when it ends: somebody else's by then.
+        """
+        self.fail(psycopg.OperationalError(f"the connection was {how}"))
+        self._finish_when_left(round(LEAVE_SECONDS / _LEAVE_STEP_SECONDS))
+
+    def _finish_when_left(self, tries: int) -> None:
+        if tries and self.is_waited_for() and self._loop.is_running():
+            self._loop.call_later(_LEAVE_STEP_SECONDS, self._finish_when_left, tries - 1)
+            return
+        self.detach()
+        closing = AsyncConnection.close(self._connection)  # which waits for nothing
+        with contextlib.suppress(StopIteration):
+            closing.send(None)
+
+
+class PsycopgSession:
+    """
+    One psycopg connection.
+
+    Attributes:
+        owner: Who hears of what happens to it.
+        connection: psycopg's.
+        loop: The loop it belongs to.
+        says_goodbye: Whether its class has a `close` of its own, which is to be called.
+        leaves_plainly: Whether its class leaves `async with` as psycopg's do.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_configured",
+        "_driver",
+        "_finish",
+        "_identity",
+        "_probe",
+        "_watch",
+        "connection",
+        "leaves_plainly",
+        "loop",
+        "owner",
+        "says_goodbye",
+    )
+
+    is_settled = True
+
+    def __init__(
+        self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.owner: Owner | None = None
+        self.connection = connection
+        self.loop = loop
+        self._driver = driver
+        fd = connection.pgconn.socket
+        self._identity = SocketIdentity.of(fd)
+        self._probe = SocketProbe(fd)
+        self._watch: SocketWatch | ForeignWatch
+        if isinstance(connection, LoopAwareConnection):
+            self._watch, self._finish = connection.watch, connection.finish
+        else:
+            self._watch = foreign = ForeignWatch(connection, loop)
+            self._finish = foreign.finish
+        self._watch.custody = _USED
+        self._watch.pool_name = driver.name
+        self._configured: list[Any] = []
+        connection._loopaware_session = self  # type: ignore[attr-defined]
+        kind = type(connection)
+        self.says_goodbye = kind.close not in (AsyncConnection.close, LoopAwareConnection.close)
+        self.leaves_plainly = all(
+            getattr(kind, name) is getattr(AsyncConnection, name)
+            for name in ("__aenter__", "__aexit__", "commit", "rollback")
+        )
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity:
+        """The socket."""
+        return self._identity
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, and let libpq read what has come: a notification, or the server's farewell."""
+        pgconn = self.connection.pgconn
+        if pgconn.status == _BAD:
+            return _DEAD
+        for _ in range(_READS):
+            is_gone, is_readable = self._probe.events()
+            if is_gone:
+                return _DEAD
+            if not is_readable:
+                return _ALIVE
+            try:
+                pgconn.consume_input()
+            except psycopg.Error:
+                self._watch.detach()
+                return _DEAD
+        return _ALIVE
+
+    def park(self) -> None:
+        """Take the fd out of the selector."""
+        self._watch.detach()
+
+    def unpark(self) -> None:
+        """Do nothing: whoever waits registers the fd."""
+
+    def take_back(self) -> ReturnCheck:
+        """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
+        connection = self.connection
+        pgconn = connection.pgconn
+        status = pgconn.transaction_status
+        if status == _UNKNOWN:
+            return self._discard()
+        if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
+            self._driver.logger.warning("closing returned connection: %s", connection)
+            return self._close_used()
+        self._watch.detach_others()
+        self._watch.custody = _UNUSED
+        if status != _IDLE:
+            self._driver.logger.warning("rolling back returned connection: %s", connection)
+            return _RESET
+        return _RESET if self._driver.resets else _READY
+
+    def dismiss(self) -> ReturnCheck:
+        """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
+        return ReturnCheck.BROKEN if self.connection.closed else ReturnCheck.WORN_OUT
+
+    def _close_used(self) -> ReturnCheck:
+        if self.says_goodbye:
+            self._watch.fail(psycopg.OperationalError("the connection was returned while a query was running"))
+            return ReturnCheck.WORN_OUT
+        self._finish("returned to its pool")
+        return self._discard()
+
+    def _discard(self) -> ReturnCheck:
+        self._driver.logger.warning("discarding closed connection: %s", self.connection)
+        return ReturnCheck.BROKEN
+
+    async def reset(self) -> None:
+        """Roll back, reset the session and call the user's `reset`, as far as each is due."""
+        self._watch.custody = _USED
+        try:
+            async with asyncio.timeout(RESET_SECONDS):
+                await self._roll_back()
+                await self._reset()
+        except Exception:
+            self._finish("closed")
+            self._discard()
+            raise
+        finally:
+            self._watch.custody = _UNUSED
+
+    async def _roll_back(self) -> None:
+        connection = self.connection
+        if connection.pgconn.transaction_status == _IDLE:
+            return
+        try:
+            await connection.rollback()
+        except Exception as error:
+            self._driver.logger.warning(
+                "rollback failed: %s: %s. Discarding connection %s", type(error).__name__, error, connection
+            )
+            raise
+
+    async def _reset(self) -> None:
+        try:
+            if self._driver.session_reset == "awaited":
+                await self._reset_session()
+            if self._driver.reset_hook is not None:
+                await self._driver.reset_hook(self.connection)
+                check_idle(self.connection, "reset", self._driver.reset_hook)
+        except Exception as error:
+            self._driver.logger.warning("error resetting connection: %s", error)
+            raise
+
+    async def _reset_session(self) -> None:
+        connection = self.connection
+        await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
+        await connection.execute(_RESET_QUERY, prepare=False)
+        settings, attributes, notices, notifies, role = self._configured
+        if role != "none":
+            await connection.execute("SELECT pg_catalog.set_config('role', %s, false)", [role], prepare=False)
+        for name, value in zip(_SETTINGS, settings, strict=True):
+            await getattr(connection, f"set_{name}")(value)
+        for name, value in zip(_ATTRIBUTES, attributes, strict=True):
+            setattr(connection, name, value)
+        connection._notice_handlers[:] = notices
+        connection._notify_handlers[:] = notifies
+
+    async def remember_configured(self) -> None:
+        """Note what an awaited session reset is to come back to."""
+        connection = self.connection
+        role = "none"
+        if self._driver.configure is not None:
+            was_autocommit = connection.autocommit
+            await connection.set_autocommit(True)
+            cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
+            await cursor.execute("SELECT pg_catalog.current_setting('role')", prepare=False)
+            role = (await cursor.fetchone() or ("none",))[0]
+            await connection.set_autocommit(was_autocommit)
+        self._configured = [
+            [getattr(connection, name) for name in _SETTINGS],
+            [getattr(connection, name) for name in _ATTRIBUTES],
+            list(connection._notice_handlers),
+            list(connection._notify_handlers),
+            role,
+        ]
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        self._watch.custody = _USED
+        try:
+            await check_connection(self.connection)
+        except Exception:
+            self._driver.logger.warning("discarding broken connection: %s", self.connection)
+            raise
+        finally:
+            self._watch.custody = _UNUSED
+
+    async def close(self) -> None:
+        """Call the connection's own `close`."""
+        self._watch.custody = _USED
+        self.connection._pool = None
+        await self.connection.close()
+
+    def abort(self) -> None:
+        """Close the socket. libpq says goodbye by itself, and waits for nothing."""
+        self.connection._pool = None
+        self._finish("closed")
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        self.connection._pool = None
+        if forked:
+            self._watch.forget()
+            if self._identity.is_open():
+                replace_by_devnull(self._identity.fd)
+            self.connection.pgconn.finish()
+        else:
+            self._finish("closed")
+
+    # ---- the caller's side ----
+
+    def lend(self, pool: Any) -> None:
+        """Begin a lease."""
+        self._watch.custody = _USED
+        self.connection._pool = pool
+
+    def has_nothing_to_end(self) -> bool:
+        """Whether a commit, or a rollback, would find nothing to do, so that neither need be called."""
+        connection = self.connection
+        return (
+            self.leaves_plainly
+            and connection.pgconn.transaction_status == _IDLE
+            and not connection.lock.locked()
+            and connection._pipeline is None
+            and not connection._num_transactions
+            and connection._tpc is None
+        )
+
+
+async def check_connection(connection: AsyncConnection[Any]) -> None:
+    """
+    Make a round trip, and leave the connection as it was.
+
+    Raises:
+        Exception: The connection is of no use any more.
+    """
+    if connection.autocommit:
+        await connection.execute("")
+        return
+    await connection.set_autocommit(True)  # or the round trip would begin a transaction
+    try:
+        await connection.execute("")
+    finally:
+        if connection.pgconn.transaction_status == _IDLE:  # else whatever happened says more
+            await connection.set_autocommit(False)
+
+
+def check_idle(connection: AsyncConnection[Any], what: str, function: object) -> None:
+    """
+    Refuse a connection that one of the user's functions has left in a transaction.
+
+    Raises:
+        psycopg.ProgrammingError: It has.
+    """
+    status = connection.pgconn.transaction_status
+    if status != _IDLE:
+        name = pq.TransactionStatus(status).name
+        raise psycopg.ProgrammingError(f"connection left in status {name} by {what} function {function}: discarded")
