@@ -5,8 +5,9 @@ from __future__ import annotations
 from loopaware_pool.budget import Budget
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import Liveness
-from loopaware_pool.shard import Shard, Terms
+from loopaware_pool.shard import Shard
 from loopaware_pool.slot import SlotState
+from loopaware_pool.terms import Terms
 from loopaware_pool.testing import FakeSession
 
 __all__ = ["NEVER", "FakeEdge", "FakeFuture", "FakePool"]

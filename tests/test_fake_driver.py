@@ -42,7 +42,7 @@ class Bench:
 
     async def queue(self):
         """A task that waits for a connection."""
-        task = asyncio.create_task(self.core.wait(self.keeper, None))
+        task = asyncio.create_task(self.core.queue.wait(self.keeper, None))
         self.callers.append(task)
         await asyncio.sleep(0)
         return task

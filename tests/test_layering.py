@@ -24,11 +24,15 @@ READING_ORDER = (
     "slot",
     "budget",
     "growth",
+    "terms",
     "edge",
     "upkeep",
     "shard",
     "reports",
+    "tenancy",
+    "parking",
     "keeper",
+    "queue",
     "pool",
     "testing",
     "asyncpg_reset",
@@ -38,16 +42,19 @@ READING_ORDER = (
     "asyncpg_proxy",
     "asyncpg",
     "compat",
-    "psycopg_wait",
+    "psycopg_wakeup",
+    "psycopg_watch",
+    "psycopg_connection",
     "psycopg_session",
     "psycopg_driver",
     "psycopg_likeness",
     "psycopg_checkup",
     "psycopg_lease",
+    "psycopg_surface",
     "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
-PURE = ("errors", "config", "stats", "slot", "budget", "growth", "edge", "shard", "upkeep")
+PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep")
 IMPURE_IMPORTS = {
     "asyncio",
     "asyncpg",
@@ -68,7 +75,7 @@ IMPURE_IMPORTS = {
 }
 DRIVERS = {"asyncpg", "psycopg", "psycopg_pool", "psycopg_binary", "sqlalchemy"}
 KNOWS_A_DRIVER = ("asyncpg", "psycopg", "sqlalchemy", "compat", "cli")
-INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[3:15], "config")}
+INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[3 : READING_ORDER.index("pool") + 1], "config")}
 
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 50

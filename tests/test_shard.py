@@ -6,7 +6,7 @@ import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.shard import Phase
+from loopaware_pool.terms import Phase
 from loopaware_pool.slot import SlotState
 
 PATIENCE = 0.0625  # seconds; a sum of such is exact

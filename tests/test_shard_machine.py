@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fakes import FakeFuture, FakePool
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.growth import PROBE_LONGEST_SECONDS
-from loopaware_pool.shard import Phase
+from loopaware_pool.terms import Phase
 from loopaware_pool.slot import SlotState
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))

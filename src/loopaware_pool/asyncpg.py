@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from typing import Self
 
-    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.keeper import Keeper
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+    from loopaware_pool.tenancy import Tenancy
 
 __all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
 
@@ -221,7 +222,7 @@ class Pool(upstream.Pool):
         began = monotonic()
         slot = keeper.shard.take(began)
         if slot is None:
-            slot = await core.wait(keeper, timeout)
+            slot = await core.queue.wait(keeper, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
         slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
@@ -247,7 +248,7 @@ class Pool(upstream.Pool):
             proxy._holder.disown()
             keeper.shard.retire(slot, "setup failed", politely=False)
             if timer.expired() and isinstance(error, TimeoutError):
-                raise self._core.timeout_error(keeper, left or 0.0, " (in setup)") from error
+                raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise
 
     async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:

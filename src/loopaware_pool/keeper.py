@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import loops
 from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
-from loopaware_pool.shard import Phase, Shard
+from loopaware_pool.shard import Shard
 from loopaware_pool.slot import Slot, SlotState
+from loopaware_pool.tenancy import Tenancy
+from loopaware_pool.terms import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,11 +31,9 @@ if TYPE_CHECKING:
     from loopaware_pool.pool import Core
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
-__all__ = ["Keeper", "Tenancy"]
+__all__ = ["Keeper"]
 
 _IDLE: Final = SlotState.IDLE  # bound once: see shard.py
-# How long an idle connection stays in the selector while others are in use.
-PARK_SECONDS: Final = 0.01
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 
 # What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
@@ -62,8 +63,7 @@ class Keeper:
         self._config = core.config
         self._driver = core.driver
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
-        self._to_park: set[Slot] = set()
-        self._parking: asyncio.Handle | None = None
+        self._parking = Parking(loop, self.shard, self.notify)
         self._timer: asyncio.TimerHandle | None = None
         self._changes = loops.Changes(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
@@ -103,20 +103,8 @@ class Keeper:
             self._cut(slot)
 
     def park(self, slot: Slot) -> None:
-        """
-        Have the fd taken out of the selector before the loop polls with no connection in use.
-
-        While some are in use, those that come back are mostly lent again within milliseconds, one way or another; so
-        they keep their place for as long. Taking it from them at each return would cost as much as half a query.
-        """
-        if not slot.session.is_settled:
-            return  # the session calls settled() when it is
-        self._to_park.add(slot)
-        if self._parking is None:
-            if self.shard.is_in_use():
-                self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused)
-            else:
-                self._parking = self.loop.call_soon(self._park_idle)
+        """Have the fd taken out of the selector before the loop polls with no connection in use."""
+        self._parking.park(slot)
 
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""
@@ -241,25 +229,6 @@ class Keeper:
         else:
             self.shard.serviced(slot, monotonic())
 
-    def _park_idle(self) -> None:
-        if self.shard.is_in_use():
-            self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused)
-        else:
-            self._park_those_idle_since(float("inf"))
-
-    def _park_unused(self) -> None:
-        self._park_those_idle_since(monotonic() - PARK_SECONDS if self.shard.is_in_use() else float("inf"))
-
-    def _park_those_idle_since(self, then: float) -> None:
-        for slot in list(self._to_park):
-            if slot.state is not _IDLE or not slot.session.is_settled:
-                self._to_park.discard(slot)
-            elif slot.since <= then:
-                self._to_park.discard(slot)
-                slot.session.park()
-        self._parking = self.loop.call_later(PARK_SECONDS, self._park_unused) if self._to_park else None
-        self.notify()
-
     # ---- what callers ask ----
 
     async def open_one(self) -> bool:
@@ -304,7 +273,7 @@ class Keeper:
 
         Cancellation: ends the waiting, not the checks.
         """
-        for slot in self.shard.ping_all():
+        for slot in self.shard.upkeep.ping_all():
             await self.finished(slot)
 
     async def finished(self, slot: Slot) -> BaseException | None:
@@ -337,7 +306,7 @@ class Keeper:
         return [self.reporter.row(slot, self.loop) for slot in list(self.shard.slots)]
 
     def _is_settled(self) -> bool:
-        return not self._to_park and all(
+        return self._parking.is_settled() and all(
             slot.state is not SlotState.RESETTING
             and slot.state is not SlotState.CLOSING
             and (slot.state is not SlotState.IDLE or slot.session.is_settled)
@@ -498,42 +467,6 @@ class Keeper:
             core = self._core()
             if core is not None:
                 core.keeper_emptied()
-
-
-class Tenancy:
-    """Tells a keeper what happens to the session in one of its slots."""
-
-    __slots__ = ("keeper", "slot")
-
-    def __init__(self, keeper: Keeper, slot: Slot) -> None:
-        self.keeper = keeper
-        self.slot = slot
-
-    async def finished(self) -> None:
-        """
-        Wait for the task that works on the connection.
-
-        Raises:
-            Exception: What it failed with.
-
-        Cancellation: ends the waiting, not the task.
-        """
-        error = await self.keeper.finished(self.slot)
-        if error is not None:
-            raise error
-
-    def settled(self) -> None:
-        """Park it."""
-        self.keeper.notify_settled(self.slot)
-
-    def reset_failed(self, error: BaseException) -> None:
-        """Count it."""
-        self.keeper.reset_failed(error)
-
-    def lost(self, reason: str) -> None:
-        """Give it up."""
-        self.keeper.shard.broke(self.slot, reason)
-        self.keeper.notify()
 
 
 async def _bounded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

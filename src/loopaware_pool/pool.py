@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Final
 from loopaware_pool import errors, loops
 from loopaware_pool.budget import Budget
 from loopaware_pool.keeper import Keeper
-from loopaware_pool.shard import Phase, Terms
+from loopaware_pool.queue import Queue
 from loopaware_pool.slot import Slot, SlotState
 from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
+from loopaware_pool.terms import Phase, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,7 @@ class Core:
         self.state = CoreState.NEW
         self._suspended = False
         self._opener: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self.queue = Queue(config, driver, self.keepers, self.stats, self.closed_error)
         self._begin()
         loops.call_in_child(self)
         weakref.finalize(face, _dropped, weakref.ref(self)).atexit = False
@@ -195,93 +197,6 @@ class Core:
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""
         return self._opener is not None and self._opener() is loops.running()
-
-    # ---- waiting ----
-
-    async def wait(self, keeper: Keeper, timeout: float | None) -> Slot:
-        """
-        Queue for a connection.
-
-        Args:
-            keeper: The running loop's.
-            timeout: Seconds; None waits as long as it takes.
-
-        Raises:
-            PoolTimeout: None came in time.
-            PoolClosed: The pool was closed meanwhile.
-            TooManyWaiting: `max_waiting` is reached.
-            Exception: What connecting failed with, if *timeout* is None and nothing else could have served the caller.
-
-        Cancellation: a connection handed over at that moment goes to the next waiter.
-        """
-        shard = keeper.shard
-        began = monotonic()
-        self._check_queue(keeper)
-        now, has_come_back = began, False
-        while True:
-            waiter: asyncio.Future[Slot] = keeper.loop.create_future()
-            timer = None
-            if timeout is not None:
-                left = max(0.0, began + timeout - now)
-                timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
-            if has_come_back:
-                shard.come_back(waiter, began, now, has_deadline=timeout is not None)
-            else:
-                shard.enqueue(waiter, began, has_deadline=timeout is not None)
-            try:
-                slot = await waiter
-            except BaseException:
-                self._gave_up(keeper, waiter, monotonic() - began)
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
-            now = monotonic()
-            if slot.state is SlotState.RESERVED:
-                shard.claim(slot, now - began, now)
-                return slot
-            if shard.phase is Phase.CLOSED:
-                raise self.closed_error()
-            # It was lost between the hand-over and this line: once more, with what is left of the time.
-            taken = shard.take(now)
-            if taken is not None:
-                return taken
-            has_come_back = True
-
-    def _check_queue(self, keeper: Keeper) -> None:
-        limit = self.config.max_waiting
-        if limit and sum(len(one.shard.waiters) for one in self.keepers()) >= limit:
-            keeper.shard.counters.refused += 1
-            raise self.driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
-
-    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
-        if waiter.done():
-            return
-        keeper.shard.leave(waiter)
-        keeper.shard.counters.timed_out += 1
-        waiter.set_exception(self.timeout_error(keeper, timeout))
-
-    def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> errors.PoolTimeout:
-        """Make the error of a caller whose *timeout* (seconds) has passed."""
-        error = self.driver.errors.timeout(
-            timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()), during=during
-        )
-        error.__cause__ = keeper.shard.last_error
-        return error
-
-    def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
-        """Take a caller out of the queue; what it was handed at that instant goes to the next."""
-        shard = keeper.shard
-        shard.leave(waiter)
-        shard.counters.gave_up_seconds += waited_seconds
-        told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-        if told is not None:
-            shard.counters.failed += not isinstance(told, errors.PoolTimeout)
-        else:
-            shard.counters.cancelled += 1
-            if waiter.done() and not waiter.cancelled():
-                shard.abandon(waiter.result(), monotonic())
-        keeper.reporter.acquire_failed(told, waited_seconds)
 
     # ---- the end ----
 
@@ -488,9 +403,9 @@ class Core:
         """
         here = self.keeper()
         for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.refill)
+            self._sweep(keeper, keeper.shard.upkeep.refill)
             if keeper is not here:
-                self._on(keeper, keeper.shard.ping_all)
+                self._on(keeper, keeper.shard.upkeep.ping_all)
         await here.check_idle()
 
     def drain(self) -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool.config import IdleOrder, PoolConfig, check_number, check_whole
+from loopaware_pool.config import IdleOrder, PoolConfig, check_number
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.psycopg_checkup import Checkup
+from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_driver import (
     InitTimeout,
     PoolClosed,
@@ -33,15 +34,15 @@ from loopaware_pool.psycopg_lease import Lease
 from loopaware_pool.psycopg_likeness import (
     check_choices,
     check_sizes,
+    check_workers,
     checked_class,
     checked_name,
-    counted,
     finite,
     lifetime,
     warn_of_open,
 )
-from loopaware_pool.psycopg_session import PsycopgSession, check_connection
-from loopaware_pool.psycopg_wait import LoopAwareConnection, WrongLoop
+from loopaware_pool.psycopg_surface import PoolSurface
+from loopaware_pool.psycopg_watch import WrongLoop
 from loopaware_pool.slot import SlotState
 
 if TYPE_CHECKING:
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
 
     from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
 
-    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.keeper import Keeper
+    from loopaware_pool.psycopg_session import PsycopgSession
     from loopaware_pool.slot import Slot
-    from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+    from loopaware_pool.stats import EventHook
+    from loopaware_pool.tenancy import Tenancy
 
 __all__ = [
     "AsyncConnectionPool",
@@ -71,8 +74,8 @@ DiscardDead = Literal["on_check", "always"]
 DiscardExpired = Literal["on_return", "always"]
 _Order = Literal["fifo", "lifo"]
 
+_DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
-_LENT: Final = SlotState.LENT
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 # As good as for ever, and still a time that every event loop can count to.
 _LONGEST_SECONDS: Final = 1e8
@@ -83,7 +86,7 @@ _LIFETIME_JITTER: Final = 0.05
 _RETRY_SECONDS: Final = 0.25
 
 
-class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
+class AsyncConnectionPool(PoolSurface[ACT]):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
@@ -131,13 +134,14 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         RuntimeError: It is to be opened here, and no loop is running, or one that cannot watch sockets.
     """
 
-    _keeps_idle = True
+    _keeps_idle: bool = True
+    _rechecks = 0
 
     def __init__(
         self,
         conninfo: AsyncConninfoParam = "",
         *,
-        connection_class: type[ACT] = cast("type[ACT]", LoopAwareConnection),
+        connection_class: type[ACT] = _DEFAULT_CLASS,
         kwargs: AsyncKwargsParam | None = None,
         min_size: int = 4,
         max_size: int | None = None,
@@ -171,9 +175,7 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
             discard_expired=(discard_expired, DiscardExpired),
         )
         check_number("timeout", timeout, _SECONDS)
-        check_whole("num_workers", num_workers)
-        if num_workers < 1:
-            raise ValueError("num_workers must be at least 1")
+        check_workers(num_workers)
         self.name = name = checked_name(name)
         self.timeout = timeout
         self.close_returns = close_returns and self._keeps_idle
@@ -181,7 +183,6 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         self._check = check
         self._reconnect_failed = reconnect_failed
         self._max_size = max_size
-        self._given_lifetime = max_lifetime
         self._driver = PsycopgDriver(
             name=name,
             conninfo=conninfo,
@@ -212,14 +213,10 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
             lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = Core(self._config, self._driver, self)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._rechecks = 0
+        self._tellers: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._is_to_warn = open is None
-        if open:
-            warn_of_open(type(self))
-        if open is not False:
-            self._open()
+        self._open_if(open)
 
     # ---- opening and closing ----
 
@@ -239,6 +236,12 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         self._open()
         if wait:
             await self.wait(timeout)
+
+    def _open_if(self, asked: bool | None) -> None:
+        if asked:
+            warn_of_open(type(self), stacklevel=4)
+        if asked is not False:
+            self._open()
 
     def _open(self) -> None:
         if self._core.state is CoreState.CLOSED:
@@ -309,11 +312,11 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
             raise PoolClosed(f"the pool {self.name!r} is {what}", pool=self.name)
         if self._is_to_warn:
             self._is_to_warn = False
-            warn_of_open(type(self))
+            warn_of_open(type(self), stacklevel=4)
 
     # ---- lending ----
 
-    def connection(self, timeout: float | None = None) -> Lease[ACT]:
+    def connection(self, timeout: float | None = None) -> Lease[ACT]:  # type: ignore[override]
         """
         Lend a connection of the running loop for a block.
 
@@ -359,7 +362,7 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         began = monotonic()
         slot = keeper.shard.take(began)
         if slot is None:
-            slot = await core.wait(keeper, min(timeout, _LONGEST_SECONDS))
+            slot = await core.queue.wait(keeper, min(timeout, _LONGEST_SECONDS))
         session = self._lend(slot, keeper)
         connection = session.connection
         if self._check is not None:
@@ -409,52 +412,14 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
         """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
         session.connection._pool = None
-        if tenancy.slot.state is not _LENT:
+        if not tenancy.slot.is_lent():
             return None
         shard = tenancy.keeper.shard
         is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
         shard.returned(tenancy.slot, session.take_back() if is_kept else session.dismiss(), monotonic())
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
 
-    # ---- psycopg_pool's other methods ----
-
-    async def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """
-        Keep, and allow, another number of connections; None for *max_size* is *min_size*.
-
-        Connections there are too many of go when they have not been needed for *max_idle* seconds.
-
-        Raises:
-            ValueError, TypeError: The sizes make no sense; nothing has changed.
-        """
-        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
-        logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size)
-        self._max_size = max_size
-        self._core.resize(min_size, max_size or sys.maxsize)
-
-    async def check(self) -> None:
-        """
-        Make a round trip on each idle connection; those that fail are closed, and replaced.
-
-        Other loops' connections are checked by their loops, which is not waited for.
-
-        Cancellation: ends the waiting, not the checks.
-        """
-        await self._core.check_idle()
-
-    async def drain(self) -> None:
-        """Replace every connection that is open: the idle ones now, the others when they come back."""
-        self._core.drain()
-
-    @staticmethod
-    async def check_connection(conn: ACT) -> None:
-        """
-        Make a round trip, and leave the connection as it was; to be given as *check*.
-
-        Raises:
-            Exception: The connection is of no use any more.
-        """
-        await check_connection(conn)
+    # ---- outages ----
 
     async def reconnect_failed(self) -> None:
         """Call the user's `reconnect_failed`. Called once connecting has failed for `reconnect_timeout` seconds."""
@@ -464,136 +429,15 @@ class AsyncConnectionPool(psycopg_pool.AsyncConnectionPool[ACT]):
                 await result
 
     def _connects_outlasted(self) -> None:
-        if not self.closed:
+        if self._core.state is _OPEN:
             task = asyncio.ensure_future(self.reconnect_failed())
-            self._tasks.add(task)
+            self._tellers.add(task)
             task.add_done_callback(self._told_of_outage)
 
     def _told_of_outage(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tellers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
-
-    def get_stats(self) -> dict[str, int]:
-        """Count, under psycopg_pool's names: times in milliseconds, and only such counters as are not 0."""
-        totals = counted(self.stats(), self._rechecks)
-        rose = {key: total - self._popped.get(key, 0) for key, total in totals.items()}
-        return {key: rise for key, rise in rose.items() if rise} | self._measured()
-
-    def pop_stats(self) -> dict[str, int]:
-        """As `get_stats()`, and begin to count anew."""
-        stats = self.get_stats()
-        self._popped = counted(self.stats(), self._rechecks)
-        return stats
-
-    def _measured(self) -> dict[str, int]:
-        stats = self.stats()
-        return {
-            "pool_min": self.min_size,
-            "pool_max": self.max_size,
-            "pool_size": stats.size + stats.connecting,
-            "pool_available": stats.idle,
-            "requests_waiting": stats.waiting,
-        }
-
-    @property
-    def min_size(self) -> int:
-        """Connections kept while idle."""
-        return self._core.terms.min_size
-
-    @property
-    def max_size(self) -> int:
-        """Most connections there may be, on all loops together; of a null pool, 0 for any number."""
-        return self._max_size
-
-    # ---- what psycopg_pool's has not ----
-
-    def stats(self) -> PoolStats:
-        """Count everything, for the pool and for each loop. From any thread."""
-        return self._core.stats()
-
-    def fd_report(self) -> list[ConnectionReport]:
-        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
-        return self._core.fd_report()
-
-    async def settled(self) -> None:
-        """
-        Wait until every return so far on this loop has settled: transactions rolled back, idle fds out of the selector.
-
-        Cancellation: ends the waiting.
-        """
-        keeper = self._core.keeper_here()
-        if keeper is not None:
-            await keeper.settled()
-
-    def suspend(self) -> None:
-        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
-        self._core.suspend()
-
-    def resume(self) -> None:
-        """Serve those who queued since `suspend()`. From any thread."""
-        self._core.resume()
-
-    # ---- what programs, and psycopg_pool's tests, look for ----
-
-    @property
-    def conninfo(self) -> AsyncConninfoParam:  # type: ignore[override]
-        """Where to connect from now on."""
-        return self._driver.conninfo
-
-    @conninfo.setter
-    def conninfo(self, conninfo: AsyncConninfoParam) -> None:
-        self._driver.conninfo = conninfo
-
-    @property
-    def kwargs(self) -> AsyncKwargsParam | None:  # type: ignore[override]
-        """What to connect with from now on."""
-        return self._driver.kwargs
-
-    @kwargs.setter
-    def kwargs(self, kwargs: AsyncKwargsParam | None) -> None:
-        self._driver.kwargs = kwargs
-
-    @property
-    def connection_class(self) -> type[ACT]:  # type: ignore[override]
-        """What connections are made of from now on."""
-        return cast("type[ACT]", self._driver.connection_class)
-
-    @connection_class.setter
-    def connection_class(self, kind: type[ACT]) -> None:
-        self._driver.connection_class = checked_class(kind, close_returns=self.close_returns)
-
-    @property
-    def max_waiting(self) -> int:
-        """As given."""
-        return self._config.max_waiting
-
-    @property
-    def max_idle(self) -> float:
-        """As given."""
-        return self._config.max_idle or float("inf")
-
-    @property
-    def reconnect_timeout(self) -> float:
-        """As given."""
-        return self._driver.reconnect_seconds
-
-    @property
-    def max_lifetime(self) -> float:
-        """As given."""
-        return self._given_lifetime
-
-    @property
-    def _pool(self) -> list[Any]:
-        return [slot.session.connection for keeper in self._core.keepers() for slot in keeper.shard.idle]
-
-    @property
-    def _nconns(self) -> int:
-        return self._core.size()
-
-    @property
-    def _waiting(self) -> list[object]:
-        return [waiter for keeper in self._core.keepers() for waiter in keeper.shard.waiters]
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullConnectionPool[ACT]):

@@ -9,14 +9,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool.errors import PoolTimeout
-from loopaware_pool.slot import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from loopaware_pool.keeper import Keeper, Tenancy
+    from loopaware_pool.keeper import Keeper
     from loopaware_pool.psycopg import AsyncConnectionPool
     from loopaware_pool.psycopg_session import PsycopgSession
+    from loopaware_pool.tenancy import Tenancy
 
 __all__ = ["Checkup"]
 
@@ -79,7 +79,7 @@ class Checkup:
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
         if not session.connection.closed:
             self._pool._take_back(session)
-        elif tenancy.slot.state is SlotState.LENT:
+        elif tenancy.slot.is_lent():
             logger.info("not serving connection found broken")
             self._keeper.shard.counters.found_dead += 1
             self._keeper.shard.retire(tenancy.slot, "failed its check", politely=False)
@@ -99,13 +99,13 @@ class Checkup:
         left = self._deadline - now
         if left <= 0:
             keeper.shard.counters.timed_out += 1
-            raise core.timeout_error(keeper, self._timeout, " (in check)")
+            raise core.queue.timeout_error(keeper, self._timeout, " (in check)")
         slot = keeper.shard.take(now)
         if slot is None:
             try:
-                slot = await core.wait(keeper, min(left, _LONGEST_SECONDS))
+                slot = await core.queue.wait(keeper, min(left, _LONGEST_SECONDS))
             except PoolTimeout as late:
-                raise core.timeout_error(keeper, self._timeout) from late.__cause__
+                raise core.queue.timeout_error(keeper, self._timeout) from late.__cause__
         return self._pool._lend(slot, keeper)
 
     async def _passes(self, session: PsycopgSession) -> bool:

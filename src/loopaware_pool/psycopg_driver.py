@@ -14,13 +14,14 @@ import psycopg_pool
 
 from loopaware_pool import errors
 from loopaware_pool.driver import HookFailed
+from loopaware_pool.psycopg_connection import let_go_of_frames
 from loopaware_pool.psycopg_session import PsycopgSession, check_idle
-from loopaware_pool.psycopg_wait import let_go_of_frames
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection
+    from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
 
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
@@ -98,8 +99,8 @@ class PsycopgDriver:
         self,
         *,
         name: str,
-        conninfo: str | Callable[[], str | Awaitable[str]],
-        kwargs: dict[str, Any] | Callable[[], dict[str, Any] | Awaitable[dict[str, Any]]] | None,
+        conninfo: AsyncConninfoParam,
+        kwargs: AsyncKwargsParam | None,
         connection_class: type[AsyncConnection[Any]],
         configure: Callable[[Any], Awaitable[None]] | None,
         reset: Callable[[Any], Awaitable[None]] | None,

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg_pool.base import BasePool
 
 from loopaware_pool.config import check_number, check_whole
-from loopaware_pool.psycopg_wait import LoopAwareConnection
+from loopaware_pool.psycopg_connection import LoopAwareConnection
 
 if TYPE_CHECKING:
     from loopaware_pool.stats import PoolStats
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_choices",
     "check_sizes",
+    "check_workers",
     "checked_class",
     "checked_name",
     "counted",
@@ -34,7 +35,7 @@ _FIRST_THAT_CLOSES_INTO_POOLS: Final = (3, 3)
 
 def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int:
     """
-    Complain as psycopg_pool does of sizes that make no sense; of a wrong type, which it takes no notice of, in our words.
+    Complain as psycopg_pool does of sizes that make no sense; of a wrong type, which it does not notice, in our words.
 
     Returns:
         *max_size*, or its default.
@@ -61,9 +62,17 @@ def check_choices(**choices: tuple[object, Any]) -> None:
             raise ValueError(f"{name}={value!r}: expected one of {get_args(literal)}")
 
 
+def check_workers(number: int) -> None:
+    """Complain as psycopg_pool does, although there are none."""
+    check_whole("num_workers", number)
+    if number < 1:
+        raise ValueError("num_workers must be at least 1")
+
+
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
     """Refuse what is no connection class, or cannot return a connection on closing it."""
-    if not isinstance(kind, type) or not issubclass(kind, AsyncConnection):
+    given: object = kind
+    if not isinstance(given, type) or not issubclass(given, AsyncConnection):
         raise TypeError(f"connection_class={kind!r}: expected psycopg.AsyncConnection or a subclass of it")
     version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
     if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(kind, LoopAwareConnection):
@@ -93,14 +102,14 @@ def lifetime(seconds: float) -> float:
     return finite("max_lifetime", seconds) or (0.0 if seconds else sys.float_info.min)
 
 
-def warn_of_open(kind: type) -> None:
+def warn_of_open(kind: type, *, stacklevel: int) -> None:
     """Warn that a pool is opened where none of its users can see it."""
     warnings.warn(
         f"opening the async pool {kind.__name__} in the constructor is deprecated and will not be supported anymore "
         f"in a future release. Please use `await pool.open()`, or use the pool as context manager using: "
         f"`async with {kind.__name__}(...) as pool: `...",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

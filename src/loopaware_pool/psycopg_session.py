@@ -13,7 +13,8 @@ from psycopg import AsyncConnection, pq
 
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
-from loopaware_pool.psycopg_wait import Custody, LoopAwareConnection, SocketWatch
+from loopaware_pool.psycopg_connection import LoopAwareConnection
+from loopaware_pool.psycopg_watch import Custody, SocketWatch
 
 if TYPE_CHECKING:
     from loopaware_pool.psycopg_driver import PsycopgDriver

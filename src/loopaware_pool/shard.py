@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from loopaware_pool.config import IdleOrder
@@ -20,6 +19,7 @@ from loopaware_pool.edge import Waiting
 from loopaware_pool.growth import STEP_SECONDS, Ramp
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
+from loopaware_pool.terms import Phase
 from loopaware_pool.upkeep import NEVER, RESET_ANSWER_SECONDS, Upkeep
 
 if TYPE_CHECKING:
@@ -29,16 +29,9 @@ if TYPE_CHECKING:
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.driver import Session
     from loopaware_pool.edge import Edge, Waiter
+    from loopaware_pool.terms import Terms
 
-__all__ = ["Phase", "Shard", "Terms"]
-
-
-class Phase(Enum):
-    """What callers may expect."""
-
-    OPEN = "open"
-    SUSPENDED = "suspended"
-    CLOSED = "closed"
+__all__ = ["Shard"]
 
 
 _NOBODY = IdleOrder.NONE
@@ -47,22 +40,6 @@ _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
-
-
-class Terms:
-    """
-    What can change in the life of a pool. One per pool, written by it alone.
-
-    Attributes:
-        generation: Connections that were opened under an earlier one are too old.
-        min_size: Connections kept while idle.
-    """
-
-    __slots__ = ("generation", "min_size")
-
-    def __init__(self, min_size: int) -> None:
-        self.generation = 0
-        self.min_size = min_size
 
 
 class Shard:
@@ -109,7 +86,7 @@ class Shard:
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
-        self._upkeep = Upkeep(self, config, terms, edge, pool_size)
+        self.upkeep = Upkeep(self, config, terms, edge, pool_size)
 
     def is_open(self) -> bool:
         """Whether callers are, or will be, served."""
@@ -305,7 +282,7 @@ class Shard:
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
         self.connecting.discard(slot)
-        self._upkeep.connected(slot)
+        self.upkeep.connected(slot)
         self.last_error = None
         self._ramp.connected()
         self.counters.opened += 1
@@ -335,7 +312,7 @@ class Shard:
             self.last_error = error
             self._ramp.refused(now)
         self._tell_off(error, is_final=is_final)
-        self._upkeep.connect_failed(slot, error, now)
+        self.upkeep.connect_failed(slot, error, now)
         self._return_permit()
         self.grow(now)
 
@@ -343,7 +320,7 @@ class Shard:
         """Note that somebody ended the connect's task; callers that still wait get another."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
-        self._upkeep.restoring.discard(slot)
+        self.upkeep.restoring.discard(slot)
         self.slots.discard(slot)
         self._return_permit()
         self.grow(now)
@@ -397,7 +374,7 @@ class Shard:
         self._edge.gone(slot, self._reasons.pop(slot, ""))
         self._return_permit()
         self.grow(now)
-        self._upkeep.restore_floor(now)
+        self.upkeep.restore_floor(now)
 
     def fail_waiters(self, error: Callable[[], BaseException]) -> None:
         """Tell every waiting caller that it will not be served."""
@@ -442,7 +419,7 @@ class Shard:
         """Do what has become due."""
         self._due = NEVER
         if self.phase is not _CLOSED:
-            self._upkeep.sweep(now)
+            self.upkeep.sweep(now)
             self.grow(now)
 
     def resized(self, now: float) -> None:
@@ -450,12 +427,12 @@ class Shard:
         if self._config.max_connecting is None:
             self._ramp.ceiling = self._budget.max_size
         self.grow(now)
-        self._upkeep.restore_floor(now)
+        self.upkeep.restore_floor(now)
 
     def keep_floor(self, now: float) -> None:
         """Look after `min_size` from now on."""
         self.keeps_floor = True
-        self._upkeep.restore_floor(now)
+        self.upkeep.restore_floor(now)
 
     def drop_dead(self) -> None:
         """Discard every idle connection that is dead: where there is one, there are more."""
@@ -468,20 +445,6 @@ class Shard:
         """Close an idle connection."""
         self.idle.remove(slot)
         self._retire(slot, reason, politely=politely)
-
-    def ping_all(self) -> list[Slot]:
-        """Make a round trip on each idle connection; list them."""
-        slots = self.idle[:]
-        for slot in slots:
-            self.ping_idle(slot)
-        return slots
-
-    def refill(self, now: float) -> None:
-        """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
-        self._upkeep.hurry()
-        self._upkeep.restore_floor(now)
-        if not self.slots and self.phase is _OPEN:
-            self.open_one(now)
 
     def ping_idle(self, slot: Slot) -> None:
         """Make a round trip on an idle connection."""
@@ -500,7 +463,7 @@ class Shard:
     @property
     def restoring(self) -> set[Slot]:
         """The connects that are for the floor, so that nobody waits for them."""
-        return self._upkeep.restoring
+        return self.upkeep.restoring
 
     @property
     def size(self) -> int:

@@ -150,6 +150,10 @@ class Slot:
         except KeyError:
             raise IllegalMove(f"{event} cannot happen to a slot that is {self.state}") from None
 
+    def is_lent(self) -> bool:
+        """Whether a caller has it."""
+        return self.state is SlotState.LENT
+
     def lent_to(self, task: asyncio.Task[Any] | None, frame: FrameType | None) -> None:
         """Note who acquired it: *task*, in the first frame from *frame* up that is the caller's own."""
         self.holder = None if task is None else weakref.ref(task)

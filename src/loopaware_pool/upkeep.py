@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.edge import Edge
-    from loopaware_pool.shard import Shard, Terms
+    from loopaware_pool.shard import Shard
+    from loopaware_pool.terms import Terms
 
 __all__ = ["RESET_ANSWER_SECONDS", "Upkeep"]
 
@@ -93,9 +94,19 @@ class Upkeep:
                 return
             self.restoring.add(slot)
 
-    def hurry(self) -> None:
-        """Wait no longer for the next try, if the last has failed."""
+    def refill(self, now: float) -> None:
+        """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
         self._floor_pace.connected()
+        self.restore_floor(now)
+        if not self._shard.slots:
+            self._shard.open_one(now)
+
+    def ping_all(self) -> list[Slot]:
+        """Make a round trip on each idle connection; list them."""
+        slots = self._shard.idle[:]
+        for slot in slots:
+            self._shard.ping_idle(slot)
+        return slots
 
     def _floor_is_kept(self) -> bool:
         return self._shard.keeps_floor and self._terms.min_size > 0

@@ -1,5 +1,5 @@
 """
-A psycopg connection that owns its registrations with the event loop.
+Who watches a psycopg connection's socket: a wait that owns its registrations with the event loop.
 
 Who watches the socket
 ----------------------
@@ -11,7 +11,7 @@ removes it when it wakes.
 Here one reader stays for as long as a pool has the connection lent, and this module alone adds and removes it:
 
 * The selector is level-triggered. A reader that fires with nobody waiting is removed at once, or the loop would spin.
-* The generator is driven from the reader's callback. A task that is woken to read what has come runs one iteration
+* The generator is driven from the reader's callback. A task that is woken to read what has come runs an iteration
   later, and the selector reports the unread socket once more in between.
 * Whoever asks for the fd (`fileno()`) may put a reader of his own in its place, which no loop tells. From then on each
   wait adds ours anew, and the end of the lease removes whatever is there. On asyncio the selector is looked at, too.
@@ -22,41 +22,33 @@ Here one reader stays for as long as a pool has the connection lent, and this mo
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import logging
 import select
-import traceback
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, pq
-from psycopg.rows import Row
+from psycopg import pq
 from psycopg.waiting import Ready, Wait
 
 from loopaware_pool import errors
 from loopaware_pool.fds import selector_keys
-from loopaware_pool.loops import label, post, running
+from loopaware_pool.loops import label, running
+from loopaware_pool.psycopg_wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Custody", "LoopAwareConnection", "SocketWatch", "WrongLoop", "let_go_of_frames"]
+__all__ = ["Custody", "SocketWatch", "WrongLoop"]
 
 RV = TypeVar("RV")
 
-logger = logging.getLogger("psycopg")
-
 # The longest the loop may be kept from other work by a connection that never has to wait, as in a long COPY.
 BUSY_SECONDS: Final = 0.005
-# What the server has to confirm a cancellation, and then to end the query.
-CANCEL_SECONDS: Final = 5.0
 
 # Plain numbers, bound once: psycopg's generators in C yield such, and on 3.11 a member costs more than it is worth.
 _WAIT_R, _WAIT_W = int(Wait.R), int(Wait.W)
 _READY_NONE, _READY_R, _READY_W = 0, int(Ready.R), int(Ready.W)
-_ACTIVE: Final = pq.TransactionStatus.ACTIVE
 _BAD: Final = pq.ConnStatus.BAD
 
 
@@ -110,9 +102,7 @@ class SocketWatch:
     """
 
     __slots__ = (
-        "_context",
         "_error",
-        "_future",
         "_generator",
         "_handle",
         "_is_reading",
@@ -121,6 +111,7 @@ class SocketWatch:
         "_pgconn",
         "_poll",
         "_value",
+        "_wakeup",
         "_wanted",
         "_yielded_at",
         "custody",
@@ -141,12 +132,11 @@ class SocketWatch:
         self._handle: Any = _UNSEEN
         self._is_reading = False
         self._is_writing = False
-        self._generator: Generator[int, int, Any] | None = None
         self._wanted = _WAIT_R
+        self._generator: Generator[int, int, Any] | None = None
         self._value: Any = None
         self._error: BaseException | None = None
-        self._future: asyncio.Future[None] | None = None
-        self._context: contextvars.Context | None = None
+        self._wakeup = Wakeup(loop)
         self._poll: select.poll | None = None
         self._yielded_at = 0.0
 
@@ -171,14 +161,14 @@ class SocketWatch:
             raise psycopg.InterfaceError(f"the connection has been returned to pool {self.pool_name!r}")
 
     def is_waited_for(self) -> bool:
-        """Whether a generator is waiting for the socket."""
+        """Whether a query is waiting for the socket."""
         return self._generator is not None
 
     async def drive(
         self,
         generator: Generator[int, int, RV],
-        ready: int | None = None,
         *,
+        has_begun: bool = False,
         interval: float | None = None,
         timeout: float | None = None,
     ) -> RV:
@@ -187,7 +177,7 @@ class SocketWatch:
 
         Args:
             generator: Yields `psycopg.waiting.Wait`, is sent `Ready`.
-            ready: What to send it first; None if it has not been started.
+            has_begun: Whether it waits already, for what has not come yet.
             interval: Seconds of silence after which it is sent `Ready.NONE`, again and again; None never.
             timeout: Seconds; None waits as long as it takes.
 
@@ -203,9 +193,19 @@ class SocketWatch:
         if self._generator is not None:
             raise psycopg.InterfaceError("another operation is waiting on this connection")
         self._generator = generator
-        self._advance(ready)
+        self._advance(_READY_NONE if has_begun else None)
         if self.is_waited_for():
-            await self._wait(interval, timeout)
+            timers = self._set_timers(interval, timeout)
+            try:
+                await self._wakeup
+            except BaseException:
+                self._value = self._error = None
+                raise
+            finally:
+                self._generator = None
+                for timer in timers:
+                    timer.cancel()
+                self._rest()
         elif monotonic() - self._yielded_at >= BUSY_SECONDS:
             await self._yield()
         error, self._error = self._error, None
@@ -213,38 +213,9 @@ class SocketWatch:
             try:
                 raise error
             finally:
-                del error
+                del error  # it refers to this frame by now
         value, self._value = self._value, None
         return value  # type: ignore[no-any-return]
-
-    async def _wait(self, interval: float | None, timeout: float | None) -> None:
-        timers = []
-        future = self._future = self.loop.create_future()
-        self._context = contextvars.copy_context()
-        if timeout is not None:
-            timers.append(self.loop.call_later(timeout, self._time_out))
-        if interval is not None:
-            timers.append(self.loop.call_later(interval, self._tick, interval, timers))
-        try:
-            await future
-        except BaseException:
-            self._value = self._error = None
-            raise
-        finally:
-            self._future = self._context = self._generator = None
-            for timer in timers:
-                timer.cancel()
-            if self.custody is _NONE:
-                self.detach()
-            elif self._is_writing:
-                self._stop_writing()
-            self._yielded_at = monotonic()
-
-    async def _yield(self) -> None:
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._yielded_at = monotonic()
 
     def _advance(self, ready: int | None) -> None:
         """
@@ -252,8 +223,7 @@ class SocketWatch:
 
         A socket is nearly always writable, and asking costs less than going round the loop.
         """
-        assert self._generator is not None
-        send: Any = self._generator.send
+        send: Any = self._generator.send  # type: ignore[union-attr]
         began = 0.0
         try:
             wanted = send(ready)
@@ -266,14 +236,17 @@ class SocketWatch:
                 if now - began >= BUSY_SECONDS:
                     break  # the loop reports the socket as writable in its next iteration
                 wanted = send(ready)
-            self._wanted = wanted
-            self._watch()
+            self._watch(wanted)
         except StopIteration as done:
             self._finish(done.value, None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
             self._finish(None, error)
-            if not isinstance(error, Exception) and self._future is not None:
-                raise  # an interrupt in a callback is the loop's to see
+
+    def _finish(self, value: object, error: BaseException | None) -> None:
+        self._generator = None
+        self._value, self._error = value, error
+        if self._pgconn.status == _BAD:
+            self.retire()
 
     def _ready_now(self, wanted: int) -> int:
         if self._poll is None:
@@ -285,14 +258,19 @@ class SocketWatch:
         ready = (_READY_R if events & ~select.POLLOUT else 0) | (_READY_W if events & ~select.POLLIN else 0)
         return ready & wanted
 
-    def _finish(self, value: object, error: BaseException | None) -> None:
-        self._generator = None
-        self._value, self._error = value, error
-        if self._pgconn.status == _BAD:
-            self.retire()
-        future = self._future
-        if future is not None and not future.done():
-            future.set_result(None)
+    def _rest(self) -> None:
+        """Leave the socket as it is to be between waits."""
+        self._yielded_at = monotonic()
+        if self.custody is _NONE:
+            self.detach()
+        elif self._is_writing:
+            self._stop_writing()
+
+    async def _yield(self) -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._yielded_at = monotonic()
 
     def _readable(self) -> None:
         if self._generator is None or not self._wanted & _WAIT_R:
@@ -307,9 +285,20 @@ class SocketWatch:
             self._step(_READY_W)
 
     def _step(self, ready: int) -> None:
-        # In the context of the task that waits: loaders and handlers of the user's may look at it.
-        assert self._context is not None
-        self._context.run(self._advance, ready)
+        """Go on with the generator, in the context of the task that waits: user's code in it may look at that."""
+        context = self._wakeup.context
+        if context is not None:
+            context.run(self._advance, ready)
+            if self._generator is None:
+                self._wakeup.wake()
+
+    def _set_timers(self, interval: float | None, timeout: float | None) -> list[asyncio.TimerHandle]:
+        timers: list[asyncio.TimerHandle] = []
+        if timeout is not None:
+            timers.append(self.loop.call_later(timeout, self._time_out))
+        if interval is not None:
+            timers.append(self.loop.call_later(interval, self._tick, interval, timers))
+        return timers
 
     def _tick(self, interval: float, timers: list[asyncio.TimerHandle]) -> None:
         if self._generator is not None:
@@ -317,30 +306,28 @@ class SocketWatch:
             self._step(_READY_NONE)
 
     def _time_out(self) -> None:
-        if self._generator is not None:
-            ready = self._ready_now(self._wanted)
-            if ready:
-                self._step(ready)
-        if self._generator is not None:
-            kind = getattr(psycopg.errors, "_WaitTimeout", psycopg.OperationalError)  # psycopg 3.3
-            self._finish(None, kind("wait timeout expired"))
+        """Let it have what has come already, as a timeout of 0 is to look once; then end it."""
+        if self._generator is not None and (ready := self._ready_now(self._wanted)):
+            self._step(ready)
+        self.fail(_time_is_up())
 
     def fail(self, error: BaseException) -> None:
-        """End the wait that is going on, if there is one, with *error*. The socket is not touched again."""
-        if self.loop.is_closed():
-            self._generator = None  # nobody can be told
-        elif self._generator is not None:
-            self._finish(None, error)
+        """End the wait that is going on, if there is one, with *error*. Nobody can be told on a loop that is closed."""
+        if self._generator is not None:
+            self._generator, self._error = None, error
+            if not self.loop.is_closed():
+                self._wakeup.wake_soon()
 
     # ---- registrations ----
 
-    def _watch(self) -> None:
+    def _watch(self, wanted: int) -> None:
+        self._wanted = wanted
         if self._pgconn.status == _BAD:  # the number may be another socket's by now
             raise psycopg.OperationalError("the connection is closed")
         try:
             if not self._is_reading or self.is_shared or self._handle.cancelled():
                 self._start_reading()
-            if self._wanted & _WAIT_W:
+            if wanted & _WAIT_W:
                 self.loop.add_writer(self.fd, self._writable)
                 self._is_writing = True
             elif self._is_writing:
@@ -387,7 +374,7 @@ class SocketWatch:
         """Have done with a socket without a word: the selector is also another process's."""
         self._is_reading = self._is_writing = self.is_shared = False
         self._keys = None
-        self._generator = self._future = None
+        self._generator = None
         self.fd = -1
 
     def _is_foreign(self) -> bool:
@@ -401,152 +388,7 @@ class SocketWatch:
         return not is_closed  # by libpq, unasked: then the entry is a later socket's
 
 
-class _OwnersLock(asyncio.Lock):
-    """A lock that tells a task of another loop so, instead of having it wait for ever."""
-
-    def __init__(self, watch: SocketWatch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    async def acquire(self) -> Literal[True]:
-        self._watch.check_use()
-        return await super().acquire()
-
-
-class LoopAwareConnection(AsyncConnection[Row]):
-    """
-    A psycopg connection that can be used on one event loop only, and leaves nothing behind in its selector.
-
-    In addition to `psycopg.AsyncConnection`:
-
-    * Used on another loop than the one it was opened on, it raises `WrongLoop`, which names both.
-    * Closed under a query, it ends that query with `psycopg.OperationalError`, and its fd's number may be reused at
-      once.
-    * A query that is cancelled is cancelled on the server; where that takes longer than twice 5 seconds, or is
-      interrupted again, the connection is closed.
-    """
-
-    def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
-        super().__init__(pgconn, row_factory)
-        self.watch = SocketWatch(pgconn, asyncio.get_running_loop())
-        self.lock = _OwnersLock(self.watch)
-
-    def __del__(self, *args: Any) -> None:
-        watch = getattr(self, "watch", None)
-        if watch is not None and not self.closed:
-            if running() is watch.loop:
-                watch.detach()
-            else:
-                post(watch.loop, watch.detach)
-        super().__del__(*args)
-
-    def fileno(self) -> int:
-        """
-        Return the socket's number.
-
-        A reader that is added for it lasts until the connection's next query, or its return to the pool.
-        """
-        self.watch.is_shared = True
-        return super().fileno()
-
-    async def wait(
-        self,
-        gen: Generator[int, int, RV],
-        interval: float | None = None,
-        timeout: float | None = None,
-    ) -> RV:
-        """
-        Run one of psycopg's generators.
-
-        Args:
-            gen: As psycopg's.
-            interval: Seconds of silence after which *gen* is told that there is nothing; None never. psycopg 3.2 needs
-                it to look at the clock in `notifies()`.
-            timeout: Seconds; None waits as long as it takes.
-
-        Raises:
-            WrongLoop: This is not the loop the connection was opened on; nothing was sent.
-            psycopg.OperationalError: The connection was closed, or returned to its pool, meanwhile.
-
-        Cancellation: cancels the query on the server, and waits for its end, for 5 seconds each; the connection is
-            then ready for the next. Failing that, or cancelled once more, it is closed.
-        """
-        watch = self.watch
-        watch.check_use()
-        try:
-            return await watch.drive(gen, interval=interval, timeout=timeout)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            if self.pgconn.transaction_status == _ACTIVE:
-                await self._interrupt(gen)
-            raise
-
-    async def _interrupt(self, gen: Generator[int, int, Any]) -> None:
-        """Have the server end a query that nobody waits for any more, and read its end; or close the connection."""
-        try:
-            try:
-                await self.cancel_safe(timeout=CANCEL_SECONDS)
-            except Exception as error:  # noqa: BLE001 - the query may end by itself
-                logger.warning("query cancellation failed: %s", error)
-            await self.watch.drive(gen, _READY_NONE, timeout=CANCEL_SECONDS)
-        except psycopg.errors.QueryCanceled:
-            pass
-        except BaseException as error:
-            logger.warning("query not ended after its cancellation (%s): closing connection", type(error).__name__)
-            self.finish("closed")
-            if not isinstance(error, Exception):
-                raise
-
-    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """
-        Cancel the query that runs, as psycopg does.
-
-        Cancellation: closes the second connection that this takes.
-        """
-        try:
-            await super().cancel_safe(timeout=timeout)
-        except BaseException as error:
-            let_go_of_frames(error)
-            raise
-
-    async def close(self) -> None:
-        """Close the connection, or return it to its pool if that was made with `close_returns`."""
-        if self.closed:
-            return
-        pool = getattr(self, "_pool", None)
-        if pool and getattr(pool, "close_returns", False):
-            await pool.putconn(self)
-        else:
-            self.finish("closed")
-
-    def finish(self, how: str) -> None:
-        """
-        Close the socket, after its registrations, and end a query that still waits for it.
-
-        Args:
-            how: What happened to the connection, for that query's error: "closed", or "returned to its pool".
-        """
-        watch = self.watch
-        if running() is not watch.loop and watch.loop.is_running():
-            post(watch.loop, self.finish, how)  # nobody else may touch that loop's selector
-            return
-        self._closed = True
-        watch.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
-        watch.retire()
-        self.pgconn.finish()
-
-
-def let_go_of_frames(error: BaseException) -> None:
-    """
-    Let go of what the functions that *error* has passed through had in their variables.
-
-    A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
-    and whoever keeps the exception keeps the socket.
-    """
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            pending += (one.__cause__, one.__context__)
+def _time_is_up() -> psycopg.OperationalError:
+    """Make the error that psycopg 3.3 looks for; its predecessors give no timeout."""
+    kind: type[psycopg.OperationalError] = getattr(psycopg.errors, "_WaitTimeout", psycopg.OperationalError)
+    return kind("wait timeout expired")

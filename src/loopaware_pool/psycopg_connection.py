@@ -1,0 +1,180 @@
+"""psycopg's connection, made to own its registrations with the event loop: what a pool lends unless told otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.rows import Row
+
+from loopaware_pool.loops import post, running
+from loopaware_pool.psycopg_watch import SocketWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["LoopAwareConnection", "let_go_of_frames"]
+
+RV = TypeVar("RV")
+
+logger = logging.getLogger("psycopg")
+
+# What the server has to confirm a cancellation, and then to end the query.
+CANCEL_SECONDS: Final = 5.0
+
+_ACTIVE: Final = pq.TransactionStatus.ACTIVE
+
+
+class _OwnersLock(asyncio.Lock):
+    """A lock that tells a task of another loop so, instead of having it wait for ever."""
+
+    def __init__(self, watch: SocketWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    async def acquire(self) -> Literal[True]:
+        self._watch.check_use()
+        return await super().acquire()
+
+
+class LoopAwareConnection(AsyncConnection[Row]):
+    """
+    A psycopg connection that can be used on one event loop only, and leaves nothing behind in its selector.
+
+    In addition to `psycopg.AsyncConnection`:
+
+    * Used on another loop than the one it was opened on, it raises `WrongLoop`, which names both.
+    * Closed under a query, it ends that query with `psycopg.OperationalError`, and its fd's number may be reused at
+      once.
+    * A query that is cancelled is cancelled on the server; where that takes longer than twice 5 seconds, or is
+      interrupted again, the connection is closed.
+    """
+
+    def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        self.watch = SocketWatch(pgconn, asyncio.get_running_loop())
+        self.lock = _OwnersLock(self.watch)
+
+    def __del__(self, *args: Any) -> None:
+        watch = getattr(self, "watch", None)
+        if watch is not None and not self.closed:
+            if running() is watch.loop:
+                watch.detach()
+            else:
+                post(watch.loop, watch.detach)
+        super().__del__(*args)
+
+    def fileno(self) -> int:
+        """
+        Return the socket's number.
+
+        A reader that is added for it lasts until the connection's next query, or its return to the pool.
+        """
+        self.watch.is_shared = True
+        return super().fileno()
+
+    async def wait(
+        self,
+        gen: Generator[int, int, RV],
+        interval: float | None = None,
+        timeout: float | None = None,
+    ) -> RV:
+        """
+        Run one of psycopg's generators.
+
+        Args:
+            gen: As psycopg's.
+            interval: Seconds of silence after which *gen* is told that there is nothing; None never. psycopg 3.2 needs
+                it to look at the clock in `notifies()`.
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            WrongLoop: This is not the loop the connection was opened on; nothing was sent.
+            psycopg.OperationalError: The connection was closed, or returned to its pool, meanwhile.
+
+        Cancellation: cancels the query on the server, and waits for its end, for 5 seconds each; the connection is
+            then ready for the next. Failing that, or cancelled once more, it is closed.
+        """
+        watch = self.watch
+        watch.check_use()
+        try:
+            return await watch.drive(gen, interval=interval, timeout=timeout)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            if self.pgconn.transaction_status == _ACTIVE:
+                await self._interrupt(gen)
+            raise
+
+    async def _interrupt(self, gen: Generator[int, int, Any]) -> None:
+        """Have the server end a query that nobody waits for any more, and read its end; or close the connection."""
+        try:
+            try:
+                await self.cancel_safe(timeout=CANCEL_SECONDS)
+            except Exception as error:  # noqa: BLE001 - the query may end by itself
+                logger.warning("query cancellation failed: %s", error)
+            await self.watch.drive(gen, has_begun=True, timeout=CANCEL_SECONDS)
+        except psycopg.errors.QueryCanceled:
+            pass
+        except BaseException as error:
+            logger.warning("query not ended after its cancellation (%s): closing connection", type(error).__name__)
+            self.finish("closed")
+            if not isinstance(error, Exception):
+                raise
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """
+        Cancel the query that runs, as psycopg does.
+
+        Cancellation: closes the second connection that this takes.
+        """
+        try:
+            await super().cancel_safe(timeout=timeout)
+        except BaseException as error:
+            let_go_of_frames(error)
+            raise
+
+    async def close(self) -> None:
+        """Close the connection, or return it to its pool if that was made with `close_returns`."""
+        if self.closed:
+            return
+        pool = getattr(self, "_pool", None)
+        if pool and getattr(pool, "close_returns", False):
+            await pool.putconn(self)
+        else:
+            self.finish("closed")
+
+    def finish(self, how: str) -> None:
+        """
+        Close the socket, after its registrations, and end a query that still waits for it.
+
+        Args:
+            how: What happened to the connection, for that query's error: "closed", or "returned to its pool".
+        """
+        watch = self.watch
+        if running() is not watch.loop and watch.loop.is_running():
+            post(watch.loop, self.finish, how)  # nobody else may touch that loop's selector
+            return
+        self._closed = True
+        watch.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
+        watch.retire()
+        self.pgconn.finish()
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """
+    Let go of what the functions that *error* has passed through had in their variables.
+
+    A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
+    and whoever keeps the exception keeps the socket.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            pending += (one.__cause__, one.__context__)

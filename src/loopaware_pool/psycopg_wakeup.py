@@ -1,0 +1,116 @@
+"""
+A future for one waiter, used again and again, that wakes a lonely task at once.
+
+asyncio's futures put their waiter's next step into the loop's next iteration. A task that waits for a socket pays for
+that: the loop has just polled, and polls again before the task sees what has come. Where others wait as well, that is
+no loss: the more has come by then, the more is done for one look. Where nobody else does, it is a tenth of the query.
+
+So the callback of the socket runs the task's next step itself if no other task waits for a connection of this loop.
+Whoever is not called by the loop, but by another task, must leave it to the loop: that task's own step has not ended.
+
+To a task this is what asyncio calls a future-like object: one with `_asyncio_future_blocking` and the methods below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Generator
+    from typing import Self
+
+__all__ = ["Wakeup"]
+
+
+class _Crowd:
+    """How many tasks of a loop wait for connections."""
+
+    __slots__ = ("__weakref__", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+
+_crowds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Crowd] = weakref.WeakKeyDictionary()
+
+
+class Wakeup:
+    """
+    What one task at a time waits for.
+
+    Args:
+        loop: The task's.
+
+    Attributes:
+        context: The waiting task's; None if none waits.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_crowd", "_error", "_loop", "context")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.context: contextvars.Context | None = None
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self._crowd = _crowds.setdefault(loop, _Crowd())
+        self._callback: Callable[[Self], object] | None = None
+        self._error: BaseException | None = None
+
+    def __await__(self) -> Generator[Self, None, None]:
+        self._asyncio_future_blocking = True
+        yield self
+
+    def wake(self) -> None:
+        """
+        Have the task that waits, if one does, go on: now, if it is alone and no task is in a step; else soon.
+
+        To be called by what the loop calls, and as the last it does.
+        """
+        callback, context = self._callback, self.context
+        if context is not None and self._crowd.waiting == 1 and asyncio.current_task(self._loop) is None:
+            self._callback = self.context = None
+            self._crowd.waiting = 0
+            context.run(callback, self)  # type: ignore[arg-type]
+        else:
+            self.wake_soon()
+
+    def wake_soon(self) -> bool:
+        """
+        Have the task that waits go on in the loop's next iteration.
+
+        Returns:
+            False if none waits.
+        """
+        callback, context = self._callback, self.context
+        if callback is None:
+            return False
+        self._callback = self.context = None
+        self._crowd.waiting -= 1
+        self._loop.call_soon(callback, self, context=context)
+        return True
+
+    # ---- what a task asks ----
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[[Self], object], *, context: contextvars.Context) -> None:
+        self._callback = callback
+        self.context = context
+        self._crowd.waiting += 1
+
+    def result(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame by now
+
+    def cancel(self, msg: Any = None) -> bool:
+        if not self.wake_soon():
+            return False
+        self._error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        return True

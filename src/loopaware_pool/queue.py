@@ -1,0 +1,133 @@
+"""How a caller waits for a connection: one future and at most one timer, in the order of its loop's queue."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from loopaware_pool.errors import PoolTimeout
+from loopaware_pool.slot import Slot, SlotState
+from loopaware_pool.terms import Phase
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from loopaware_pool.config import PoolConfig
+    from loopaware_pool.driver import Driver
+    from loopaware_pool.keeper import Keeper
+    from loopaware_pool.stats import PoolStats
+
+__all__ = ["Queue"]
+
+
+class Queue:
+    """
+    The waiting callers of one pool.
+
+    Args:
+        config: The pool's settings.
+        driver: Which errors its callers expect.
+        keepers: Lists the keepers of all loops.
+        stats: Counts everything.
+        closed_error: Makes the error of a caller that finds the pool closed.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        driver: Driver,
+        keepers: Callable[[], list[Keeper]],
+        stats: Callable[[], PoolStats],
+        closed_error: Callable[[], BaseException],
+    ) -> None:
+        self._config = config
+        self._driver = driver
+        self._keepers = keepers
+        self._stats = stats
+        self._closed_error = closed_error
+
+    async def wait(self, keeper: Keeper, timeout: float | None) -> Slot:
+        """
+        Queue for a connection.
+
+        Args:
+            keeper: The running loop's.
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            PoolTimeout: None came in time.
+            PoolClosed: The pool was closed meanwhile.
+            TooManyWaiting: `max_waiting` is reached.
+            Exception: What connecting failed with, if *timeout* is None and nothing else could have served the caller.
+
+        Cancellation: a connection handed over at that moment goes to the next waiter.
+        """
+        shard = keeper.shard
+        began = monotonic()
+        self._check_queue(keeper)
+        now, has_come_back = began, False
+        while True:
+            waiter: asyncio.Future[Slot] = keeper.loop.create_future()
+            timer = None
+            if timeout is not None:
+                left = max(0.0, began + timeout - now)
+                timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
+            if has_come_back:
+                shard.come_back(waiter, began, now, has_deadline=timeout is not None)
+            else:
+                shard.enqueue(waiter, began, has_deadline=timeout is not None)
+            try:
+                slot = await waiter
+            except BaseException:
+                self._gave_up(keeper, waiter, monotonic() - began)
+                raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            now = monotonic()
+            if slot.state is SlotState.RESERVED:
+                shard.claim(slot, now - began, now)
+                return slot
+            if shard.phase is Phase.CLOSED:
+                raise self._closed_error()
+            # It was lost between the hand-over and this line: once more, with what is left of the time.
+            taken = shard.take(now)
+            if taken is not None:
+                return taken
+            has_come_back = True
+
+    def _check_queue(self, keeper: Keeper) -> None:
+        limit = self._config.max_waiting
+        if limit and sum(len(one.shard.waiters) for one in self._keepers()) >= limit:
+            keeper.shard.counters.refused += 1
+            raise self._driver.errors.too_many_waiting(pool=self._config.name, max_waiting=limit)
+
+    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
+        if waiter.done():
+            return
+        keeper.shard.leave(waiter)
+        keeper.shard.counters.timed_out += 1
+        waiter.set_exception(self.timeout_error(keeper, timeout))
+
+    def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> PoolTimeout:
+        """Make the error of a caller whose *timeout* (seconds) has passed."""
+        error = self._driver.errors.timeout(
+            timeout=timeout, stats=self._stats(), holders=tuple(keeper.leases()), during=during
+        )
+        error.__cause__ = keeper.shard.last_error
+        return error
+
+    def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
+        """Take a caller out of the queue; what it was handed at that instant goes to the next."""
+        shard = keeper.shard
+        shard.leave(waiter)
+        shard.counters.gave_up_seconds += waited_seconds
+        told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
+        if told is not None:
+            shard.counters.failed += not isinstance(told, PoolTimeout)
+        else:
+            shard.counters.cancelled += 1
+            if waiter.done() and not waiter.cancelled():
+                shard.abandon(waiter.result(), monotonic())
+        keeper.reporter.acquire_failed(told, waited_seconds)

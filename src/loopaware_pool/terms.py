@@ -1,0 +1,31 @@
+"""What a pool decides for all its loops, and may decide otherwise while it lives."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Phase", "Terms"]
+
+
+class Phase(Enum):
+    """What callers may expect."""
+
+    OPEN = "open"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+
+
+class Terms:
+    """
+    What can change in the life of a pool. One per pool, written by it alone.
+
+    Attributes:
+        generation: Connections that were opened under an earlier one are too old.
+        min_size: Connections kept while idle.
+    """
+
+    __slots__ = ("generation", "min_size")
+
+    def __init__(self, min_size: int) -> None:
+        self.generation = 0
+        self.min_size = min_size
