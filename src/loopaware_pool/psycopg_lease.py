@@ -41,7 +41,8 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
             try:
                 await connection.__aenter__()
             except BaseException:
-                await self._give_back()
+                self._connection = None
+                await self._pool.putconn(connection)
                 raise
         return connection
 
@@ -51,14 +52,10 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        connection = self._connection
+        connection, self._connection = self._connection, None
         try:
             session = self._pool._session_of(connection)
             if not session.has_nothing_to_end():
                 await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:
-            await self._give_back()
-
-    async def _give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        await self._pool.putconn(connection)
+            await self._pool.putconn(connection)

@@ -88,8 +88,14 @@ class Wakeup:
             return False
         self._callback = self.context = None
         self._crowd.waiting -= 1
-        self._loop.call_soon(callback, self, context=context)
+        self._loop.call_soon(callback, self, context=context)  # type: ignore[arg-type]
         return True
+
+    def leave(self) -> None:
+        """Stop waiting without having been woken: the task is being destroyed."""
+        if self._callback is not None:
+            self._callback = self.context = None
+            self._crowd.waiting -= 1
 
     # ---- what a task asks ----
 

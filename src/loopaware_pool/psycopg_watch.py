@@ -199,6 +199,7 @@ class SocketWatch:
             try:
                 await self._wakeup
             except BaseException:
+                self._wakeup.leave()
                 self._value = self._error = None
                 raise
             finally:
