@@ -18,6 +18,7 @@ import psycopg_pool
 from psycopg_pool.abc import ACT
 
 from loopaware_pool.config import IdleOrder, PoolConfig, check_number
+from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.psycopg_checkup import Checkup
@@ -416,7 +417,11 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             return None
         shard = tenancy.keeper.shard
         is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
-        shard.returned(tenancy.slot, session.take_back() if is_kept else session.dismiss(), monotonic())
+        check = ReturnCheck.BROKEN
+        try:
+            check = session.take_back() if is_kept else session.dismiss()
+        finally:
+            shard.returned(tenancy.slot, check, monotonic())
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
 
     # ---- outages ----

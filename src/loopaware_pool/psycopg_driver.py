@@ -158,6 +158,7 @@ class PsycopgDriver:
                 check_idle(connection, "configure", self.configure)
             if self.session_reset == "awaited":
                 await session.remember_configured()
+            session.begin()
         except BaseException:
             session.abort()
             raise

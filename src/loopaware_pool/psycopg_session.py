@@ -333,6 +333,10 @@ class PsycopgSession:
 
     # ---- the caller's side ----
 
+    def begin(self) -> None:
+        """Belong to the pool from now on: nobody may use it before it is lent."""
+        self._watch.custody = _UNUSED
+
     def lend(self, pool: Any) -> None:
         """Begin a lease."""
         self._watch.custody = _USED
