@@ -3,6 +3,8 @@
 PY := .venv/bin/python
 PIP := -m pip -qq --disable-pip-version-check --no-input
 OLDEST := .venv/oldest
+# Tests mostly wait, for servers and for time to pass.
+WORKERS := --numprocesses 4
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" --output-file
 
@@ -44,16 +46,16 @@ types: .venv/.ready  ## types, by mypy --strict
 
 tests: .venv/.ready
 	@echo "== tests"
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(WORKERS)
 
 tests-oldest: $(OLDEST)
 	@echo "== tests marked both_drivers, with asyncpg 0.31 and psycopg 3.2"
-	@PYTHONPATH=$(OLDEST) $(PY) -m pytest -m both_drivers
+	@PYTHONPATH=$(OLDEST) $(PY) -m pytest $(WORKERS) -m both_drivers
 
 tests-3.13:
 	@echo "== tests marked both_pythons, on Python 3.13"
 	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
-		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest -m both_pythons; fi
+		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest $(WORKERS) -m both_pythons; fi
 
 bench: .venv/.ready  ## measure against the drivers' own pools; QUICK=1 for a short run
 	@$(PY) -m benchmarks $(if $(QUICK),--quick)
