@@ -191,6 +191,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             connection_class=checked_class(connection_class, close_returns=self.close_returns),
             configure=configure,
             reset=reset,
+            ping=self.check_connection,
             session_reset=session_reset,
             tells_errors=not self._keeps_idle,
             reconnect_seconds=finite("reconnect_timeout", reconnect_timeout),
@@ -364,11 +365,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         slot = keeper.shard.take(began)
         if slot is None:
             slot = await core.queue.wait(keeper, min(timeout, _LONGEST_SECONDS))
-        session = self._lend(slot, keeper)
-        connection = session.connection
+        connection = self._lend(slot, keeper)
         if self._check is not None:
-            connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(session)
-        return cast("ACT", connection)
+            connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)
+        return connection
 
     async def putconn(self, conn: ACT) -> None:
         """
@@ -389,12 +389,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if lender is not self:
             whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
-        session = self._session_of(conn)
-        if session.loop is not running():
+        loop = self._session_of(conn).loop
+        if loop is not running():
             conn._pool = None
-            post(session.loop, self._take_back, session)
+            post(loop, self._take_back, conn)
             return
-        pending = self._take_back(session)
+        pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
             await pending.keeper.finished(pending.slot)
 
@@ -402,17 +402,17 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """Find what the pool knows of a connection that it has lent."""
         return cast("PsycopgSession", conn._loopaware_session)
 
-    def _lend(self, slot: Slot, keeper: Keeper) -> PsycopgSession:
+    def _lend(self, slot: Slot, keeper: Keeper) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
         slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
         session: PsycopgSession = slot.session  # type: ignore[assignment]
-        session.lend(self)
-        return session
+        return cast("ACT", session.lend(self))
 
-    def _take_back(self, session: PsycopgSession) -> Tenancy | None:
+    def _take_back(self, conn: ACT) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
+        session = self._session_of(conn)
+        session.end_lease(conn)
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
-        session.connection._pool = None
         if not tenancy.slot.is_lent():
             return None
         shard = tenancy.keeper.shard

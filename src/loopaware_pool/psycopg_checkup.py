@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from loopaware_pool.keeper import Keeper
     from loopaware_pool.psycopg import AsyncConnectionPool
-    from loopaware_pool.psycopg_session import PsycopgSession
     from loopaware_pool.tenancy import Tenancy
 
 __all__ = ["Checkup"]
@@ -55,9 +54,9 @@ class Checkup:
         self._deadline = began + timeout
         self._pause_seconds = 0.0
 
-    async def first_that_passes(self, session: PsycopgSession) -> Any:
+    async def first_that_passes(self, connection: Any) -> Any:
         """
-        Check *session*'s connection, and others until one passes; what fails goes back, or is closed if it is dead.
+        Check *connection*, and others until one passes; what fails goes back, or is closed if it is dead.
 
         Only a connection that is alive and fails is worth a pause: where one was dead, the next need not be.
 
@@ -66,19 +65,19 @@ class Checkup:
 
         Cancellation: the connection goes back.
         """
-        while not await self._passes(session):
-            was_dead = session.connection.closed
+        while not await self._passes(connection):
+            was_dead = connection.closed
             self._pool._rechecks += 1
-            self._put_back(session)
+            self._put_back(connection)
             if not was_dead:
                 await self._pause()
-            session = await self._another()
-        return session.connection
+            connection = await self._another()
+        return connection
 
-    def _put_back(self, session: PsycopgSession) -> None:
-        tenancy: Tenancy = session.owner  # type: ignore[assignment]
-        if not session.connection.closed:
-            self._pool._take_back(session)
+    def _put_back(self, connection: Any) -> None:
+        tenancy: Tenancy = self._pool._session_of(connection).owner  # type: ignore[assignment]
+        if not connection.closed:
+            self._pool._take_back(connection)
         elif tenancy.slot.is_lent():
             logger.info("not serving connection found broken")
             self._keeper.shard.counters.found_dead += 1
@@ -93,7 +92,7 @@ class Checkup:
             self._pause_seconds = FIRST_PAUSE_SECONDS * random.uniform(1 - _PAUSE_JITTER, 1 + _PAUSE_JITTER)
         await asyncio.sleep(pause)
 
-    async def _another(self) -> PsycopgSession:
+    async def _another(self) -> Any:
         keeper, core = self._keeper, self._pool._core
         now = monotonic()
         left = self._deadline - now
@@ -108,7 +107,7 @@ class Checkup:
                 raise core.queue.timeout_error(keeper, self._timeout) from late.__cause__
         return self._pool._lend(slot, keeper)
 
-    async def _passes(self, session: PsycopgSession) -> bool:
+    async def _passes(self, connection: Any) -> bool:
         """
         Call the user's function, as long as there is time.
 
@@ -119,19 +118,19 @@ class Checkup:
         loop = self._keeper.loop
 
         def expire() -> None:
-            session.abort()
+            self._pool._session_of(connection).abort()
             limit.reschedule(loop.time())
 
         left = max(0.0, self._deadline - monotonic())
         timer = loop.call_later(min(left, _LONGEST_SECONDS), expire)
         try:
             async with limit:
-                await self._check(session.connection)
+                await self._check(connection)
         except Exception as error:  # noqa: BLE001 - any says that this connection will not do
             logger.info("connection failed check: %s", error)
             return False
         except BaseException:
-            self._pool._take_back(session)
+            self._pool._take_back(connection)
             raise
         finally:
             timer.cancel()

@@ -16,6 +16,7 @@ from loopaware_pool.psycopg_watch import SocketWatch
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Self
 
 __all__ = ["LoopAwareConnection", "let_go_of_frames"]
 
@@ -58,6 +59,19 @@ class LoopAwareConnection(AsyncConnection[Row]):
         super().__init__(pgconn, row_factory)
         self.watch = SocketWatch(pgconn, asyncio.get_running_loop())
         self.lock = _OwnersLock(self.watch)
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """
+        Connect, as psycopg does.
+
+        Cancellation: closes the socket at once, though the exception be kept; so does any failure.
+        """
+        try:
+            return await super().connect(*args, **kwargs)
+        except BaseException as error:
+            let_go_of_frames(error)
+            raise
 
     def __del__(self, *args: Any) -> None:
         watch = getattr(self, "watch", None)
@@ -120,7 +134,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
             pass
         except BaseException as error:
             logger.warning("query not ended after its cancellation (%s): closing connection", type(error).__name__)
-            self.finish("closed")
+            self._finish()
             if not isinstance(error, Exception):
                 raise
 
@@ -144,23 +158,11 @@ class LoopAwareConnection(AsyncConnection[Row]):
         if pool and getattr(pool, "close_returns", False):
             await pool.putconn(self)
         else:
-            self.finish("closed")
+            self._finish()
 
-    def finish(self, how: str) -> None:
-        """
-        Close the socket, after its registrations, and end a query that still waits for it.
-
-        Args:
-            how: What happened to the connection, for that query's error: "closed", or "returned to its pool".
-        """
-        watch = self.watch
-        if running() is not watch.loop and watch.loop.is_running():
-            post(watch.loop, self.finish, how)  # nobody else may touch that loop's selector
-            return
+    def _finish(self) -> None:
         self._closed = True
-        watch.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
-        watch.retire()
-        self.pgconn.finish()
+        self.watch.finish("closed")
 
 
 def let_go_of_frames(error: BaseException) -> None:

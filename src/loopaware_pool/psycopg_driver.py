@@ -79,7 +79,7 @@ class PsycopgDriver:
     Attributes:
         name: The pool's.
         conninfo, kwargs, connection_class: What is connected with; resolved at each connect.
-        configure, reset_hook: The user's callbacks.
+        configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
         session_reset: "never" or "awaited".
         tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
         reconnect_seconds: How long connecting may fail before the user is told.
@@ -104,6 +104,7 @@ class PsycopgDriver:
         connection_class: type[AsyncConnection[Any]],
         configure: Callable[[Any], Awaitable[None]] | None,
         reset: Callable[[Any], Awaitable[None]] | None,
+        ping: Callable[[Any], Awaitable[None]],
         session_reset: str,
         tells_errors: bool,
         reconnect_seconds: float,
@@ -115,6 +116,7 @@ class PsycopgDriver:
         self.connection_class = connection_class
         self.configure = configure
         self.reset_hook = reset
+        self.ping = ping
         self.session_reset = session_reset
         self.tells_errors = tells_errors
         self.reconnect_seconds = reconnect_seconds

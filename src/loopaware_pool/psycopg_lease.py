@@ -54,8 +54,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     ) -> None:
         connection, self._connection = self._connection, None
         try:
-            session = self._pool._session_of(connection)
-            if not session.has_nothing_to_end():
+            if not self._pool._session_of(connection).has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:
             await self._pool.putconn(connection)

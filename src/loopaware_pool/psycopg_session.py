@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg import AsyncConnection, pq
 
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
+from loopaware_pool.loops import post
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
 
@@ -53,6 +55,10 @@ class ForeignWatch:
     """
     The registrations of a connection whose class is not ours, and which adds and removes them around each wait.
 
+    Args:
+        connection: The connection, which is not referred to afterwards.
+        loop: Its loop.
+
     Attributes:
         custody, pool_name: As `SocketWatch` has them; nobody looks at them here.
     """
@@ -60,7 +66,8 @@ class ForeignWatch:
     def __init__(self, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop) -> None:
         self.custody = _USED
         self.pool_name = "?"
-        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._lock = connection.lock
         self._loop = loop
         self._keys = selector_keys(loop)
         self._identity = SocketIdentity.of(connection.pgconn.socket)
@@ -68,7 +75,7 @@ class ForeignWatch:
     def is_waited_for(self) -> bool:
         """Whether a query is waiting for the socket, or may be: uvloop does not tell."""
         is_registered = self._keys is None or self._identity.fd in self._keys
-        return self._connection.lock.locked() and is_registered
+        return self._lock.locked() and is_registered
 
     def detach(self) -> None:
         """Take the socket out of the selector, unless its number is another's by now."""
@@ -79,7 +86,7 @@ class ForeignWatch:
 
     detach_others = detach
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, _: BaseException) -> None:
         """End the wait that is going on by shutting the socket down: nobody can be told."""
         if self.is_waited_for() and self._identity.is_open():
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._identity.fd)) as own:
@@ -103,18 +110,18 @@ class ForeignWatch:
             self._loop.call_later(_LEAVE_STEP_SECONDS, self._finish_when_left, tries - 1)
             return
         self.detach()
-        closing = AsyncConnection.close(self._connection)  # which waits for nothing
-        with contextlib.suppress(StopIteration):
-            closing.send(None)
+        self._pgconn.finish()
 
 
 class PsycopgSession:
     """
     One psycopg connection.
 
+    While it is lent nobody but the caller refers to psycopg's object, so that one he drops can be noticed.
+
     Attributes:
         owner: Who hears of what happens to it.
-        connection: psycopg's.
+        connection: psycopg's; None while it is lent.
         loop: The loop it belongs to.
         says_goodbye: Whether its class has a `close` of its own, which is to be called.
         leaves_plainly: Whether its class leaves `async with` as psycopg's do.
@@ -124,9 +131,10 @@ class PsycopgSession:
         "__weakref__",
         "_configured",
         "_driver",
-        "_finish",
         "_identity",
+        "_pgconn",
         "_probe",
+        "_reference",
         "_watch",
         "connection",
         "leaves_plainly",
@@ -141,18 +149,19 @@ class PsycopgSession:
         self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
     ) -> None:
         self.owner: Owner | None = None
-        self.connection = connection
+        self.connection: AsyncConnection[Any] | None = connection
         self.loop = loop
         self._driver = driver
+        self._pgconn = connection.pgconn
+        self._reference = weakref.ref(connection, self._dropped)
         fd = connection.pgconn.socket
         self._identity = SocketIdentity.of(fd)
         self._probe = SocketProbe(fd)
         self._watch: SocketWatch | ForeignWatch
         if isinstance(connection, LoopAwareConnection):
-            self._watch, self._finish = connection.watch, connection.finish
+            self._watch = connection.watch
         else:
-            self._watch = foreign = ForeignWatch(connection, loop)
-            self._finish = foreign.finish
+            self._watch = ForeignWatch(connection, loop)
         self._watch.custody = _USED
         self._watch.pool_name = driver.name
         self._configured: list[Any] = []
@@ -173,7 +182,7 @@ class PsycopgSession:
 
     def liveness(self) -> Liveness:
         """Look at the socket, and let libpq read what has come: a notification, or the server's farewell."""
-        pgconn = self.connection.pgconn
+        pgconn = self._pgconn
         if pgconn.status == _BAD:
             return _DEAD
         for _ in range(_READS):
@@ -198,24 +207,23 @@ class PsycopgSession:
 
     def take_back(self) -> ReturnCheck:
         """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
-        connection = self.connection
-        pgconn = connection.pgconn
+        pgconn = self._pgconn
         status = pgconn.transaction_status
         if status == _UNKNOWN:
             return self._discard()
         if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
-            self._driver.logger.warning("closing returned connection: %s", connection)
+            self._driver.logger.warning("closing returned connection: %s", self.connection)
             return self._close_used()
         self._watch.detach_others()
         self._watch.custody = _UNUSED
         if status != _IDLE:
-            self._driver.logger.warning("rolling back returned connection: %s", connection)
+            self._driver.logger.warning("rolling back returned connection: %s", self.connection)
             return _RESET
         return _RESET if self._driver.resets else _READY
 
     def dismiss(self) -> ReturnCheck:
         """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
-        return ReturnCheck.BROKEN if self.connection.closed else ReturnCheck.WORN_OUT
+        return ReturnCheck.BROKEN if self._pgconn.status == _BAD else ReturnCheck.WORN_OUT
 
     def _close_used(self) -> ReturnCheck:
         if self.says_goodbye:
@@ -242,8 +250,12 @@ class PsycopgSession:
         finally:
             self._watch.custody = _UNUSED
 
+    def _kept(self) -> AsyncConnection[Any]:
+        assert self.connection is not None, "in use by a caller"
+        return self.connection
+
     async def _roll_back(self) -> None:
-        connection = self.connection
+        connection = self._kept()
         if connection.pgconn.transaction_status == _IDLE:
             return
         try:
@@ -259,14 +271,14 @@ class PsycopgSession:
             if self._driver.session_reset == "awaited":
                 await self._reset_session()
             if self._driver.reset_hook is not None:
-                await self._driver.reset_hook(self.connection)
-                check_idle(self.connection, "reset", self._driver.reset_hook)
+                await self._driver.reset_hook(self._kept())
+                check_idle(self._kept(), "reset", self._driver.reset_hook)
         except Exception as error:
             self._driver.logger.warning("error resetting connection: %s", error)
             raise
 
     async def _reset_session(self) -> None:
-        connection = self.connection
+        connection = self._kept()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
         await connection.execute(_RESET_QUERY, prepare=False)
         settings, attributes, notices, notifies, role = self._configured
@@ -281,7 +293,7 @@ class PsycopgSession:
 
     async def remember_configured(self) -> None:
         """Note what an awaited session reset is to come back to."""
-        connection = self.connection
+        connection = self._kept()
         role = "none"
         if self._driver.configure is not None:
             was_autocommit = connection.autocommit
@@ -302,7 +314,7 @@ class PsycopgSession:
         """Make a round trip."""
         self._watch.custody = _USED
         try:
-            await check_connection(self.connection)
+            await self._driver.ping(self._kept())
         except Exception:
             self._driver.logger.warning("discarding broken connection: %s", self.connection)
             raise
@@ -312,24 +324,31 @@ class PsycopgSession:
     async def close(self) -> None:
         """Call the connection's own `close`."""
         self._watch.custody = _USED
-        self.connection._pool = None
-        await self.connection.close()
+        connection = self._reference()
+        if connection is not None:
+            connection._pool = None
+            await connection.close()
 
     def abort(self) -> None:
         """Close the socket. libpq says goodbye by itself, and waits for nothing."""
-        self.connection._pool = None
         self._finish("closed")
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
-        self.connection._pool = None
         if forked:
             self._watch.forget()
             if self._identity.is_open():
                 replace_by_devnull(self._identity.fd)
-            self.connection.pgconn.finish()
+            self._pgconn.finish()
         else:
             self._finish("closed")
+
+    def _finish(self, how: str) -> None:
+        connection = self._reference()
+        if connection is not None:
+            connection._pool = None
+            connection._closed = True
+        self._watch.finish(how)
 
     # ---- the caller's side ----
 
@@ -337,22 +356,39 @@ class PsycopgSession:
         """Belong to the pool from now on: nobody may use it before it is lent."""
         self._watch.custody = _UNUSED
 
-    def lend(self, pool: Any) -> None:
+    def lend(self, pool: Any) -> AsyncConnection[Any]:
         """Begin a lease."""
+        connection, self.connection = self._kept(), None
         self._watch.custody = _USED
-        self.connection._pool = pool
+        connection._pool = pool
+        return connection
 
-    def has_nothing_to_end(self) -> bool:
+    def end_lease(self, connection: AsyncConnection[Any]) -> None:
+        """Have the caller's connection back."""
+        connection._pool = None
+        self.connection = connection
+
+    def has_nothing_to_end(self, connection: AsyncConnection[Any]) -> bool:
         """Whether a commit, or a rollback, would find nothing to do, so that neither need be called."""
-        connection = self.connection
         return (
             self.leaves_plainly
-            and connection.pgconn.transaction_status == _IDLE
+            and self._pgconn.transaction_status == _IDLE
             and not connection.lock.locked()
             and connection._pipeline is None
             and not connection._num_transactions
             and connection._tpc is None
         )
+
+    def _dropped(self, _: object) -> None:
+        """Hear, in whichever thread collects garbage, that nobody refers to the connection any more."""
+        if self.connection is None and self._pgconn.status != _BAD:
+            post(self.loop, self._reclaim)
+
+    def _reclaim(self) -> None:
+        owner = self.owner
+        if owner is not None and self._pgconn.status != _BAD:
+            self._driver.logger.warning("closing a connection that was dropped without being returned")
+            owner.lost("dropped by its holder")
 
 
 async def check_connection(connection: AsyncConnection[Any]) -> None:

@@ -33,7 +33,7 @@ from psycopg.waiting import Ready, Wait
 
 from loopaware_pool import errors
 from loopaware_pool.fds import selector_keys
-from loopaware_pool.loops import label, running
+from loopaware_pool.loops import label, post, running
 from loopaware_pool.psycopg_wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -318,6 +318,20 @@ class SocketWatch:
             self._generator, self._error = None, error
             if not self.loop.is_closed():
                 self._wakeup.wake_soon()
+
+    def finish(self, how: str) -> None:
+        """
+        Close the socket, after its registrations, and end a query that still waits for it.
+
+        Args:
+            how: What happened to the connection, for that query's error: "closed", or "returned to its pool".
+        """
+        if running() is not self.loop and self.loop.is_running():
+            post(self.loop, self.finish, how)  # nobody else may touch that loop's selector
+            return
+        self.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
+        self.retire()
+        self._pgconn.finish()
 
     # ---- registrations ----
 
