@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import AsyncConnection, pq
-
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
 from loopaware_pool.loops import post
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from psycopg import AsyncConnection, pq
 
 if TYPE_CHECKING:
     from loopaware_pool.psycopg_driver import PsycopgDriver
@@ -26,8 +26,8 @@ __all__ = ["PsycopgSession", "check_connection"]
 # A rollback, a session reset and the user's `reset` together are given up after this.
 RESET_SECONDS: Final = 30.0
 # How long a query that runs on somebody else's connection class may take to notice that its socket was shut down.
-LEAVE_SECONDS: Final = 1.0
 _LEAVE_STEP_SECONDS: Final = 0.01
+_LEAVE_STEPS: Final = 100
 # libpq reads what has come, then says that nothing more will, then that the connection is lost.
 _READS: Final = 3
 
@@ -92,6 +92,15 @@ class ForeignWatch:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._identity.fd)) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
+    async def left(self) -> None:
+        """Wait until no query waits for the socket, which is shut down if one does; then nobody watches it."""
+        self.fail(psycopg.OperationalError())
+        for _ in range(_LEAVE_STEPS):
+            if not self.is_waited_for():
+                break
+            await asyncio.sleep(_LEAVE_STEP_SECONDS)
+        self.detach()
+
     def forget(self) -> None:
         """Have done with a socket without a word: the selector is also another process's."""
         self._keys = {}
@@ -103,7 +112,7 @@ class ForeignWatch:
         A wait that is not over would take the number out of the selector when it ends: somebody else's by then.
         """
         self.fail(psycopg.OperationalError(f"the connection was {how}"))
-        self._finish_when_left(round(LEAVE_SECONDS / _LEAVE_STEP_SECONDS))
+        self._finish_when_left(_LEAVE_STEPS)
 
     def _finish_when_left(self, tries: int) -> None:
         if tries and self.is_waited_for() and self._loop.is_running():
@@ -161,7 +170,8 @@ class PsycopgSession:
         if isinstance(connection, LoopAwareConnection):
             self._watch = connection.watch
         else:
-            self._watch = ForeignWatch(connection, loop)
+            self._watch = foreign = ForeignWatch(connection, loop)
+            connection.close = functools.partial(_close, weakref.ref(connection), foreign)  # type: ignore[method-assign]
         self._watch.custody = _USED
         self._watch.pool_name = driver.name
         self._configured: list[Any] = []
@@ -389,6 +399,14 @@ class PsycopgSession:
         if owner is not None and self._pgconn.status != _BAD:
             self._driver.logger.warning("closing a connection that was dropped without being returned")
             owner.lost("dropped by its holder")
+
+
+async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:
+    """Close a connection of another class in its own way, once no query waits for its socket."""
+    await watch.left()
+    connection = reference()
+    if connection is not None:
+        await type(connection).close(connection)
 
 
 async def check_connection(connection: AsyncConnection[Any]) -> None:

@@ -1,0 +1,32 @@
+"""Pools of psycopg connections, theirs and ours, for tests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+from psycopg.pq import TransactionStatus
+
+from running import eventually_async
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["busy", "make_pool"]
+
+_numbers = itertools.count(1)
+
+
+def make_pool(cls: type[Any], dsn: str, **options: Any) -> Any:
+    """A pool that is not open, whose name is the application name of its sessions, and whose connections autocommit."""
+    name = f"psycopg-{os.getpid()}-{next(_numbers)}"
+    kwargs = {"autocommit": True, "application_name": name} | options.pop("kwargs", {})
+    return cls(dsn, **{"name": name, "open": False, "timeout": 5.0, "kwargs": kwargs} | options)
+
+
+async def busy(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Wait until a query runs on *connection*."""
+    await eventually_async(
+        lambda: connection.pgconn.transaction_status == TransactionStatus.ACTIVE, "a query that runs"
+    )
