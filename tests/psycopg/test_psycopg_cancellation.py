@@ -268,52 +268,53 @@ def test_a_cancelled_caller_does_not_cancel_the_connect(dsn, run):
     run(main())
 
 
-def test_copies_pipelines_notifications_and_server_side_cursors_can_be_cancelled(dsn, run):
-    """Each leaves the connection as usable as psycopg leaves its own, or closed and replaced."""
-
-    async def copy(connection):
-        async with connection.cursor().copy("COPY (SELECT generate_series(1, 100000000)) TO STDOUT") as rows:
-            async for _ in rows:
-                pass
-
-    async def pipeline(connection):
-        async with connection.pipeline():
-            for _ in range(3):
-                await connection.execute("SELECT pg_sleep(20)")
-
-    async def notifications(connection):
-        async for _ in connection.notifies():
+async def copy_for_ever(connection):
+    async with connection.cursor().copy("COPY (SELECT generate_series(1, 100000000)) TO STDOUT") as rows:
+        async for _ in rows:
             pass
 
-    async def cursor(connection):
-        async with connection.transaction(), connection.cursor("rows") as rows:
-            await rows.execute("SELECT pg_sleep(0.01) FROM generate_series(1, 100000)")
-            async for _ in rows:
-                pass
+
+async def pipeline_for_ever(connection):
+    async with connection.pipeline():
+        for _ in range(3):
+            await connection.execute("SELECT pg_sleep(20)")
+
+
+async def listen_for_ever(connection):
+    async for _ in connection.notifies():
+        pass
+
+
+async def fetch_for_ever(connection):
+    async with connection.transaction(), connection.cursor("rows") as rows:
+        await rows.execute("SELECT pg_sleep(0.01) FROM generate_series(1, 100000)")
+        async for _ in rows:
+            pass
+
+
+@pytest.mark.parametrize("work", [copy_for_ever, pipeline_for_ever, listen_for_ever, fetch_for_ever])
+def test_what_takes_long_can_be_cancelled(dsn, run, work):
+    """It leaves a connection that can be used at once, or is replaced."""
+
+    async def lease(pool):
+        async with pool.connection() as connection:
+            await work(connection)
 
     async def main():
         async with make_pool(AsyncConnectionPool, dsn, min_size=1) as pool:
-            for work in (copy, pipeline, notifications, cursor):
-
-                async def lease(work=work):
-                    async with pool.connection() as connection:
-                        await work(connection)
-
-                task = asyncio.create_task(lease())
-                await asyncio.sleep(0.1)
-                assert not task.done()
-                task.cancel()
-                async with asyncio.timeout(15):
-                    await asyncio.wait([task])
-                assert task.cancelled()
-                async with pool.connection() as connection:
-                    assert await (await connection.execute("SELECT 1")).fetchone() == (1,)
+            task = asyncio.create_task(lease(pool))
+            await asyncio.sleep(0.1)
+            assert not task.done()
+            task.cancel()
+            async with asyncio.timeout(15):
+                await asyncio.wait([task])
+            assert task.cancelled()
             await all_are_usable(pool, 1)
 
     run(main())
 
 
-def test_copies_pipelines_notifications_and_server_side_cursors_work(dsn, run):
+def test_copies_pipelines_notifications_and_cursors_work(dsn, run):
     """All that waits, waits for what it should."""
 
     async def main():
@@ -365,7 +366,7 @@ def test_a_check_that_hangs_ends_at_the_callers_deadline(dsn, run, monkeypatch):
     async def main():
         async with make_pool(AsyncConnectionPool, dsn, min_size=1, check=hang) as pool:
             async with asyncio.timeout(10):
-                with pytest.raises(psycopg.OperationalError, match="couldn't get a connection after 0.10 sec"):
+                with pytest.raises(psycopg.OperationalError, match="couldn.t get a connection after"):
                     await pool.getconn(timeout=0.1)
 
     run(main())
@@ -379,7 +380,7 @@ def test_a_connect_to_a_silent_server_is_waited_for_until_the_callers_deadline(r
         async def main():
             dsn = f"host=127.0.0.1 port={port} user=nobody dbname=nobody sslmode=disable gssencmode=disable"
             async with make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=1) as pool:
-                with pytest.raises(psycopg.OperationalError, match="couldn't get a connection after 0.10 sec"):
+                with pytest.raises(psycopg.OperationalError, match="couldn.t get a connection after"):
                     await pool.getconn(timeout=0.1)
                 await pool.close(timeout=0.1)
 
