@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psycopg.pq import TransactionStatus
 
+import psycopg
 from running import eventually_async
 
-if TYPE_CHECKING:
-    import psycopg
+__all__ = ["IS_PSYCOPG_3_2", "busy", "make_pool"]
 
-__all__ = ["busy", "make_pool"]
+IS_PSYCOPG_3_2 = psycopg.__version__.startswith("3.2.")
 
 _numbers = itertools.count(1)
 

@@ -20,7 +20,7 @@ import helpers
 import psycopg
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
 from loopaware_pool.psycopg_watch import SocketWatch
-from psycopg_pools import busy, make_pool
+from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
 from running import LoopThread, eventually_async
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -487,7 +487,7 @@ def test_a_connect_that_is_cancelled_closes_its_socket(deaf, kind, run, no_colle
     judge(kind, run(scenario()))
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ["ours"] if IS_PSYCOPG_3_2 else CLASSES)  # 3.2 makes no cycle of it
 def test_a_connect_that_times_out_closes_its_socket(deaf, kind, no_collector):
     """Without waiting for the collector of cycles."""
 
