@@ -6,9 +6,9 @@ import itertools
 import os
 from typing import Any
 
+import psycopg
 from psycopg.pq import TransactionStatus
 
-import psycopg
 from running import eventually_async
 
 __all__ = ["IS_PSYCOPG_3_2", "busy", "make_pool"]

@@ -6,8 +6,8 @@ import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.terms import Phase
 from loopaware_pool.slot import SlotState
+from loopaware_pool.terms import Phase
 
 PATIENCE = 0.0625  # seconds; a sum of such is exact
 READY, RESET, WORN_OUT, BROKEN = ReturnCheck.READY, ReturnCheck.RESET, ReturnCheck.WORN_OUT, ReturnCheck.BROKEN

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fakes import FakeFuture, FakePool
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.growth import PROBE_LONGEST_SECONDS
-from loopaware_pool.terms import Phase
 from loopaware_pool.slot import SlotState
+from loopaware_pool.terms import Phase
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 # A slot in one of these is in no container of its shard: a caller, or a task of the pool, has it.

@@ -11,12 +11,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg import AsyncConnection, pq
+
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
 from loopaware_pool.loops import post
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
-from psycopg import AsyncConnection, pq
 
 if TYPE_CHECKING:
     from loopaware_pool.psycopg_driver import PsycopgDriver

@@ -13,11 +13,11 @@ import os
 import socket
 from contextlib import suppress
 
+import psycopg
 import psycopg_pool
 import pytest
 
 import helpers
-import psycopg
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
 from loopaware_pool.psycopg_watch import SocketWatch
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool

@@ -6,10 +6,10 @@ import asyncio
 import random
 import socket
 
+import psycopg
 import pytest
 
 import helpers
-import psycopg
 from loopaware_pool.psycopg import AsyncConnectionPool
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
 from running import eventually_async

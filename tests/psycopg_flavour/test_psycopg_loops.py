@@ -11,11 +11,11 @@ import threading
 import traceback
 import warnings
 
+import psycopg
 import psycopg_pool
 import pytest
 
 import helpers
-import psycopg
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 from psycopg_pools import busy, make_pool
 from running import (
@@ -91,8 +91,8 @@ def test_a_pool_in_four_threads(dsn, loop_factory, options, zero_fd_delta):
     wrong = []
 
     async def work(thread):
-        for number in range(15):
-            wrong.append(await answer(pool, 100 * thread + number) != 100 * thread + number)
+        numbers = range(100 * thread, 100 * thread + 15)
+        wrong.extend([number for number in numbers if await answer(pool, number) != number])
 
     async def many(thread):
         await asyncio.gather(*(work(10 * thread + part) for part in range(3)))
@@ -109,7 +109,7 @@ def test_a_pool_in_four_threads(dsn, loop_factory, options, zero_fd_delta):
         most = max(most, helpers.server_sessions(dsn, pool.name))
     for thread in threads:
         thread.join()
-    assert not any(wrong)
+    assert not wrong
     assert 1 <= most <= 3
     asyncio.run(pool.close())
     no_session_left(dsn, pool)
