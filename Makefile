@@ -24,7 +24,7 @@ define set_up
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-3.13 bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -32,9 +32,9 @@ help:  ## list the targets
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
 
-test: lint types tests tests-oldest tests-3.13  ## check everything that can be checked here
+test: lint types tests tests-oldest tests-pure tests-3.13  ## check everything that can be checked here
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31 and psycopg 3.2$${p:+, tests on Python 3.13}."
+		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, tests on Python 3.13}."
 
 lint: .venv/.ready  ## style and formatting, by ruff
 	@echo "== lint"
@@ -51,6 +51,10 @@ tests: .venv/.ready
 tests-oldest: $(OLDEST)
 	@echo "== tests marked both_drivers, with asyncpg 0.31 and psycopg 3.2"
 	@PYTHONPATH=$(OLDEST) $(PY) -m pytest $(WORKERS) -m both_drivers
+
+tests-pure: .venv/.ready
+	@echo "== tests of the psycopg flavour, with psycopg in plain Python"
+	@PSYCOPG_IMPL=python PYTHONPATH=tests $(PY) -m pytest -p bundled_libpq $(WORKERS) tests/psycopg_flavour
 
 tests-3.13:
 	@echo "== tests marked both_pythons, on Python 3.13"

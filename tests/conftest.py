@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+from psycopg import pq
 
 import helpers
 import servers
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pytest_report_header() -> str:
-    return ", ".join(f"{driver} {version(driver)}" for driver in ("asyncpg", "psycopg", "uvloop"))
+    return f"asyncpg {version('asyncpg')}, psycopg {version('psycopg')} ({pq.__impl__}), uvloop {version('uvloop')}"
 
 
 @pytest.fixture(scope="session")
