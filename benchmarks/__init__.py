@@ -1,1 +1,1 @@
-"""What the pool costs and gains, measured against asyncpg's own pool on the same server in the same run."""
+"""What the pool costs and gains, measured against the drivers' own pools on the same server in the same run."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: loopaware-pool against asyncpg's own pool, on asyncio and on uvloop."""
+"""`python -m benchmarks`: loopaware-pool against the drivers' own pools, on asyncio and on uvloop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvloop
 
 from benchmarks.lab import Lab
 from benchmarks.questions import QUESTIONS
-from benchmarks.report import as_json, make_table_of, verdict
+from benchmarks.report import as_json, make_tables_of, verdict
 from loopaware_pool.cli.demo_show import make_console, make_progress, say, say_where
 from loopaware_pool.cli.target import CONNECT_ERRORS, Target, Unusable, explain, open_target
 
@@ -100,7 +100,8 @@ def _run(options: argparse.Namespace, target: Target) -> None:
             findings[loop] = _answer(console, questions, loop, target.dsn, options)
         except CONNECT_ERRORS as error:
             raise Unusable(explain(error, target.dsn)) from None
-        console.print(make_table_of(loop, findings[loop]))
+        for table in make_tables_of(loop, findings[loop]):
+            console.print(table)
         console.print(f"  {verdict(findings[loop])}")
     if options.json is not None:
         report = as_json(target.description, findings, rounds=options.rounds, is_quick=options.quick, load=load)

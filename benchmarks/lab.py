@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import asyncpg
+import psycopg_pool
 
 import loopaware_pool
-from loopaware_pool.cli.measure import Spread, ratios
+import loopaware_pool.psycopg
+from loopaware_pool.cli.measure import Spread, ratios, run_burst
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target"]
+    from loopaware_pool.cli.measure import Burst
+
+__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target", "label"]
 
 CONNECTIONS = 10
 T = TypeVar("T")
@@ -23,7 +27,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Target:
     """
-    What a figure should come to, relative to asyncpg's, or to the ideal where there is one.
+    What a figure should come to, relative to the peer's, or to the ideal where there is one.
 
     Attributes:
         limit: A factor.
@@ -48,15 +52,17 @@ class Finding:
     One figure of both pools: medians over the rounds.
 
     Attributes:
+        peer: The pool that ours is measured against.
         name: What was measured.
         unit: In what.
-        theirs: asyncpg's pool.
+        theirs: The peer.
         ours: loopaware-pool.
         ratio: Ours divided by theirs, round by round.
         ideal: The best there could be, in *unit*; None where nobody can tell.
         target: What ours should come to; None where that is left open.
     """
 
+    peer: str
     name: str
     unit: str
     theirs: Spread
@@ -77,6 +83,7 @@ class Finding:
 class Duel(Generic[T]):
     """What both pools did, one entry a round."""
 
+    peer: str
     theirs: Sequence[T]
     ours: Sequence[T]
 
@@ -91,7 +98,7 @@ class Duel(Generic[T]):
     ) -> Finding:
         """Take one figure out of each round of both, and compare them."""
         theirs, ours = ([figure(one) for one in side] for side in (self.theirs, self.ours))
-        return Finding(name, unit, Spread.of(theirs), Spread.of(ours), ratios(ours, theirs), ideal, target)
+        return Finding(self.peer, name, unit, Spread.of(theirs), Spread.of(ours), ratios(ours, theirs), ideal, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +107,37 @@ class Contenders:
     Both pools, open.
 
     Attributes:
-        theirs: asyncpg's.
+        peer: Whose pool ours is measured against.
+        theirs: That pool.
         ours: loopaware-pool's.
-        rounds: How often they take turns.
-        finish_round: Called after each round.
+        lab: How often they take turns, and at how much.
     """
 
+    peer: str
     theirs: Any
     ours: Any
-    rounds: int
-    finish_round: Callable[[], None]
+    lab: Lab
 
     async def duel(self, measure: Callable[[Any], Awaitable[T]]) -> Duel[T]:
         """Let each pool be measured once a round. Who goes first changes from round to round."""
         theirs: list[T] = []
         ours: list[T] = []
-        for number in range(self.rounds):
+        for number in range(self.lab.rounds):
             turns = [(self.theirs, theirs), (self.ours, ours)]
             for pool, results in turns if number % 2 == 0 else reversed(turns):
                 results.append(await measure(pool))
-            self.finish_round()
-        return Duel(theirs, ours)
+            self.lab.finish_round()
+        return Duel(self.peer, theirs, ours)
+
+    async def burst(self, operation: Callable[[Any], Awaitable[object]], *, operations: int, tasks: int) -> Duel[Burst]:
+        """Have *tasks* tasks run *operation*, which is given the pool, *operations* times, after a short warm-up."""
+
+        async def measure(pool: Any, operations: int = self.lab.scaled(operations)) -> Burst:
+            return await run_burst(lambda: operation(pool), operations=operations, tasks=tasks)
+
+        for pool in (self.theirs, self.ours):
+            await measure(pool, self.lab.scaled(operations) // 10)
+        return await self.duel(measure)
 
 
 class _NoReset(asyncpg.Connection):  # type: ignore[misc]  # the driver is not typed
@@ -152,7 +169,7 @@ class Lab:
         return operations // 2 if self.is_quick else operations
 
     @asynccontextmanager
-    async def contenders(self, *, with_reset: bool = True) -> AsyncIterator[Contenders]:
+    async def asyncpg_contenders(self, *, with_reset: bool = True) -> AsyncIterator[Contenders]:
         """Open both pools, of the same size, with a reset at each release or with none."""
         sizes: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS}
         theirs_only: dict[str, Any] = {} if with_reset else {"connection_class": _NoReset}
@@ -161,7 +178,19 @@ class Lab:
             asyncpg.create_pool(self.dsn, **sizes, **theirs_only) as theirs,
             loopaware_pool.create_pool(self.dsn, **sizes, **ours_only) as ours,
         ):
-            yield Contenders(theirs, ours, self.rounds, self.finish_round)
+            yield Contenders("asyncpg", theirs, ours, self)
+
+    @asynccontextmanager
+    async def psycopg_contenders(self) -> AsyncIterator[Contenders]:
+        """Open psycopg_pool's pool and ours for psycopg, of the same size, with connections in autocommit mode."""
+        options: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS, "kwargs": {"autocommit": True}}
+        async with (
+            psycopg_pool.AsyncConnectionPool(self.dsn, open=False, **options) as theirs,
+            loopaware_pool.psycopg.AsyncConnectionPool(self.dsn, open=False, **options) as ours,
+        ):
+            for pool in (theirs, ours):
+                await pool.wait()
+            yield Contenders("psycopg_pool", theirs, ours, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +207,8 @@ class Question:
     name: str
     duels: int
     ask: Callable[[Lab], Awaitable[list[Finding]]]
+
+
+def label(tasks: int) -> str:
+    """Say how many tasks."""
+    return f"{tasks} task{'s' if tasks > 1 else ''}"

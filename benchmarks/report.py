@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
-import loopaware_pool
 from loopaware_pool.cli.demo_show import format_ratio, make_table
 
 if TYPE_CHECKING:
@@ -17,12 +15,19 @@ if TYPE_CHECKING:
 
     from benchmarks.lab import Finding
 
-__all__ = ["as_json", "make_table_of", "verdict"]
+__all__ = ["as_json", "make_tables_of", "verdict"]
+
+PACKAGES = ("loopaware-pool", "asyncpg", "psycopg", "psycopg-pool", "uvloop")
 
 
-def make_table_of(loop: str, findings: list[Finding]) -> Table:
-    """Make a table with a line for each finding."""
-    table = make_table(f"on {loop}", "asyncpg", "ours", "ours / asyncpg", "target", "")
+def make_tables_of(loop: str, findings: list[Finding]) -> list[Table]:
+    """Make a table for each peer."""
+    peers = dict.fromkeys(finding.peer for finding in findings)
+    return [_make_table(loop, peer, [finding for finding in findings if finding.peer == peer]) for peer in peers]
+
+
+def _make_table(loop: str, peer: str, findings: list[Finding]) -> Table:
+    table = make_table(f"on {loop}", peer, "ours", f"ours / {peer}", "target", "")
     for finding in findings:
         table.add_row(
             finding.name,
@@ -64,8 +69,7 @@ def as_json(
         "server": server,
         "python": platform.python_version(),
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
-        "asyncpg": asyncpg.__version__,
-        "loopaware_pool": loopaware_pool.__version__,
+        "versions": {name: version(name) for name in PACKAGES},
         "load_average_before": load,
         "rounds": rounds,
         "is_quick": is_quick,

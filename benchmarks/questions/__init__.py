@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.questions import checkout, queries, waiting
+from benchmarks.questions import checkout, psycopg, queries, waiting
 
 if TYPE_CHECKING:
     from benchmarks.lab import Question
 
 __all__ = ["QUESTIONS"]
 
-QUESTIONS: tuple[Question, ...] = (queries.QUESTION, queries.WITHOUT_RESET, waiting.QUESTION, checkout.QUESTION)
+QUESTIONS: tuple[Question, ...] = (
+    queries.QUESTION,
+    queries.WITHOUT_RESET,
+    waiting.QUESTION,
+    checkout.QUESTION,
+    psycopg.QUESTION,
+)

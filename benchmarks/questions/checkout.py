@@ -33,7 +33,7 @@ async def ask(lab: Lab) -> list[Finding]:
         async def measure(pool: Any) -> Cost:
             return await _cycle(pool, lab.scaled(CYCLES))
 
-        async with lab.contenders(with_reset=with_reset) as contenders:
+        async with lab.asyncpg_contenders(with_reset=with_reset) as contenders:
             duel = await contenders.duel(measure)
         suffix = "" if with_reset else ", no reset"
         findings += [

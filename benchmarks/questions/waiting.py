@@ -20,7 +20,7 @@ TARGET = Target(1.6, is_floor=False)
 
 async def ask(lab: Lab) -> list[Finding]:
     """With 100 tasks that start at once, each of which holds a connection for 20 ms."""
-    async with lab.contenders() as contenders:
+    async with lab.asyncpg_contenders() as contenders:
         duel = await contenders.duel(_longest_wait)
     name = f"longest wait of {TASKS} tasks"
     return [duel.compare(name, "ms", lambda seconds: seconds * 1e3, target=TARGET, ideal=IDEAL_SECONDS * 1e3)]

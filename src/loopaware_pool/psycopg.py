@@ -217,7 +217,6 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         self._core = Core(self._config, self._driver, self)
         self._tellers: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
-        self._is_to_warn = open is None
         self._open_if(open)
 
     # ---- opening and closing ----
@@ -240,6 +239,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             await self.wait(timeout)
 
     def _open_if(self, asked: bool | None) -> None:
+        self._is_to_warn = asked is None
         if asked:
             warn_of_open(type(self), stacklevel=4)
         if asked is not False:
