@@ -87,11 +87,13 @@ def _run(options: argparse.Namespace, target: Target) -> None:
         "rounds' ratios, with their range. A query is SELECT 1 with an acquire and a release of its own. CPU is that "
         "of this process, without the server. The longest wait is for 10 connections that each task holds for 20 ms.",
     )
-    load = os.getloadavg()[0]
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
     say(
         console,
-        f"Load average before the run: {load:.1f} on {os.cpu_count()} CPUs. Speeds need an otherwise idle machine: "
-        "where the server finds no free CPU for a reset, nothing is won by not waiting for it.",
+        f"Load average before the run: {load:.1f}; CPUs to run on: {cpus}. Speeds need an otherwise idle machine: "
+        "where the server finds no free CPU for a reset, nothing is won by not waiting for it. Where client and server "
+        "have a CPU each, one task's queries mostly wait for these to wake, in a virtual machine above all; `taskset "
+        "-c 0 make bench` puts both on one, and shows the work alone.",
     )
     questions = [question for question in QUESTIONS if not options.only or question.name in options.only]
     findings = {}

@@ -68,7 +68,11 @@ def as_json(
     return {
         "server": server,
         "python": platform.python_version(),
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cpus": len(os.sched_getaffinity(0)),
+        },
         "versions": {name: version(name) for name in PACKAGES},
         "load_average_before": load,
         "rounds": rounds,

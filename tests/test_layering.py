@@ -31,6 +31,7 @@ READING_ORDER = (
     "reports",
     "tenancy",
     "parking",
+    "deadlines",
     "keeper",
     "queue",
     "pool",

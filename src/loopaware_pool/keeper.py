@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import loops
+from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
@@ -65,6 +66,7 @@ class Keeper:
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
         self._timer: asyncio.TimerHandle | None = None
+        self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
@@ -375,6 +377,7 @@ class Keeper:
 
     def _stop_timers(self) -> None:
         self._call_off()
+        self.deadlines.stop()
         if self._timer is not None:
             self._timer.cancel()
 

@@ -78,8 +78,6 @@ _Order = Literal["fifo", "lifo"]
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
-# As good as for ever, and still a time that every event loop can count to.
-_LONGEST_SECONDS: Final = 1e8
 _SECONDS: Final = "a number of seconds"
 # What psycopg_pool takes off a lifetime at random.
 _LIFETIME_JITTER: Final = 0.05
@@ -364,7 +362,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         began = monotonic()
         slot = keeper.shard.take(began)
         if slot is None:
-            slot = await core.queue.wait(keeper, min(timeout, _LONGEST_SECONDS))
+            slot = await core.queue.wait(keeper, timeout)
         connection = self._lend(slot, keeper)
         if self._check is not None:
             connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)

@@ -24,6 +24,7 @@ logger = logging.getLogger("psycopg.pool")
 # psycopg_pool's pace: at once, after a second or so, and then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
+# As good as for ever, and still a time that every event loop can count to.
 _LONGEST_SECONDS: Final = 1e8
 
 
@@ -102,7 +103,7 @@ class Checkup:
         slot = keeper.shard.take(now)
         if slot is None:
             try:
-                slot = await core.queue.wait(keeper, min(left, _LONGEST_SECONDS))
+                slot = await core.queue.wait(keeper, left)
             except PoolTimeout as late:
                 raise core.queue.timeout_error(keeper, self._timeout) from late.__cause__
         return self._pool._lend(slot, keeper)

@@ -1,7 +1,8 @@
-"""How a caller waits for a connection: one future and at most one timer, in the order of its loop's queue."""
+"""How a caller waits for a connection: by one future, in the order of its loop's queue."""
 
 from __future__ import annotations
 
+import functools
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,10 @@ class Queue:
         now, has_come_back = began, False
         while True:
             waiter: asyncio.Future[Slot] = keeper.loop.create_future()
-            timer = None
+            tick = None
             if timeout is not None:
-                left = max(0.0, began + timeout - now)
-                timer = keeper.loop.call_later(left, self._time_out, keeper, waiter, timeout, began)
+                passed = functools.partial(self._time_out, keeper, waiter, timeout)
+                tick = keeper.deadlines.add(waiter, began + timeout, passed)
             if has_come_back:
                 shard.come_back(waiter, began, now, has_deadline=timeout is not None)
             else:
@@ -83,8 +84,8 @@ class Queue:
                 self._gave_up(keeper, waiter, monotonic() - began)
                 raise
             finally:
-                if timer is not None:
-                    timer.cancel()
+                if tick is not None:
+                    keeper.deadlines.remove(waiter, tick)
             now = monotonic()
             if slot.state is SlotState.RESERVED:
                 shard.claim(slot, now - began, now)
@@ -103,7 +104,7 @@ class Queue:
             keeper.shard.counters.refused += 1
             raise self._driver.errors.too_many_waiting(pool=self._config.name, max_waiting=limit)
 
-    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float, began: float) -> None:
+    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if waiter.done():
             return
         keeper.shard.leave(waiter)
