@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -96,6 +97,31 @@ def test_a_loop_that_never_opened_the_pool_is_served(dsn, runner_factory):
     for work in (open_pool(), ask(pool), take_all(pool)):
         with runner_factory() as runner:
             runner.run(work)
+
+
+def test_a_loop_that_ends_during_connects_ends_in_peace(dsn, runner_factory):
+    """Whatever asyncpg is waiting for at that moment, it leaves no exception that nobody retrieves."""
+    pool = make_pool(dsn, max_size=5)
+    complaints = []
+
+    async def open_pool():
+        await pool
+
+    async def end_after(iterations):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        asking = [asyncio.ensure_future(ask(pool)) for _ in range(5)]
+        for _ in range(iterations):
+            await asyncio.sleep(0)
+            time.sleep(0.0003)  # so that the server answers meanwhile
+        return len(asking)
+
+    with runner_factory() as runner:
+        runner.run(open_pool())
+    for iterations in range(25):
+        with no_socket_left(), runner_factory() as runner:
+            runner.run(end_after(iterations))
+        gc.collect()
+        assert complaints == []
 
 
 def test_awaiting_again_on_another_loop_gives_the_same_pool(dsn, runner_factory):

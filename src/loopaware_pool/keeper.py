@@ -76,8 +76,8 @@ class Keeper:
     # ---- what the shard has done ----
 
     def open(self, slot: Slot) -> None:
-        """Connect, in a task."""
-        self._spawn(slot, self._connect(slot))
+        """Connect, in a task that has a second when its loop ends, see `shut`."""
+        loops.spare(self._spawn(slot, self._connect(slot)))
 
     def reset(self, slot: Slot) -> None:
         """Reset the session, in a task."""
@@ -152,10 +152,11 @@ class Keeper:
 
     # ---- tasks ----
 
-    def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> None:
+    def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
         task = self.loop.create_task(work)
         self._tasks[slot] = task
         task.add_done_callback(functools.partial(self._ended, slot))
+        return task
 
     def _ended(self, slot: Slot, task: asyncio.Task[BaseException | None]) -> None:
         """

@@ -44,6 +44,7 @@ __all__ = [
     "on_closed",
     "post",
     "running",
+    "spare",
     "supported_loop",
     "unwind",
 ]
@@ -229,6 +230,11 @@ def on_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -
 
 def _hold(sentinel: _Sentinel) -> None:
     """Never called: the timer's argument is what matters."""
+
+
+def spare(task: asyncio.Task[Any]) -> None:
+    """Have *task* left alone by `asyncio.run` when that cancels all tasks: whoever made it ends it, in `EndOfLoop`."""
+    asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
 
 
 def unwind(task: asyncio.Task[Any]) -> None:
