@@ -1,5 +1,5 @@
 """
-`python -m loopaware_pool.cli.demo [DSN]`: the pool beside asyncpg's own, in about a minute.
+`python -m loopaware_pool.cli.demo [DSN]`: the pools beside the drivers' own, in less than a minute.
 
 Without a DSN it runs on an embedded PostgreSQL, for which nothing needs to be installed or configured.
 """
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> str | None:
     parser = argparse.ArgumentParser(
-        prog="python -m loopaware_pool.cli.demo", description="Show loopaware-pool at work beside asyncpg's own pool."
+        prog="python -m loopaware_pool.cli.demo",
+        description="Show loopaware-pool at work beside the drivers' own pools.",
     )
     parser.add_argument(
         "dsn",

@@ -3,134 +3,76 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import logging
 import os
+import socket
 import threading
 import time
 import traceback
 import warnings
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
 
 import asyncpg
 
-from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.cli.demo_entrants import CONNECTIONS, QUERY, STUCK_SECONDS, Entrant, Playground
 from loopaware_pool.cli.measure import Burst, run_burst
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
 __all__ = [
-    "CONNECTIONS",
+    "MESSAGES",
+    "PSYCOPG_QUERIES",
     "QUERIES",
     "QUERIES_PER_LOOP",
-    "QUERY",
     "ROUNDS",
-    "ROWS",
-    "STUCK_SECONDS",
     "TASKS",
     "Deadlock",
     "Leftovers",
-    "Playground",
+    "Reuse",
     "Step",
     "find_leftovers",
-    "open_playground",
+    "give_back_under_query",
     "run_article_design",
     "run_rounds",
     "use_from_five_loops",
 ]
 
-QUERY: Final = "SELECT COUNT(*) FROM bug_repro WHERE payload = 'test_payload'"
-ROWS: Final = 1000
-QUERIES: Final = 10_000
 TASKS: Final = 50
-CONNECTIONS: Final = 10
-ROUNDS: Final = 7
-STUCK_SECONDS: Final = 3.0
+QUERIES: Final = 10_000
+PSYCOPG_QUERIES: Final = 4_000
+ROUNDS: Final = 5
 QUERIES_PER_LOOP: Final = 200
 STEP_SECONDS: Final = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Playground:
-    """
-    A server with the table `bug_repro` in a schema of our own.
-
-    Attributes:
-        dsn: The server.
-        schema: The schema's name, which is the application name of our sessions as well.
-    """
-
-    dsn: str
-    schema: str
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What a session needs to see the table, and to be found on the server."""
-        return {"search_path": self.schema, "application_name": self.schema}
-
-    def asyncpg_pool(self) -> Any:
-        """Make asyncpg's pool, not opened yet."""
-        return asyncpg.create_pool(self.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, server_settings=self.settings)
-
-    def our_pool(self) -> Any:
-        """Make ours, from the same arguments."""
-        return create_pool(self.dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, server_settings=self.settings)
-
-
-@contextmanager
-def open_playground(dsn: str) -> Iterator[Playground]:
-    """Make the schema and its table, and drop them at the end, whatever happens between."""
-    playground = Playground(dsn, f"loopaware_demo_{uuid4().hex[:12]}")
-    try:
-        asyncio.run(_execute(dsn, _SET_UP.format(schema=playground.schema, rows=ROWS)))
-        yield playground
-    finally:
-        asyncio.run(_execute(dsn, f"DROP SCHEMA IF EXISTS {playground.schema} CASCADE"))
-
-
-_SET_UP = """
-SET client_min_messages = warning;
-CREATE SCHEMA {schema};
-CREATE TABLE {schema}.bug_repro (id serial PRIMARY KEY, payload text NOT NULL);
-INSERT INTO {schema}.bug_repro (payload) SELECT 'test_payload' FROM generate_series(1, {rows});
-ANALYZE {schema}.bug_repro;
-"""
-
-
-async def _execute(dsn: str, statements: str) -> None:
-    connection = await asyncpg.connect(dsn, server_settings={"client_min_messages": "warning"})
-    try:
-        await connection.execute(statements)
-    finally:
-        await connection.close()
+MESSAGES: Final = 3
+# Twice as long as psycopg's own wait sleeps.
+MESSAGE_SECONDS: Final = 0.2
 
 
 # ---- the burst ----
 
 
-async def run_rounds(playground: Playground, report: Callable[[int, Burst, Burst], None]) -> None:
-    """Let both pools take turns at the burst; *report* gets the round, asyncpg's burst and ours."""
-    async with playground.asyncpg_pool() as theirs, playground.our_pool() as ours:
-        for pool in (theirs, ours):
-            await run_burst(_query_with(pool), operations=QUERIES // 10, tasks=TASKS)
+async def run_rounds(theirs: Entrant, ours: Entrant, queries: int, report: Callable[[int, Burst, Burst], None]) -> None:
+    """Let both pools take turns at a burst of *queries*; *report* gets the round, their burst and ours."""
+    async with theirs.make() as their_pool, ours.make() as our_pool:
+        entrants = [(theirs, their_pool), (ours, our_pool)]
+        for entrant, pool in entrants:
+            await entrant.open(pool)
+            await run_burst(_query_with(entrant, pool), operations=queries // 10, tasks=TASKS)
         for number in range(ROUNDS):
             bursts = {}
             # Who goes first changes, so that neither always runs on the warmer machine.
-            for pool in (theirs, ours) if number % 2 == 0 else (ours, theirs):
-                bursts[pool] = await run_burst(_query_with(pool), operations=QUERIES, tasks=TASKS)
-            report(number + 1, bursts[theirs], bursts[ours])
+            for entrant, pool in entrants if number % 2 == 0 else reversed(entrants):
+                bursts[pool] = await run_burst(_query_with(entrant, pool), operations=queries, tasks=TASKS)
+            report(number + 1, bursts[their_pool], bursts[our_pool])
 
 
-def _query_with(pool: Any) -> Callable[[], Awaitable[object]]:
-    async def query() -> None:
-        async with pool.acquire() as connection:
-            await connection.fetchval(QUERY)
-
-    return query
+def _query_with(entrant: Entrant, pool: Any) -> Callable[[], Awaitable[object]]:
+    return functools.partial(entrant.fetch, pool, QUERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +89,12 @@ class Leftovers:
     fds: int
 
 
-async def find_leftovers(make_pool: Callable[[], Any]) -> Leftovers:
+async def find_leftovers(entrant: Entrant) -> Leftovers:
     """Use a pool for a moment, look at the selector while all its connections are idle, and close it."""
     fds_before, watched_before = _count_fds(), _count_watched()
-    async with make_pool() as pool:
-        await run_burst(_query_with(pool), operations=QUERIES // 20, tasks=TASKS)
+    async with entrant.make() as pool:
+        await entrant.open(pool)
+        await run_burst(_query_with(entrant, pool), operations=QUERIES // 20, tasks=TASKS)
         await asyncio.sleep(0.1)
         watched = _count_watched() - watched_before
     await asyncio.sleep(0.1)
@@ -260,18 +203,21 @@ class Step:
     sessions: int
 
 
-def use_from_five_loops(playground: Playground, make_pool: Callable[[], Any], report: Callable[[Step], None]) -> None:
+def use_from_five_loops(playground: Playground, entrant: Entrant, report: Callable[[Step], None]) -> None:
     """Use one pool in three `asyncio.run` calls and two threads, and close it in a sixth loop."""
     sockets_before = _count_sockets()
     pools: list[Any] = []
 
     async def work() -> Counter[str]:
         if not pools:
-            pools.append(make_pool())
-        pool = await pools[0]
+            pools.append(entrant.make())
+        pool = pools[0]
+        await entrant.open(pool)
         async with asyncio.timeout(STEP_SECONDS):
             return Counter(
-                await asyncio.gather(*(_outcome(pool.fetchval("SELECT 'answer'")) for _ in range(QUERIES_PER_LOOP)))
+                await asyncio.gather(
+                    *(_outcome(entrant.fetch(pool, "SELECT 'answer'")) for _ in range(QUERIES_PER_LOOP))
+                )
             )
 
     async def close() -> Counter[str]:
@@ -359,3 +305,59 @@ def _collect_what_is_left() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+# ---- a number used again ----
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """
+    What came of a query whose connection was given back while it ran, and of the next socket of that number.
+
+    Attributes:
+        query: What the query ended with, as Python prints it; empty if it did not end.
+        heard: How many of `MESSAGES` the next socket's owner was told of.
+    """
+
+    query: str
+    heard: int
+
+
+async def give_back_under_query(entrant: Entrant) -> Reuse:
+    """Give a psycopg connection back while a task still queries with it; then give its number to another socket."""
+    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # both warn of such a connection
+    here, there = socket.socketpair()
+    with here, there:
+        async with entrant.make() as pool:
+            await entrant.open(pool)
+            connection = await pool.getconn()
+            number = connection.pgconn.socket
+            query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
+            await asyncio.sleep(MESSAGE_SECONDS)
+            await pool.putconn(connection)
+            os.dup2(here.fileno(), number)
+            heard = await _count_heard(number, there)
+            query.cancel()
+            outcome = (await asyncio.gather(query, return_exceptions=True))[0]
+    return Reuse(_as_printed(outcome) if isinstance(outcome, Exception) else "", heard)
+
+
+async def _count_heard(number: int, peer: socket.socket) -> int:
+    """Send `MESSAGES` from *peer* to the socket of that *number*, and count those that its reader is called for."""
+    loop = asyncio.get_running_loop()
+    heard = 0
+
+    def read() -> None:
+        nonlocal heard
+        heard += len(os.read(number, MESSAGES))
+
+    try:
+        loop.add_reader(number, read)
+        for _ in range(MESSAGES):
+            peer.send(b"!")
+            await asyncio.sleep(MESSAGE_SECONDS)
+        loop.remove_reader(number)
+    finally:
+        os.close(number)
+    return heard

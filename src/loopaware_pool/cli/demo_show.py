@@ -6,9 +6,11 @@ import asyncio
 import platform
 import textwrap
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
+import psycopg
+import psycopg_pool
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -17,11 +19,13 @@ from rich.table import Table
 
 import loopaware_pool
 from loopaware_pool.cli import demo_scenes as scenes
+from loopaware_pool.cli.demo_entrants import CONNECTIONS, QUERY, ROWS, STUCK_SECONDS, open_playground
 from loopaware_pool.cli.measure import Burst, Spread, median_of, ratios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loopaware_pool.cli.demo_entrants import Entrant, Playground
     from loopaware_pool.cli.target import Target
 
 __all__ = ["format_ratio", "make_console", "make_table", "say", "say_where", "show"]
@@ -52,8 +56,9 @@ def say(console: Console, text: str, *, indent: int = 0) -> None:
 def say_where(console: Console, target: Target, loop: str) -> None:
     """Tell what everything runs on."""
     console.print(
-        f"{escape(target.description)}, Python {platform.python_version()}, asyncpg {asyncpg.__version__}, "
-        f"loopaware-pool {loopaware_pool.__version__},\n{loop}"
+        f"{escape(target.description)}, Python {platform.python_version()}, {loop},\n"
+        f"asyncpg {asyncpg.__version__}, psycopg {psycopg.__version__} with psycopg_pool {psycopg_pool.__version__}, "
+        f"loopaware-pool {loopaware_pool.__version__}"
     )
 
 
@@ -66,9 +71,10 @@ def show(target: Target) -> None:
     """Run all scenes on *target*, one after the other, and print what they came to."""
     console = make_console()
     say_where(console, target, asyncio.run(_name_loop()))
-    with scenes.open_playground(target.dsn) as playground:
+    with open_playground(target.dsn) as playground:
         _show_burst(console, playground)
         _show_loops(console, playground)
+        _show_psycopg(console, playground)
 
 
 async def _name_loop() -> str:
@@ -87,36 +93,36 @@ def _title(console: Console, title: str, text: str) -> None:
 # ---- the burst ----
 
 
-def _show_burst(console: Console, playground: scenes.Playground) -> None:
+def _show_burst(console: Console, playground: Playground) -> None:
     _title(
         console,
-        f"1. A burst: {scenes.QUERIES:,} queries, {scenes.TASKS} tasks, {scenes.CONNECTIONS} connections",
-        f"Each query takes a connection from the pool and gives it back. It is {scenes.QUERY}, over {scenes.ROWS:,} "
+        f"1. A burst: {scenes.QUERIES:,} queries, {scenes.TASKS} tasks, {CONNECTIONS} connections",
+        f"Each query takes a connection from the pool and gives it back. It is {QUERY}, over {ROWS:,} "
         f"rows. Both pools take turns, {scenes.ROUNDS} rounds; ratios compare what ran in the same round.",
     )
-    rounds = _run_rounds(console, playground)
-    console.print(f"  the article's design is stopped after {scenes.STUCK_SECONDS:.0f} s if it gets stuck ...")
+    theirs, ours = playground.for_asyncpg()
+    rounds = _run_rounds(console, theirs, ours, scenes.QUERIES)
+    console.print(f"  the article's design is stopped after {STUCK_SECONDS:.0f} s if it gets stuck ...")
     deadlock = asyncio.run(scenes.run_article_design(playground))
-    left = [asyncio.run(scenes.find_leftovers(make)) for make in (playground.asyncpg_pool, playground.our_pool)]
-    console.print(_burst_table(rounds, deadlock, *left))
+    console.print(_burst_table(theirs, ours, rounds, deadlock))
     for paragraph in _burst_notes(deadlock):
         say(console, paragraph)
 
 
-def _run_rounds(console: Console, playground: scenes.Playground) -> list[tuple[Burst, Burst]]:
+def _run_rounds(console: Console, theirs: Entrant, ours: Entrant, queries: int) -> list[tuple[Burst, Burst]]:
     rounds: list[tuple[Burst, Burst]] = []
     with make_progress(console) as progress:
         bar = progress.add_task("rounds", total=scenes.ROUNDS)
 
-        def report(number: int, theirs: Burst, ours: Burst) -> None:
-            rounds.append((theirs, ours))
+        def report(number: int, their_burst: Burst, our_burst: Burst) -> None:
+            rounds.append((their_burst, our_burst))
             progress.console.print(
-                f"  round {number}: asyncpg's pool {theirs.per_second:6,.0f}/s, "
-                f"loopaware-pool {ours.per_second:6,.0f}/s, {ours.per_second / theirs.per_second:.2f}x"
+                f"  round {number}: {theirs.name} {their_burst.per_second:6,.0f}/s, "
+                f"{ours.name} {our_burst.per_second:6,.0f}/s, {our_burst.per_second / their_burst.per_second:.2f}x"
             )
             progress.update(bar, completed=number, refresh=True)
 
-        asyncio.run(scenes.run_rounds(playground, report))
+        asyncio.run(scenes.run_rounds(theirs, ours, queries, report))
     return rounds
 
 
@@ -142,26 +148,23 @@ _FIGURES: tuple[tuple[str, str, Callable[[Burst], float]], ...] = (
 
 
 def _burst_table(
-    rounds: list[tuple[Burst, Burst]],
-    deadlock: scenes.Deadlock,
-    their_leftovers: scenes.Leftovers,
-    our_leftovers: scenes.Leftovers,
+    theirs: Entrant, ours: Entrant, rounds: list[tuple[Burst, Burst]], deadlock: scenes.Deadlock | None
 ) -> Table:
-    theirs, ours = ([pair[side] for pair in rounds] for side in (0, 1))
+    their_bursts, our_bursts = ([pair[side] for pair in rounds] for side in (0, 1))
     table = make_table(
         f"medians of {len(rounds)} rounds",
         *(name for name, _, _ in _FIGURES),
         "idle, in\nselector",
         "fds left\nby close()",
     )
-    table.add_row("asyncpg's pool", *_medians(theirs), *_left(their_leftovers))
-    if deadlock.is_stuck:
+    table.add_row(theirs.name, *_medians(their_bursts), *_left_by(theirs))
+    if deadlock is not None and deadlock.is_stuck:
         table.add_row("the article's design", "[red]DEADLOCK[/red]", *"-----")
-    table.add_row("[bold]loopaware-pool[/bold]", *_medians(ours), *_left(our_leftovers))
+    table.add_row(f"[bold]{ours.name}[/bold]", *_medians(our_bursts), *_left_by(ours))
     table.add_row(
-        "ours / asyncpg",
+        "ours / theirs",
         *(
-            format_ratio(ratios([figure(burst) for burst in ours], [figure(burst) for burst in theirs]), "\n")
+            format_ratio(ratios([figure(one) for one in our_bursts], [figure(one) for one in their_bursts]), "\n")
             for _, _, figure in _FIGURES
         ),
     )
@@ -172,22 +175,23 @@ def _medians(bursts: list[Burst]) -> list[str]:
     return [pattern.format(median_of(bursts, figure)) for _, pattern, figure in _FIGURES]
 
 
-def _left(leftovers: scenes.Leftovers) -> tuple[str, str]:
+def _left_by(entrant: Entrant) -> tuple[str, str]:
+    leftovers = asyncio.run(scenes.find_leftovers(entrant))
     return str(leftovers.watched), str(leftovers.fds)
 
 
 def _burst_notes(deadlock: scenes.Deadlock) -> list[str]:
     notes = [
-        f"With {scenes.TASKS} tasks on {scenes.CONNECTIONS} connections a query mostly waits for its turn. "
+        f"With {scenes.TASKS} tasks on {CONNECTIONS} connections a query mostly waits for its turn. "
         "loopaware-pool serves first come, first served, so all wait alike. In asyncpg's pool a running task may "
         "overtake those that wait, which shortens some waits and lengthens others: hence its wide gap from p50 to p99.",
-        f"The selector's entries are counted in the event loop's own map, while all {scenes.CONNECTIONS} connections "
+        f"The selector's entries are counted in the event loop's own map, while all {CONNECTIONS} connections "
         "are idle.",
     ]
     if deadlock.is_stuck:
         notes.append(
             f"The article's design answered {deadlock.answered:,} queries in {deadlock.last_answer_seconds * 1e3:.0f} "
-            f"ms, then none, and was stopped after {scenes.STUCK_SECONDS:.0f} s. Its acquire() waits for a connection "
+            f"ms, then none, and was stopped after {STUCK_SECONDS:.0f} s. Its acquire() waits for a connection "
             "while it holds the lock that release() needs: the first task that finds none stops them all."
         )
     return notes
@@ -196,7 +200,7 @@ def _burst_notes(deadlock: scenes.Deadlock) -> list[str]:
 # ---- five loops ----
 
 
-def _show_loops(console: Console, playground: scenes.Playground) -> None:
+def _show_loops(console: Console, playground: Playground) -> None:
     _title(
         console,
         "2. One pool object, five event loops",
@@ -205,14 +209,15 @@ def _show_loops(console: Console, playground: scenes.Playground) -> None:
         "same program then runs on asyncpg's pool. Sockets are counted in this process, sessions on the server "
         "(pg_stat_activity).",
     )
-    _show_program(console, "loopaware-pool", playground, playground.our_pool)
-    _show_program(console, "the same on asyncpg's pool", playground, playground.asyncpg_pool)
+    theirs, ours = playground.for_asyncpg()
+    _show_program(console, ours, playground)
+    _show_program(console, theirs, playground)
 
 
-def _show_program(console: Console, name: str, playground: scenes.Playground, make_pool: Callable[[], Any]) -> None:
+def _show_program(console: Console, entrant: Entrant, playground: Playground) -> None:
     steps: list[scenes.Step] = []
-    scenes.use_from_five_loops(playground, make_pool, steps.append)
-    table = make_table(name, "queries", "answered", "errors", "sockets left", "sessions left")
+    scenes.use_from_five_loops(playground, entrant, steps.append)
+    table = make_table(entrant.name, "queries", "answered", "errors", "sockets left", "sessions left")
     for step in steps:
         asked, answered = (str(step.asked), str(step.answered)) if step.asked else ("", "")
         table.add_row(step.name, asked, answered, str(step.errors.total()), str(step.sockets), str(step.sessions))
@@ -229,3 +234,32 @@ def _show_program(console: Console, name: str, playground: scenes.Playground, ma
         f"  {answered:,} of {asked:,} queries answered; left in the end: {steps[-1].sockets} sockets, "
         f"{steps[-1].sessions} sessions."
     )
+
+
+# ---- psycopg ----
+
+
+def _show_psycopg(console: Console, playground: Playground) -> None:
+    theirs, ours = playground.for_psycopg()
+    _title(
+        console,
+        "3. The same for psycopg",
+        f"The burst again, {scenes.PSYCOPG_QUERIES:,} queries a round, on psycopg_pool's AsyncConnectionPool and ours; "
+        f"then the program with five loops. Both pools have a timeout of {STUCK_SECONDS:.0f} s.",
+    )
+    console.print(_burst_table(theirs, ours, _run_rounds(console, theirs, ours, scenes.PSYCOPG_QUERIES), None))
+    for entrant in (ours, theirs):
+        _show_program(console, entrant, playground)
+    _title(
+        console,
+        "4. A query that still runs when its connection is given back",
+        "A task outlives the block that lent it a connection. The pool closes that connection, and sooner or later the "
+        f"kernel gives its number to another socket: here at once. {scenes.MESSAGES} messages are sent to that socket.",
+    )
+    table = make_table("", "messages its reader was called for", "the query ended with")
+    for entrant in (theirs, ours):
+        reuse = asyncio.run(scenes.give_back_under_query(entrant))
+        table.add_row(
+            entrant.name, f"{reuse.heard} of {scenes.MESSAGES}", escape(reuse.query) or "nothing: it waits on"
+        )
+    console.print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import asyncpg
+import psycopg
 
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
 
@@ -19,7 +20,7 @@ __all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target"]
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 # What a server, or the way to it, may answer at any moment.
-CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)
 
 _MALFORMED = (
     "the DSN is not understood: expected postgresql://user:password@host:port/database, "
