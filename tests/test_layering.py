@@ -36,6 +36,7 @@ READING_ORDER = (
     "queue",
     "pool",
     "testing",
+    "statements",
     "asyncpg_reset",
     "asyncpg_session",
     "asyncpg_driver",
@@ -55,7 +56,7 @@ READING_ORDER = (
     "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
-PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep")
+PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep", "statements")
 IMPURE_IMPORTS = {
     "asyncio",
     "asyncpg",

@@ -77,7 +77,10 @@ DIRTS = [
     dirt("failed-transaction", "BEGIN", "SELECT 1 / 0"),
     dirt("failed-transaction-after-commit", "SET app.tenant = '7'", "BEGIN", "SELECT 1 / 0"),
 ]
-RESETS = ["pipelined", "awaited"]
+RESETS = ["pipelined", "when_dirty", "awaited"]
+ALWAYS = ["pipelined", "awaited"]
+# What the text of a statement does not tell.
+BLIND_SPOTS = [mess for mess in DIRTS if mess.id == "trigger"]
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +200,15 @@ def test_each_of_these_statements_does_dirty_a_session(address, mess):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("session_reset", RESETS)
-@pytest.mark.parametrize("mess", DIRTS)
+@pytest.mark.parametrize(
+    ("mess", "session_reset"),
+    [
+        pytest.param(*mess.values, session_reset, id=f"{mess.id}-{session_reset}")
+        for mess in DIRTS
+        for session_reset in RESETS
+        if session_reset in ALWAYS or mess not in BLIND_SPOTS
+    ],
+)
 def test_the_next_lease_sees_nothing_of_it(address, loop_factory, session_reset, mess):
     """Whatever a lease does to its session, however it sends it, the next lease finds a new session's state."""
 
@@ -213,6 +223,102 @@ def test_the_next_lease_sees_nothing_of_it(address, loop_factory, session_reset,
                     async with pool.acquire() as con:
                         assert await state(con) == clean, by.__name__
                         assert con.get_server_pid() == before
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("mess", BLIND_SPOTS)
+def test_what_no_text_tells_is_not_reset_where_text_decides(address, mess):
+    """The price of `when_dirty`, until the next reset; a statement that tells brings it."""
+
+    async def main():
+        clean = await pristine(address)
+        async with one_connection(address, session_reset="when_dirty") as pool:
+            assert await leased_state(pool)
+            async with pool.acquire() as con:
+                await soil(con, mess, by_execute)
+            assert (await leased_state(pool))["tenant"] == "7"
+            async with pool.acquire() as con:
+                await con.execute("SET work_mem = '5MB'")
+            assert await leased_state(pool) == clean
+
+    asyncio.run(main())
+
+
+async def read(con):
+    return await con.fetchval("SELECT 1")
+
+
+async def read_in_transaction(con):
+    async with con.transaction():
+        await con.fetch("SELECT 1 WHERE $1", True)
+
+
+async def read_prepared(con):
+    return await (await con.prepare("SELECT 1")).fetchval()
+
+
+async def read_by_cursor(con):
+    async with con.transaction():
+        return [record async for record in con.cursor("SELECT 1")]
+
+
+async def fail(con):
+    with contextlib.suppress(asyncpg.DivisionByZeroError):
+        await con.fetchval("SELECT 1 / 0")
+
+
+async def be_cancelled(con):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await con.fetchval("SELECT pg_sleep(60)")
+
+
+async def listen(con):
+    await con.add_listener("dirt_channel", print)
+    await con.remove_listener("dirt_channel", print)
+
+
+async def copy(con):
+    await con.copy_records_to_table("copied", schema_name="dirt", records=[(1,)])
+
+
+async def ask_by_name(con):
+    await con.execute(query="SET work_mem = '5MB'")
+
+
+@pytest.mark.parametrize(
+    ("work", "resets"),
+    [
+        (asyncio.sleep, 0),
+        (read, 0),
+        (read_in_transaction, 0),
+        (read_prepared, 0),
+        (read_by_cursor, 1),
+        (fail, 1),
+        (be_cancelled, 0),  # in passing; it is awaited
+        (listen, 1),
+        (copy, 1),
+        (ask_by_name, 1),
+    ],
+)
+def test_a_lease_is_reset_when_it_may_have_to_be(address, loop_factory, work, resets):
+    """Once for a new connection, and then not for leases that only read, whatever they read by."""
+
+    async def main():
+        clean = await pristine(address)
+        async with one_connection(address, session_reset="when_dirty") as pool:
+            assert await pool.fetchval("SELECT 1") == 1
+            session = pool._holders[0]
+            before = session._resets
+            assert before == 1
+            for _ in range(3):
+                async with pool.acquire() as con:
+                    await work(0 if work is asyncio.sleep else con)
+            assert pool._holders[0] is session
+            assert session._resets - before == 3 * resets
+            assert await leased_state(pool) == clean
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
@@ -736,7 +842,7 @@ def test_notices_in_the_answer_to_a_reset_do_no_harm(address, loop_factory, sess
         runner.run(main())
 
 
-@pytest.mark.parametrize("session_reset", [*RESETS, "never"])
+@pytest.mark.parametrize("session_reset", [*ALWAYS, "never"])
 def test_a_parameter_that_the_server_changes_reaches_the_driver(dirty_server, loop_factory, session_reset):
     """A reload of the server's configuration is told with a reset's answer or a query's, and no connection is lost."""
 
@@ -819,7 +925,7 @@ def test_queries_are_counted_as_asyncpg_counts_them(address, max_queries):
         async with asyncpg.create_pool(address, **options) as theirs:
             expected = await replaced_at(theirs)
         assert expected
-        for session_reset in RESETS:
+        for session_reset in ALWAYS:
             async with create_pool(address, session_reset=session_reset, **options) as ours:
                 assert await replaced_at(ours) == expected
 

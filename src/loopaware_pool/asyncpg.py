@@ -20,7 +20,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
-from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy
+from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
 
-SessionReset = Literal["pipelined", "awaited", "never"]
+SessionReset = Literal["pipelined", "when_dirty", "awaited", "never"]
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _RESETTING: Final = SlotState.RESETTING
 _TIMEOUT: Final = "a number of seconds, or None"
@@ -120,6 +120,7 @@ class Pool(upstream.Pool):
             max_queries=max_queries,
             session_reset=session_reset,
         )
+        self._proxy_class = PoolConnectionProxy if self._driver.resets_always else ReadingProxy
         self._setup = setup
         self._config = config
         self._home = None if loop is None else weakref.ref(loop)
@@ -226,7 +227,7 @@ class Pool(upstream.Pool):
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
         slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
-        proxy = PoolConnectionProxy(session, self)
+        proxy = self._proxy_class(session, self)
         if self._setup is not None:
             await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
         return proxy
@@ -276,7 +277,7 @@ class Pool(upstream.Pool):
 
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
-        if type(proxy) is not PoolConnectionProxy or proxy._pool_reference is not self.reference:
+        if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
             raise asyncpg.InterfaceError(
                 f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
             )
@@ -456,8 +457,9 @@ def create_pool(
         **kwargs: The pool's own options, below; every other goes to `asyncpg.connect`.
         name: In errors, logs and events; None for "pool-N".
         acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
-        session_reset: When the session is reset. "pipelined": at release, without waiting for the answer; "awaited":
-            at release, waited for; "never": only transactions are rolled back and callbacks removed.
+        session_reset: When the session is reset. "pipelined": at release, without waiting for the answer; "when_dirty":
+            as that, but only if the lease may have left something to reset, see below; "awaited": at release, waited
+            for; "never": only transactions are rolled back and callbacks removed.
         max_lifetime: Seconds after which a connection is replaced; 0 never.
         lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
@@ -472,6 +474,13 @@ def create_pool(
 
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
+
+    With "when_dirty" a lease is not reset if each of its statements ran, and by its text alone is known to change nothing
+    that a reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
+    `loopaware_pool.statements` lists. What a text does not tell goes unseen, and its traces stay until the next reset:
+    what functions do that the server calls by itself, for triggers, views, rules, policies, operators, casts, defaults
+    and constraints, that overload the name of one in the list, or that are written as a column; and what is done to
+    the connection behind the pool's back.
     """
     return Pool(
         dsn,

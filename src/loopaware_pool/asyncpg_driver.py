@@ -49,7 +49,8 @@ class AsyncpgDriver:
     Attributes:
         args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
         connect_hook, init, reset_hook: The user's callbacks.
-        session_reset: One of "pipelined", "awaited", "never".
+        session_reset: One of "pipelined", "when_dirty", "awaited", "never".
+        resets_always: Whether a session counts as dirty whatever its lease has done.
         clean_answers: What the server answers to each reset query when there was nothing to reset.
     """
 
@@ -78,6 +79,7 @@ class AsyncpgDriver:
         self.reset_hook = reset
         self.max_queries = max_queries
         self.session_reset = session_reset
+        self.resets_always = session_reset != "when_dirty"
         self.clean_answers: dict[str, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False

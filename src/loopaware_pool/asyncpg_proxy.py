@@ -13,27 +13,39 @@ from asyncpg.connection import Connection
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
 from loopaware_pool.reports import logger
+from loopaware_pool.statements import is_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_session import AsyncpgSession
 
-__all__ = ["PoolAcquireContext", "PoolConnectionProxy"]
+__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "ReadingProxy"]
 
 _FACTORIES = ("cursor", "transaction")
+# Of the methods that talk to the server, those whose doing is all in the statement they are given.
+_STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
+_TRANSACTION = "transaction"
 
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
-    """Wraps those methods of `Connection` that talk to the server, or make what will, to look where they run."""
+    """
+    Wraps those methods of `Connection` that talk to the server, or make what will, to look where they run.
 
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _ProxyMeta:
+    Args:
+        reads: Whether to look at what they do, too.
+    """
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, reads: bool = False
+    ) -> _ProxyMeta:
         for method_name, method in inspect.getmembers(Connection, inspect.isfunction):
             is_looked_after = inspect.iscoroutinefunction(method) or method_name in _FACTORIES
             if is_looked_after and not method_name.startswith("_"):
-                namespace[method_name] = _on_its_loop(method_name, method)
+                call = _on_its_loop(method_name, method)
+                namespace[method_name] = _reading(method_name, call) if reads else call
         made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
         return made
 
@@ -52,6 +64,36 @@ def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
     return mark(call) if mark is not None and inspect.iscoroutinefunction(method) else call
+
+
+def _reading(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Have *call* note when it may leave something for a session reset. A transaction by itself leaves nothing."""
+
+    @functools.wraps(call)
+    def read_statement(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        session = self._holder
+        if not session.is_dirty:
+            statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
+            session.is_dirty = type(statement) is not str or not is_harmless(statement)
+        return _noting_failure(session, call(self, *args, **kwargs))
+
+    @functools.wraps(call)
+    def suspect(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        self._holder.is_dirty = True
+        return call(self, *args, **kwargs)
+
+    if name == _TRANSACTION:
+        return call
+    return read_statement if name in _STATEMENT_METHODS else suspect
+
+
+async def _noting_failure(session: AsyncpgSession, doing: Awaitable[Any]) -> Any:
+    """Let what fails count as dirty: asyncpg looks types up, and turns a setting off and on again to that end."""
+    try:
+        return await doing
+    except BaseException:
+        session.is_dirty = True
+        raise
 
 
 def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
@@ -80,6 +122,12 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
         self._con = session.lend(self, pool)
+
+
+class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
+    """A proxy that tells whether its lease has left anything to reset."""
+
+    __slots__ = ()
 
 
 class PoolAcquireContext(upstream.PoolAcquireContext):

@@ -112,6 +112,7 @@ class AsyncpgSession:
         proxy: What the caller has of it, while it is lent.
         pool: The pool, while it is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
+        is_dirty: Whether there may be something to reset.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class AsyncpgSession:
         "_query",
         "_reach",
         "_resets",
+        "is_dirty",
         "owner",
         "pool",
         "proxy",
@@ -138,6 +140,7 @@ class AsyncpgSession:
         self.proxy: PoolConnectionProxy | None = None
         self.pool: Pool | None = None
         self.reset_timeout: float | None = None
+        self.is_dirty = True
         self._driver = driver
         self._con: Connection | None = con
         self._loop = loop
@@ -239,7 +242,8 @@ class AsyncpgSession:
             return _RESET
         self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
-        if self._query and not answer.is_due:
+        if self._query and self.is_dirty and not answer.is_due:
+            self.is_dirty = self._driver.resets_always
             self._resets += 1
             answer.expect()
             self._reach.transport.write(self._message)
@@ -282,6 +286,7 @@ class AsyncpgSession:
             if self._query:
                 await con.execute(self._query)
         self._forget_callbacks(con)
+        self.is_dirty = self._driver.resets_always
 
     def _forget_callbacks(self, con: Connection) -> None:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""

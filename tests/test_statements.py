@@ -1,0 +1,250 @@
+"""Statements that are judged harmless do leave a session as it was: all of a kind by hand, the others by chance."""
+
+from __future__ import annotations
+
+import os
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+
+from loopaware_pool.statements import LONGEST_STATEMENT, is_harmless
+
+EXAMPLES = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0")) or 700
+
+HARMLESS = [
+    "SELECT 1",
+    "select 1;",
+    "SELECT * FROM orders WHERE id = $1",
+    "select o.id, o.total::numeric from shop.orders o where o.name like 'x%' and o.kind not ilike $2",
+    'SELECT "Name" FROM "Orders" AS "o" ORDER BY "o"."Name" LIMIT 10 OFFSET 5',
+    "SELECT count(*) FILTER (WHERE a > 1) OVER (PARTITION BY b) FROM t",
+    "SELECT a FROM t GROUP BY (a), b HAVING max(b) > any($1::int[])",
+    "WITH a AS MATERIALIZED (SELECT 1), b AS NOT MATERIALIZED (SELECT 2) SELECT * FROM a, b",
+    "INSERT INTO orders (id, name) VALUES ($1, $2), (3, 'x') ON CONFLICT (id) DO UPDATE SET name = excluded.name",
+    'INSERT INTO "shop" . "Orders" (id) SELECT 1 RETURNING id',
+    "UPDATE orders SET total = total + 1, changed = now() WHERE id IN (SELECT id FROM late) RETURNING *",
+    "DELETE FROM orders USING late WHERE orders.id = late.id AND placed < date '2020-01-01' AT TIME ZONE 'UTC'",
+    "VALUES (1, 'a'), (2, 'b')",
+    "/* a comment */ SELECT 1 -- and another\n",
+    "SELECT CASE WHEN a = 'x' THEN 'y' ELSE coalesce(b, 'z') END FROM t JOIN u USING (id)",
+    "SELECT extract(epoch FROM a - interval '1 day'), substring(b from 1 for 2), n'x' FROM t",
+    "SELECT data ->> 'key', data @> '{}'::jsonb FROM t FOR UPDATE SKIP LOCKED",
+    "SELECT 'it''s; SET x = 1 -- no comment', \"a;b\" FROM t",
+    "SELECT pg_advisory_xact_lock(1), nextval('s')",
+    "SELECT größe FROM maße",
+]
+SUSPECT = [
+    "",
+    ";",
+    "-- nothing",
+    "SET work_mem = '5MB'",
+    "RESET ALL",
+    "BEGIN",
+    "LISTEN a",
+    "NOTIFY a",
+    "LOCK TABLE a",
+    "DO $$ BEGIN END $$",
+    "CALL a()",
+    "COPY a TO STDOUT",
+    "CREATE TEMP TABLE a (b int)",
+    "EXPLAIN ANALYZE SELECT a()",
+    "DECLARE a CURSOR WITH HOLD FOR SELECT 1",
+    "PREPARE a AS SELECT 1",
+    "EXECUTE a",
+    "DISCARD ALL",
+    "SHOW a",
+    "SELECT 1; SET a.b = 1",
+    "SELECT 1;; SELECT 2",
+    "SELECT set_config('a.b', '1', false)",
+    "SELECT SET_CONFIG ('a.b', '1', false)",
+    'SELECT "set_config"(1)',
+    "SELECT pg_catalog.set_config('a.b', '1', false)",
+    "SELECT pg_catalog . count (*)",
+    "SELECT set_config/**/(1)",
+    "SELECT set_config--\n(1)",
+    "SELECT /* /* nested */ set_config(1) */ 1",
+    'SELECT U&"\\0073et_config"(1)',
+    "SELECT U&\"!0073et_config\" UESCAPE '!' (1)",
+    "SELECT * FROM mine(1)",
+    "SELECT * FROM a, LATERAL mine(a.b)",
+    "SELECT * INTO a FROM b",
+    "SELECT $$a$$",
+    "SELECT $a$a$a$",
+    "SELECT '\\', set_config('a.b', '1', false), '\\'",
+    "SELECT 1::mine",
+    "SELECT 1::text.mine",
+    'SELECT 1::"mine"',
+    "SELECT CAST(1 AS mine)",
+    "SELECT mine '1'",
+    "SELECT a.date '1'",
+    "SELECT like 'a'",
+    "SELECT DISTINCT NOT like 'a'",
+    "SELECT over(1)",
+    "SELECT filter(1), by(1), materialized(1), zone(1)",
+    "SELECT 1 FROM a JOIN b ON conflict(1)",
+    "SELECT a.select (1)",
+    "SELECT 'unterminated",
+    'SELECT "unterminated',
+    "SELECT `a`",
+    "SELECT \u00a0mine(1)",
+    "SELECT '" + "x" * LONGEST_STATEMENT + "'",
+]
+
+
+@pytest.mark.parametrize("statement", HARMLESS)
+def test_what_services_send_all_day_is_harmless(statement):
+    """Else nothing would be gained."""
+    assert is_harmless(statement)
+
+
+@pytest.mark.parametrize("statement", SUSPECT)
+def test_whatever_is_not_known_is_suspect(statement):
+    """A kind of statement, a function, a type, a second statement, a way to write one of these."""
+    assert not is_harmless(statement)
+
+
+def test_judgements_are_remembered_within_bounds():
+    """One look at each text, and no more texts than a number."""
+    is_harmless.cache_clear()
+    for _ in range(3):
+        is_harmless("SELECT 1")
+    assert (is_harmless.cache_info().hits, is_harmless.cache_info().misses) == (2, 1)
+    assert is_harmless.cache_info().maxsize < 10_000
+
+
+# ---- against a server ----
+
+STATE = """
+SELECT (SELECT array_agg(name || '=' || setting ORDER BY name) FROM pg_catalog.pg_settings WHERE source = 'session'),
+       pg_catalog.current_setting('app.tenant', true),
+       (SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),
+       (SELECT count(*) FROM pg_catalog.pg_cursors WHERE is_holdable),
+       (SELECT array_agg(c) FROM pg_catalog.pg_listening_channels() c),
+       current_user
+"""
+CLEAN = "SET app.tenant = ''; SELECT pg_catalog.pg_advisory_unlock_all(); UNLISTEN *; CLOSE ALL; RESET ROLE"
+# Names that a careless reader takes for keywords, and that functions and types can have all the same.
+TREACHEROUS = ("by", "conflict", "filter", "like", "materialized", "mine", "over", "zone", "escape", "both", "set")
+MAKE = """
+    CREATE FUNCTION soil() RETURNS boolean LANGUAGE sql AS
+        $$ SELECT pg_catalog.set_config('app.tenant', '7', false) IS NOT NULL $$;
+    CREATE TABLE target (n int, s text);
+    CREATE TABLE sink (n int, s text);
+    INSERT INTO target VALUES (1, 'a'), (2, 'b');
+"""
+
+
+@pytest.fixture(scope="module")
+def session(dsn):
+    """A session of a database in which treacherous names dirty it."""
+    name = f"statements_{uuid4().hex[:8]}"
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        try:
+            with psycopg.connect(make_conninfo(dsn, dbname=name), autocommit=True) as connection:
+                connection.execute(MAKE)
+                for treacherous in TREACHEROUS:
+                    connection.execute(
+                        f'CREATE FUNCTION "{treacherous}"(n int) RETURNS boolean LANGUAGE sql AS $$ SELECT soil() $$;'
+                        f'CREATE DOMAIN "{treacherous}" AS text CHECK (soil())'
+                    )
+                connection.execute(CLEAN)
+                yield connection
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+gaps = st.sampled_from([" ", " ", " ", "", "\n", "/**/", "/* x */", "--x\n", "\t", "\v", "/* ' */", "--'\n"])
+strings = st.sampled_from(["'a'", "''", "'a''b'", "';'", "'--'", "'/*'", "'\"'", "e'a'", "E'\\''", "$$a$$", "U&'a'"])
+treacherous = st.sampled_from(
+    [*TREACHEROUS, "soil", "count", "public.mine", "Mine", '"mine"', "set_config", "pg_advisory_lock"]
+)
+KEYWORDS = """
+    select not distinct all any and or as in on by from where like ilike between case when then else end is null group
+    order partition using join limit offset union values returning exists array lateral
+"""
+keywords = st.sampled_from(KEYWORDS.split())
+
+
+def joined(*parts):
+    """Write *parts* one after the other, with something between them that may be nothing."""
+
+    @st.composite
+    def build(draw):
+        return "".join(
+            piece + draw(gaps)
+            for part in parts
+            for piece in [draw(part) if isinstance(part, st.SearchStrategy) else part]
+        )
+
+    return build()
+
+
+def calls(expressions):
+    return st.one_of(
+        joined(treacherous, "(", st.sampled_from(["1", "", "'a', 'b', false"]), ")"),
+        joined(treacherous, strings),
+        joined("'a'", "::", treacherous),
+        joined("cast", "(", "'a'", "as", treacherous, ")"),
+        joined(st.sampled_from(["coalesce", "count", "max", "now", "lower"]), "(", expressions, ")"),
+        joined("(", "select", expressions, ")"),
+        joined("case", "when", expressions, "then", expressions, "end"),
+        joined(expressions, st.sampled_from(["=", "||", "and", "like", "not like", "in"]), expressions),
+        joined(keywords, expressions),
+        joined(expressions, keywords, treacherous, "(", "1", ")"),
+    )
+
+
+expressions = st.recursive(
+    st.one_of(st.sampled_from(["1", "n", "s", "null", "true", "t.n", "(1)", '"n"', "2.5"]), strings),
+    calls,
+    max_leaves=5,
+)
+sources = st.one_of(
+    st.sampled_from(
+        ["target", "target t", "public.target as t", "(select 1 as n) x", "target t join target u on true"]
+    ),
+    joined("target t join target u on", expressions),
+    joined(treacherous, "(", "1", ")"),
+    joined("target t , lateral", treacherous, "(", "1", ")"),
+)
+signs = st.sampled_from(list("().,;:*=$1"))
+statements = st.one_of(
+    joined("select", expressions),
+    joined("select", expressions, ",", expressions, "from", sources, "where", expressions),
+    joined("select", "count(*)", treacherous, "(", "where true", ")", "from", sources),
+    joined("with", "x", "as", "(", "select", expressions, ")", "select", "*", "from", "x"),
+    joined("insert into", "sink", "(", "n", ")", "values", "(", expressions, ")"),
+    joined("insert into", "sink", "select", "1", "from", sources),
+    joined("update", "sink", "set", "s", "=", expressions, "where", expressions),
+    joined("delete from", "sink", "where", expressions, "returning", expressions),
+    joined("values", "(", expressions, ")", ",", "(", expressions, ")"),
+    joined("select", expressions, ";", "set", "app.tenant", "=", "'7'"),
+    joined("select", "*", "into", "temp", "x", "from", sources),
+    joined(
+        st.lists(st.one_of(keywords, treacherous, strings, st.sampled_from(list("().,;:*=$1"))), max_size=9).map(
+            " ".join
+        )
+    ),
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(statement=statements)
+def test_whatever_changes_a_session_was_suspect(session, statement):
+    """Run anything at all; if the session is not what it was, its text was suspect."""
+    before = session.execute(STATE).fetchone()
+    try:
+        session.execute(statement.encode(), prepare=False)
+        outcome = "run"
+    except psycopg.Error:
+        outcome = "refused"
+    after = session.execute(STATE).fetchone()
+    event(f"{outcome}, {'harmless' if is_harmless(statement) else 'suspect'}{'' if before == after else ', dirty'}")
+    if before != after:
+        session.execute(CLEAN)
+        assert not is_harmless(statement)
