@@ -475,7 +475,7 @@ def create_pool(
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
 
-    With "when_dirty" a lease is not reset if each of its statements ran, and by its text alone is known to change nothing
+    With "when_dirty" a lease is not reset if each of its statements ran, and is known by its text to change nothing
     that a reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
     `loopaware_pool.statements` lists. What a text does not tell goes unseen, and its traces stay until the next reset:
     what functions do that the server calls by itself, for triggers, views, rules, policies, operators, casts, defaults

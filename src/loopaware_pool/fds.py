@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -92,6 +93,22 @@ class SocketProbe:
             return False, False
         mask = found[0][1]
         return bool(mask & _GONE), bool(mask & select.POLLIN)
+
+
+def peek(fd: int) -> bytes | None:
+    """
+    Look at the next byte that a socket will give, without taking it.
+
+    Returns:
+        Empty if none will come any more; None if none has come yet.
+    """
+    with socket.socket(fileno=os.dup(fd)) as same:
+        try:
+            return same.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
 
 
 def is_watched(loop: AbstractEventLoop, fd: int) -> bool | None:

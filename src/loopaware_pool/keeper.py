@@ -214,11 +214,13 @@ class Keeper:
 
     def _cut(self, slot: Slot) -> None:
         """Close the socket, whatever its loop does."""
-        if self.loop.is_running():
-            slot.session.abort()
-        else:
-            slot.session.discard(forked=False)
-        self.shard.closed(slot, monotonic())
+        try:
+            if self.loop.is_running():
+                slot.session.abort()
+            else:
+                slot.session.discard(forked=False)
+        finally:  # no error of a driver's costs a permit
+            self.shard.closed(slot, monotonic())
 
     def _look_again(self, slot: Slot, iterations: int) -> None:
         """Decide on a connection that had something to read, once the driver has had the time to read it."""
@@ -295,7 +297,7 @@ class Keeper:
 
         def done(task: asyncio.Task[BaseException | None]) -> None:
             if not outcome.done():
-                outcome.set_result(None if task.cancelled() else task.result())
+                outcome.set_result(None if task.cancelled() else task.exception() or task.result())
 
         task.add_done_callback(done)
         return await outcome

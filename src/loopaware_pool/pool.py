@@ -105,6 +105,8 @@ class Core:
                 self._by_shard[keeper.shard] = keeper
             if self._suspended:
                 keeper.shard.phase = Phase.SUSPENDED
+            if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
+                keeper.shut(self.closed_error)
         self._recent = keeper
         return keeper
 
@@ -184,15 +186,6 @@ class Core:
         if self.state is CoreState.NEW:
             self.state = CoreState.OPEN
         keeper.shard.keep_floor(monotonic())
-
-    async def floor_reached(self, timeout: float) -> bool:
-        """
-        Wait for `min_size` connections to be open.
-
-        Returns:
-            False if *timeout* (seconds) passed first.
-        """
-        return await self.keeper().until(lambda: self.live_size() >= self.terms.min_size, timeout)
 
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""

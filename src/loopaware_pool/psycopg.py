@@ -40,6 +40,7 @@ from loopaware_pool.psycopg_likeness import (
     checked_name,
     finite,
     lifetime,
+    seconds,
     warn_of_open,
 )
 from loopaware_pool.psycopg_surface import PoolSurface
@@ -81,6 +82,8 @@ _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 _SECONDS: Final = "a number of seconds"
 # What psycopg_pool takes off a lifetime at random.
 _LIFETIME_JITTER: Final = 0.05
+# How often `wait()` looks at what other loops have opened.
+_FLOOR_LOOK_SECONDS: Final = 0.05
 # How often a null pool's `wait()` tries to connect.
 _RETRY_SECONDS: Final = 0.25
 
@@ -173,10 +176,9 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             discard_dead=(discard_dead, DiscardDead),
             discard_expired=(discard_expired, DiscardExpired),
         )
-        check_number("timeout", timeout, _SECONDS)
         check_workers(num_workers)
         self.name = name = checked_name(name)
-        self.timeout = timeout
+        self.timeout = seconds("timeout", timeout)
         self.close_returns = close_returns and self._keeps_idle
         self.num_workers = num_workers
         self._check = check
@@ -192,7 +194,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             ping=self.check_connection,
             session_reset=session_reset,
             tells_errors=not self._keeps_idle,
-            reconnect_seconds=finite("reconnect_timeout", reconnect_timeout),
+            reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
         )
         self._config = PoolConfig(
@@ -273,7 +275,17 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         raise error from keeper.shard.last_error
 
     async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
-        return await self._core.floor_reached(timeout)
+        core, deadline = self._core, monotonic() + timeout
+
+        def is_over() -> bool:
+            return core.live_size() >= core.terms.min_size or core.state is not _OPEN
+
+        # Nobody here is told of what other loops open.
+        while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
+            if monotonic() >= deadline:
+                return False
+        self._check_open()
+        return True
 
     async def close(self, timeout: float = 5.0) -> None:
         """
@@ -285,7 +297,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         Cancellation: ends the waiting. The pool is closed.
         """
         check_number("timeout", timeout, _SECONDS)
-        await self._core.close_unused(timeout)
+        if self._core.state is not CoreState.NEW:
+            await self._core.close_unused(timeout)
 
     @property
     def closed(self) -> bool:
@@ -460,6 +473,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
         """Try to connect until it succeeds."""
         deadline = monotonic() + timeout
         while (left := deadline - monotonic()) > 0:
+            self._check_open()
             try:
                 async with asyncio.timeout(left):
                     await keeper.open_one()

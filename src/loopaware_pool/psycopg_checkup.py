@@ -24,6 +24,8 @@ logger = logging.getLogger("psycopg.pool")
 # psycopg_pool's pace: at once, after a second or so, and then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
+# A caller who comes late would else cost the pool a connection in good health.
+LEAST_CHECK_SECONDS: Final = 0.04
 # As good as for ever, and still a time that every event loop can count to.
 _LONGEST_SECONDS: Final = 1e8
 
@@ -110,7 +112,7 @@ class Checkup:
 
     async def _passes(self, connection: Any) -> bool:
         """
-        Call the user's function, as long as there is time.
+        Call the user's function, as long as there is time, and a little longer if there is next to none.
 
         When there is none left the connection is closed first: else the cancellation of a query that is not answered
         would be waited for, which need not be answered either.
@@ -122,7 +124,7 @@ class Checkup:
             self._pool._session_of(connection).abort()
             limit.reschedule(loop.time())
 
-        left = max(0.0, self._deadline - monotonic())
+        left = max(LEAST_CHECK_SECONDS, self._deadline - monotonic())
         timer = loop.call_later(min(left, _LONGEST_SECONDS), expire)
         try:
             async with limit:

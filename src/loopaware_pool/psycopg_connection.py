@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -67,10 +68,11 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         Cancellation: closes the socket at once, though the exception be kept; so does any failure.
         """
+        handled = sys.exception()
         try:
             return await super().connect(*args, **kwargs)
         except BaseException as error:
-            let_go_of_frames(error)
+            let_go_of_frames(error, handled)
             raise
 
     def __del__(self, *args: Any) -> None:
@@ -88,8 +90,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         A reader that is added for it lasts until the connection's next query, or its return to the pool.
         """
+        fd = super().fileno()
         self.watch.is_shared = True
-        return super().fileno()
+        return fd
 
     async def wait(
         self,
@@ -144,10 +147,11 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         Cancellation: closes the second connection that this takes.
         """
+        handled = sys.exception()
         try:
             await super().cancel_safe(timeout=timeout)
         except BaseException as error:
-            let_go_of_frames(error)
+            let_go_of_frames(error, handled)
             raise
 
     async def close(self) -> None:
@@ -165,14 +169,19 @@ class LoopAwareConnection(AsyncConnection[Row]):
         self.watch.finish("closed")
 
 
-def let_go_of_frames(error: BaseException) -> None:
+def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:
     """
     Let go of what the functions that *error* has passed through had in their variables.
 
     A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
     and whoever keeps the exception keeps the socket.
+
+    Args:
+        error: What they have raised.
+        handled: What was being handled when they were called. Its frames are others': cleared, a coroutine that is
+            suspended in one would be ended (Python 3.11 and 3.12).
     """
-    seen: set[int] = set()
+    seen = {id(handled)}
     pending: list[BaseException | None] = [error]
     while pending:
         one = pending.pop()

@@ -82,7 +82,7 @@ class PsycopgDriver:
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
         session_reset: "never" or "awaited".
         tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
-        reconnect_seconds: How long connecting may fail before the user is told.
+        reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
     """
 
     logger = logging.getLogger("psycopg.pool")
@@ -174,8 +174,9 @@ class PsycopgDriver:
             self.logger.warning("error connecting in %r: %s", self.name, error)
         if self._failing_since is None:
             self._failing_since = since = monotonic()
-            loop = asyncio.get_running_loop()
-            loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
+            if self.reconnect_seconds != float("inf"):
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
 
     def outlasted(self, since: float) -> None:
         """Tell the pool, if connecting has failed ever *since* then (monotonic seconds)."""

@@ -25,6 +25,7 @@ __all__ = [
     "counted",
     "finite",
     "lifetime",
+    "seconds",
     "warn_of_open",
 ]
 
@@ -89,6 +90,12 @@ def checked_name(name: str | None) -> str:
         return name
     BasePool._num_pool += 1
     return f"pool-{BasePool._num_pool}"
+
+
+def seconds(name: str, value: float) -> float:
+    """Refuse what is no number of seconds."""
+    check_number(name, value, "a number of seconds")
+    return value
 
 
 def finite(name: str, seconds: float) -> float:

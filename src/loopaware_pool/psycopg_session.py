@@ -14,12 +14,14 @@ import psycopg
 from psycopg import AsyncConnection, pq
 
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
-from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull, selector_keys
-from loopaware_pool.loops import post
+from loopaware_pool.fds import SocketIdentity, SocketProbe, peek, replace_by_devnull, selector_keys
+from loopaware_pool.loops import on_closed, post
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
 __all__ = ["PsycopgSession", "check_connection"]
@@ -29,8 +31,10 @@ RESET_SECONDS: Final = 30.0
 # How long a query that runs on somebody else's connection class may take to notice that its socket was shut down.
 _LEAVE_STEP_SECONDS: Final = 0.01
 _LEAVE_STEPS: Final = 100
-# libpq reads what has come, then says that nothing more will, then that the connection is lost.
-_READS: Final = 3
+# The end, and an error that nobody has asked for. (Over TLS the latter is not to be seen.)
+_FAREWELLS: Final = (b"", b"E")
+# How long a generator that was given up, as of `notifies()`, has to let its connection go.
+_LET_GO_SECONDS: Final = 1.0
 
 # What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
 _RESET_QUERY: Final = (
@@ -113,12 +117,20 @@ class ForeignWatch:
         A wait that is not over would take the number out of the selector when it ends: somebody else's by then.
         """
         self.fail(psycopg.OperationalError(f"the connection was {how}"))
-        self._finish_when_left(_LEAVE_STEPS)
+        if self.is_waited_for() and self._loop.is_running():
+            call_off = on_closed(self._loop, self._finish)  # the loop may end first
+            self._finish_when_left(_LEAVE_STEPS, call_off)
+        else:
+            self._finish()
 
-    def _finish_when_left(self, tries: int) -> None:
-        if tries and self.is_waited_for() and self._loop.is_running():
-            self._loop.call_later(_LEAVE_STEP_SECONDS, self._finish_when_left, tries - 1)
-            return
+    def _finish_when_left(self, tries: int, call_off: Callable[[], object]) -> None:
+        if tries and self.is_waited_for():
+            self._loop.call_later(_LEAVE_STEP_SECONDS, self._finish_when_left, tries - 1, call_off)
+        else:
+            call_off()
+            self._finish()
+
+    def _finish(self) -> None:
         self.detach()
         self._pgconn.finish()
 
@@ -192,21 +204,16 @@ class PsycopgSession:
         return self._identity
 
     def liveness(self) -> Liveness:
-        """Look at the socket, and let libpq read what has come: a notification, or the server's farewell."""
-        pgconn = self._pgconn
-        if pgconn.status == _BAD:
+        """
+        Look at the socket, and at what has come, without reading it: a notification, or the server's farewell.
+
+        psycopg looks for notifications when it waits for the socket: what libpq had read by then it would not find.
+        """
+        if self._pgconn.status == _BAD:
             return _DEAD
-        for _ in range(_READS):
-            is_gone, is_readable = self._probe.events()
-            if is_gone:
-                return _DEAD
-            if not is_readable:
-                return _ALIVE
-            try:
-                pgconn.consume_input()
-            except psycopg.Error:
-                self._watch.detach()
-                return _DEAD
+        is_gone, is_readable = self._probe.events()
+        if is_gone or (is_readable and peek(self._identity.fd) in _FAREWELLS):
+            return _DEAD
         return _ALIVE
 
     def park(self) -> None:
@@ -230,7 +237,7 @@ class PsycopgSession:
         if status != _IDLE:
             self._driver.logger.warning("rolling back returned connection: %s", self.connection)
             return _RESET
-        return _RESET if self._driver.resets else _READY
+        return _RESET if self._driver.resets or self._kept().lock.locked() else _READY
 
     def dismiss(self) -> ReturnCheck:
         """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
@@ -252,6 +259,7 @@ class PsycopgSession:
         self._watch.custody = _USED
         try:
             async with asyncio.timeout(RESET_SECONDS):
+                await self._let_go()
                 await self._roll_back()
                 await self._reset()
         except Exception:
@@ -264,6 +272,14 @@ class PsycopgSession:
     def _kept(self) -> AsyncConnection[Any]:
         assert self.connection is not None, "in use by a caller"
         return self.connection
+
+    async def _let_go(self) -> None:
+        """Wait for a generator that still has the connection to be closed: Python does that an iteration later."""
+        lock = self._kept().lock
+        if lock.locked():
+            async with asyncio.timeout(_LET_GO_SECONDS):
+                await lock.acquire()
+            lock.release()
 
     async def _roll_back(self) -> None:
         connection = self._kept()

@@ -50,6 +50,7 @@ BUSY_SECONDS: Final = 0.005
 _WAIT_R, _WAIT_W = int(Wait.R), int(Wait.W)
 _READY_NONE, _READY_R, _READY_W = 0, int(Ready.R), int(Ready.W)
 _BAD: Final = pq.ConnStatus.BAD
+_ERRORS: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class WrongLoop(errors.WrongLoop, psycopg.InterfaceError):
@@ -249,12 +250,15 @@ class SocketWatch:
         if self._pgconn.status == _BAD:
             self.retire()
 
-    def _ready_now(self, wanted: int) -> int:
+    def _events(self) -> int:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.fd, select.POLLIN | select.POLLOUT)
         found = self._poll.poll(0)
-        events = found[0][1] if found else 0
+        return found[0][1] if found else 0
+
+    def _ready_now(self, wanted: int) -> int:
+        events = self._events()
         # An error counts as both: libpq is the one to say which.
         ready = (_READY_R if events & ~select.POLLOUT else 0) | (_READY_W if events & ~select.POLLIN else 0)
         return ready & wanted
@@ -307,10 +311,16 @@ class SocketWatch:
             self._step(_READY_NONE)
 
     def _time_out(self) -> None:
-        """Let it have what has come already, as a timeout of 0 is to look once; then end it."""
-        if self._generator is not None and (ready := self._ready_now(self._wanted)):
+        """
+        Let it have what has come already, as a timeout of 0 is to look once; then end it.
+
+        Having that, the task may be waiting for something else by now.
+        """
+        generator = self._generator
+        if generator is not None and (ready := self._ready_now(self._wanted)):
             self._step(ready)
-        self.fail(_time_is_up())
+        if self._generator is generator:
+            self.fail(_time_is_up())
 
     def fail(self, error: BaseException) -> None:
         """End the wait that is going on, if there is one, with *error*. Nobody can be told on a loop that is closed."""
@@ -340,6 +350,8 @@ class SocketWatch:
         if self._pgconn.status == _BAD:  # the number may be another socket's by now
             raise psycopg.OperationalError("the connection is closed")
         try:
+            if self._keys is None and self._is_reading and self._events() & _ERRORS:
+                self._stop_reading()  # uvloop calls a reader once for an error, and then never again
             if not self._is_reading or self.is_shared or self._handle.cancelled():
                 self._start_reading()
             if wanted & _WAIT_W:
@@ -369,6 +381,8 @@ class SocketWatch:
 
     def detach(self) -> None:
         """Take the socket out of the selector, whoever put it there. To be called on its loop."""
+        if self.fd < 0:
+            return
         if self._is_reading or self.is_shared or self._is_foreign():
             self._is_reading = self._is_writing = self.is_shared = False
             if not self.loop.is_closed():

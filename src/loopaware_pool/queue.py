@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.slot import Slot, SlotState
-from loopaware_pool.terms import Phase
 
 if TYPE_CHECKING:
     import asyncio
@@ -66,6 +65,8 @@ class Queue:
         """
         shard = keeper.shard
         began = monotonic()
+        if not shard.is_open():
+            raise self._closed_error()
         self._check_queue(keeper)
         now, has_come_back = began, False
         while True:
@@ -90,7 +91,7 @@ class Queue:
             if slot.state is SlotState.RESERVED:
                 shard.claim(slot, now - began, now)
                 return slot
-            if shard.phase is Phase.CLOSED:
+            if not shard.is_open():
                 raise self._closed_error()
             # It was lost between the hand-over and this line: once more, with what is left of the time.
             taken = shard.take(now)
