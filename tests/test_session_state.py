@@ -103,6 +103,7 @@ def dirty_server():
                     $$ SELECT set_config('app.tenant', '7', false) $$;
                 CREATE TABLE dirt.target (n int);
                 CREATE TABLE dirt.copied (n int);
+                CREATE TABLE dirt.kept (n int);
                 CREATE FUNCTION dirt.by_trigger() RETURNS trigger LANGUAGE plpgsql AS
                     $$ BEGIN PERFORM set_config('app.tenant', '7', false); RETURN NEW; END $$;
                 CREATE TRIGGER dirties BEFORE INSERT ON dirt.target FOR EACH ROW EXECUTE FUNCTION dirt.by_trigger();
@@ -281,7 +282,7 @@ async def listen(con):
 
 
 async def copy(con):
-    await con.copy_records_to_table("copied", schema_name="dirt", records=[(1,)])
+    await con.copy_records_to_table("kept", schema_name="dirt", records=[(1,)])
 
 
 async def ask_by_name(con):

@@ -1,0 +1,162 @@
+"""
+What a lease costs, counted, not timed: calls, callbacks, timers, tasks, futures and system calls of one cycle.
+
+The budgets are what was counted when they were written, and a little. A change that needs more must say why, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import pytest
+
+from loopaware_pool import parking
+from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.psycopg import AsyncConnectionPool
+from psycopg_pools import IS_PSYCOPG_3_2
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11) or IS_PSYCOPG_3_2, reason="calls are counted with one Python and one driver"
+)
+
+CYCLES = 200
+CONNECTIONS = 10
+CROWD = 50
+# Functions in C that are a system call each, by the names that the profiler gives them.
+SYSTEM_CALLS = {
+    "send",
+    "recv",
+    "recv_into",
+    "epoll.poll",
+    "epoll.register",
+    "epoll.modify",
+    "epoll.unregister",
+    "poll.poll",
+}
+
+
+class Cost(NamedTuple):
+    """Of one cycle, on average; system calls of libpq are not seen."""
+
+    calls: float
+    callbacks: float
+    timers: float
+    tasks: float
+    futures: float
+    system_calls: float
+
+
+class Counting:
+    """Counts what is called in this thread, and what is asked of the running loop."""
+
+    def __init__(self):
+        self.counts = Counter()
+        self.loop = asyncio.get_running_loop()
+
+    def __enter__(self):
+        for what in ("call_soon", "call_at", "create_task", "create_future"):
+            setattr(self.loop, what, self._counted(what, getattr(self.loop, what)))
+        gc.collect()
+        gc.disable()
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *exc):
+        sys.setprofile(None)
+        gc.enable()
+        for what in ("call_soon", "call_at", "create_task", "create_future"):
+            delattr(self.loop, what)
+
+    def _counted(self, what, method):
+        def counted(*args, **kwargs):
+            self.counts[what] += 1
+            return method(*args, **kwargs)
+
+        return counted
+
+    def _profile(self, frame, event, function):
+        if event == "call":
+            self.counts["calls"] += frame.f_code.co_name != "counted"
+        elif event == "c_call" and function.__qualname__.removeprefix("socket.") in SYSTEM_CALLS:
+            self.counts["system_calls"] += 1
+
+    def per_cycle(self):
+        names = ("calls", "call_soon", "call_at", "create_task", "create_future", "system_calls")
+        return Cost(*(self.counts[name] / CYCLES for name in names))
+
+
+async def count(cycle, tasks):
+    """Count what CYCLES cycles cost, after a warm-up, shared by so many tasks."""
+
+    async def work(cycles):
+        for _ in range(cycles):
+            await cycle()
+
+    async def all_of(cycles):
+        if tasks == 1:
+            await work(cycles)
+        else:
+            await asyncio.gather(*(work(cycles // tasks) for _ in range(tasks)))
+
+    await all_of(10 * tasks)
+    with Counting() as counting:
+        await all_of(CYCLES)
+    return counting.per_cycle()
+
+
+@asynccontextmanager
+async def asyncpg_pool(dsn, **options):
+    async with create_pool(dsn, min_size=CONNECTIONS, max_size=CONNECTIONS, **options) as pool:
+        yield pool, pool.acquire, "fetchval"
+
+
+@asynccontextmanager
+async def psycopg_pool(dsn, **options):
+    options = {"min_size": CONNECTIONS, "max_size": CONNECTIONS, "kwargs": {"autocommit": True}} | options
+    async with AsyncConnectionPool(dsn, open=False, **options) as pool:
+        await pool.wait()
+        yield pool, pool.connection, "execute"
+
+
+def lease(of, dsn, tasks, *, asks, **options):
+    async def main():
+        async with of(dsn, **options) as (_, acquire, query):
+
+            async def ask():
+                async with acquire() as connection:
+                    await getattr(connection, query)("SELECT 1")
+
+            async def take():
+                async with acquire():
+                    pass
+
+            return await count(ask if asks else take, tasks)
+
+    return asyncio.run(main())
+
+
+# What is counted here of the test itself is 5 calls. With queries, a slow machine adds a loop's iterations.
+BUDGETS = {
+    (asyncpg_pool, "never", 1, False): Cost(38, 0, 0, 0, 0, 1),
+    (asyncpg_pool, "pipelined", 1, True): Cost(112, 2.5, 0.5, 0, 0, 7),
+    (asyncpg_pool, "when_dirty", 1, True): Cost(103, 2.5, 0.5, 0, 0, 6),
+    (asyncpg_pool, "pipelined", CROWD, True): Cost(125, 4, 0.1, 0.3, 1, 5.5),
+    (asyncpg_pool, "when_dirty", CROWD, True): Cost(113, 4, 0.1, 0.3, 1, 4.5),
+    (psycopg_pool, "never", 1, False): Cost(44, 0, 0, 0, 0, 0),
+    (psycopg_pool, "never", 1, True): Cost(155, 0.5, 0.5, 0, 0, 2.5),
+    (psycopg_pool, "never", CROWD, True): Cost(165, 3, 0.1, 0.3, 1, 1.5),
+}
+
+
+@pytest.mark.parametrize(("of", "session_reset", "tasks", "asks"), BUDGETS)
+def test_a_cycle_stays_within_its_budget(dsn, monkeypatch, of, session_reset, tasks, asks):
+    """A lease, with a query or without, of one task or of a crowd."""
+    monkeypatch.setattr(parking, "PARK_SECONDS", 60.0)  # how many are parked meanwhile is a matter of time
+    cost = lease(of, dsn, tasks, asks=asks, session_reset=session_reset)
+    budget = BUDGETS[of, session_reset, tasks, asks]
+    assert {name: (got, most) for name, got, most in zip(Cost._fields, cost, budget, strict=True) if got > most} == {}
