@@ -16,9 +16,10 @@ from loopaware_pool.cli.measure import Spread, ratios, run_burst
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from loopaware_pool.asyncpg import SessionReset
     from loopaware_pool.cli.measure import Burst
 
-__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target", "label"]
+__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target", "label", "speed_and_cost"]
 
 CONNECTIONS = 10
 T = TypeVar("T")
@@ -169,14 +170,13 @@ class Lab:
         return operations // 2 if self.is_quick else operations
 
     @asynccontextmanager
-    async def asyncpg_contenders(self, *, with_reset: bool = True) -> AsyncIterator[Contenders]:
-        """Open both pools, of the same size, with a reset at each release or with none."""
+    async def asyncpg_contenders(self, session_reset: SessionReset = "pipelined") -> AsyncIterator[Contenders]:
+        """Open both pools, of the same size; asyncpg's resets its sessions unless ours is never to."""
         sizes: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS}
-        theirs_only: dict[str, Any] = {} if with_reset else {"connection_class": _NoReset}
-        ours_only: dict[str, Any] = {} if with_reset else {"session_reset": "never"}
+        kind = _NoReset if session_reset == "never" else asyncpg.Connection
         async with (
-            asyncpg.create_pool(self.dsn, **sizes, **theirs_only) as theirs,
-            loopaware_pool.create_pool(self.dsn, **sizes, **ours_only) as ours,
+            asyncpg.create_pool(self.dsn, **sizes, connection_class=kind) as theirs,
+            loopaware_pool.create_pool(self.dsn, **sizes, session_reset=session_reset) as ours,
         ):
             yield Contenders("asyncpg", theirs, ours, self)
 
@@ -212,3 +212,13 @@ class Question:
 def label(tasks: int) -> str:
     """Say how many tasks."""
     return f"{tasks} task{'s' if tasks > 1 else ''}"
+
+
+def speed_and_cost(
+    duel: Duel[Burst], what: str, speed_target: Target | None = None, cpu_target: Target | None = None
+) -> list[Finding]:
+    """Compare queries per second, and processor time per query."""
+    return [
+        duel.compare(f"queries, {what}", "/s", lambda burst: burst.per_second, target=speed_target),
+        duel.compare(f"CPU/query, {what}", "us", lambda burst: burst.cpu_us, target=cpu_target),
+    ]

@@ -13,6 +13,7 @@ __all__ = ["QUESTIONS"]
 
 QUESTIONS: tuple[Question, ...] = (
     queries.QUESTION,
+    queries.WHEN_DIRTY,
     queries.WITHOUT_RESET,
     waiting.QUESTION,
     checkout.QUESTION,

@@ -14,8 +14,10 @@ from benchmarks.lab import Question
 
 if TYPE_CHECKING:
     from benchmarks.lab import Finding, Lab
+    from loopaware_pool.asyncpg import SessionReset
 
 CYCLES = 3000
+RESETS: tuple[SessionReset, ...] = ("pipelined", "never")
 
 
 class Cost(NamedTuple):
@@ -28,14 +30,14 @@ class Cost(NamedTuple):
 async def ask(lab: Lab) -> list[Finding]:
     """With one task, with the reset of both pools and without."""
     findings = []
-    for with_reset in (True, False):
+    for session_reset in RESETS:
 
         async def measure(pool: Any) -> Cost:
             return await _cycle(pool, lab.scaled(CYCLES))
 
-        async with lab.asyncpg_contenders(with_reset=with_reset) as contenders:
+        async with lab.asyncpg_contenders(session_reset) as contenders:
             duel = await contenders.duel(measure)
-        suffix = "" if with_reset else ", no reset"
+        suffix = "" if session_reset == "pipelined" else ", no reset"
         findings += [
             duel.compare(f"acquire+release{suffix}", "us", lambda cost: cost.wall_us),
             duel.compare(f"acquire+release CPU{suffix}", "us", lambda cost: cost.cpu_us),

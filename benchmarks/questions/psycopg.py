@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.lab import Question, Target, label
+from benchmarks.lab import Question, Target, label, speed_and_cost
 
 if TYPE_CHECKING:
     from benchmarks.lab import Finding, Lab
@@ -28,10 +28,7 @@ async def ask(lab: Lab) -> list[Finding]:
     async with lab.psycopg_contenders() as contenders:
         for tasks, speed_target in SPEED_TARGETS.items():
             duel = await contenders.burst(_query, operations=QUERIES, tasks=tasks)
-            findings += [
-                duel.compare(f"queries, {label(tasks)}", "/s", lambda burst: burst.per_second, target=speed_target),
-                duel.compare(f"CPU/query, {label(tasks)}", "us", lambda burst: burst.cpu_us, target=CPU_TARGET),
-            ]
+            findings += speed_and_cost(duel, label(tasks), speed_target, CPU_TARGET)
             if tasks == CROWD:
                 findings.append(duel.compare(f"p99, {label(tasks)}", "ms", lambda burst: burst.p99_ms))
         duel = await contenders.burst(_cycle, operations=CYCLES, tasks=CROWD)
