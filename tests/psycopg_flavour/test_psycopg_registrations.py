@@ -160,6 +160,7 @@ async def try_number(fd, here, peer):
     return complaints
 
 
+@pytest.mark.filterwarnings("ignore:coroutine 'Event.wait' was never awaited:RuntimeWarning")  # theirs, of psycopg 3.2
 def test_a_loop_that_is_closed_under_a_query_takes_the_socket_along(pool_of, kind, dsn, loop_factory, no_collector):
     """Though the task that waits for it is never woken."""
     before = helpers.open_sockets()
