@@ -124,6 +124,69 @@ def test_a_loop_that_ends_during_connects_ends_in_peace(dsn, runner_factory):
         assert complaints == []
 
 
+def test_a_permit_does_not_stay_with_a_loop_that_stands_still(dsn, runner_factory):
+    """A caller that waited there cannot be told that there is a connection for it; those elsewhere are served."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def take():
+        await pool
+        return await pool.acquire()
+
+    async def wait_in_vain():
+        waiting = asyncio.ensure_future(ask(pool))
+        await asyncio.sleep(0.1)
+        return waiting
+
+    async def give_back_and_ask(connection):
+        await pool.release(connection)
+        await asyncio.sleep(0.2)  # longer than a connection serves its own loop first
+        return await ask(pool, timeout=DEADLINE_SECONDS)
+
+    async def wait_for(waiting):
+        return await waiting
+
+    with no_socket_left(), runner_factory() as here:
+        connection = here.run(take())
+        with runner_factory() as elsewhere:
+            waiting = elsewhere.run(wait_in_vain())
+            assert here.run(give_back_and_ask(connection)) == 1
+            assert elsewhere.run(wait_for(waiting)) == 1
+        here.run(pool.close())
+    no_session_left(dsn, pool)
+
+
+def test_a_connection_that_was_being_closed_where_nobody_is_any_more_holds_no_close_up(dsn, runner_factory):
+    """Its loop stands still before the server has said goodbye."""
+    pool = make_pool(dsn, max_queries=1)
+
+    async def wear_one_out():
+        await pool
+        assert await ask(pool) == 1
+
+    async def close():
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await pool.close()
+
+    with runner_factory() as elsewhere:
+        elsewhere.run(wear_one_out())
+        with runner_factory() as here:
+            here.run(close())
+    no_session_left(dsn, pool)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 knows no eager tasks")
+def test_a_connect_that_fails_at_once_is_told_of_where_tasks_are_eager(dsn):
+    """Though its task would have ended before anybody could wait for it."""
+
+    async def open_pool():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            with pytest.raises(asyncpg.ClientConfigurationError):
+                await make_pool(dsn, min_size=1, ssl="no such mode")
+
+    asyncio.run(open_pool())
+
+
 def test_awaiting_again_on_another_loop_gives_the_same_pool(dsn, runner_factory):
     """A pool is open once and for all; awaiting it on a further loop opens that loop's `init_size`."""
     pool = make_pool(dsn, min_size=1)

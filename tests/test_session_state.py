@@ -1030,6 +1030,57 @@ def test_temporary_tables_and_prepared_statements_stay(address, session_reset):
     asyncio.run(main())
 
 
+class Tenant(asyncpg.Connection):
+    """A class whose methods do more than their arguments tell."""
+
+    async def become(self, tenant):
+        await self.execute(f"SET app.tenant = '{tenant}'")
+
+    async def fetchval(self, query, *args, **kwargs):
+        await self.execute("SET work_mem = '5MB'")
+        return await super().fetchval(query, *args, **kwargs)
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_what_a_users_connection_class_does_is_reset(address, session_reset):
+    """By a method that asyncpg's has not, or by one that asyncpg's has."""
+
+    async def main():
+        clean = await pristine(address)
+        async with one_connection(address, session_reset=session_reset, connection_class=Tenant) as pool:
+            for _ in range(2):
+                async with pool.acquire() as con:
+                    await con.become("7")
+                assert await leased_state(pool) == clean
+                assert await pool.fetchval("SELECT 1") == 1
+                assert await leased_state(pool) == clean
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_statement_that_was_begun_and_not_awaited_does_not_reach_the_next_lease(address, loop_factory, session_reset):
+    """A task that takes its first step when the lease is over gets an error; nobody else notices it."""
+
+    async def main():
+        clean = await pristine(address)
+        async with one_connection(address, session_reset=session_reset) as pool:
+            for waits in (True, False):
+                with contextlib.suppress(asyncpg.InterfaceError):  # an awaited reset may meet it
+                    async with pool.acquire() as con:
+                        await con.fetchval("SELECT 1")
+                        stray = asyncio.ensure_future(con.execute("SET app.tenant = '7'"))
+                if not waits:
+                    await asyncio.wait([stray])
+                assert await leased_state(pool) == clean
+                await asyncio.wait([stray])
+                assert isinstance(stray.exception(), asyncpg.InterfaceError)
+                assert await leased_state(pool) == clean
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
 # ---- the answer to a reset, byte by byte ----
 
 STATEMENTS = 3
@@ -1073,6 +1124,9 @@ class Recorder:
 
     def connection_lost(self, exc):
         self.calls.append(("lost", exc))
+
+    def lost(self):
+        self.calls.append("session lost")
 
     def pause_writing(self):
         self.calls.append("pause")
@@ -1216,7 +1270,7 @@ def test_a_lost_connection_is_the_drivers_to_hear():
     answer.pause_writing()
     answer.resume_writing()
     answer.connection_lost(reason)
-    assert recorder.calls[1:] == ["pause", "resume", "transport to driver", ("lost", reason)]
+    assert recorder.calls[1:] == ["pause", "resume", "transport to driver", ("lost", reason), "session lost"]
     assert not answer.is_due
 
 

@@ -204,7 +204,7 @@ class Pool(upstream.Pool):
             PoolTimeout: None came in time; a `TimeoutError` that tells the counts and the holders. (When awaited.)
             asyncpg.InterfaceError: The pool is not open, or was closed while waiting. (When awaited.)
             UnsupportedLoop: No loop is running, or one that cannot watch sockets. (When awaited.)
-            Exception: What connecting failed with, if there is no timeout and no connection to wait for.
+            Exception: What connecting failed with, if there is no timeout: one caller hears of each failure.
 
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is
         being opened joins the pool.
@@ -475,12 +475,12 @@ def create_pool(
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
 
-    With "when_dirty" a lease is not reset if each of its statements ran, and is known by its text to change nothing
-    that a reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
-    `loopaware_pool.statements` lists. What a text does not tell goes unseen, and its traces stay until the next reset:
-    what functions do that the server calls by itself, for triggers, views, rules, policies, operators, casts, defaults
-    and constraints, that overload the name of one in the list, or that are written as a column; and what is done to
-    the connection behind the pool's back.
+    With "when_dirty" a lease of asyncpg's own connection class is not reset if each of its statements ran, and is known
+    by its text to change nothing that a reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions
+    and types as `loopaware_pool.statements` lists. What a text does not tell goes unseen, and its traces stay until the
+    next reset: what functions do that the server calls by itself, for triggers, views, rules, policies, operators,
+    casts, defaults and constraints, that overload the name of one in the list, or that are written as a column; and
+    what is done to the connection behind the pool's back.
     """
     return Pool(
         dsn,

@@ -16,7 +16,7 @@ from loopaware_pool.reports import logger
 from loopaware_pool.statements import is_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from types import TracebackType
 
     from loopaware_pool.asyncpg import Pool
@@ -44,56 +44,62 @@ class _ProxyMeta(upstream.PoolConnectionProxyMeta):
         for method_name, method in inspect.getmembers(Connection, inspect.isfunction):
             is_looked_after = inspect.iscoroutinefunction(method) or method_name in _FACTORIES
             if is_looked_after and not method_name.startswith("_"):
-                call = _on_its_loop(method_name, method)
-                namespace[method_name] = _reading(method_name, call) if reads else call
+                namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
         made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
         return made
 
 
-def _on_its_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
+    is_coroutine = inspect.iscoroutinefunction(method)
+    leaves_nothing = name == _TRANSACTION  # by itself
+    is_statement = name in _STATEMENT_METHODS
+    do = _do_noting_failure if reads else _do
+
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
         con = self._con
         if con is None:
-            raise asyncpg.InterfaceError(
-                f"cannot call Connection.{name}(): connection has been released back to the pool"
-            )
+            raise _released(name)
         if con._loop is not running():
             raise _wrong_loop(self, name)
+        if reads and not leaves_nothing and not self._holder.is_dirty:
+            self._holder.is_dirty = not is_statement or _may_leave_something(args, kwargs)
+        if is_coroutine:
+            return do(self, con, name, args, kwargs)
         return getattr(con.__class__, name)(con, *args, **kwargs)
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
-    return mark(call) if mark is not None and inspect.iscoroutinefunction(method) else call
+    return mark(call) if mark is not None and is_coroutine else call
 
 
-def _reading(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Have *call* note when it may leave something for a session reset. A transaction by itself leaves nothing."""
-
-    @functools.wraps(call)
-    def read_statement(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
-        session = self._holder
-        if not session.is_dirty:
-            statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
-            session.is_dirty = type(statement) is not str or not is_harmless(statement)
-        return _noting_failure(session, call(self, *args, **kwargs))
-
-    @functools.wraps(call)
-    def suspect(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
-        self._holder.is_dirty = True
-        return call(self, *args, **kwargs)
-
-    if name == _TRANSACTION:
-        return call
-    return read_statement if name in _STATEMENT_METHODS else suspect
+def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
+    return type(statement) is not str or not is_harmless(statement)
 
 
-async def _noting_failure(session: AsyncpgSession, doing: Awaitable[Any]) -> Any:
-    """Let what fails count as dirty: asyncpg looks types up, and turns a setting off and on again to that end."""
+async def _do(
+    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a method, unless the lease has ended: a task that was made of it may take its first step only then."""
+    if proxy._con is not con:
+        raise _released(name)
+    return await getattr(con.__class__, name)(con, *args, **kwargs)
+
+
+async def _do_noting_failure(
+    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """As `_do`. What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end."""
+    session = proxy._holder
     try:
-        return await doing
+        return await _do(proxy, con, name, args, kwargs)
     except BaseException:
         session.is_dirty = True
         raise
+
+
+def _released(name: str) -> asyncpg.InterfaceError:
+    return asyncpg.InterfaceError(f"cannot call Connection.{name}(): connection has been released back to the pool")
 
 
 def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:

@@ -42,6 +42,8 @@ class _Session(Protocol):
 
     def reset_failed(self, reason: str) -> None: ...
 
+    def lost(self) -> None: ...
+
 
 class ResetAnswer(asyncio.Protocol):
     """
@@ -139,9 +141,10 @@ class ResetAnswer(asyncio.Protocol):
         self._session.reset_failed(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on."""
+        """Pass it on; asyncpg 0.31 tells nobody of a connection that is not lent."""
         self.give_back()
         self._protocol.connection_lost(exc)
+        self._session.lost()
 
     def pause_writing(self) -> None:
         """Pass it on."""

@@ -128,6 +128,7 @@ class AsyncpgSession:
         "_query",
         "_reach",
         "_resets",
+        "_resets_always",
         "is_dirty",
         "owner",
         "pool",
@@ -141,6 +142,8 @@ class AsyncpgSession:
         self.pool: Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = True
+        # What the methods of a user's own class do is not in the statements they are given.
+        self._resets_always = driver.resets_always or type(con) is not Connection
         self._driver = driver
         self._con: Connection | None = con
         self._loop = loop
@@ -243,7 +246,7 @@ class AsyncpgSession:
         self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
         if self._query and self.is_dirty and not answer.is_due:
-            self.is_dirty = self._driver.resets_always
+            self.is_dirty = self._resets_always
             self._resets += 1
             answer.expect()
             self._reach.transport.write(self._message)
@@ -286,7 +289,7 @@ class AsyncpgSession:
             if self._query:
                 await con.execute(self._query)
         self._forget_callbacks(con)
-        self.is_dirty = self._driver.resets_always
+        self.is_dirty = self._resets_always
 
     def _forget_callbacks(self, con: Connection) -> None:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
@@ -426,6 +429,11 @@ class AsyncpgSession:
         """Hear that the reset is done."""
         if self.owner is not None:
             self.owner.settled()
+
+    def lost(self) -> None:
+        """Hear that the connection was lost before the reset was answered."""
+        if self.owner is not None:
+            self.owner.lost("closed by the server")
 
     def reset_failed(self, reason: str) -> None:
         """Hear that it is not."""

@@ -153,7 +153,8 @@ class Keeper:
     # ---- tasks ----
 
     def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
-        task = self.loop.create_task(work)
+        # Not by `create_task`: a factory of eager tasks would run it here, in the middle of a decision of the shard's.
+        task = asyncio.Task(work, loop=self.loop)
         self._tasks[slot] = task
         task.add_done_callback(functools.partial(self._ended, slot))
         return task
@@ -324,12 +325,13 @@ class Keeper:
         """
         Serve nobody any more: tell those who wait, close what is idle.
 
-        A connect that is under way may still end, and say goodbye, for a second: cut at the wrong moment, asyncpg
-        leaves an exception that nobody retrieves, and the loop complains of it.
+        A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
         """
         self.shard.fail_waiters(error)
         self.shard.shut()
-        if self.shard.connecting and self.loop.is_running():
+        if not self.loop.is_running():
+            self.cut_unused()  # nobody is there to finish what has begun
+        elif self.shard.connecting:
             self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
         self.notify()
 

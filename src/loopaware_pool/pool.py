@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import random
 import threading
 import warnings
@@ -120,6 +121,10 @@ class Core:
         keeper = self._by_shard.get(claimant)
         if keeper is None or not loops.post(keeper.loop, _granted, keeper):
             self._forget(claimant)
+        elif loops.is_idle(keeper.loop):  # it would not hear of it, and others wait; when it runs again it claims anew
+            served = self.budget.give_back(claimant)
+            if served is not None:
+                self.tell(served)
 
     def ask(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
@@ -301,12 +306,16 @@ class Core:
         if self.state is CoreState.CLOSED:
             for keeper in self.keepers():
                 if not keeper.shard.slots:
-                    self._on(keeper, keeper.dismiss)
-                    self.loop_ending(keeper)
-                    self.loop_ended(keeper)
+                    self._on(keeper, functools.partial(self._let_go, keeper))
         if self._closers and not any(keeper.shard.slots for keeper in self.keepers()):
             for loop, emptied in self._closers:
                 loops.post(loop, _set, emptied)
+
+    def _let_go(self, keeper: Keeper) -> None:
+        if not keeper.shard.slots:  # it may have begun to connect meanwhile
+            keeper.dismiss()
+            self.loop_ending(keeper)
+            self.loop_ended(keeper)
 
     def loop_ending(self, keeper: Keeper) -> None:
         """Route nobody to *keeper* any more."""

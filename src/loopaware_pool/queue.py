@@ -59,7 +59,7 @@ class Queue:
             PoolTimeout: None came in time.
             PoolClosed: The pool was closed meanwhile.
             TooManyWaiting: `max_waiting` is reached.
-            Exception: What connecting failed with, if *timeout* is None and nothing else could have served the caller.
+            Exception: What connecting failed with, if *timeout* is None: one caller hears of each failure.
 
         Cancellation: a connection handed over at that moment goes to the next waiter.
         """
