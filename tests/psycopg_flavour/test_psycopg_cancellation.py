@@ -23,15 +23,6 @@ class OfTheUsers(psycopg.AsyncConnection):
     """A connection class that is not ours."""
 
 
-@pytest.fixture
-def run(loop_factory):
-    def work(coroutine):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(coroutine)
-
-    return work
-
-
 async def all_are_usable(pool, size):
     """Every connection there may be is to be had at once, and answers; nobody is counted as waiting."""
     stats = pool.get_stats()

@@ -139,8 +139,8 @@ def test_a_notification_to_an_idle_connection_is_left_to_its_next_holder(dsn, ru
     """To look whether a connection is alive is not to read from it."""
 
     async def scenario():
-        options["discard_dead"] = discard_dead
-        async with make_pool(AsyncConnectionPool, dsn, min_size=1, max_size=1, **options) as pool:
+        looking = options | {"discard_dead": discard_dead}
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1, max_size=1, **looking) as pool:
             async with pool.connection() as connection:
                 await connection.execute("LISTEN odd_moments")
             await notify(dsn, "one")

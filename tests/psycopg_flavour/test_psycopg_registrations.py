@@ -56,17 +56,6 @@ def pool_of(dsn):
 
 
 @pytest.fixture
-def run(loop_factory):
-    """Runs a coroutine on a loop of its own."""
-
-    def work(coroutine):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(coroutine)
-
-    return work
-
-
-@pytest.fixture
 def no_collector():
     gc.collect()
     gc.disable()
