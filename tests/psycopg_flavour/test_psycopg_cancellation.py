@@ -12,7 +12,7 @@ import pytest
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
-from running import eventually_async
+from running import eventually_async, until_server_waits
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -85,7 +85,7 @@ def test_a_cancelled_query_is_cancelled_on_the_server_and_its_connection_used_ag
             async with pool.connection() as connection:
                 pid = connection.info.backend_pid
                 query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
-                await busy(connection)
+                await until_server_waits(dsn, pool)  # a request to cancel that comes too early comes to nothing
                 query.cancel("enough")
                 with pytest.raises(asyncio.CancelledError):
                     await query
