@@ -713,16 +713,47 @@ def test_a_query_sent_behind_a_reset_in_flight_can_be_cancelled(address, loop_fa
         runner.run(main())
 
 
+async def by_proxy(con, query):
+    await con.execute(query)
+
+
+async def by_prepared_statement(con, query):
+    await (await con.prepare(query)).fetch()
+
+
+async def by_connection(con, query):
+    await con._con.execute(query)
+
+
+async def by_method_of_the_class(con, query):
+    await con.slowly(query)
+
+
+async def until_asleep(address, pid):
+    """Wait until the server is in the middle of that session's `pg_sleep`."""
+    con = await asyncpg.connect(address)
+    while await con.fetchval("SELECT wait_event FROM pg_stat_activity WHERE pid = $1", pid) != "PgSleep":
+        await asyncio.sleep(0.005)
+    await con.close()
+
+
+class WithMethod(asyncpg.Connection):
+    async def slowly(self, query):
+        await self.execute(query)
+
+
 @pytest.mark.parametrize("session_reset", [*RESETS, "never"])
-def test_a_connection_released_under_a_running_query_is_closed(address, loop_factory, session_reset):
+@pytest.mark.parametrize("ask", [by_proxy, by_prepared_statement, by_connection, by_method_of_the_class])
+def test_a_connection_released_under_a_running_query_is_closed(address, loop_factory, session_reset, ask):
     """A release while another task still queries ends the connection and that query; the next lease is unharmed."""
 
     async def main():
-        async with one_connection(address, session_reset=session_reset) as pool:
+        kind = WithMethod if ask is by_method_of_the_class else asyncpg.Connection
+        async with one_connection(address, session_reset=session_reset, connection_class=kind) as pool:
             con = await pool.acquire()
-            pid = con.get_server_pid()
-            query = asyncio.create_task(con.execute("SELECT pg_sleep(60)"))
-            await helpers.spin(3)
+            pid = await con.fetchval("SELECT pg_backend_pid()")  # asks nothing of the connection past the proxy
+            query = asyncio.create_task(ask(con, "SELECT pg_sleep(60)"))
+            await until_asleep(address, pid)
             with contextlib.suppress(asyncpg.InterfaceError, asyncpg.InternalClientError):
                 await pool.release(con)
             await asyncio.wait([query])

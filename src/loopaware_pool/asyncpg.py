@@ -281,7 +281,7 @@ class Pool(upstream.Pool):
             raise asyncpg.InterfaceError(
                 f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
             )
-        con = proxy._con
+        con = proxy._connection
         if con is None:
             return None
         if con._loop is not running():

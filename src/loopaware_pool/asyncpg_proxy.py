@@ -28,6 +28,9 @@ _FACTORIES = ("cursor", "transaction")
 # Of the methods that talk to the server, those whose doing is all in the statement they are given.
 _STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
 _TRANSACTION = "transaction"
+# Those that have had their answer, or have had it cancelled, once they return or raise, and that leave nothing in the
+# caller's hands which talks to the server.
+_SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
 
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
@@ -53,17 +56,21 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     is_coroutine = inspect.iscoroutinefunction(method)
     leaves_nothing = name == _TRANSACTION  # by itself
     is_statement = name in _STATEMENT_METHODS
+    is_self_contained = name in _SELF_CONTAINED
     do = _do_noting_failure if reads else _do
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
-        con = self._con
+        con = self._connection
         if con is None:
             raise _released(name)
         if con._loop is not running():
             raise _wrong_loop(self, name)
-        if reads and not leaves_nothing and not self._holder.is_dirty:
-            self._holder.is_dirty = not is_statement or _may_leave_something(args, kwargs)
+        session = self._holder
+        if not is_self_contained:
+            session.is_exposed = True
+        if reads and not leaves_nothing and not session.is_dirty:
+            session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
         if is_coroutine:
             return do(self, con, name, args, kwargs)
         return getattr(con.__class__, name)(con, *args, **kwargs)
@@ -81,9 +88,14 @@ async def _do(
     proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call a method, unless the lease has ended: a task that was made of it may take its first step only then."""
-    if proxy._con is not con:
+    if proxy._connection is not con:
         raise _released(name)
-    return await getattr(con.__class__, name)(con, *args, **kwargs)
+    session = proxy._holder
+    session.calls += 1
+    try:
+        return await getattr(con.__class__, name)(con, *args, **kwargs)
+    finally:
+        session.calls -= 1
 
 
 async def _do_noting_failure(
@@ -119,15 +131,20 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
     As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
     """
 
-    __slots__ = ("_pool_reference",)
+    __slots__ = ("_connection", "_pool_reference")
 
-    _con: Connection | None
     _holder: AsyncpgSession
 
     def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
-        self._con = session.lend(self, pool)
+        self._connection: Connection | None = session.lend(self, pool)
+
+    @property
+    def _con(self) -> Connection | None:
+        """The connection, by the name that asyncpg's proxy has it; whoever reads it may use it past this proxy."""
+        self._holder.is_exposed = True
+        return self._connection
 
 
 class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):

@@ -113,6 +113,9 @@ class AsyncpgSession:
         pool: The pool, while it is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
         is_dirty: Whether there may be something to reset.
+        calls: How many calls of the proxy's have begun and not ended.
+        is_exposed: Whether the caller may talk to the server by anything but those: a prepared statement, a cursor, a
+            transaction, the connection itself.
     """
 
     __slots__ = (
@@ -129,7 +132,10 @@ class AsyncpgSession:
         "_reach",
         "_resets",
         "_resets_always",
+        "_starts_exposed",
+        "calls",
         "is_dirty",
+        "is_exposed",
         "owner",
         "pool",
         "proxy",
@@ -142,8 +148,10 @@ class AsyncpgSession:
         self.pool: Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = True
+        self.calls = 0
         # What the methods of a user's own class do is not in the statements they are given.
         self._resets_always = driver.resets_always or type(con) is not Connection
+        self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._driver = driver
         self._con: Connection | None = con
         self._loop = loop
@@ -201,6 +209,10 @@ class AsyncpgSession:
         """Whether no reset's answer is due."""
         return self._answer is None or not self._answer.is_due
 
+    def is_connected(self) -> bool:
+        """Whether the connection is open."""
+        return self._con is not None and not self._con.is_closed()
+
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
         con = self._con
@@ -253,8 +265,18 @@ class AsyncpgSession:
         return _READY
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
-        """Whether asyncpg's protocol has, or may have, something to say before it can be bypassed."""
-        return protocol._is_cancelling() or protocol.is_in_transaction() or con._top_xact is not None or self._is_busy()
+        """
+        Whether asyncpg's protocol has, or may have, something to say before it can be bypassed.
+
+        To ask it whether it is busy is the dearest step of a lease, and needless if all the caller had was calls.
+        """
+        return (
+            self.calls > 0
+            or protocol._is_cancelling()
+            or protocol.is_in_transaction()
+            or con._top_xact is not None
+            or (self.is_exposed and self._is_busy())
+        )
 
     def _is_busy(self) -> bool:
         """
@@ -350,10 +372,6 @@ class AsyncpgSession:
     _inactive_callback = None
     says_goodbye = True
 
-    def is_connected(self) -> bool:
-        """Whether the connection is open."""
-        return self._con is not None and not self._con.is_closed()
-
     def is_idle(self) -> bool:
         """Whether nobody has it."""
         return self.proxy is None
@@ -380,6 +398,7 @@ class AsyncpgSession:
             self.unpark()
         self.proxy = proxy
         self.pool = pool
+        self.is_exposed = self._starts_exposed
         con._set_proxy(proxy)
         return con
 
@@ -388,7 +407,7 @@ class AsyncpgSession:
         proxy, self.proxy = self.proxy, None
         self.pool = None
         if proxy is not None:
-            con, proxy._con = proxy._con, None
+            con, proxy._connection = proxy._connection, None
             if con is not None:
                 con._set_proxy(None)
 

@@ -75,6 +75,9 @@ class Session(Protocol):
     def is_settled(self) -> bool:
         """Whether no answer of the server is due: an idle connection may be parked."""
 
+    def is_connected(self) -> bool:
+        """Whether nothing was heard of an end of the connection so far."""
+
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
 

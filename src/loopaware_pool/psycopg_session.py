@@ -203,13 +203,17 @@ class PsycopgSession:
         """The socket."""
         return self._identity
 
+    def is_connected(self) -> bool:
+        """Whether libpq has heard of no end of the connection."""
+        return self._pgconn.status != _BAD
+
     def liveness(self) -> Liveness:
         """
         Look at the socket, and at what has come, without reading it: a notification, or the server's farewell.
 
         psycopg looks for notifications when it waits for the socket: what libpq had read by then it would not find.
         """
-        if self._pgconn.status == _BAD:
+        if not self.is_connected():
             return _DEAD
         is_gone, is_readable = self._probe.events()
         if is_gone or (is_readable and peek(self._identity.fd) in _FAREWELLS):

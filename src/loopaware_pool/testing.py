@@ -44,6 +44,10 @@ class FakeSession:
         self.is_parked = False
         self.calls: list[str] = []
 
+    def is_connected(self) -> bool:
+        """Tell whether `life` is `ALIVE`."""
+        return self.life is Liveness.ALIVE
+
     def liveness(self) -> Liveness:
         """Answer `life`."""
         return self.life
