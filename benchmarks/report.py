@@ -1,68 +1,70 @@
-"""How the findings are shown, on a terminal, in a log and as JSON."""
+"""How heats are shown, on a terminal, in a log and as JSON."""
 
 from __future__ import annotations
 
 import os
 import platform
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from loopaware_pool.cli.demo_show import format_ratio, make_table
+from loopaware_pool.cli.measure import Spread
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.table import Table
 
-    from benchmarks.lab import Finding
+    from benchmarks.lab import Heat
 
-__all__ = ["as_json", "make_tables_of", "verdict"]
+__all__ = ["as_json", "goals_table", "heat_table"]
 
-PACKAGES = ("loopaware-pool", "asyncpg", "psycopg", "psycopg-pool", "uvloop")
-
-
-def make_tables_of(loop: str, findings: list[Finding]) -> list[Table]:
-    """Make a table for each peer."""
-    peers = dict.fromkeys(finding.peer for finding in findings)
-    return [_make_table(loop, peer, [finding for finding in findings if finding.peer == peer]) for peer in peers]
+PACKAGES = ("loopaware-pool", "asyncpg", "psycopg", "psycopg-pool", "sqlalchemy", "uvloop")
 
 
-def _make_table(loop: str, peer: str, findings: list[Finding]) -> Table:
-    table = make_table(f"on {loop}", peer, "ours", f"ours / {peer}", "target", "")
-    for finding in findings:
-        table.add_row(
-            finding.name,
-            _figure(finding.theirs.median, finding.unit),
-            _figure(finding.ours.median, finding.unit),
-            format_ratio(finding.ratio),
-            _target(finding),
-            _mark(finding),
-        )
+def heat_table(heat: Heat) -> Table:
+    """One row a contender: medians of its figures, and the first figure relative to the first contender's."""
+    first = next(iter(heat.rounds))
+    figures = list(dict.fromkeys(figure for rounds in heat.rounds.values() for figure in rounds[0]))
+    overall = list(heat.overall.get(first, ()))
+    table = make_table("", *figures, *overall, f"{figures[0]} / {first}")
+    for name, rounds in heat.rounds.items():
+        medians = [_number(Spread.of(heat.values(name, one)).median) if one in rounds[0] else "" for one in figures]
+        of_all = [_number(heat.overall[name][one]) for one in overall]
+        is_comparable = name != first and all(heat.values(first, figures[0]))
+        ratio = format_ratio(heat.ratio(name, first, figures[0])) if is_comparable else ""
+        table.add_row(name, *medians, *of_all, ratio)
     return table
 
 
-def _figure(value: float, unit: str) -> str:
-    digits = 0 if value >= 1000 else 1
-    return f"{value:,.{digits}f} {unit}"
+def _number(value: float) -> str:
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
-def _target(finding: Finding) -> str:
-    if finding.target is None:
-        return ""
-    return f"{finding.target}{'' if finding.ideal is None else f' {finding.ideal:.0f} {finding.unit}'}"
-
-
-def _mark(finding: Finding) -> str:
-    return {None: "", True: "[green]met[/green]", False: "[red]missed[/red]"}[finding.is_met]
-
-
-def verdict(findings: list[Finding]) -> str:
-    """Tell how many targets are met."""
-    marks = [finding.is_met for finding in findings if finding.target is not None]
-    return f"{sum(map(bool, marks))} of {len(marks)} targets met."
+def goals_table(loop: str, heats: Sequence[Heat]) -> Table | None:
+    """One row a goal; None where there is none."""
+    table = make_table(f"goals, {loop}", "reached", "goal", "")
+    for number, column in enumerate(table.columns):
+        column.no_wrap = number > 0
+    for heat in heats:
+        for goal in heat.goals:
+            reached = heat.reached(goal)
+            if reached is None:
+                continue
+            against = "" if goal.peer is None else f" / {goal.peer}"
+            table.add_row(
+                f"{heat.title}: {goal.figure}, {goal.ours}{against}",
+                _number(reached.median) if goal.peer is None else format_ratio(reached),
+                goal.text,
+                "[green]met[/green]" if goal.is_met(reached.median) else "[red]missed[/red]",
+            )
+    return table if table.row_count else None
 
 
 def as_json(
-    server: str, findings: dict[str, list[Finding]], *, rounds: int, is_quick: bool, load: float
+    server: str, heats: Mapping[str, Sequence[Heat]], *, rounds: int, effort: float, load: float
 ) -> dict[str, Any]:
     """Put together what was measured, and on what."""
     return {
@@ -73,9 +75,31 @@ def as_json(
             "architecture": platform.machine(),
             "cpus": len(os.sched_getaffinity(0)),
         },
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "load_average_before": load,
         "rounds": rounds,
-        "is_quick": is_quick,
-        "loops": {loop: [{**asdict(one), "is_met": one.is_met} for one in found] for loop, found in findings.items()},
+        "effort": effort,
+        "loops": {loop: [_heat_as_json(heat) for heat in several] for loop, several in heats.items()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _heat_as_json(heat: Heat) -> dict[str, Any]:
+    goals = []
+    for goal in heat.goals:
+        reached = heat.reached(goal)
+        if reached is not None:
+            goals.append({**asdict(goal), "reached": asdict(reached), "is_met": goal.is_met(reached.median)})
+    return {
+        "title": heat.title,
+        "rounds": {name: list(figures) for name, figures in heat.rounds.items()},
+        "overall": dict(heat.overall),
+        "goals": goals,
+        "note": heat.note,
     }

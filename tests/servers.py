@@ -66,7 +66,7 @@ class TlsServer:
 
 def external_server(dsn: str) -> ExternalServer:
     with psycopg.connect(dsn) as connection:
-        return ExternalServer(dsn, connection.info.parameter_status("server_version").split()[0])
+        return ExternalServer(dsn, (connection.info.parameter_status("server_version") or "?").split()[0])
 
 
 def postgresql_17() -> Path:

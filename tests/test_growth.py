@@ -14,9 +14,9 @@ def allowances(ramp, seconds):
 
 
 def test_the_ramp_doubles_every_ten_milliseconds():
-    """Three connects may be in flight at first, and twice as many after each further 10 ms of waiting."""
+    """Three connects may be in flight at first, and twice as many after each further 20 ms of waiting."""
     ramp = Ramp(ceiling=1000)
-    times = [0, 0.0099, 0.010, 0.0199, 0.020, 0.030, 0.040, 0.050]
+    times = [0, 0.0199, 0.020, 0.0399, 0.040, 0.060, 0.080, 0.100]
     assert allowances(ramp, times) == [3, 3, 6, 6, 12, 24, 48, 96]
 
 
@@ -26,29 +26,29 @@ def test_a_step_counts_although_sums_of_seconds_are_not_exact():
     now, found = BEGAN, []
     for _ in range(6):
         found.append(ramp.allowance(now))
-        now += 0.010
+        now += 0.020
     assert found == [3, 6, 12, 24, 48, 96]
 
 
 @pytest.mark.parametrize(("ceiling", "expected"), [(1, [1, 1, 1]), (4, [3, 4, 4]), (100, [3, 6, 100])])
 def test_the_ramp_ends_at_its_ceiling(ceiling, expected):
     """No more connects than the ceiling may be in flight, however long callers wait."""
-    assert allowances(Ramp(ceiling), [0, 0.010, 3600]) == expected
+    assert allowances(Ramp(ceiling), [0, 0.020, 3600]) == expected
 
 
 def test_the_ramp_begins_with_the_first_caller():
     """It counts from when it is first asked, not from when it was made."""
     ramp = Ramp(ceiling=1000)
     assert ramp.allowance(999.0) == 3
-    assert ramp.allowance(999.010) == 6
+    assert ramp.allowance(999.020) == 6
 
 
 def test_the_ramp_begins_anew_with_new_demand():
     """When nobody waits any more, the next to wait is at the foot of the ramp."""
     ramp = Ramp(ceiling=1000)
-    assert allowances(ramp, [0, 0.050]) == [3, 96]
+    assert allowances(ramp, [0, 0.100]) == [3, 96]
     ramp.demand_ended()
-    assert allowances(ramp, [0.060, 0.070]) == [3, 6]
+    assert allowances(ramp, [0.110, 0.130]) == [3, 6]
 
 
 def test_a_time_before_the_ramp_began_is_its_foot():
@@ -84,7 +84,7 @@ def test_a_connection_ends_the_pauses():
         ramp.refused(BEGAN)
     ramp.connected()
     assert ramp.probe_at <= 0.0
-    assert allowances(ramp, [0.0, 0.010]) == [3, 6]
+    assert allowances(ramp, [0.0, 0.020]) == [3, 6]
     ramp.refused(BEGAN)
     assert ramp.probe_at == BEGAN + 0.05
 

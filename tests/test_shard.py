@@ -324,13 +324,13 @@ class TestGrowth:
         assert len(shard.edge.opening) == 2
 
     def test_growth_follows_the_ramp(self, make):
-        """Three at once, twice as many after 10 ms, with callers still waiting, up to `max_size`."""
+        """Three at once, twice as many after 20 ms, with callers still waiting, up to `max_size`."""
         pool, shard = make(max_size=10)
         for _ in range(20):
             pool.wait(shard)
         connects = [len(shard.edge.opening)]
         for _ in range(3):
-            pool.pass_time(0.010)
+            pool.pass_time(0.020)
             connects.append(len(shard.edge.opening))
         assert connects == [3, 6, 10, 10]
 
@@ -342,7 +342,7 @@ class TestGrowth:
         pool.pass_time(1.0)
         assert len(shard.edge.opening) == 2
         pool.connect(shard)
-        pool.pass_time(0.010)
+        pool.pass_time(0.020)
         assert len(shard.edge.opening) == 2
         assert len(shard.slots) == 3
 
@@ -357,7 +357,7 @@ class TestGrowth:
             give_back(pool, shard, pool.claim(shard, waiter))
         give_back(pool, shard, pool.claim(shard, waiters[2]))
         assert all(waiter.done() for waiter in waiters)
-        pool.pass_time(0.010)
+        pool.pass_time(0.020)
         pool.pass_time(1.0)
         assert len(shard.edge.opening) == 3
 
@@ -1082,7 +1082,7 @@ class TestComingBackToTheQueue:
         later = pool.wait(shard)
         again = self.come_back(pool, shard, since)
         assert pool.connect(shard) is again.result
-        pool.pass_time(0.010)
+        pool.pass_time(0.020)
         assert pool.connect(shard) is later.result
 
     def test_callers_that_come_back_together_stay_in_order(self, make):
@@ -1093,4 +1093,4 @@ class TestComingBackToTheQueue:
         waiters = [self.come_back(pool, shard, since) for since in times]
         for waiter in waiters:
             assert pool.connect(shard) is waiter.result
-            pool.pass_time(0.010)
+            pool.pass_time(0.020)

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.questions import checkout, psycopg, queries, waiting
+from benchmarks.questions import (
+    article,
+    cancelled,
+    checkout,
+    counts,
+    growth,
+    many_loops,
+    memory,
+    parallel,
+    queries,
+    round_trip,
+    scale,
+    tls,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from benchmarks.lab import Question
@@ -13,9 +27,17 @@ __all__ = ["QUESTIONS"]
 
 QUESTIONS: tuple[Question, ...] = (
     queries.QUESTION,
-    queries.WHEN_DIRTY,
-    queries.WITHOUT_RESET,
-    waiting.QUESTION,
+    queries.PSYCOPG,
     checkout.QUESTION,
-    psycopg.QUESTION,
+    article.QUESTION,
+    round_trip.QUESTION,
+    tls.QUESTION,
+    growth.QUESTION,
+    waiting.QUESTION,
+    many_loops.QUESTION,
+    scale.QUESTION,
+    cancelled.QUESTION,
+    memory.QUESTION,
+    counts.QUESTION,
+    parallel.QUESTION,
 )

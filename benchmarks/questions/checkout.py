@@ -8,56 +8,44 @@ pool sends one a cycle, and what is measured of ours is the pool alone, with the
 from __future__ import annotations
 
 from time import perf_counter, process_time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from benchmarks.lab import Question
+from benchmarks.contenders import ASYNCPG, ASYNCPG_NO_RESET, OURS, OURS_NEVER, OURS_PSYCOPG, PSYCOPG_POOL, SQLALCHEMY
+from benchmarks.lab import CPU, Goal, Heat, Question, bursts_of
 
 if TYPE_CHECKING:
-    from benchmarks.lab import Finding, Lab
-    from loopaware_pool.asyncpg import SessionReset
+    from benchmarks.contenders import Client
+    from benchmarks.lab import Lab
 
-CYCLES = 3000
-RESETS: tuple[SessionReset, ...] = ("pipelined", "never")
-
-
-class Cost(NamedTuple):
-    """Of one cycle, in microseconds."""
-
-    wall_us: float
-    cpu_us: float
+CYCLES = 2000
+CROWD = 50
+WALL = "us"
+CONTENDERS = (ASYNCPG_NO_RESET, ASYNCPG, SQLALCHEMY, PSYCOPG_POOL, OURS, OURS_NEVER, OURS_PSYCOPG)
+GOALS = (Goal(OURS_NEVER.name, WALL, 6.0, is_floor=False),)
 
 
-async def ask(lab: Lab) -> list[Finding]:
-    """With one task, with the reset of both pools and without."""
-    findings = []
-    for session_reset in RESETS:
-
-        async def measure(pool: Any) -> Cost:
-            return await _cycle(pool, lab.scaled(CYCLES))
-
-        async with lab.asyncpg_contenders(session_reset) as contenders:
-            duel = await contenders.duel(measure)
-        suffix = "" if session_reset == "pipelined" else ", no reset"
-        findings += [
-            duel.compare(f"acquire+release{suffix}", "us", lambda cost: cost.wall_us),
-            duel.compare(f"acquire+release CPU{suffix}", "us", lambda cost: cost.cpu_us),
-        ]
-    return findings
+async def ask(lab: Lab) -> list[Heat]:
+    """Of one task, and of a crowd."""
+    async with lab.open(CONTENDERS) as clients:
+        turns = await lab.take_turns(clients, lambda client: _cycle(client, lab.scaled(CYCLES)))
+        lonely = Heat("acquire and release, 1 task", {one.name: each for one, each in turns.items()}, goals=GOALS)
+        await lab.warm_up(clients, _lease, tasks=CROWD)
+        crowd = await lab.burst(clients, _lease, operations=CYCLES, tasks=CROWD)
+    return [lonely, bursts_of(f"acquire and release, {CROWD} tasks", crowd)]
 
 
-async def _cycle(pool: Any, cycles: int) -> Cost:
+async def _cycle(client: Client, cycles: int) -> dict[str, float]:
     cpu, began = process_time(), perf_counter()
     for _ in range(cycles):
-        connection = await pool.acquire()
-        await pool.release(connection)
-    await _settle(pool)
-    return Cost((perf_counter() - began) / cycles * 1e6, (process_time() - cpu) / cycles * 1e6)
+        async with client.lease():
+            pass
+    await client.settle()
+    return {WALL: (perf_counter() - began) / cycles * 1e6, CPU: (process_time() - cpu) / cycles * 1e6}
 
 
-async def _settle(pool: Any) -> None:
-    """Wait for what a release of ours puts off; asyncpg's has done everything by the time it returns."""
-    if hasattr(pool, "settled"):
-        await pool.settled()
+async def _lease(client: Client) -> None:
+    async with client.lease():
+        pass
 
 
-QUESTION = Question("checkout", 2, ask)
+QUESTION = Question("checkout", ask)

@@ -13,7 +13,8 @@ from typing import Final
 __all__ = ["FloorPace", "Ramp"]
 
 START_CONNECTS: Final = 3
-STEP_SECONDS: Final = 0.010
+# Long enough for a spike of short work to pass before the second doubling.
+STEP_SECONDS: Final = 0.020
 PROBE_FIRST_SECONDS: Final = 0.05
 PROBE_LONGEST_SECONDS: Final = 0.5
 # asyncpg 0.32's pace for its floor.

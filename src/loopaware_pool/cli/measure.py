@@ -72,9 +72,11 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Find what *percent* of 100 of the *values* do not exceed; there are two of them at least."""
-    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Find what *percent* of 100 of the *values* do not exceed, to a tenth of a percent."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=1000, method="inclusive")[round(percent * 10) - 1]
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Spread:

@@ -42,7 +42,7 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (
         asyncpg.TooManyConnectionsError,
-        "the server at {where} is full: {reason}; 25 free connections are needed",
+        "the server at {where} is full: {reason}; free some of its connections, or raise its max_connections",
     ),
     (TimeoutError, "no answer from {where} within {seconds:.0f} s; check host and port"),
     (OSError, "no connection to {where}: {reason}; is a server running there?"),
@@ -69,9 +69,13 @@ class Target:
 
 
 @contextmanager
-def open_target(dsn: str | None) -> Iterator[Target]:
+def open_target(dsn: str | None, *, max_connections: int = 100) -> Iterator[Target]:
     """
     Connect to the server of *dsn* once, or start an embedded one that ends with the block.
+
+    Args:
+        dsn: The server; None or empty for an embedded one.
+        max_connections: How many connections an embedded one is to accept.
 
     Raises:
         Unusable: Neither is to be had.
@@ -82,7 +86,7 @@ def open_target(dsn: str | None) -> Iterator[Target]:
             where = f"at {_address(dsn)}"
         else:
             try:
-                dsn = stack.enter_context(EmbeddedServer()).dsn
+                dsn = stack.enter_context(EmbeddedServer(settings={"max_connections": max_connections})).dsn
             except EmbeddedServerError as error:
                 raise Unusable(str(error)) from None
             where = "embedded"

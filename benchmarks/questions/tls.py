@@ -1,0 +1,45 @@
+"""`SELECT 1` over TLS, on a server of its own: the binaries that are embedded come without TLS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.servers import ServerUnavailable, postgresql_17, tls_server
+
+from benchmarks.contenders import ASYNCPG, BARE_ASYNCPG, OURS, OURS_PSYCOPG, OURS_WHEN_DIRTY, PSYCOPG_POOL, Setting
+from benchmarks.lab import NotHere, Question, bursts_of, label
+
+if TYPE_CHECKING:
+    from benchmarks.contenders import Client
+    from benchmarks.lab import Heat, Lab
+
+QUERIES = 500
+TASKS = (1, 10)
+
+
+async def ask(lab: Lab) -> list[Heat]:
+    """Of both drivers."""
+    heats = []
+    try:
+        binaries = postgresql_17()
+    except ServerUnavailable as error:
+        raise NotHere(str(error)) from None
+    with tls_server(binaries) as server:
+        of_asyncpg = Setting(server.dsn, ssl=server.ssl_context)
+        of_psycopg = Setting(server.verified_dsn)
+        async with (
+            lab.open((ASYNCPG, BARE_ASYNCPG, OURS, OURS_WHEN_DIRTY), of_asyncpg) as clients,
+            lab.open((PSYCOPG_POOL, OURS_PSYCOPG), of_psycopg) as others,
+        ):
+            for tasks in TASKS:
+                await lab.warm_up(clients | others, _fetch, tasks=tasks)
+                bursts = await lab.burst(clients | others, _fetch, operations=QUERIES, tasks=tasks)
+                heats.append(bursts_of(f"SELECT 1 over TLS on PostgreSQL 17, {label(tasks)}", bursts))
+    return heats
+
+
+async def _fetch(client: Client) -> None:
+    await client.fetch("SELECT 1")
+
+
+QUESTION = Question("tls", ask)
