@@ -33,7 +33,7 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-QUICK_ROUNDS, FULL_ROUNDS = 3, 15
+QUICK_ROUNDS, FULL_ROUNDS = 3, 9
 QUICK_EFFORT = 0.2
 # All contenders are open at once, and some questions are asked of pools of 50 more.
 SERVER_CONNECTIONS = CONNECTIONS * len(CONTENDERS) + 80
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     questions, names = [question.name for question in QUESTIONS], [contender.name for contender in CONTENDERS]
     parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
     parser.add_argument("--rounds", type=_rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
-    parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both")
+    parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both, with --quick asyncio")
     parser.add_argument("--only", choices=questions, action="append", help="one question; may be repeated")
     parser.add_argument("--contender", choices=names, action="append", help="one contender; may be repeated")
     parser.add_argument("--out", metavar="FOLDER", type=_folder, help="write figures.json and plots to FOLDER")
@@ -110,7 +110,7 @@ async def _refuse_without_room(dsn: str) -> None:
 
 def _run(options: argparse.Namespace, target: Target) -> None:
     console = make_console()
-    loops = [options.loop] if options.loop else list(LOOPS)
+    loops = [options.loop] if options.loop else ["asyncio"] if options.quick else list(LOOPS)
     load = os.getloadavg()[0]
     _say_what(console, target, loops, options, load)
     heats: dict[str, list[Heat]] = {}
@@ -135,7 +135,7 @@ def _say_what(console: Console, target: Target, loops: Sequence[str], options: a
     say_where(console, target, " and ".join(loops))
     say(
         console,
-        f"Pools of {CONNECTIONS}, which take turns in {options.rounds} rounds (5 at most of what takes seconds). "
+        f"Pools of {CONNECTIONS}, which take turns in {options.rounds} rounds (3 at most of what takes seconds). "
         "Figures are medians of the rounds, those of p99.9 and of the server's CPU are of all rounds together; a ratio "
         "is the median of the rounds' ratios, with their range. Each query has an acquire and a release of its own. "
         "CPU is this process's, per query. Contenders of asyncpg reset the session at each release unless it says "

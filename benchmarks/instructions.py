@@ -13,31 +13,16 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import asyncpg
-import psycopg_pool
-
-import loopaware_pool
-import loopaware_pool.psycopg
-from benchmarks.contenders import CONNECTIONS
+from benchmarks.contenders import CONNECTIONS, CONTENDERS, Setting
 from loopaware_pool import parking
 from loopaware_pool.cli.target import Unusable, open_target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from benchmarks.contenders import Client
 
 FEWER, MORE = 300, 1100
-ASYNCPG: dict[str, Any] = {"min_size": CONNECTIONS, "max_size": CONNECTIONS}
-PSYCOPG: dict[str, Any] = ASYNCPG | {"open": False, "kwargs": {"autocommit": True}}
-CONTENDERS: dict[str, Callable[[str], Any]] = {
-    "asyncpg": lambda dsn: asyncpg.create_pool(dsn, **ASYNCPG),
-    "ours": lambda dsn: loopaware_pool.create_pool(dsn, **ASYNCPG),
-    "ours, when_dirty": lambda dsn: loopaware_pool.create_pool(dsn, session_reset="when_dirty", **ASYNCPG),
-    "ours, never": lambda dsn: loopaware_pool.create_pool(dsn, session_reset="never", **ASYNCPG),
-    "psycopg_pool": lambda dsn: psycopg_pool.AsyncConnectionPool(dsn, **PSYCOPG),
-    "ours for psycopg": lambda dsn: loopaware_pool.psycopg.AsyncConnectionPool(dsn, **PSYCOPG),
-}
 
 
 def main() -> int:
@@ -57,8 +42,10 @@ def main() -> int:
     try:
         with open_target(options.dsn) as target:
             for contender in CONTENDERS:
-                fewer, more = (_count(target.dsn, contender, queries, options.tasks) for queries in (FEWER, MORE))
-                print(f"{contender:20} {(more - fewer) / (MORE - FEWER):10,.0f} instructions a query", flush=True)
+                if contender.needs is not None or options.tasks > (contender.max_tasks or options.tasks):
+                    continue
+                fewer, more = (_count(target.dsn, contender.name, queries, options.tasks) for queries in (FEWER, MORE))
+                print(f"{contender.name:20} {(more - fewer) / (MORE - FEWER):10,.0f} instructions a query", flush=True)
     except Unusable as error:
         print(f"benchmarks.instructions: {error}", file=sys.stderr)
         return 2
@@ -74,27 +61,16 @@ def _count(dsn: str, contender: str, queries: int, tasks: int) -> int:
     return int(counted[1])
 
 
-async def _run(contender: str, dsn: str, queries: int, tasks: int) -> None:
-    pool = CONTENDERS[contender](dsn)
+async def _run(name: str, dsn: str, queries: int, tasks: int) -> None:
+    contender = next(one for one in CONTENDERS if one.name == name)
     parking.PARK_SECONDS = 1e6  # type: ignore[misc]  # what passes in time is not to count: all is slower here
-    query = _fetch if isinstance(pool, asyncpg.Pool) else _execute
-    async with pool:
-        await asyncio.gather(*(_work(query, pool, queries // tasks) for _ in range(tasks)))
+    async with contender.open(Setting(dsn), "instructions") as client:
+        await asyncio.gather(*(_work(client, queries // tasks) for _ in range(tasks)))
 
 
-async def _work(query: Callable[[Any], Awaitable[object]], pool: Any, queries: int) -> None:
+async def _work(client: Client, queries: int) -> None:
     for _ in range(queries):
-        await query(pool)
-
-
-async def _fetch(pool: Any) -> object:
-    async with pool.acquire() as connection:
-        return await connection.fetchval("SELECT 1")
-
-
-async def _execute(pool: Any) -> object:
-    async with pool.connection() as connection:
-        return await (await connection.execute("SELECT 1")).fetchone()
+        await client.fetch("SELECT 1")
 
 
 if __name__ == "__main__":

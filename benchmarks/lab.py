@@ -132,7 +132,7 @@ class Lab:
     @property
     def few_rounds(self) -> int:
         """How often contenders take turns at what takes seconds."""
-        return min(self.rounds, 5 if self.effort == 1 else 1)
+        return min(self.rounds, 3 if self.effort == 1 else 1)
 
     def scaled(self, operations: int) -> int:
         """Tell how many *operations* a round should have."""
