@@ -22,6 +22,8 @@ from loopaware_pool.cli.target import Unusable, open_target
 if TYPE_CHECKING:
     from benchmarks.contenders import Client
 
+__all__ = ["count_instructions"]
+
 FEWER, MORE = 300, 1100
 
 
@@ -36,15 +38,13 @@ def main() -> int:
         contender, queries = options.run
         asyncio.run(_run(contender, options.dsn, int(queries), options.tasks))
         return 0
-    if shutil.which("valgrind") is None:
-        print("benchmarks.instructions: valgrind is not installed", file=sys.stderr)
-        return 2
     try:
         with open_target(options.dsn) as target:
             for contender in CONTENDERS:
                 if contender.needs is not None or options.tasks > (contender.max_tasks or options.tasks):
                     continue
-                fewer, more = (_count(target.dsn, contender.name, queries, options.tasks) for queries in (FEWER, MORE))
+                run = ("benchmarks.instructions", "--dsn", target.dsn, "--tasks", str(options.tasks), "--run")
+                fewer, more = (count_instructions(*run, contender.name, str(number)) for number in (FEWER, MORE))
                 print(f"{contender.name:20} {(more - fewer) / (MORE - FEWER):10,.0f} instructions a query", flush=True)
     except Unusable as error:
         print(f"benchmarks.instructions: {error}", file=sys.stderr)
@@ -52,10 +52,17 @@ def main() -> int:
     return 0
 
 
-def _count(dsn: str, contender: str, queries: int, tasks: int) -> int:
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-m"]
-    arguments = ["benchmarks.instructions", "--dsn", dsn, "--tasks", str(tasks), "--run", contender, str(queries)]
-    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+def count_instructions(*arguments: str) -> int:
+    """
+    Run `python -m` with *arguments* under valgrind.
+
+    Raises:
+        Unusable: There is no valgrind here.
+    """
+    if shutil.which("valgrind") is None:
+        raise Unusable("valgrind is not installed")
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-m", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     counted = re.search(r"Collected : (\d+)", ended.stderr)
     assert counted is not None, ended.stderr
     return int(counted[1])

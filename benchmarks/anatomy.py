@@ -1,0 +1,81 @@
+"""
+`python -m benchmarks.anatomy`: what the parts of an acquire and a release cost, in instructions, by valgrind.
+
+Each part is taken out in turn, and what the whole then costs less is the part's. A lease of asyncpg's flavour, with
+nothing in it and nothing to reset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+import loopaware_pool
+from benchmarks.instructions import count_instructions
+from loopaware_pool import asyncpg_session, parking, shard, slot
+from loopaware_pool.cli.target import Unusable, open_target
+from loopaware_pool.driver import ReturnCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FEWER, MORE = 500, 2500
+SESSION = asyncpg_session.AsyncpgSession
+
+
+def main() -> int:
+    """Count, print, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.anatomy", description=__doc__)
+    parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
+    parser.add_argument("--run", nargs=2, metavar=("PART", "CYCLES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        part, cycles = options.run
+        PARTS[part]()
+        asyncio.run(_run(options.dsn, int(cycles)))
+        return 0
+    try:
+        with open_target(options.dsn) as target:
+            whole = _cost(target.dsn, "whole")
+            print(f"{whole:10,.0f} instructions an acquire and a release")
+            for part in list(PARTS)[1:]:
+                print(f"{whole - _cost(target.dsn, part):10,.0f} of them: {part}", flush=True)
+    except Unusable as error:
+        print(f"benchmarks.anatomy: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _cost(dsn: str, part: str) -> float:
+    arguments = ("benchmarks.anatomy", "--dsn", dsn, "--run", part)
+    fewer, more = (count_instructions(*arguments, str(cycles)) for cycles in (FEWER, MORE))
+    return (more - fewer) / (MORE - FEWER)
+
+
+async def _run(dsn: str, cycles: int) -> None:
+    parking.PARK_SECONDS = 1e6  # type: ignore[misc]  # what passes in time is not to count: all is slower here
+    async with loopaware_pool.create_pool(dsn, min_size=1, max_size=1, session_reset="never") as pool:
+        await asyncio.sleep(0.3)
+        for _ in range(cycles):
+            connection = await pool.acquire()
+            await pool.release(connection)
+
+
+def _out(kind: Any, name: str, instead: Callable[..., object]) -> Callable[[], None]:
+    return lambda: setattr(kind, name, instead)
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "whole": lambda: None,
+    "who holds it, and from which line": _out(slot.Slot, "lent_to", lambda *_: None),
+    "whether it is alive": _out(shard.Shard, "_is_alive", lambda *_: True),
+    "whether it can be taken back as it is": _out(SESSION, "take_back", lambda _: ReturnCheck.READY),
+    "cursors, statements, listeners it left": _out(SESSION, "invalidate_derivatives", lambda _: None),
+    "having it parked if it stays idle": _out(parking.Parking, "park", lambda *_: None),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
