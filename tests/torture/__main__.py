@@ -159,7 +159,7 @@ def main() -> int:
         print(json.dumps({"seed": asked.seed, "total": total.as_dict(), "kinds": kinds, "failure": failure}))
     else:
         print(f"Seed {asked.seed}, {monotonic() - began:.0f} s: {', '.join(tallies)}.\n{total.text()}")
-        print(failure or "Every promise was kept." if total.is_clean() else failure)
+        print("Every promise was kept." if total.is_clean() else failure)
     return 1 if failure else 0
 
 

@@ -529,7 +529,7 @@ class Storm:
     # ---- complaints ----
 
     def _break(self, promise: str, text: str, count: int = 1) -> None:
-        self.tally.broken[promise] += count
+        self.tally.note(promise, text, count)
         if self._is_strict:
             raise Broken(promise, text)
 

@@ -37,6 +37,12 @@ class Tally:
     threads: int = 0
     forks: int = 0
     broken: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PROMISES, 0))
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def note(self, promise: str, text: str, count: int) -> None:
+        """Count a broken promise; the first of its kind is the example."""
+        self.broken[promise] += count
+        self.examples.setdefault(promise, text)
 
     def add(self, other: Tally) -> None:
         """Count what another has counted."""
@@ -44,6 +50,8 @@ class Tally:
             if name == "broken":
                 for promise, count in value.items():
                     self.broken[promise] += count
+            elif name == "examples":
+                self.examples = value | self.examples
             else:
                 setattr(self, name, getattr(self, name) + value)
 
@@ -57,6 +65,7 @@ class Tally:
 
     def text(self) -> str:
         """For people."""
-        counted = [(name.replace("_", " "), value) for name, value in vars(self).items() if name != "broken"]
+        counted = [(name.replace("_", " "), value) for name, value in vars(self).items() if isinstance(value, int)]
         promised = [(PROMISES[name], value) for name, value in self.broken.items()]
-        return "\n".join(f"{value:>10,}  {name}" for name, value in [*counted, *promised])
+        lines = [f"{value:>10,}  {name}" for name, value in [*counted, *promised]]
+        return "\n".join([*lines, *(f"{PROMISES[name]}, for one: {text}" for name, text in self.examples.items())])
