@@ -150,6 +150,7 @@ class Storm:
         if self._pool is None:
             self._pool = self._surface.make(self._dsn, self.name, self._history.options)
         await self._surface.open(self._pool)
+        self._resume()
         for step in steps:
             self.tally.steps += 1
             await getattr(self, step["do"])(**{key: value for key, value in step.items() if key != "do"})
@@ -300,6 +301,11 @@ class Storm:
         self._pool.suspend()
         asyncio.get_running_loop().call_later(ms / 1000, self._pool.resume)
 
+    def _resume(self) -> None:
+        """End a suspension whose timer may have gone with its loop."""
+        if self._surface.is_ours:
+            self._pool.resume()
+
     async def thread(self, leases: int, queries: int, end: str) -> None:
         """Use the pool on another loop, in a thread."""
 
@@ -359,7 +365,7 @@ class Storm:
             os._exit(status)
 
     async def _childhood(self, leases: int) -> None:
-        self._pool.resume()
+        self._resume()
         await asyncio.gather(*(self._visit(2) for _ in range(leases)))
         await self._surface.close(self._pool)
 
@@ -367,8 +373,7 @@ class Storm:
 
     async def settle(self) -> None:
         """Let everybody finish; then look at everything."""
-        if self._surface.is_ours:
-            self._pool.resume()
+        self._resume()
         await self._callers_end()
         await self._threads_end()
         self._judge_callers()
@@ -392,6 +397,8 @@ class Storm:
             self._break("waiters", f"after {self._patience} s still there: {stuck}; {self._pool!r}", len(stuck))
 
     async def _threads_end(self) -> None:
+        if self._threads:
+            self._resume()
         deadline = monotonic() + self._patience
         while any(thread.is_alive() for thread in self._threads):
             if monotonic() > deadline:
