@@ -31,10 +31,10 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture bench lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
@@ -67,6 +67,9 @@ tests-3.13:
 	@echo "== tests marked both_pythons, on Python 3.13"
 	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
 		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest $(WORKERS) -m both_pythons; fi
+
+torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg or psycopg_pool
+	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
 bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
 	@mkdir -p build/bench

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 def pytest_report_header() -> str:
     return f"asyncpg {version('asyncpg')}, psycopg {version('psycopg')} ({pq.__impl__}), uvloop {version('uvloop')}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Add up what tests have counted."""
+    counted: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, count in report.user_properties:
+            counted[name] += count
+    for name, count in counted.items():
+        terminalreporter.write_line(f"{name}: {count:,}")
 
 
 @pytest.fixture(scope="session")

@@ -342,7 +342,15 @@ class SettingUp(Connecting):
         Scene.__init__(self, setup=self.gate)
 
 
-SCENES = [Idle, JustReleased, Lent, Querying, Waiting, Connecting, Initialising, SettingUp, Resetting]
+class SayingGoodbye(Scene):
+    async def play(self, pool):
+        connection = await pool.acquire()
+        await pool.expire_connections()
+        await pool.release(connection)
+        await asyncio.sleep(0)  # the goodbye has been said, and the server has not closed
+
+
+SCENES = [Idle, JustReleased, Lent, Querying, Waiting, Connecting, Initialising, SettingUp, Resetting, SayingGoodbye]
 
 
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])

@@ -19,7 +19,7 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
+from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_kinds, check_sizes
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
@@ -90,7 +90,7 @@ class Pool(upstream.Pool):
             )
         init_size = min_size if init_size is None else init_size
         check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
-        check_classes(connection_class, record_class)
+        check_kinds(connection_class, record_class, loop, connect=connect, setup=setup, init=init, reset=reset)
         if session_reset not in get_args(SessionReset):
             raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
         config = PoolConfig(

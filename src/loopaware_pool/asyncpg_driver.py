@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -11,6 +12,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool import errors
 from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession, cut
+from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.reports import logger
 
@@ -70,6 +72,7 @@ class AsyncpgDriver:
         max_queries: int,
         session_reset: str,
     ) -> None:
+        check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
         self.args = args
         self.kwargs = kwargs
         self.connection_class = connection_class

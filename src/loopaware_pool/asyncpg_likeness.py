@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from asyncio import AbstractEventLoop
 from typing import Final
 
 import asyncpg
 from asyncpg.connection import Connection
 
-from loopaware_pool.config import check_number, check_whole
+from loopaware_pool.config import check_callbacks, check_number, check_whole
 
-__all__ = ["FREE_HOLDER", "FreeHolder", "FreeSlots", "check_classes", "check_sizes"]
+__all__ = ["FREE_HOLDER", "FreeHolder", "FreeSlots", "check_kinds", "check_sizes"]
 
 
 def check_sizes(
@@ -38,13 +39,24 @@ def check_sizes(
             raise ValueError(complaint)
 
 
-def check_classes(connection_class: type, record_class: type) -> None:
-    if not issubclass(connection_class, Connection):
+def check_kinds(
+    connection_class: type, record_class: type, loop: AbstractEventLoop | None, **callbacks: object
+) -> None:
+    """Complain as asyncpg does of classes; of the rest, which it takes no notice of at first, in our words."""
+    if not _is_subclass(connection_class, Connection):
         raise TypeError(
             f"connection_class is expected to be a subclass of asyncpg.Connection, got {connection_class!r}"
         )
-    if not issubclass(record_class, asyncpg.Record):
+    if not _is_subclass(record_class, asyncpg.Record):
         raise TypeError(f"record_class is expected to be a subclass of asyncpg.Record, got {record_class!r}")
+    given: object = loop
+    if given is not None and not isinstance(given, AbstractEventLoop):
+        raise TypeError(f"loop={loop!r}: expected an event loop, or None")
+    check_callbacks(**callbacks)
+
+
+def _is_subclass(kind: object, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
 
 
 class FreeHolder:

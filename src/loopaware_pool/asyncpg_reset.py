@@ -59,7 +59,7 @@ class ResetAnswer(asyncio.Protocol):
         self._protocol = protocol
         self._statements = statements
         self._clean: bytes | None = None
-        self._buffer = b""
+        self._buffer = bytearray()  # appended to in place: a server may send its answer byte by byte
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
@@ -76,7 +76,7 @@ class ResetAnswer(asyncio.Protocol):
         """Let asyncpg have the transport, whatever comes."""
         if self.is_due:
             self.is_due = False
-            self._buffer = b""
+            self._buffer.clear()
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
@@ -103,12 +103,13 @@ class ResetAnswer(asyncio.Protocol):
                 break
             kind = data[begin : begin + 1]
             if kind == b"Z":
-                self._ready(status=data[end - 1 : end], answer=data[:end], surplus=data[end:])
+                status = bytes(data[begin + _HEADER_BYTES : end])
+                self._ready(status=status, answer=bytes(data[:end]), surplus=bytes(data[end:]))
                 return
-            if not self._consume(kind, data[begin:end]):
+            if not self._consume(bytes(kind), bytes(data[begin:end])):
                 return
             begin = end
-        self._buffer = data[begin:]
+        del data[:begin]
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
         """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""

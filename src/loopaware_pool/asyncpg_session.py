@@ -342,18 +342,17 @@ class AsyncpgSession:
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
         con = self._con
-        if con is None:
-            return
         self._detach()
         if forked:
             # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
             # close: the transport would close the number once more, when it may be somebody else's.
             if self._identity is not None and self._identity.is_open():
                 replace_by_devnull(self._identity.fd)
-        elif not self._loop.is_closed() or hasattr(self._reach.plain, "_sock"):
+        elif con is not None and (not self._loop.is_closed() or hasattr(self._reach.plain, "_sock")):
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 con.terminate()
-        con._aborted = True
+        if con is not None:  # else a goodbye was cut short: asyncpg has let go of it, its socket is open
+            con._aborted = True
         is_over = forked or self._loop.is_closed()
         close_socket_of(self._reach.plain, for_good=is_over)
         if is_over and self._reach.plain is not None and self._reach.transport is not self._reach.plain:

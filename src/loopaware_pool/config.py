@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loopaware_pool.stats import EventHook
 
-__all__ = ["IdleOrder", "PoolConfig", "check_number", "check_whole"]
+__all__ = ["IdleOrder", "PoolConfig", "check_callbacks", "check_number", "check_secret", "check_whole"]
 
 _numbers = itertools.count(1)
 
@@ -135,6 +135,29 @@ def check_whole(name: str, value: object) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: expected a whole number")
+
+
+def check_callbacks(**callbacks: object) -> None:
+    """
+    Refuse what is neither None nor can be called.
+
+    Raises:
+        TypeError: One is neither.
+    """
+    for name, value in callbacks.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}={value!r}: expected a callable, or None")
+
+
+def check_secret(name: str, value: object, kinds: tuple[type, ...], what: str) -> None:
+    """
+    Refuse what is of none of the *kinds*, and cannot be called, without showing it: there may be a password in it.
+
+    Raises:
+        TypeError: It is of another type.
+    """
+    if not isinstance(value, kinds) and not callable(value):
+        raise TypeError(f"{name}: expected {what}, not {type(value).__name__}")
 
 
 def _is_number(value: object) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool.config import IdleOrder, PoolConfig, check_number
+from loopaware_pool.config import IdleOrder, PoolConfig, check_callbacks, check_number
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
@@ -177,6 +177,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             discard_expired=(discard_expired, DiscardExpired),
         )
         check_workers(num_workers)
+        check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
         self.name = name = checked_name(name)
         self.timeout = seconds("timeout", timeout)
         self.close_returns = close_returns and self._keeps_idle

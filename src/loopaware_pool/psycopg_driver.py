@@ -6,13 +6,16 @@ import asyncio
 import inspect
 import logging
 import weakref
+from collections.abc import Mapping
 from time import monotonic
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import psycopg_pool
 
 from loopaware_pool import errors
+from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.psycopg_connection import let_go_of_frames
 from loopaware_pool.psycopg_session import PsycopgSession, check_idle
@@ -110,6 +113,8 @@ class PsycopgDriver:
         reconnect_seconds: float,
         outlasted: Callable[[], None],
     ) -> None:
+        check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
+        check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
         self.name = name
         self.conninfo = conninfo
         self.kwargs = kwargs
