@@ -40,6 +40,7 @@ READING_ORDER = (
     "audit_origins",
     "audit_registrations",
     "audit",
+    "pytest_plugin",
     "testing",
     "statements",
     "asyncpg_reset",
