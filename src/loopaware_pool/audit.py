@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakKeyDictionary
 
-from loopaware_pool.audit_fds import AuditUnavailable, OpenFd, blind_spots, open_fds
+from loopaware_pool.audit_fds import EPOLL, SOCKET, AuditUnavailable, OpenFd, blind_spots, open_fds
 from loopaware_pool.audit_kept import kept_for_life, open_what_is_kept
 from loopaware_pool.audit_origins import opened_at, running_loop, start_tracing, stop_tracing
 from loopaware_pool.audit_registrations import (
@@ -41,7 +42,7 @@ from loopaware_pool.audit_registrations import (
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Awaitable, Callable, Hashable, Iterator
+    from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
     from types import TracebackType
 
 __all__ = [
@@ -191,8 +192,8 @@ class FdAudit:
         if self._trace:
             start_tracing(self._loop_closes)
         try:
-            self._known_stale = set(stale_registrations())
             self._before = open_fds()
+            self._known_stale = {stale for loop in _loops_with(self._before) for stale in stale_registrations(loop)}
         except BaseException:
             stop_tracing(self._loop_closes)
             raise
@@ -285,7 +286,7 @@ class FdAudit:
         opened = len(new)
         new = {key: each for key, each in new.items() if key not in self._excluded}
         gone = [each for key, each in self._before.items() if key not in after]
-        loops = open_loops()
+        loops = _loops_with(after)
         if new:
             excused = kept_for_life(new.values(), loops, had_uvloop=self._had_uvloop).union(*map(closing_fds, loops))
             new = {key: each for key, each in new.items() if each.fd not in excused}
@@ -325,6 +326,18 @@ class _Outcome:
         leaked = {key: each for key, each in self.leaked.items() if key in earlier.leaked}
         entries = [each for each in self.registrations if each in earlier.registrations]
         return _Outcome(self.after, leaked, self.excused, Registrations(entries, self.registrations.unseen))
+
+
+def _loops_with(fds: Mapping[Hashable, OpenFd]) -> list[AbstractEventLoop]:
+    """
+    List the loops that are open while *fds* are.
+
+    On Linux each has an epoll set, or at least a pair of sockets to wake itself; where there is none of either, every
+    object of the process need not be looked at.
+    """
+    if sys.platform == "linux" and not any(fd.kind in (EPOLL, SOCKET) for fd in fds.values()):
+        return []
+    return open_loops()
 
 
 def _entries(loop: AbstractEventLoop) -> set[tuple[int, int]]:

@@ -231,9 +231,7 @@ def _line() -> str | None:
             return _place(frame)
         if fallback is None and not _is_stdlib(frame.f_code.co_filename) and not _is_ours(frame):
             fallback = _place(frame)
-        if frame is outermost and not _is_started_at_once(frame.f_back):
-            break
-        frame = frame.f_back
+        frame = _maker_of_eager_task(frame) if frame is outermost else frame.f_back
     return (None if task is None else _tracing.book.tasks.get(task)) or fallback
 
 
@@ -258,9 +256,11 @@ def _runs_a_loop(frame: FrameType) -> bool:
     return code.co_filename == asyncio.events.__file__ and code.co_name == "_run"
 
 
-def _is_started_at_once(frame: FrameType | None) -> bool:
-    """Whether an eager task runs inside the call that made it: that caller is below *frame*."""
-    return frame is not None and _is_ours(frame)
+def _maker_of_eager_task(frame: FrameType | None) -> FrameType | None:
+    """Find the call that made a task, if the task's outermost *frame* runs within it; None if a loop runs it."""
+    while frame is not None and not (_is_ours(frame) and frame.f_code.co_name == "create_task"):
+        frame = frame.f_back
+    return frame
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -114,6 +114,13 @@ class Watch(NamedTuple):
     callbacks: tuple[Any, Any]
 
 
+class _Stale(NamedTuple):
+    """A stale registration, and the entry it was found in; None if only the kernel has one."""
+
+    entry: object
+    registration: Registration
+
+
 class _Sight(NamedTuple):
     """What a loop shows."""
 
@@ -142,13 +149,14 @@ def _find_stale(loop: AbstractEventLoop) -> list[Registration]:
     found = _stale_once(loop)
     if found and loop.is_running() and not _is_mine(loop):
         time.sleep(_SECOND_LOOK_SECONDS)
+        # The very same entry: a busy loop makes new ones all the time, which may look alike.
         again = _stale_once(loop)
-        found = {key: again[key] for key in found if key in again}
-    return list(found.values())
+        found = {key: seen for key, seen in found.items() if key in again and again[key].entry is seen.entry}
+    return [seen.registration for seen in found.values()]
 
 
 def open_loops() -> list[AbstractEventLoop]:
-    """List the event loops of this process that are not closed: takes milliseconds, as every object is looked at."""
+    """List the event loops of this process that are not closed: it takes milliseconds to look at every object."""
     if "asyncio" not in sys.modules:
         return []
     kinds = _kinds_of(asyncio.AbstractEventLoop)
@@ -266,7 +274,7 @@ def _is_mine(loop: AbstractEventLoop) -> bool:
 # ---- which of it is stale ----
 
 
-def _stale_once(loop: AbstractEventLoop) -> dict[tuple[int, str, int], Registration]:
+def _stale_once(loop: AbstractEventLoop) -> dict[tuple[int, str], _Stale]:
     sight = _look(loop)
     kernel = None if sight.epoll is None else _kernel_inodes(sight.epoll)
     found = {}
@@ -274,8 +282,8 @@ def _stale_once(loop: AbstractEventLoop) -> dict[tuple[int, str, int], Registrat
         watch = sight.entries.get(fd)
         reason = _why_stale(loop, fd, watch, kernel)
         if reason is not None:
-            entry = 0 if watch is None else id(watch.entry)
-            found[fd, reason, entry] = _describe(loop, fd, watch or Watch(None, (None, None)), reason)
+            watch = watch or Watch(None, (None, None))
+            found[fd, reason] = _Stale(watch.entry, _describe(loop, fd, watch, reason))
     return found
 
 
