@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 import leaks
-from loopaware_pool import audit_fds, audit_origins
+from loopaware_pool import audit_fds, audit_origins, audit_registrations
 from loopaware_pool.audit import (
     AuditUnavailable,
     FdAudit,
@@ -181,13 +181,16 @@ def test_a_cancelled_block_is_cancelled(runner):
 
 @pytest.mark.usefixtures("small_heap")
 def test_a_clean_program_is_called_clean_200_times_in_a_row(dsn, runner):
-    """asyncpg, psycopg and one that knows no PostgreSQL; a thread of the test opens and closes sockets meanwhile."""
+    """asyncpg, psycopg and one that knows no PostgreSQL; a thread always has some other socket open."""
     done = threading.Event()
 
     def come_and_go():
-        while not done.is_set():
-            with socket.socket(), socket.socket():
-                done.wait(0.001)
+        present = socket.create_server(("127.0.0.1", 0))
+        while not done.wait(0.001):
+            successor = socket.create_server(("127.0.0.1", 0))
+            present.close()
+            present = successor
+        present.close()
 
     async def main(number):
         async with assert_zero_fd_delta(trace=True, grace_seconds=20):
@@ -349,9 +352,10 @@ def test_what_is_opened_once_for_the_life_of_a_process_is_no_leak(use):
 
 def test_a_pipe_beside_uvloops_own_is_a_leak():
     """What uvloop keeps is known by what is in it; another pipe is not excused by it."""
-    use = "import os, uvloop; uvloop.run(main()); os.pipe()"
+    use = "import os, uvloop; print(*os.pipe()); uvloop.run(main())"
     done = subprocess.run([sys.executable, "-c", FIRST_USE.format(use)], capture_output=True, text=True, timeout=60)
     assert "2 fds left open" in done.stderr
+    assert [f"fd {fd}: pipe" in done.stderr for fd in done.stdout.split()] == [True, True]
 
 
 # ---- lines ----
@@ -383,6 +387,29 @@ def test_a_library_that_connects_in_tasks_of_its_own_is_named_by_who_called_it(d
             assert {fd.opened_at for fd in audit.leaked} == {leaks.line_of("pool_not_closed") + "in pool_not_closed"}
 
     runner.run(main())
+
+
+def test_whoever_runs_the_loop_is_not_who_opened_it(dsn, loop_factory):
+    """The line that runs a loop is below a task's frames on the stack, and has no part in it."""
+    loop = loop_factory()
+
+    async def main():
+        async with AsyncExitStack() as kept, FdAudit(trace=True, grace_seconds=0) as audit:
+            await leaks.pool_not_closed(dsn, kept)
+            assert {fd.opened_at for fd in audit.leaked} == {leaks.line_of("pool_not_closed") + "in pool_not_closed"}
+
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def test_a_library_is_known_wherever_it_is_installed(tmp_path):
+    """By the record of its installation; the program beside it is the user's."""
+    (tmp_path / "driver-1.0.dist-info").mkdir()
+    (tmp_path / "driver-1.0.dist-info" / "RECORD").write_text("driver/__init__.py,,\nsingle.py,,\n")
+    assert audit_origins._is_library(str(tmp_path / "driver" / "deep" / "connect.py"))
+    assert audit_origins._is_library(str(tmp_path / "single.py"))
+    assert not audit_origins._is_library(str(tmp_path / "main.py"))
 
 
 def test_a_socket_made_in_c_has_no_line(dsn):
@@ -476,7 +503,7 @@ def test_uvloop_needs_tracing_to_tell_that_an_fd_is_another_by_now(pair):
 
 def test_a_number_that_a_duplicate_keeps_in_the_kernels_list_is_stale(pair):
     """A closed fd whose socket is open under another number cannot even be unregistered."""
-    ours, _ = pair
+    ours, theirs = pair
 
     async def main():
         loop = asyncio.get_running_loop()
@@ -486,6 +513,9 @@ def test_a_number_that_a_duplicate_keeps_in_the_kernels_list_is_stale(pair):
             ours.close()
             loop.remove_reader(fd)
             assert [(stale.fd, stale.reason) for stale in stale_registrations(loop)] == [(fd, "closed")]
+            os.dup2(theirs.fileno(), fd)
+            assert [(stale.fd, stale.reason) for stale in stale_registrations(loop)] == [(fd, "reused")]
+            os.close(fd)
 
     asyncio.run(main())
 
@@ -510,6 +540,29 @@ def test_a_loop_that_is_busy_in_another_thread_is_not_suspected(dsn, loop_factor
     finally:
         done.set()
         thread.join()
+
+
+def test_an_entry_that_was_only_passing_by_is_not_suspected(monkeypatch):
+    """One that looks the same at the second look is another."""
+    loop, looks = asyncio.new_event_loop(), []
+
+    def seen(_):
+        looks.append(object())
+        found = audit_registrations.Registration(7, "reused", "a loop", None, None, None)
+        return {(7, "reused"): audit_registrations._Stale(looks[-1], found)}
+
+    monkeypatch.setattr(audit_registrations, "_stale_once", seen)
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        while not loop.is_running():
+            pass
+        assert stale_registrations(loop) == []
+        assert len(looks) == 2
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def test_a_reader_that_somebody_waits_for_is_not_left(runner, pair):

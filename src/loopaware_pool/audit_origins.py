@@ -274,7 +274,24 @@ def _is_users(frame: FrameType) -> bool:
 @cache
 def _is_library(path: str) -> bool:
     parts = path.split(os.sep)
-    return path.startswith("<frozen ") or _is_stdlib(path) or "site-packages" in parts or "dist-packages" in parts
+    if path.startswith("<frozen ") or _is_stdlib(path) or "site-packages" in parts or "dist-packages" in parts:
+        return True
+    # Elsewhere, as where a function is deployed, what was installed stands beside the record of its installation.
+    return any(name in _installed_in(os.sep.join(parts[:end])) for end, name in enumerate(parts) if end)
+
+
+@cache
+def _installed_in(folder: str) -> frozenset[str]:
+    """List the files and folders in *folder* that an installer has put there."""
+    try:
+        records = [name for name in os.listdir(folder or os.sep) if name.endswith(".dist-info")]
+    except OSError:
+        return frozenset()
+    found: set[str] = set()
+    for name in records:
+        with suppress(OSError), open(os.path.join(folder, name, "RECORD"), encoding="utf-8") as lines:
+            found.update(line.partition(",")[0].partition("/")[0] for line in lines)
+    return frozenset(found)
 
 
 @cache

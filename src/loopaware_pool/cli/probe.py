@@ -1,5 +1,5 @@
 """
-`python -m loopaware_pool.cli.probe DSN`: is the server alive? One connection, one query, within a time; nothing is left.
+`python -m loopaware_pool.cli.probe DSN`: is the server alive? One connection, one query, within a time, nothing left.
 
 Exit code 0: it answered, and every fd was closed; 1: it did not, or one was not; 2: the DSN is not understood.
 In a program: `(await probe(dsn, timeout=2)).is_alive`.
