@@ -32,7 +32,8 @@ __all__ = ["SocketIdentity", "SocketProbe", "is_watched", "replace_by_devnull", 
 
 # POLLRDHUP tells of the peer's half-close on Linux; elsewhere a closed peer shows as readable, and is found by reading.
 _RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0)
-_GONE: Final[int] = select.POLLHUP | select.POLLERR | select.POLLNVAL | _RDHUP
+# Windows has no poll(): what is there of it is none.
+_GONE: Final[int] = sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL")) | _RDHUP
 
 
 @dataclass(frozen=True, slots=True)

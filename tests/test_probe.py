@@ -1,0 +1,173 @@
+"""`probe` tells within its time whether a server is alive, leaves nothing open, and shows no password."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from loopaware_pool.audit import assert_zero_fd_delta
+from loopaware_pool.cli import probe as command
+from loopaware_pool.cli.probe import probe
+
+pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def runner(loop_factory):
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        yield runner
+
+
+@pytest.fixture
+def mute():
+    """A port where connections are accepted and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"postgresql://u:{SECRET}@127.0.0.1:{server.getsockname()[1]}/d"
+
+
+@pytest.fixture
+def nobody():
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"postgresql://u:{SECRET}@127.0.0.1:{port}/d"
+
+
+def audited(dsn, **options):
+    async def main():
+        async with assert_zero_fd_delta():
+            return await probe(dsn, **options)
+
+    return main()
+
+
+def test_a_server_that_answers_is_alive(dsn, runner):
+    """And the probe's connection is closed."""
+    result = runner.run(audited(dsn))
+    assert (result.is_alive, result.reason, result.fds_left) == (True, None, None)
+    assert 0 < result.seconds < command.DEFAULT_TIMEOUT_SECONDS
+
+
+def test_a_server_that_is_away_is_not(nobody, runner):
+    """The reason is one line, and no password is in it."""
+    result = runner.run(audited(nobody))
+    assert not result.is_alive
+    assert result.reason.startswith("no connection to 127.0.0.1:")
+    assert SECRET not in result.reason
+    assert "\n" not in result.reason
+
+
+def test_a_server_that_is_mute_is_given_up_in_time(mute, runner):
+    """The timeout covers all of it."""
+    started = time.monotonic()
+    result = runner.run(audited(mute, timeout=0.2))
+    assert time.monotonic() - started < 5
+    assert not result.is_alive
+    assert result.reason.startswith("no answer from 127.0.0.1:")
+    assert result.reason.endswith("within 0.2 s")
+
+
+def test_a_server_that_refuses_is_not_alive(dsn, runner):
+    """Its own words are the reason."""
+    result = runner.run(audited(dsn.rpartition("/")[0] + "/no_such_database"))
+    assert not result.is_alive
+    assert "no_such_database" in result.reason
+
+
+def test_a_cancelled_probe_leaves_nothing(mute, runner):
+    """The cancellation goes through."""
+
+    async def main():
+        async with assert_zero_fd_delta():
+            task = asyncio.create_task(probe(mute, timeout=60))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 20)
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("dsn", ["nonsense", f"postgresql://u:{SECRET}@h:port/d", f"postgresql://u:{SECRET}/x@h/d"])
+def test_a_dsn_that_is_not_understood_is_an_error(dsn):
+    """It is the caller's, not the server's; the password is not repeated."""
+    with pytest.raises(ValueError, match="the DSN is not understood") as caught:
+        asyncio.run(probe(dsn, timeout=1))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_time_that_makes_no_sense_is_an_error(timeout, dsn):
+    """By name."""
+    with pytest.raises(ValueError, match="timeout must be above 0 seconds"):
+        asyncio.run(probe(dsn, timeout=timeout))
+
+
+# ---- the command ----
+
+
+def test_the_command_says_so_and_its_exit_code_is_0(dsn, capsys):
+    """One line; with `--json`, an object. It audits all that the probe opened."""
+    assert command.main([dsn]) == 0
+    assert capsys.readouterr().out.startswith("alive, ")
+    assert command.main([dsn, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["is_alive"], told["reason"], told["fds_left"]) == (True, None, 0)
+
+
+def test_the_command_fails_with_1_where_nobody_answers(nobody, mute, capsys):
+    """For whatever reason."""
+    assert command.main([nobody]) == 1
+    assert command.main([mute, "--timeout", "0.2"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count("\n") == 2
+    assert SECRET not in told.out + told.err
+    assert not [
+        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+
+
+def test_the_command_fails_with_1_where_an_fd_is_left(dsn, capsys, monkeypatch):
+    """Planted here: the answer alone is not enough."""
+    sockets = []
+
+    async def leak(dsn):
+        sockets.append(socket.socket())
+
+    monkeypatch.setattr(command, "_ask", leak)
+    assert command.main([dsn]) == 1
+    assert "1 fd was left open" in capsys.readouterr().out
+    sockets.pop().close()
+
+
+def test_the_command_fails_with_2_where_it_cannot_ask(capsys):
+    """A line on the error output."""
+    assert command.main([f"postgresql://u:{SECRET}@h:port/d"]) == 2
+    assert command.main(["postgresql://h/d", "--timeout", "0"]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 2
+    assert SECRET not in told.out + told.err
+
+
+def test_a_name_that_cannot_be_looked_up_does_not_hold_the_command():
+    """Looking up cannot be called off: the process ends all the same."""
+    code = """
+import socket, sys, time
+socket.getaddrinfo = lambda *args, **options: time.sleep(60)
+from loopaware_pool.cli.probe import main
+sys.exit(main(["postgresql://db.example/d", "--timeout", "0.3"]))
+"""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert time.monotonic() - started < 30
+    assert done.returncode == 1
+    assert "no answer" in done.stdout
