@@ -35,6 +35,8 @@ READING_ORDER = (
     "keeper",
     "queue",
     "pool",
+    "testing.fake_driver",
+    "testing.fault_proxy",
     "testing",
     "statements",
     "asyncpg_reset",
