@@ -212,6 +212,8 @@ class AsyncpgSession:
         if is_gone:
             return _DEAD
         if is_readable and self.is_settled:
+            if self._answer is not None:
+                self._answer.stand_guard()
             return _UNREAD
         return _ALIVE
 
@@ -301,12 +303,22 @@ class AsyncpgSession:
         """Make a round trip."""
         if self._con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        self._take_transport()
         await self._con.execute("SELECT 1")
 
     async def close(self) -> None:
         """Say goodbye to the server, then close the socket."""
         if self._con is not None:
+            self._take_transport()
             await self._con.close()
+
+    def _take_transport(self) -> None:
+        """Let asyncpg have its transport, now or as soon as the reset's answer has come."""
+        answer = self._answer
+        if answer is not None:
+            answer.is_wanted = True
+            if answer.is_on_guard:
+                answer.relieve()
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -378,6 +390,9 @@ class AsyncpgSession:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
         if self._is_parked:
             self.unpark()
+        answer = self._answer
+        if answer is not None and (answer.is_due or answer.is_on_guard):
+            self._take_transport()
         self.proxy = proxy
         self.pool = pool
         con._set_proxy(proxy)
@@ -430,10 +445,10 @@ class AsyncpgSession:
         if self.owner is not None:
             self.owner.settled()
 
-    def lost(self) -> None:
-        """Hear that the connection was lost before the reset was answered."""
+    def lost(self, reason: str) -> None:
+        """Hear that the connection was lost, or said what nobody had asked for, while nobody had it."""
         if self.owner is not None:
-            self.owner.lost("closed by the server")
+            self.owner.lost(reason)
 
     def reset_failed(self, reason: str) -> None:
         """Hear that it is not."""
