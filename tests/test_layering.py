@@ -32,6 +32,7 @@ READING_ORDER = (
     "tenancy",
     "parking",
     "deadlines",
+    "bounds",
     "keeper",
     "queue",
     "pool",

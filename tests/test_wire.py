@@ -397,10 +397,30 @@ def test_an_awaited_reset_that_is_not_answered_ends_in_time(run, open_pool, monk
         async with WireServer(answer) as server, open_pool(server, session_reset="awaited") as (pool, execute):
             with pytest.raises(TimeoutError) if open_pool is asyncpg_pool else nullcontext():
                 await execute("first")
-            await eventually_async(lambda: server.session.has_left, "its end")
+            async with asyncio.timeout(2):  # a driver's cancellation may take longer
+                await eventually_async(lambda: server.session.has_left, "its end")
             server.answer = answered
             assert await execute("next") == "next"
             await pool.settled()
+
+    run(main)
+
+
+@both
+def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkeypatch):
+    """In time, though a cancellation be not answered either; `GOODBYE_SECONDS` is 10."""
+    monkeypatch.setattr(keeper, "GOODBYE_SECONDS", 0.1)
+
+    async def main():
+        async with WireServer() as server, open_pool(server, keepalive=0.05) as (pool, execute):
+            await execute("first")
+            server.answer = lambda session, query: None
+            await eventually_async(lambda: server.session.queries[-1] in ("", "SELECT 1"), "a ping")
+            async with asyncio.timeout(2):
+                await eventually_async(lambda: server.session.has_left, "its end")
+            server.answer = answered
+            assert await execute("next") == "next"
+            assert sum(loop.counters.found_dead for loop in pool.stats().loops) == 1
 
     run(main)
 

@@ -326,8 +326,8 @@ class AsyncpgSession:
         if con is not None:
             if self._answer is not None:
                 self._answer.give_back()
-            con.terminate()
             self._detach()
+            con.terminate()
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
@@ -371,9 +371,10 @@ class AsyncpgSession:
         return self.proxy is None
 
     def _release_on_close(self) -> None:
-        """Hear from asyncpg that the connection is closed, whoever closed it."""
+        """Hear from asyncpg that the connection is closed, unless it was by `abort`."""
+        was_open = self._con is not None
         self._detach()
-        if self.owner is not None:
+        if was_open and self.owner is not None:
             self.owner.lost("closed")
 
     # ---- the caller's side ----

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import loops
+from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
 from loopaware_pool.parking import Parking
@@ -85,8 +86,10 @@ class Keeper:
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        slot.session.unpark()
-        self._spawn(slot, self._service(slot, functools.partial(_bounded, slot.session.ping), self._found_dead))
+        session = slot.session
+        session.unpark()
+        ping = functools.partial(within, GOODBYE_SECONDS, session.ping, session.abort)
+        self._spawn(slot, self._service(slot, ping, self._found_dead))
 
     def read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
@@ -208,7 +211,7 @@ class Keeper:
 
     async def _say_goodbye(self, slot: Slot) -> None:
         try:
-            await _bounded(slot.session.close)
+            await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - it is cut in the next line
             logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
         self._cut(slot)
@@ -475,11 +478,6 @@ class Keeper:
             core = self._core()
             if core is not None:
                 core.keeper_emptied()
-
-
-async def _bounded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.timeout(GOODBYE_SECONDS):
-        await work()
 
 
 def _sweep(myself: weakref.ref[Keeper]) -> None:

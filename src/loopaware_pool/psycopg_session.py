@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import AsyncConnection, pq
 
+from loopaware_pool.bounds import within
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, peek, replace_by_devnull, selector_keys
 from loopaware_pool.loops import on_closed, post
@@ -258,16 +259,18 @@ class PsycopgSession:
         """Roll back, reset the session and call the user's `reset`, as far as each is due."""
         self._watch.custody = _USED
         try:
-            async with asyncio.timeout(RESET_SECONDS):
-                await self._let_go()
-                await self._roll_back()
-                await self._reset()
+            await within(RESET_SECONDS, self._make_clean, self.abort)
         except Exception:
             self._finish("closed")
             self._discard()
             raise
         finally:
             self._watch.custody = _UNUSED
+
+    async def _make_clean(self) -> None:
+        await self._let_go()
+        await self._roll_back()
+        await self._reset()
 
     def _kept(self) -> AsyncConnection[Any]:
         assert self.connection is not None, "in use by a caller"
