@@ -96,7 +96,7 @@ class Refusal(Exception):
     sqlstate = "53300"
 
 
-LIBPQ = """connection failed: connection to server at "10.0.0.1", port 5432 failed: FATAL:  sorry, too many clients already
+LIBPQ = """connection to server at "10.0.0.1", port 5432 failed: FATAL:  sorry, too many clients already
 Multiple connection attempts failed."""
 
 

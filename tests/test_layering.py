@@ -21,6 +21,7 @@ READING_ORDER = (
     "fds",
     "loops",
     "driver",
+    "omens",
     "slot",
     "budget",
     "growth",
@@ -59,7 +60,20 @@ READING_ORDER = (
     "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
-PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep", "statements")
+PURE = (
+    "errors",
+    "config",
+    "stats",
+    "omens",
+    "slot",
+    "budget",
+    "growth",
+    "terms",
+    "edge",
+    "shard",
+    "upkeep",
+    "statements",
+)
 IMPURE_IMPORTS = {
     "asyncio",
     "asyncpg",

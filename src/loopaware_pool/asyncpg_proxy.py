@@ -83,7 +83,11 @@ async def _do(
     """Call a method, unless the lease has ended: a task that was made of it may take its first step only then."""
     if proxy._con is not con:
         raise _released(name)
-    return await getattr(con.__class__, name)(con, *args, **kwargs)
+    try:
+        return await getattr(con.__class__, name)(con, *args, **kwargs)
+    except asyncpg.PostgresError as error:
+        proxy._holder.heard(error)
+        raise
 
 
 async def _do_noting_failure(
@@ -158,6 +162,8 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     ) -> None:
         self.done = True
         connection, self.connection = self.connection, None
+        if exc_val is not None and connection is not None and connection._con is not None:
+            connection._holder.heard(exc_val)  # of a cursor's, or a prepared statement's
         pending = self.pool._release(connection, None)
         if pending is None:
             return

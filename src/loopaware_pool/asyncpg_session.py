@@ -22,6 +22,7 @@ from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_state
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
+from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,8 @@ __all__ = ["RESET_SECONDS", "AsyncpgSession", "cut"]
 # A reset that is awaited, and was given no timeout, is given up after this.
 RESET_SECONDS: Final = 30.0
 
+# What the server reports of itself, from version 14 on, unless a proxy hides it.
+_READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
 # Bound once: see shard.py.
@@ -124,11 +127,13 @@ class AsyncpgSession:
         "_is_parked",
         "_loop",
         "_message",
+        "_omen",
         "_probe",
         "_query",
         "_reach",
         "_resets",
         "_resets_always",
+        "_was_writable",
         "is_dirty",
         "owner",
         "pool",
@@ -150,6 +155,8 @@ class AsyncpgSession:
         self._reach = reach = _Reach(con)
         self._resets = 0
         self._is_parked = False
+        self._omen: Omen | None = None
+        self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
@@ -239,11 +246,13 @@ class AsyncpgSession:
         con = self._con
         if con is None or con.is_closed():
             return ReturnCheck.BROKEN
+        if self._omen is Omen.GOODBYE:
+            return ReturnCheck.BROKEN
         protocol = self._reach.protocol
         if protocol.queries_count + self._resets >= self._driver.max_queries:
             return ReturnCheck.WORN_OUT
         answer = self._answer
-        if answer is None or self._has_unfinished_business(con, protocol):
+        if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
             return _RESET
         self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
@@ -292,6 +301,10 @@ class AsyncpgSession:
                 await con.execute(self._query)
         self._forget_callbacks(con)
         self.is_dirty = self._resets_always
+        if self._omen is not None:
+            self._omen = None
+            if await Connection.fetchval(con, IS_READ_ONLY_QUERY) and self.owner is not None:
+                self.owner.demoted()
 
     def _forget_callbacks(self, con: Connection) -> None:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
@@ -398,6 +411,12 @@ class AsyncpgSession:
         self.pool = pool
         con._set_proxy(proxy)
         return con
+
+    def heard(self, error: BaseException) -> None:
+        """Remember what an error that the caller has had says of the server."""
+        omen = omen_of(error)
+        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
+            self._omen = omen
 
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""

@@ -19,6 +19,7 @@ from loopaware_pool import loops
 from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
 from loopaware_pool.shard import Shard
@@ -295,16 +296,7 @@ class Keeper:
         Cancellation: ends the waiting, not the task.
         """
         task = self._tasks.get(slot)
-        if task is None:
-            return None
-        outcome: asyncio.Future[BaseException | None] = self.loop.create_future()
-
-        def done(task: asyncio.Task[BaseException | None]) -> None:
-            if not outcome.done():
-                outcome.set_result(None if task.cancelled() else task.exception() or task.result())
-
-        task.add_done_callback(done)
-        return await outcome
+        return None if task is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
@@ -450,6 +442,14 @@ class Keeper:
         self.shard.counters.reset_failures += 1
         self.reporter.reset_failed(error)
         return "reset failed"
+
+    def demoted(self, slot: Slot) -> None:
+        """Give up a connection whose server has become read-only, and with it all of its generation, on every loop."""
+        core = self._core()
+        if core is not None and slot.generation == core.terms.generation:
+            logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
+            core.drain()
+        self.shard.broke(slot, BECAME_READ_ONLY)
 
     def _found_dead(self, _: BaseException) -> str:
         self.shard.counters.found_dead += 1

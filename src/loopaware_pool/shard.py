@@ -179,6 +179,8 @@ class Shard:
         else:
             self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
+            if check is ReturnCheck.BROKEN:
+                self.drop_dead()
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
