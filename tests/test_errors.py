@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from loopaware_pool import errors
@@ -19,7 +21,7 @@ def stats():
     return PoolStats(name="orders", min_size=1, max_size=7, loops=loops, ended=Counters())
 
 
-@pytest.mark.parametrize("name", [name for name in errors.__all__ if name != "ErrorFamily"])
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name not in ("ErrorFamily", "reason")])
 def test_every_error_is_a_pool_error(name):
     """`except PoolError` catches all of them."""
     assert issubclass(getattr(errors, name), errors.PoolError)
@@ -86,3 +88,31 @@ def test_counts_of_a_pool_are_those_of_its_loops(stats):
     """Live connections are idle, lent or resetting; connecting and closing ones are counted apart."""
     assert (stats.size, stats.idle, stats.lent, stats.connecting, stats.waiting) == (5, 1, 3, 1, 5)
     assert [loop.size for loop in stats.loops] == [4, 1]
+
+
+class Refusal(Exception):
+    """As asyncpg's: the text is the server's."""
+
+    sqlstate = "53300"
+
+
+LIBPQ = """connection to server at "10.0.0.1", port 5432 failed: FATAL:  sorry, too many clients already
+Multiple connection attempts failed."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Refusal("sorry, too many clients already\nHINT: wait"), "Refusal: sorry, too many clients already"),
+        (RuntimeError(LIBPQ), "RuntimeError: sorry, too many clients already"),
+        (socket.gaierror(-2, "Name or service not known"), "gaierror: Name or service not known"),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("invalid dsn: postgresql://me:secret@host"), "ValueError"),
+    ],
+    ids=["server", "libpq", "system", "silence", "argument"],
+)
+def test_a_timeout_tells_why_connecting_failed(stats, error, said):
+    """In the server's words or the system's; a driver's own may quote a password. The error itself is the cause."""
+    timeout = errors.PoolTimeout(timeout=1, stats=stats, holders=(), cause=error)
+    assert str(timeout).endswith(f"held by nobody on this loop; connecting failed last with {said}")
+    assert timeout.__cause__ is error

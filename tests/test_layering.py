@@ -21,6 +21,7 @@ READING_ORDER = (
     "fds",
     "loops",
     "driver",
+    "omens",
     "slot",
     "budget",
     "growth",
@@ -32,6 +33,7 @@ READING_ORDER = (
     "tenancy",
     "parking",
     "deadlines",
+    "bounds",
     "keeper",
     "queue",
     "pool",
@@ -41,9 +43,12 @@ READING_ORDER = (
     "audit_registrations",
     "audit",
     "pytest_plugin",
+    "testing.fake_driver",
+    "testing.fault_proxy",
     "testing",
     "statements",
     "asyncpg_reset",
+    "asyncpg_reach",
     "asyncpg_session",
     "asyncpg_driver",
     "asyncpg_likeness",
@@ -62,7 +67,20 @@ READING_ORDER = (
     "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
-PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep", "statements")
+PURE = (
+    "errors",
+    "config",
+    "stats",
+    "omens",
+    "slot",
+    "budget",
+    "growth",
+    "terms",
+    "edge",
+    "shard",
+    "upkeep",
+    "statements",
+)
 IMPURE_IMPORTS = {
     "asyncio",
     "asyncpg",

@@ -1156,8 +1156,8 @@ class Recorder:
     def connection_lost(self, exc):
         self.calls.append(("lost", exc))
 
-    def lost(self):
-        self.calls.append("session lost")
+    def lost(self, reason):
+        self.calls.append(f"session lost: {reason}")
 
     def pause_writing(self):
         self.calls.append("pause")
@@ -1176,11 +1176,12 @@ class Recorder:
         self.calls.append("failed")
 
 
-def expecting(clean=None):
+def expecting(clean=None, *, is_wanted=True):
     recorder = Recorder()
     recorder.clean_answer = clean
     answer = ResetAnswer(recorder, recorder, recorder, STATEMENTS)
     answer.expect()
+    answer.is_wanted = is_wanted
     assert answer.is_due
     assert recorder.current == "answer"
     return answer, recorder
@@ -1290,8 +1291,56 @@ def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():
     answer.data_received(completed() + completed() + b"C\0")
     answer.give_back()
     answer.expect()
+    answer.is_wanted = True
     answer.data_received(CLEAN)
     assert_finished(answer, recorder)
+
+
+def on_guard():
+    answer, recorder = expecting(is_wanted=False)
+    answer.data_received(CLEAN)
+    assert answer.is_on_guard
+    assert not answer.is_due
+    assert recorder.calls == ["transport to answer", "answered"]
+    recorder.calls.clear()
+    return answer, recorder
+
+
+def test_on_guard_what_may_come_unasked_reaches_the_driver():
+    """Cut anywhere, and also if somebody wants the connection in the middle of it."""
+    unasked = NOTICE + PARAMETER + NOTIFICATION
+    for cut in range(len(unasked) + 1):
+        answer, recorder = on_guard()
+        answer.data_received(unasked[:cut])
+        answer.relieve()
+        assert recorder.current == "driver"
+        recorder.data_received(unasked[cut:])
+        assert recorder.forwarded == unasked
+        assert "session lost" not in str(recorder.calls)
+
+
+@pytest.mark.parametrize("said", [SURPLUS, *BAD.values()], ids=["surplus", *BAD])
+def test_on_guard_anything_else_is_the_end(said):
+    """The driver would take it for the beginning of the next answer."""
+    if said == b"\0\0\0\0\4":
+        said += b"\0"
+    for cut in range(len(said)):
+        answer, recorder = on_guard()
+        for piece in (said[:cut], said[cut:]):
+            if recorder.current == "answer":
+                answer.data_received(piece)
+        assert "session lost" in str(recorder.calls)
+        assert recorder.forwarded == b""
+        assert recorder.failures == []
+        assert not answer.is_on_guard
+
+
+def test_a_surplus_that_nobody_has_asked_for_is_the_end():
+    """It comes together with the reset's answer; if somebody has the connection by then, it may be his."""
+    answer, recorder = expecting(is_wanted=False)
+    answer.data_received(CLEAN + SURPLUS)
+    assert "session lost" in str(recorder.calls)
+    assert recorder.forwarded == b""
 
 
 def test_a_lost_connection_is_the_drivers_to_hear():
@@ -1301,7 +1350,13 @@ def test_a_lost_connection_is_the_drivers_to_hear():
     answer.pause_writing()
     answer.resume_writing()
     answer.connection_lost(reason)
-    assert recorder.calls[1:] == ["pause", "resume", "transport to driver", ("lost", reason), "session lost"]
+    assert recorder.calls[1:] == [
+        "pause",
+        "resume",
+        "transport to driver",
+        ("lost", reason),
+        "session lost: closed by the server",
+    ]
     assert not answer.is_due
 
 

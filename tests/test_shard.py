@@ -729,6 +729,39 @@ class TestFloor:
         pool.pass_time(1.0)
         assert len(shard.edge.opening) == 1
 
+    def test_a_floor_is_restored_a_few_at_a_time(self, make):
+        """Every process that uses a server does so when that has come back."""
+        pool, shard = make(min_size=20, max_size=20)
+        shard.keep_floor(pool.now)
+        opened = [len(shard.edge.opening)]
+        for _ in range(3):
+            pool.pass_time(0.01)
+            opened.append(len(shard.edge.opening))
+        assert opened == [3, 6, 12, 20]
+
+    def test_a_floor_that_cannot_be_restored_is_tried_by_one(self, make):
+        """And those that fail together count as one failure each: the pause is the last one's."""
+        pool, shard = make(min_size=20, max_size=20)
+        shard.keep_floor(pool.now)
+        while shard.edge.opening:
+            pool.refuse(shard)
+        for _ in range(5):
+            pool.pass_time(60.0)
+            assert len(shard.edge.opening) == 1
+            pool.refuse(shard)
+        pool.pass_time(60.0)
+        pool.connect(shard)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 3
+
+    def test_no_more_connects_for_the_floor_than_may_be_in_flight(self, make):
+        """`max_connecting` holds for all."""
+        pool, shard = make(min_size=20, max_size=20, max_connecting=2)
+        shard.keep_floor(pool.now)
+        for _ in range(5):
+            pool.pass_time(0.01)
+            assert len(shard.edge.opening) == 2
+
     def test_the_floor_never_exceeds_the_permits(self, make):
         """With `max_size` in use elsewhere there is no place for it."""
         pool, shard = make(min_size=2, max_size=2)

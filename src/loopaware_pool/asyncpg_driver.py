@@ -11,7 +11,8 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool import errors
-from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession, cut
+from loopaware_pool.asyncpg_reach import cut
+from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.reports import logger

@@ -94,6 +94,9 @@ async def _do(
     session.calls += 1
     try:
         return await getattr(con.__class__, name)(con, *args, **kwargs)
+    except asyncpg.PostgresError as error:
+        session.heard(error)
+        raise
     finally:
         session.calls -= 1
 
@@ -175,6 +178,8 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     ) -> None:
         self.done = True
         connection, self.connection = self.connection, None
+        if exc_val is not None and connection is not None and connection._con is not None:
+            connection._holder.heard(exc_val)  # of a cursor's, or a prepared statement's
         pending = self.pool._release(connection, None)
         if pending is None:
             return

@@ -12,6 +12,12 @@ now; an advisory lock is free at release, not at the next use.
 asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
 being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
 callback, a `Connection` subclass), the reset is awaited, by a task of the pool.
+
+Who reads what comes unasked
+----------------------------
+While nobody has the connection, the answer's protocol keeps the transport, on guard. asyncpg takes whatever comes then
+for the beginning of the next answer: an error that says the server shuts down, a moment before it hangs up, fails the
+next caller's query, and an answer too many would be his. So such a connection is given up at the first byte.
 """
 
 from __future__ import annotations
@@ -42,18 +48,25 @@ class _Session(Protocol):
 
     def reset_failed(self, reason: str) -> None: ...
 
-    def lost(self) -> None: ...
+    def lost(self, reason: str) -> None: ...
 
 
 class ResetAnswer(asyncio.Protocol):
     """
-    Reads the server's answer to a reset in asyncpg's stead, then gives the transport back.
+    Reads the server's answer to a reset in asyncpg's stead, then stands guard until somebody has the connection.
 
     The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
+
+    Attributes:
+        is_due: Whether the answer has not come yet.
+        is_on_guard: Whether nothing is to come, and what does is looked at.
+        is_wanted: Whether asyncpg is to have the transport as soon as the answer has come.
     """
 
     def __init__(self, session: _Session, transport: Any, protocol: Any, statements: int) -> None:
         self.is_due = False
+        self.is_on_guard = False
+        self.is_wanted = True
         self._session = session
         self._transport = transport
         self._protocol = protocol
@@ -66,23 +79,37 @@ class ResetAnswer(asyncio.Protocol):
     def expect(self) -> None:
         """Take the transport over; the query is about to be sent."""
         self.is_due = True
+        self.is_wanted = False
         self._completed = 0
         self._is_exemplary = True
         if self._clean is None:
             self._clean = self._session.clean_answer
         self._transport.set_protocol(self)
 
+    def stand_guard(self) -> None:
+        """Look at what comes, as nothing should."""
+        if not self.is_due:
+            self.is_on_guard = True
+            self._transport.set_protocol(self)
+
+    def relieve(self) -> None:
+        """End the guard: what comes is asyncpg's again, that of which only a part has come included."""
+        begun = bytes(self._buffer)
+        self.give_back()
+        if begun:
+            self._protocol.data_received(begun)
+
     def give_back(self) -> None:
         """Let asyncpg have the transport, whatever comes."""
-        if self.is_due:
-            self.is_due = False
+        if self.is_due or self.is_on_guard:
+            self.is_due = self.is_on_guard = False
             self._buffer.clear()
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
         """Compare; else parse what is there."""
         clean = self._clean
-        if clean is not None and not self._buffer and not self._completed and data.startswith(clean):
+        if self.is_due and clean is not None and not self._buffer and not self._completed and data.startswith(clean):
             self._finish(data[len(clean) :])
             return
         if self._buffer or self._completed:
@@ -102,7 +129,7 @@ class ResetAnswer(asyncio.Protocol):
             if end > len(data):
                 break
             kind = data[begin : begin + 1]
-            if kind == b"Z":
+            if kind == b"Z" and self.is_due:
                 status = bytes(data[begin + _HEADER_BYTES : end])
                 self._ready(status=status, answer=bytes(data[:end]), surplus=bytes(data[end:]))
                 return
@@ -116,6 +143,9 @@ class ResetAnswer(asyncio.Protocol):
         if kind in b"SAN":
             self._is_exemplary = False
             self._protocol.data_received(message)
+        elif self.is_on_guard:
+            self._fail("closed by the server" if kind == b"E" else f"said {kind!r} unasked")
+            return False
         elif kind == b"C":
             self._completed += 1
         elif kind not in b"TDI":
@@ -132,20 +162,30 @@ class ResetAnswer(asyncio.Protocol):
         self._finish(surplus)
 
     def _finish(self, surplus: bytes) -> None:
-        self.give_back()
-        if surplus:
-            self._protocol.data_received(surplus)
+        if self.is_wanted:
+            self.give_back()
+            if surplus:
+                self._protocol.data_received(surplus)
+        else:
+            self.is_due, self.is_on_guard = False, True
+            self._buffer[:] = surplus
+            if surplus:
+                self._parse()
         self._session.answered()
 
     def _fail(self, reason: str) -> None:
+        was_due = self.is_due
         self.give_back()
-        self._session.reset_failed(reason)
+        if was_due:
+            self._session.reset_failed(reason)
+        else:
+            self._session.lost(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass it on; asyncpg 0.31 tells nobody of a connection that is not lent."""
         self.give_back()
         self._protocol.connection_lost(exc)
-        self._session.lost()
+        self._session.lost("closed by the server")
 
     def pause_writing(self) -> None:
         """Pass it on."""

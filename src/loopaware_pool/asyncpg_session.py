@@ -3,9 +3,9 @@ One asyncpg connection as the core sees it: looking, parking, resetting, closing
 
 What is reached of other people's private parts
 -----------------------------------------------
-All of it is in `_Reach`, looked for when a connection is made. What is missing is gone without: the reset is awaited,
-the fd stays in the selector, a closed loop's socket is left to the collector. That costs, and is said once, but is
-never wrong.
+All of it is in `asyncpg_reach.py`, looked for when a connection is made. What is missing is gone without: the reset is
+awaited, the fd stays in the selector, a closed loop's socket is left to the collector. That costs, and is said once, but
+is never wrong.
 """
 
 from __future__ import annotations
@@ -18,89 +18,29 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from asyncpg.connection import Connection
 
+from loopaware_pool.asyncpg_reach import Reach
 from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
+from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_driver import AsyncpgDriver
     from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
 
-__all__ = ["RESET_SECONDS", "AsyncpgSession", "cut"]
+__all__ = ["RESET_SECONDS", "AsyncpgSession"]
 
 # A reset that is awaited, and was given no timeout, is given up after this.
 RESET_SECONDS: Final = 30.0
 
-_PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
+# What the server reports of itself, from version 14 on, unless a proxy hides it.
+_READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 
 # Bound once: see shard.py.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
-
-
-class _HiddenProtocol:
-    """Stands for asyncpg's protocol where it is not found: nothing is known of it, so every reset is awaited."""
-
-    queries_count = 0
-
-
-class _Reach:
-    """
-    The private parts of one connection that are reached, each by one name.
-
-    Attributes:
-        transport: asyncpg's transport; None if it is not found.
-        protocol: asyncpg's protocol, or a stand-in.
-        plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
-        is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
-        is_reading: Tells whether the transport reads.
-    """
-
-    __slots__ = ("is_busy", "is_reading", "plain", "protocol", "transport")
-
-    def __init__(self, con: Connection) -> None:
-        self.transport: Any = getattr(con, "_transport", None)
-        self.protocol: Any = getattr(con, "_protocol", None) or _HiddenProtocol
-        self.plain: Any = self.transport
-        if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
-            self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
-        self.is_busy = self._find_busy()
-        self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
-
-    def _find_busy(self) -> Callable[[], bool] | None:
-        """
-        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not tell.
-
-        Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
-        if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
-        """
-        if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
-            return None
-        on_timeout = self.protocol._on_timeout
-
-        def is_busy() -> bool:
-            try:
-                on_timeout(None)
-            except AttributeError:
-                return False
-            return True
-
-        return None if is_busy() else is_busy  # a fresh connection is not
-
-    @property
-    def can_reset_in_passing(self) -> bool:
-        """Whether all is there that a reset takes which nobody waits for."""
-        return self.is_busy is not None and hasattr(self.transport, "set_protocol")
-
-    @property
-    def socket_fd(self) -> int | None:
-        """The number of the socket."""
-        sock = None if self.transport is None else self.transport.get_extra_info("socket")
-        return None if sock is None else sock.fileno()
 
 
 class AsyncpgSession:
@@ -127,12 +67,14 @@ class AsyncpgSession:
         "_is_parked",
         "_loop",
         "_message",
+        "_omen",
         "_probe",
         "_query",
         "_reach",
         "_resets",
         "_resets_always",
         "_starts_exposed",
+        "_was_writable",
         "calls",
         "is_dirty",
         "is_exposed",
@@ -155,9 +97,11 @@ class AsyncpgSession:
         self._driver = driver
         self._con: Connection | None = con
         self._loop = loop
-        self._reach = reach = _Reach(con)
+        self._reach = reach = Reach(con)
         self._resets = 0
         self._is_parked = False
+        self._omen: Omen | None = None
+        self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
@@ -224,6 +168,8 @@ class AsyncpgSession:
         if is_gone:
             return _DEAD
         if is_readable and self.is_settled:
+            if self._answer is not None:
+                self._answer.stand_guard()
             return _UNREAD
         return _ALIVE
 
@@ -249,11 +195,13 @@ class AsyncpgSession:
         con = self._con
         if con is None or con.is_closed():
             return ReturnCheck.BROKEN
+        if self._omen is Omen.GOODBYE:
+            return ReturnCheck.BROKEN
         protocol = self._reach.protocol
         if protocol.queries_count + self._resets >= self._driver.max_queries:
             return ReturnCheck.WORN_OUT
         answer = self._answer
-        if answer is None or self._has_unfinished_business(con, protocol):
+        if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
             return _RESET
         self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
@@ -312,6 +260,10 @@ class AsyncpgSession:
                 await con.execute(self._query)
         self._forget_callbacks(con)
         self.is_dirty = self._resets_always
+        if self._omen is not None:
+            self._omen = None
+            if await Connection.fetchval(con, IS_READ_ONLY_QUERY) and self.owner is not None:
+                self.owner.demoted()
 
     def _forget_callbacks(self, con: Connection) -> None:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
@@ -323,12 +275,22 @@ class AsyncpgSession:
         """Make a round trip."""
         if self._con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        self._take_transport()
         await self._con.execute("SELECT 1")
 
     async def close(self) -> None:
         """Say goodbye to the server, then close the socket."""
         if self._con is not None:
+            self._take_transport()
             await self._con.close()
+
+    def _take_transport(self) -> None:
+        """Let asyncpg have its transport, now or as soon as the reset's answer has come."""
+        answer = self._answer
+        if answer is not None:
+            answer.is_wanted = True
+            if answer.is_on_guard:
+                answer.relieve()
 
     def abort(self) -> None:
         """Close the socket without a word."""
@@ -336,8 +298,8 @@ class AsyncpgSession:
         if con is not None:
             if self._answer is not None:
                 self._answer.give_back()
-            con.terminate()
             self._detach()
+            con.terminate()
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
@@ -376,9 +338,10 @@ class AsyncpgSession:
         return self.proxy is None
 
     def _release_on_close(self) -> None:
-        """Hear from asyncpg that the connection is closed, whoever closed it."""
+        """Hear from asyncpg that the connection is closed, unless it was by `abort`."""
+        was_open = self._con is not None
         self._detach()
-        if self.owner is not None:
+        if was_open and self.owner is not None:
             self.owner.lost("closed")
 
     # ---- the caller's side ----
@@ -395,11 +358,20 @@ class AsyncpgSession:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
         if self._is_parked:
             self.unpark()
+        answer = self._answer
+        if answer is not None and (answer.is_due or answer.is_on_guard):
+            self._take_transport()
         self.proxy = proxy
         self.pool = pool
         self.is_exposed = self._starts_exposed
         con._set_proxy(proxy)
         return con
+
+    def heard(self, error: BaseException) -> None:
+        """Remember what an error that the caller has had says of the server."""
+        omen = omen_of(error)
+        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
+            self._omen = omen
 
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""
@@ -448,21 +420,13 @@ class AsyncpgSession:
         if self.owner is not None:
             self.owner.settled()
 
-    def lost(self) -> None:
-        """Hear that the connection was lost before the reset was answered."""
+    def lost(self, reason: str) -> None:
+        """Hear that the connection was lost, or said what nobody had asked for, while nobody had it."""
         if self.owner is not None:
-            self.owner.lost("closed by the server")
+            self.owner.lost(reason)
 
     def reset_failed(self, reason: str) -> None:
         """Hear that it is not."""
         if self.owner is not None:
             self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
             self.owner.lost("reset failed")
-
-
-def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a connection that has no session, even if the loop has been closed under it."""
-    with contextlib.suppress(RuntimeError):
-        con.terminate()
-    if loop.is_closed():
-        close_socket_of(_Reach(con).plain, for_good=True)

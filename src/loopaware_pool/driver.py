@@ -56,6 +56,9 @@ class Owner(Protocol):
     def reset_failed(self, error: BaseException) -> None:
         """The session could not be reset; `lost` follows."""
 
+    def demoted(self) -> None:
+        """The server takes no writes any more, as it did when the connection was opened."""
+
     def lost(self, reason: str) -> None:
         """The connection is closed, or must be."""
 

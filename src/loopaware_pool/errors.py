@@ -16,6 +16,7 @@ __all__ = [
     "TooManyWaiting",
     "UnsupportedLoop",
     "WrongLoop",
+    "reason",
 ]
 
 
@@ -55,11 +56,26 @@ class TooManyWaiting(PoolError):
         self.max_waiting = max_waiting
 
 
+def reason(error: BaseException) -> str:
+    """
+    Say in a line why a connect failed: in the server's words, or the operating system's.
+
+    Nothing else of its text is shown: a driver may quote from what it was given to connect with.
+    """
+    name, text = type(error).__name__, str(error)
+    if getattr(error, "sqlstate", None) is None:
+        _, fatal, text = text.partition("FATAL:")  # as libpq quotes the server
+        if not fatal:
+            text = getattr(error, "strerror", None) or ""
+    words = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"{name}: {words}" if words else name
+
+
 class PoolTimeout(PoolError, TimeoutError):
     """
     No connection came within the time the caller gave.
 
-    The last error of a connect, if connecting failed meanwhile, is the `__cause__`.
+    The last error of a connect, if connecting failed meanwhile, is the `__cause__`; the text names it, too.
 
     Attributes:
         timeout: What the caller gave, in seconds.
@@ -73,11 +89,21 @@ class PoolTimeout(PoolError, TimeoutError):
     stats: PoolStats
     holders: tuple[LeaseInfo, ...]
 
-    def __init__(self, *, timeout: float, stats: PoolStats, holders: tuple[LeaseInfo, ...], during: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        stats: PoolStats,
+        holders: tuple[LeaseInfo, ...],
+        during: str = "",
+        cause: BaseException | None = None,
+    ) -> None:
         held = "; ".join(str(lease) for lease in holders[:3]) or "nobody on this loop"
+        failed = "" if cause is None else f"; connecting failed last with {reason(cause)}"
         super().__init__(
-            f"{self.complaint.format(timeout)}{during}: {stats.summary()}; held by {held}", pool=stats.name
+            f"{self.complaint.format(timeout)}{during}: {stats.summary()}; held by {held}{failed}", pool=stats.name
         )
+        self.__cause__ = cause
         self.timeout = timeout
         self.stats = stats
         self.holders = holders

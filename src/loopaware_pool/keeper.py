@@ -16,8 +16,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import loops
+from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
 from loopaware_pool.shard import Shard
@@ -85,8 +87,10 @@ class Keeper:
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        slot.session.unpark()
-        self._spawn(slot, self._service(slot, functools.partial(_bounded, slot.session.ping), self._found_dead))
+        session = slot.session
+        session.unpark()
+        ping = functools.partial(within, GOODBYE_SECONDS, session.ping, session.abort)
+        self._spawn(slot, self._service(slot, ping, self._found_dead))
 
     def read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
@@ -208,7 +212,7 @@ class Keeper:
 
     async def _say_goodbye(self, slot: Slot) -> None:
         try:
-            await _bounded(slot.session.close)
+            await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - it is cut in the next line
             logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
         self._cut(slot)
@@ -292,16 +296,7 @@ class Keeper:
         Cancellation: ends the waiting, not the task.
         """
         task = self._tasks.get(slot)
-        if task is None:
-            return None
-        outcome: asyncio.Future[BaseException | None] = self.loop.create_future()
-
-        def done(task: asyncio.Task[BaseException | None]) -> None:
-            if not outcome.done():
-                outcome.set_result(None if task.cancelled() else task.exception() or task.result())
-
-        task.add_done_callback(done)
-        return await outcome
+        return None if task is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
@@ -448,6 +443,14 @@ class Keeper:
         self.reporter.reset_failed(error)
         return "reset failed"
 
+    def demoted(self, slot: Slot) -> None:
+        """Give up a connection whose server has become read-only, and with it all of its generation, on every loop."""
+        core = self._core()
+        if core is not None and slot.generation == core.terms.generation:
+            logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
+            core.drain()
+        self.shard.broke(slot, BECAME_READ_ONLY)
+
     def _found_dead(self, _: BaseException) -> str:
         self.shard.counters.found_dead += 1
         return "did not answer"
@@ -475,11 +478,6 @@ class Keeper:
             core = self._core()
             if core is not None:
                 core.keeper_emptied()
-
-
-async def _bounded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.timeout(GOODBYE_SECONDS):
-        await work()
 
 
 def _sweep(myself: weakref.ref[Keeper]) -> None:

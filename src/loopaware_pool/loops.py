@@ -42,6 +42,7 @@ __all__ = [
     "is_idle",
     "label",
     "on_closed",
+    "outcome_of",
     "post",
     "running",
     "spare",
@@ -235,6 +236,25 @@ def _hold(sentinel: _Sentinel) -> None:
 def spare(task: asyncio.Task[Any]) -> None:
     """Have *task* left alone by `asyncio.run` when that cancels all tasks: whoever made it ends it, in `EndOfLoop`."""
     asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
+
+
+async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException | None:
+    """
+    Wait for a task that returns what went wrong.
+
+    Returns:
+        That, or what it raised; None if nothing did, or it was cancelled.
+
+    Cancellation: ends the waiting, not the task.
+    """
+    outcome: asyncio.Future[BaseException | None] = task.get_loop().create_future()
+
+    def done(task: asyncio.Task[BaseException | None]) -> None:
+        if not outcome.done():
+            outcome.set_result(None if task.cancelled() else task.exception() or task.result())
+
+    task.add_done_callback(done)
+    return await outcome
 
 
 def unwind(task: asyncio.Task[Any]) -> None:

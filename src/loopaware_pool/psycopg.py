@@ -271,9 +271,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         keeper = self._core.keeper()
         if await self._is_ready_within(keeper, timeout):
             return
-        error = InitTimeout(timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()))
+        cause = keeper.shard.last_error
+        error = InitTimeout(timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
         await self.close()
-        raise error from keeper.shard.last_error
+        raise error
 
     async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
         core, deadline = self._core, monotonic() + timeout

@@ -8,6 +8,7 @@ import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from loopaware_pool.bounds import within
 from loopaware_pool.errors import PoolTimeout
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
 # A caller who comes late would else cost the pool a connection in good health.
 LEAST_CHECK_SECONDS: Final = 0.04
-# As good as for ever, and still a time that every event loop can count to.
-_LONGEST_SECONDS: Final = 1e8
 
 
 class Checkup:
@@ -113,28 +112,14 @@ class Checkup:
     async def _passes(self, connection: Any) -> bool:
         """
         Call the user's function, as long as there is time, and a little longer if there is next to none.
-
-        When there is none left the connection is closed first: else the cancellation of a query that is not answered
-        would be waited for, which need not be answered either.
         """
-        limit = asyncio.timeout(None)
-        loop = self._keeper.loop
-
-        def expire() -> None:
-            self._pool._session_of(connection).abort()
-            limit.reschedule(loop.time())
-
         left = max(LEAST_CHECK_SECONDS, self._deadline - monotonic())
-        timer = loop.call_later(min(left, _LONGEST_SECONDS), expire)
         try:
-            async with limit:
-                await self._check(connection)
+            await within(left, lambda: self._check(connection), self._pool._session_of(connection).abort)
         except Exception as error:  # noqa: BLE001 - any says that this connection will not do
             logger.info("connection failed check: %s", error)
             return False
         except BaseException:
             self._pool._take_back(connection)
             raise
-        finally:
-            timer.cancel()
         return True

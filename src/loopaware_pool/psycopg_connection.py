@@ -120,6 +120,11 @@ class LoopAwareConnection(AsyncConnection[Row]):
         watch.check_use()
         try:
             return await watch.drive(gen, interval=interval, timeout=timeout)
+        except psycopg.Error as error:
+            session = getattr(self, "_loopaware_session", None)
+            if session is not None:
+                session.heard(error)
+            raise
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             if self.pgconn.transaction_status == _ACTIVE:
                 await self._interrupt(gen)

@@ -44,9 +44,17 @@ class PoolTimeout(errors.PoolTimeout, psycopg_pool.PoolTimeout):
 
     complaint = "couldn't get a connection after {:.2f} sec"
 
-    def __init__(self, *, timeout: float, stats: PoolStats, holders: tuple[LeaseInfo, ...], during: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        stats: PoolStats,
+        holders: tuple[LeaseInfo, ...],
+        during: str = "",
+        cause: BaseException | None = None,
+    ) -> None:
         psycopg_pool.PoolTimeout.__init__(self)
-        super().__init__(timeout=timeout, stats=stats, holders=holders, during=during)
+        super().__init__(timeout=timeout, stats=stats, holders=holders, during=during, cause=cause)
 
 
 class InitTimeout(PoolTimeout):

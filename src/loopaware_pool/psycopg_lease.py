@@ -53,6 +53,8 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_tb: TracebackType | None,
     ) -> None:
         connection, self._connection = self._connection, None
+        if exc_val is not None:
+            self._pool._session_of(connection).heard(exc_val)
         try:
             if not self._pool._session_of(connection).has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)

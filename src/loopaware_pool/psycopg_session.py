@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import AsyncConnection, pq
 
+from loopaware_pool.bounds import within
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, peek, replace_by_devnull, selector_keys
 from loopaware_pool.loops import on_closed, post
+from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
 
@@ -41,6 +43,8 @@ _RESET_QUERY: Final = (
     "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
     "RESET SESSION AUTHORIZATION; RESET ROLE"
 )
+# What the server reports of itself, from version 14 on, unless a proxy hides it.
+_READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
 # What a caller may change on the connection's side: by a coroutine each, or by assignment.
 _SETTINGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 _ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
@@ -154,9 +158,11 @@ class PsycopgSession:
         "_configured",
         "_driver",
         "_identity",
+        "_omen",
         "_pgconn",
         "_probe",
         "_reference",
+        "_was_writable",
         "_watch",
         "connection",
         "leaves_plainly",
@@ -175,6 +181,8 @@ class PsycopgSession:
         self.loop = loop
         self._driver = driver
         self._pgconn = connection.pgconn
+        self._omen: Omen | None = None
+        self._was_writable = all(connection.pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
         self._reference = weakref.ref(connection, self._dropped)
         fd = connection.pgconn.socket
         self._identity = SocketIdentity.of(fd)
@@ -231,7 +239,7 @@ class PsycopgSession:
         """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
         pgconn = self._pgconn
         status = pgconn.transaction_status
-        if status == _UNKNOWN:
+        if status == _UNKNOWN or self._omen is Omen.GOODBYE:
             return self._discard()
         if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
             self._driver.logger.warning("closing returned connection: %s", self.connection)
@@ -241,7 +249,7 @@ class PsycopgSession:
         if status != _IDLE:
             self._driver.logger.warning("rolling back returned connection: %s", self.connection)
             return _RESET
-        return _RESET if self._driver.resets or self._kept().lock.locked() else _READY
+        return _RESET if self._driver.resets or self._omen is not None or self._kept().lock.locked() else _READY
 
     def dismiss(self) -> ReturnCheck:
         """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
@@ -262,16 +270,32 @@ class PsycopgSession:
         """Roll back, reset the session and call the user's `reset`, as far as each is due."""
         self._watch.custody = _USED
         try:
-            async with asyncio.timeout(RESET_SECONDS):
-                await self._let_go()
-                await self._roll_back()
-                await self._reset()
+            await within(RESET_SECONDS, self._make_clean, self.abort)
         except Exception:
             self._finish("closed")
             self._discard()
             raise
         finally:
             self._watch.custody = _UNUSED
+
+    async def _make_clean(self) -> None:
+        await self._let_go()
+        await self._roll_back()
+        await self._reset()
+        if self._omen is not None:
+            self._omen = None
+            if await self._is_read_only() and self.owner is not None:
+                self.owner.demoted()
+
+    async def _is_read_only(self) -> bool:
+        connection = self._kept()
+        was_autocommit = connection.autocommit
+        await connection.set_autocommit(True)
+        cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
+        await cursor.execute(IS_READ_ONLY_QUERY, prepare=False)
+        (is_read_only,) = await cursor.fetchone() or (False,)
+        await connection.set_autocommit(was_autocommit)
+        return bool(is_read_only)
 
     def _kept(self) -> AsyncConnection[Any]:
         assert self.connection is not None, "in use by a caller"
@@ -393,6 +417,12 @@ class PsycopgSession:
         self._watch.custody = _USED
         connection._pool = pool
         return connection
+
+    def heard(self, error: BaseException) -> None:
+        """Remember what an error that the caller has had says of the server."""
+        omen = omen_of(error)
+        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
+            self._omen = omen
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
         """Have the caller's connection back."""

@@ -114,11 +114,13 @@ class Queue:
 
     def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> PoolTimeout:
         """Make the error of a caller whose *timeout* (seconds) has passed."""
-        error = self._driver.errors.timeout(
-            timeout=timeout, stats=self._stats(), holders=tuple(keeper.leases()), during=during
+        return self._driver.errors.timeout(
+            timeout=timeout,
+            stats=self._stats(),
+            holders=tuple(keeper.leases()),
+            during=during,
+            cause=keeper.shard.last_error,
         )
-        error.__cause__ = keeper.shard.last_error
-        return error
 
     def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""

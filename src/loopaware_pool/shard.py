@@ -38,7 +38,7 @@ _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
-# A connection that was in use so lately is taken at its word: to look again is a system call, 2 to 4 us if others run.
+# What was in use so lately is taken at its word: to look is a system call, 2 to 4 us if others run.
 _FRESH_SECONDS = 0.001
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
@@ -181,6 +181,8 @@ class Shard:
         else:
             self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
+            if check is ReturnCheck.BROKEN:
+                self.drop_dead()
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""

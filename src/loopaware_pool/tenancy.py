@@ -41,6 +41,10 @@ class Tenancy:
         """Count it."""
         self.keeper.reset_failed(error)
 
+    def demoted(self) -> None:
+        """Give it up, and all that were opened before: their server takes no writes any more."""
+        self.keeper.demoted(self.slot)
+
     def lost(self, reason: str) -> None:
         """Give it up."""
         self.keeper.shard.broke(self.slot, reason)

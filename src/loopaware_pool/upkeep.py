@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.config import IdleOrder
-from loopaware_pool.growth import FloorPace
+from loopaware_pool.growth import STEP_SECONDS, FloorPace, Ramp
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Upkeep:
         self._edge = edge
         self._pool_size = pool_size
         self._floor_pace = FloorPace()
+        self._ramp = Ramp(config.max_connecting or config.max_size)
         self._is_fifo = config.idle_order is IdleOrder.FIFO
         self._shrink_at = NEVER
 
@@ -69,12 +70,14 @@ class Upkeep:
         """Note that a connect ended well."""
         self.restoring.discard(slot)
         self._floor_pace.connected()
+        self._ramp.connected()
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         """Note that a connect failed; if it was for the floor, another is made later."""
         if slot in self.restoring:
             self.restoring.discard(slot)
             self._floor_pace.failed(now)
+            self._ramp.refused(now)
             self._shard.wake_by(self._floor_pace.retry_at)
             if self._shard.is_open():
                 self._edge.floor_not_restored(error)
@@ -85,14 +88,24 @@ class Upkeep:
             return
         self._shard.wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._terms.min_size - self._pool_size()
-        if missing > 0 and now < self._floor_pace.retry_at:
+        if missing <= 0:
+            self._ramp.demand_ended()
+        elif now < self._floor_pace.retry_at:
             self._shard.wake_by(self._floor_pace.retry_at)
-            return
-        for _ in range(missing):
+        else:
+            self._open_for_floor(missing, now)
+
+    def _open_for_floor(self, missing: int, now: float) -> None:
+        """Open a few at once, and more every few milliseconds: all processes do that when a server comes back."""
+        allowance = self._ramp.allowance(now)
+        for _ in range(min(missing, allowance - len(self._shard.connecting))):
             slot = self._shard.open_one(now)
             if slot is None:
                 return
             self.restoring.add(slot)
+            missing -= 1
+        if missing and allowance > 1:  # else the one under way is to end first
+            self._shard.wake_by(now + STEP_SECONDS)
 
     def refill(self, now: float) -> None:
         """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""

@@ -14,7 +14,6 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg.rows import DictRow, Row, TupleRow, dict_row
 
-from faults import Passage
 from helpers import spin
 from loopaware_pool import errors
 from loopaware_pool.psycopg import (
@@ -25,6 +24,7 @@ from loopaware_pool.psycopg import (
     PoolTimeout,
     TooManyRequests,
 )
+from loopaware_pool.testing import FaultProxy
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
 from running import eventually_async
 
@@ -47,6 +47,14 @@ def pool_of(dsn):
         return make_pool(cls, dsn, **options)
 
     return make
+
+
+@pytest.fixture
+def way(dsn):
+    """A way to the server, which refuses connections until it is healed."""
+    with FaultProxy(dsn) as proxy:
+        proxy.refuse()
+        yield proxy
 
 
 async def pid_of(pool, **options):
@@ -292,29 +300,28 @@ def test_a_pool_that_is_not_open_says_so(cls, pool_of):
 
 
 @both
-def test_waiting_for_a_pool_that_cannot_connect_closes_it(cls, dsn):
+def test_waiting_for_a_pool_that_cannot_connect_closes_it(cls, way):
     """The error says for how long, and why."""
 
     async def main():
-        async with Passage(dsn) as passage:
-            pool = make_pool(cls, passage.dsn, **({"min_size": 1} if cls is AsyncConnectionPool else {}))
-            with pytest.raises(PoolTimeout, match=r"pool initialization incomplete after 0.2 sec") as caught:
-                await pool.open(wait=True, timeout=0.2)
-            assert isinstance(caught.value.__cause__, psycopg.OperationalError)
-            assert pool.closed
+        pool = make_pool(cls, way.dsn, **({"min_size": 1} if cls is AsyncConnectionPool else {}))
+        with pytest.raises(PoolTimeout, match=r"pool initialization incomplete after 0.2 sec") as caught:
+            await pool.open(wait=True, timeout=0.2)
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        assert pool.closed
 
     asyncio.run(main())
 
 
-def test_a_pool_serves_once_the_server_appears(dsn):
+def test_a_pool_serves_once_the_server_appears(way):
     """Whoever waits is served; and the floor is filled."""
 
     async def main():
-        async with Passage(dsn) as passage, make_pool(AsyncConnectionPool, passage.dsn, min_size=2) as pool:
+        async with make_pool(AsyncConnectionPool, way.dsn, min_size=2) as pool:
             caller = asyncio.create_task(pid_of(pool))
             await asyncio.sleep(0.2)
             assert not caller.done()
-            await passage.open()
+            way.heal()
             assert await caller
             await pool.wait(5)
             assert pool._nconns == 2
@@ -492,18 +499,17 @@ def test_no_time_is_enough_for_what_is_idle(pool_of):
     asyncio.run(main())
 
 
-def test_a_timeout_carries_why_nothing_could_be_connected(dsn):
+def test_a_timeout_carries_why_nothing_could_be_connected(way):
     """The last error, as its cause; a null pool's callers hear of that itself, at once."""
 
     async def main():
-        async with Passage(dsn) as passage:
-            async with make_pool(AsyncConnectionPool, passage.dsn, min_size=1) as pool:
-                with pytest.raises(PoolTimeout) as caught:
-                    await pool.getconn(timeout=0.2)
-                assert isinstance(caught.value.__cause__, psycopg.OperationalError)
-            async with make_pool(AsyncNullConnectionPool, passage.dsn) as pool:
-                with pytest.raises(psycopg.OperationalError, match="refused"):
-                    await pool.getconn()
+        async with make_pool(AsyncConnectionPool, way.dsn, min_size=1) as pool:
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.getconn(timeout=0.2)
+            assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+        async with make_pool(AsyncNullConnectionPool, way.dsn) as pool:
+            with pytest.raises(psycopg.OperationalError, match="refused"):
+                await pool.getconn()
 
     asyncio.run(main())
 
@@ -843,7 +849,7 @@ def test_functions_that_cannot_tell_where_to_connect_are_asked_again(caplog):
 
 @pytest.mark.parametrize("cls", BOTH)
 @pytest.mark.parametrize("is_async", [False, True])
-def test_an_outage_that_lasts_is_told(dsn, cls, is_async):
+def test_an_outage_that_lasts_is_told(way, cls, is_async):
     """After `reconnect_timeout`, with the pool; which serves again as soon as the server does."""
 
     def plain(pool):
@@ -853,18 +859,17 @@ def test_an_outage_that_lasts_is_told(dsn, cls, is_async):
         told.append(pool)
 
     async def main():
-        async with Passage(dsn) as passage:
-            options = {"min_size": 1} if cls is AsyncConnectionPool else {}
-            hook = coroutine if is_async else plain
-            async with make_pool(cls, passage.dsn, reconnect_timeout=0.1, reconnect_failed=hook, **options) as pool:
-                if cls is AsyncNullConnectionPool:
-                    with pytest.raises(psycopg.OperationalError):
-                        await pool.getconn()
-                await eventually_async(lambda: told, "somebody who is told")
-                assert told[0] is pool
-                assert pool._nconns == 0
-                await passage.open()
-                assert await pid_of(pool)
+        options = {"min_size": 1} if cls is AsyncConnectionPool else {}
+        hook = coroutine if is_async else plain
+        async with make_pool(cls, way.dsn, reconnect_timeout=0.1, reconnect_failed=hook, **options) as pool:
+            if cls is AsyncNullConnectionPool:
+                with pytest.raises(psycopg.OperationalError):
+                    await pool.getconn()
+            await eventually_async(lambda: told, "somebody who is told")
+            assert told[0] is pool
+            assert pool._nconns == 0
+            way.heal()
+            assert await pid_of(pool)
 
     told: list[object] = []
     asyncio.run(main())
@@ -1103,11 +1108,11 @@ def test_statistics_have_their_names(pool_of, dsn):
     asyncio.run(main())
 
 
-def test_connects_that_fail_are_counted(dsn):
+def test_connects_that_fail_are_counted(way):
     """As errors, and as attempts."""
 
     async def main():
-        async with Passage(dsn) as passage, make_pool(AsyncConnectionPool, passage.dsn, min_size=1) as pool:
+        async with make_pool(AsyncConnectionPool, way.dsn, min_size=1) as pool:
             with pytest.raises(PoolTimeout):
                 await pool.getconn(timeout=0.1)
             stats = pool.get_stats()

