@@ -26,6 +26,7 @@ READING_ORDER = (
     "growth",
     "terms",
     "edge",
+    "line",
     "upkeep",
     "shard",
     "reports",
@@ -56,7 +57,20 @@ READING_ORDER = (
     "psycopg",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
-PURE = ("errors", "config", "stats", "slot", "budget", "growth", "terms", "edge", "shard", "upkeep", "statements")
+PURE = (
+    "errors",
+    "config",
+    "stats",
+    "slot",
+    "budget",
+    "growth",
+    "terms",
+    "edge",
+    "line",
+    "shard",
+    "upkeep",
+    "statements",
+)
 IMPURE_IMPORTS = {
     "asyncio",
     "asyncpg",

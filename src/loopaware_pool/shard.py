@@ -10,13 +10,12 @@ comes free is put into the first one's hands: a running task cannot take it in b
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.edge import Waiting
 from loopaware_pool.growth import STEP_SECONDS, Ramp
+from loopaware_pool.line import Line
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
 from loopaware_pool.terms import Phase
@@ -72,7 +71,7 @@ class Shard:
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
         self.closing: set[Slot] = set()
-        self.waiters: OrderedDict[Waiter, Waiting] = OrderedDict()
+        self.waiters = Line()
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.keeps_floor = False
@@ -113,16 +112,13 @@ class Shard:
 
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> None:
         """Queue a caller, and grow if that helps."""
-        self.waiters[waiter] = Waiting(now, has_deadline)
+        self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.counters.queued += 1
         self.grow(now)
 
     def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
         """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
-        later = [other for other, waiting in self.waiters.items() if waiting.since > since]
-        self.waiters[waiter] = Waiting(since, has_deadline)
-        for other in later:
-            self.waiters.move_to_end(other)
+        self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
         self.grow(now)
 
     def claim(self, slot: Slot, waited: float, now: float) -> None:
@@ -224,15 +220,14 @@ class Shard:
             return True
         if not self._is_alive(slot, now):
             return True
-        while self.waiters:
-            waiter, _ = self.waiters.popitem(last=False)
-            if not self.waiters:
-                self._demand_ended()
-            if not waiter.done():
-                slot.move(_RESERVED)
-                waiter.set_result(slot)
-                return True
-        return False
+        waiter = self.waiters.next()
+        if not self.waiters:
+            self._demand_ended()
+        if waiter is None:
+            return False
+        slot.move(_RESERVED)
+        waiter.set_result(slot)
+        return True
 
     def _has_served(self, slot: Slot, now: float) -> bool:
         """
@@ -261,7 +256,7 @@ class Shard:
             self.wake_by(self._ramp.probe_at)
             return
         for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
-            if not self._budget.take_or_claim(self, next(iter(self.waiters.values())).since):
+            if not self._budget.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
                 return
             self._start_connect(now)
@@ -313,7 +308,10 @@ class Shard:
         if not is_final:
             self.last_error = error
             self._ramp.refused(now)
-        self._tell_off(error, is_final=is_final)
+        hopeless = self.size == 0 and not is_final
+        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless)
+        if not self.waiters:
+            self._demand_ended()
         self.upkeep.connect_failed(slot, error, now)
         self._return_permit()
         self.grow(now)
@@ -346,18 +344,6 @@ class Shard:
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
 
-    def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
-        hopeless = self.size == 0 and not is_final
-        for waiter, waiting in list(self.waiters.items()):
-            if waiter.done() or (waiting.has_deadline and not is_final):
-                continue
-            del self.waiters[waiter]
-            waiter.set_exception(error)
-            if not hopeless:
-                break
-        if not self.waiters:
-            self._demand_ended()
-
     # ---- closing ----
 
     def retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
@@ -380,10 +366,7 @@ class Shard:
 
     def fail_waiters(self, error: Callable[[], BaseException]) -> None:
         """Tell every waiting caller that it will not be served."""
-        while self.waiters:
-            waiter, _ = self.waiters.popitem(last=False)
-            if not waiter.done():
-                waiter.set_exception(error())
+        self.waiters.dismiss(error)
         self._demand_ended()
 
     def shut(self) -> None:
