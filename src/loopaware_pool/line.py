@@ -36,12 +36,12 @@ class Line(OrderedDict[Waiter, Waiting]):
         """Since when the first one waits, monotonic seconds. There must be one."""
         return next(iter(self.values())).since
 
-    def next(self) -> Waiter | None:
-        """Take out the first caller that still waits. None if nobody does."""
+    def next(self) -> tuple[Waiter, float] | None:
+        """Take out the first caller that still waits; since when, monotonic seconds. None if nobody does."""
         while self:
-            waiter, _ = self.popitem(last=False)
+            waiter, waiting = self.popitem(last=False)
             if not waiter.done():
-                return waiter
+                return waiter, waiting.since
         return None
 
     def tell_off(self, error: BaseException, *, patient_too: bool, only_first: bool) -> None:
@@ -63,5 +63,5 @@ class Line(OrderedDict[Waiter, Waiting]):
 
     def dismiss(self, error: Callable[[], BaseException]) -> None:
         """Tell everybody of an error of his own, and take all out."""
-        while (waiter := self.next()) is not None:
-            waiter.set_exception(error())
+        while (first := self.next()) is not None:
+            first[0].set_exception(error())

@@ -16,6 +16,7 @@ from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.growth import STEP_SECONDS, Ramp
 from loopaware_pool.line import Line
+from loopaware_pool.shedding import Shedding
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
 from loopaware_pool.terms import Phase
@@ -84,6 +85,7 @@ class Shard:
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
         self._ramp = Ramp(config.max_connecting or config.max_size)
+        self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
@@ -220,7 +222,7 @@ class Shard:
             return True
         if not self._is_alive(slot, now):
             return True
-        waiter = self.waiters.next()
+        waiter = self._first_to_serve(now)
         if not self.waiters:
             self._demand_ended()
         if waiter is None:
@@ -228,6 +230,20 @@ class Shard:
         slot.move(_RESERVED)
         waiter.set_result(slot)
         return True
+
+    def _first_to_serve(self, now: float) -> Waiter | None:
+        """Take the first caller out of the line. In one that stands, those who have waited too long are refused."""
+        while (first := self.waiters.next()) is not None:
+            waiter, waited = first[0], now - first[1]
+            # Nobody gains by the refusal of one behind whom nobody waits.
+            if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
+                return waiter
+            self.counters.shed += 1
+            error = self._edge.errors.overloaded(
+                pool=self._config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
+            )
+            waiter.set_exception(error)
+        return None
 
     def _has_served(self, slot: Slot, now: float) -> bool:
         """
@@ -334,6 +350,8 @@ class Shard:
 
     def _demand_ended(self) -> None:
         self._ramp.demand_ended()
+        if self._shedding is not None:
+            self._shedding.emptied()
         if self._budget.claims:
             self._budget.drop_claim(self)
 
