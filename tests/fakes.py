@@ -8,7 +8,7 @@ from loopaware_pool.driver import Liveness
 from loopaware_pool.shard import Shard
 from loopaware_pool.slot import SlotState
 from loopaware_pool.terms import Terms
-from loopaware_pool.testing import FakeSession
+from loopaware_pool.testing import FakeDriver, FakeSession
 
 __all__ = ["NEVER", "FakeEdge", "FakeFuture", "FakePool"]
 
@@ -65,6 +65,8 @@ class FakeEdge:
 
     def __init__(self, pool):
         self.pool = pool
+        self.errors = FakeDriver.errors
+        self.reporter = self
         self.shard = None
         self.opening = []
         self.resetting = []

@@ -11,7 +11,7 @@ from loopaware_pool.config import PoolConfig, check_number
 
 SIZES = {"min_size": 1, "init_size": 1, "max_size": 2}
 SECONDS = ["max_idle", "max_lifetime", "keepalive", "patience"]
-OPTIONAL_SECONDS = ["acquire_timeout", "leak_threshold", "close_timeout"]
+OPTIONAL_SECONDS = ["acquire_timeout", "shed_after", "leak_threshold", "close_timeout"]
 
 
 def config(**settings):

@@ -15,13 +15,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import asyncpg
-from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_kinds, check_sizes
+from loopaware_pool.asyncpg_driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
+from loopaware_pool.asyncpg_likeness import PoolLikeness, check_kinds, check_sizes
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
-from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
@@ -32,11 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from typing import Self
 
+    from loopaware_pool.asyncpg_session import AsyncpgSession
     from loopaware_pool.keeper import Keeper
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
     from loopaware_pool.tenancy import Tenancy
 
-__all__ = ["Pool", "PoolClosed", "PoolConnectionProxy", "PoolTimeout", "SessionReset", "TooManyWaiting", "create_pool"]
+__all__ = [
+    "Overloaded",
+    "Pool",
+    "PoolClosed",
+    "PoolConnectionProxy",
+    "PoolTimeout",
+    "SessionReset",
+    "TooManyWaiting",
+    "create_pool",
+]
 
 SessionReset = Literal["pipelined", "when_dirty", "awaited", "never"]
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
@@ -44,7 +52,7 @@ _RESETTING: Final = SlotState.RESETTING
 _TIMEOUT: Final = "a number of seconds, or None"
 
 
-class Pool(upstream.Pool):
+class Pool(PoolLikeness):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
@@ -75,6 +83,7 @@ class Pool(upstream.Pool):
         lifetime_jitter: float = 0.1,
         keepalive: float = 0,
         max_waiting: int = 0,
+        shed_after: float | None = None,
         max_connecting: int | None = None,
         leak_threshold: float | None = None,
         close_timeout: float | None = None,
@@ -104,6 +113,7 @@ class Pool(upstream.Pool):
             keepalive=keepalive,
             acquire_timeout=acquire_timeout,
             max_waiting=max_waiting,
+            shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
             close_timeout=close_timeout,
@@ -203,6 +213,7 @@ class Pool(upstream.Pool):
             TypeError: *timeout* is not a number.
             PoolTimeout: None came in time; a `TimeoutError` that tells the counts and the holders. (When awaited.)
             asyncpg.InterfaceError: The pool is not open, or was closed while waiting. (When awaited.)
+            TooManyWaiting, Overloaded: As `max_waiting` and `shed_after` say. (When awaited.)
             UnsupportedLoop: No loop is running, or one that cannot watch sockets. (When awaited.)
             Exception: What connecting failed with, if there is no timeout: one caller hears of each failure.
 
@@ -373,50 +384,6 @@ class Pool(upstream.Pool):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._core.state.value}: {self.stats().summary()}>"
 
-    # ---- what asyncpg's connections, and its tests, look for ----
-
-    def _sessions(self) -> list[AsyncpgSession]:
-        slots = self._core.slots(SlotState.CONNECTING, SlotState.CLOSING)
-        sessions = [slot.session for slot in slots]
-        return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
-
-    def _drop_statement_cache(self) -> None:
-        self._core.for_each_session(lambda session: _con(session)._drop_local_statement_cache())
-
-    def _drop_type_cache(self) -> None:
-        self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
-
-    @property
-    def _loop(self) -> asyncio.AbstractEventLoop | None:
-        return None if self._home is None else self._home()
-
-    @property
-    def _holders(self) -> list[AsyncpgSession | FreeHolder]:
-        sessions = self._sessions()
-        return [*sessions, *[FREE_HOLDER] * (self._config.max_size - len(sessions))]
-
-    @property
-    def _queue(self) -> FreeSlots:
-        return FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
-
-    _maintenance_task = None
-
-    @property
-    def _initialized(self) -> bool:
-        return self._core.state not in (CoreState.NEW, CoreState.OPENING)
-
-    @property
-    def _closed(self) -> bool:
-        return self._core.state is CoreState.CLOSED
-
-    @property
-    def _closing(self) -> bool:
-        return self._core.state is CoreState.CLOSING
-
-
-def _con(session: Any) -> Any:
-    return session._con
-
 
 def create_pool(
     dsn: str | None = None,
@@ -464,6 +431,9 @@ def create_pool(
         lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
+        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
+            served within half of it; he is then refused with `Overloaded`, a `TooManyWaiting`, unless he is the last.
+            None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
         close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.

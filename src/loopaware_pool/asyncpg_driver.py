@@ -20,7 +20,7 @@ from loopaware_pool.reports import logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["AsyncpgDriver", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
+__all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
 
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
@@ -45,6 +45,10 @@ class TooManyWaiting(errors.TooManyWaiting, asyncpg.InterfaceError):
         self.max_waiting = max_waiting
 
 
+class Overloaded(errors.Overloaded, TooManyWaiting):
+    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+
+
 class AsyncpgDriver:
     """
     Makes connections with asyncpg.
@@ -58,7 +62,7 @@ class AsyncpgDriver:
     """
 
     logger = logging.getLogger("asyncpg.pool")
-    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting)
+    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
 
     def __init__(
         self,

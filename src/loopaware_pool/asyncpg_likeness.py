@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
+from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import check_callbacks, check_number, check_whole
+from loopaware_pool.pool import CoreState
+from loopaware_pool.slot import SlotState
 
-__all__ = ["FREE_HOLDER", "FreeHolder", "FreeSlots", "check_kinds", "check_sizes"]
+if TYPE_CHECKING:
+    import weakref
+
+    from loopaware_pool.config import PoolConfig
+    from loopaware_pool.pool import Core
+
+__all__ = ["PoolLikeness", "check_kinds", "check_sizes"]
 
 
 def check_sizes(
@@ -86,3 +96,53 @@ class FreeSlots:
 
     def qsize(self) -> int:
         return self._count
+
+
+class PoolLikeness(upstream.Pool):
+    """The part of a pool that asyncpg's connections, and its tests, look for."""
+
+    _core: Core
+    _config: PoolConfig
+    _home: weakref.ref[AbstractEventLoop] | None
+
+    def _sessions(self) -> list[AsyncpgSession]:
+        slots = self._core.slots(SlotState.CONNECTING, SlotState.CLOSING)
+        sessions = [slot.session for slot in slots]
+        return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
+
+    def _drop_statement_cache(self) -> None:
+        self._core.for_each_session(lambda session: _con(session)._drop_local_statement_cache())
+
+    def _drop_type_cache(self) -> None:
+        self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
+
+    @property
+    def _loop(self) -> AbstractEventLoop | None:
+        return None if self._home is None else self._home()
+
+    @property
+    def _holders(self) -> list[AsyncpgSession | FreeHolder]:
+        sessions = self._sessions()
+        return [*sessions, *[FREE_HOLDER] * (self._config.max_size - len(sessions))]
+
+    @property
+    def _queue(self) -> FreeSlots:
+        return FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
+
+    _maintenance_task = None
+
+    @property
+    def _initialized(self) -> bool:
+        return self._core.state not in (CoreState.NEW, CoreState.OPENING)
+
+    @property
+    def _closed(self) -> bool:
+        return self._core.state is CoreState.CLOSED
+
+    @property
+    def _closing(self) -> bool:
+        return self._core.state is CoreState.CLOSING
+
+
+def _con(session: Any) -> Any:
+    return session._con

@@ -4,8 +4,8 @@ One asyncpg connection as the core sees it: looking, parking, resetting, closing
 What is reached of other people's private parts
 -----------------------------------------------
 All of it is in `asyncpg_reach.py`, looked for when a connection is made. What is missing is gone without: the reset is
-awaited, the fd stays in the selector, a closed loop's socket is left to the collector. That costs, and is said once, but
-is never wrong.
+awaited, the fd stays in the selector, a closed loop's socket is left to the collector. That costs, is said once, and is
+never wrong.
 """
 
 from __future__ import annotations

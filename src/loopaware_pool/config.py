@@ -48,6 +48,8 @@ class PoolConfig:
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         acquire_timeout: Seconds an acquire may take when it gives none itself; None as long as it takes.
         max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
+        shed_after: Seconds a caller may wait in a queue that stands, before he is refused for the sake of those behind
+            him; None as long as it takes.
         max_connecting: Connects in flight at once; None for up to *max_size*.
         leak_threshold: Seconds a lease may last before it is reported; None never reports.
         close_timeout: Seconds `close()` waits for leases before it terminates; None as long as it takes.
@@ -72,6 +74,7 @@ class PoolConfig:
     keepalive: float = 0.0
     acquire_timeout: float | None = None
     max_waiting: int = 0
+    shed_after: float | None = None
     max_connecting: int | None = None
     leak_threshold: float | None = None
     close_timeout: float | None = None
@@ -104,7 +107,7 @@ class PoolConfig:
     def _check_times(self) -> None:
         for name in ("max_idle", "max_lifetime", "keepalive", "patience"):
             _check_seconds(name, getattr(self, name), "0 turns it off")
-        for name in ("acquire_timeout", "leak_threshold", "close_timeout"):
+        for name in ("acquire_timeout", "shed_after", "leak_threshold", "close_timeout"):
             if getattr(self, name) is not None:
                 _check_seconds(name, getattr(self, name), "None turns it off")
         check_number("lifetime_jitter", self.lifetime_jitter, "a fraction, 0 <= x < 1")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from loopaware_pool.budget import Claimant
+    from loopaware_pool.errors import ErrorFamily
     from loopaware_pool.slot import Slot
 
-__all__ = ["Edge", "Waiter", "Waiting"]
+__all__ = ["Edge", "LeaseReporter", "Waiter", "Waiting"]
 
 
 class Waiter(Protocol):
@@ -31,8 +32,23 @@ class Waiting(NamedTuple):
     has_deadline: bool
 
 
+class LeaseReporter(Protocol):
+    """Tells of leases that do not go as they should."""
+
+    def overdue(self, slot: Slot) -> None:
+        """Report one that is longer than `leak_threshold`."""
+
+
 class Edge(Protocol):
     """What a shard has done for it, on its loop."""
+
+    @property
+    def errors(self) -> ErrorFamily:
+        """What callers are told."""
+
+    @property
+    def reporter(self) -> LeaseReporter:
+        """Tells others of leases."""
 
     def open(self, slot: Slot) -> None:
         """Connect; then call `connected` or `connect_failed`."""
@@ -69,9 +85,6 @@ class Edge(Protocol):
 
     def connect_failed(self, slot: Slot, error: BaseException) -> None:
         """Report that there is none."""
-
-    def overdue(self, slot: Slot) -> None:
-        """Report a lease that is longer than `leak_threshold`."""
 
     def gone(self, slot: Slot, reason: str) -> None:
         """Report that a connection left the pool."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ErrorFamily",
+    "Overloaded",
     "PoolClosed",
     "PoolError",
     "PoolTimeout",
@@ -71,6 +72,34 @@ def reason(error: BaseException) -> str:
     return f"{name}: {words}" if words else name
 
 
+class Overloaded(TooManyWaiting):
+    """
+    The queue has been standing, and the caller waited longer than `shed_after` allows then.
+
+    Attributes:
+        waited: How long he had waited, in seconds.
+        shed_after: The limit, in seconds.
+        waiting: How many callers of his loop stood behind him.
+        max_waiting: 0: it is not their number.
+    """
+
+    waited: float
+    shed_after: float
+    waiting: int
+
+    def __init__(self, *, pool: str, shed_after: float, waited: float, waiting: int) -> None:
+        PoolError.__init__(
+            self,
+            f"pool {pool!r} is overloaded: refused after {waited:.2f} s in the queue, with {waiting} callers behind, "
+            f"as shed_after={shed_after} asks for; try later, hold connections for less time, or raise max_size",
+            pool=pool,
+        )
+        self.max_waiting = 0
+        self.waited = waited
+        self.shed_after = shed_after
+        self.waiting = waiting
+
+
 class PoolTimeout(PoolError, TimeoutError):
     """
     No connection came within the time the caller gave.
@@ -127,6 +156,7 @@ class ErrorFamily:
         timeout: Raised when a deadline passes.
         too_many_waiting: Raised when `max_waiting` is reached.
         unsupported_loop: Raised where no loop runs that will do.
+        overloaded: Raised when the queue stands and the caller has waited for longer than `shed_after`.
         closing_text, closed_text: What callers are told, with a place for the pool's name.
     """
 
@@ -134,5 +164,6 @@ class ErrorFamily:
     timeout: type[PoolTimeout]
     too_many_waiting: type[TooManyWaiting]
     unsupported_loop: type[UnsupportedLoop] = UnsupportedLoop
+    overloaded: type[Overloaded] = Overloaded
     closing_text: str = "pool is closing"
     closed_text: str = "pool is closed"

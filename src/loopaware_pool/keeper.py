@@ -65,6 +65,7 @@ class Keeper:
         self._core = weakref.ref(core)
         self._config = core.config
         self._driver = core.driver
+        self.errors = core.driver.errors
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
         self._timer: asyncio.TimerHandle | None = None
@@ -144,10 +145,6 @@ class Keeper:
         self._tell_opener(slot, error)
         self.reporter.connect_failed(error)
         self.notify()
-
-    def overdue(self, slot: Slot) -> None:
-        """Tell of a lease that lasts too long."""
-        self.reporter.overdue(slot)
 
     def gone(self, slot: Slot, reason: str) -> None:
         """Tell the listener."""

@@ -25,6 +25,7 @@ from loopaware_pool.psycopg_checkup import Checkup
 from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_driver import (
     InitTimeout,
+    Overloaded,
     PoolClosed,
     PoolTimeout,
     PsycopgDriver,
@@ -63,6 +64,7 @@ __all__ = [
     "AsyncConnectionPool",
     "AsyncNullConnectionPool",
     "LoopAwareConnection",
+    "Overloaded",
     "PoolClosed",
     "PoolTimeout",
     "TooManyRequests",
@@ -127,6 +129,9 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         discard_expired: When *max_lifetime* is looked at: "on_return", as psycopg_pool does; "always", also before a
             connection is lent and while it is idle.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
+        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
+            served within half of it; he is then refused with `Overloaded`, a `TooManyRequests`, unless he is the last.
+            None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
@@ -165,6 +170,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         discard_dead: DiscardDead = "on_check",
         discard_expired: DiscardExpired = "on_return",
         keepalive: float = 0,
+        shed_after: float | None = None,
         max_connecting: int | None = None,
         leak_threshold: float | None = None,
         on_event: EventHook | None = None,
@@ -208,6 +214,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             lifetime_jitter=_LIFETIME_JITTER,
             keepalive=keepalive,
             max_waiting=max_waiting,
+            shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
             on_event=on_event,
@@ -361,6 +368,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
                 failed with last.
             PoolClosed: The pool is not open, or was closed while waiting.
             TooManyRequests: As many wait as *max_waiting* allows.
+            Overloaded: The queue stands, and this caller has waited for longer than *shed_after*.
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
 
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
-__all__ = ["PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
+__all__ = ["Overloaded", "PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
 
 
 class PoolClosed(errors.PoolClosed, psycopg_pool.PoolClosed):
@@ -72,6 +72,10 @@ class TooManyRequests(errors.TooManyWaiting, psycopg_pool.TooManyRequests):
         self.max_waiting = max_waiting
 
 
+class Overloaded(errors.Overloaded, TooManyRequests):
+    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+
+
 class UnsupportedLoop(errors.UnsupportedLoop, psycopg.InterfaceError):
     """No event loop runs here, or one that cannot watch sockets."""
 
@@ -102,6 +106,7 @@ class PsycopgDriver:
         PoolTimeout,
         TooManyRequests,
         UnsupportedLoop,
+        overloaded=Overloaded,
         closing_text="the pool {!r} is closed",
         closed_text="the pool {!r} is closed",
     )

@@ -133,7 +133,7 @@ def counted(stats: PoolStats, rechecks: int) -> dict[str, int]:
     def total(*names: str) -> Any:
         return sum(getattr(counters, name) for counters in every for name in names)
 
-    gave_up = total("timed_out", "cancelled", "failed", "refused")
+    gave_up = total("timed_out", "cancelled", "failed", "refused", "shed")
     return {
         "usage_ms": int(1000 * total("used_seconds")),
         "requests_num": total("acquired") + gave_up + stats.waiting - rechecks,

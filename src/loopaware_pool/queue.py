@@ -6,7 +6,7 @@ import functools
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from loopaware_pool.errors import PoolTimeout
+from loopaware_pool.errors import Overloaded, PoolTimeout
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Queue:
             PoolTimeout: None came in time.
             PoolClosed: The pool was closed meanwhile.
             TooManyWaiting: `max_waiting` is reached.
+            Overloaded: The queue stands, and the caller has waited for longer than `shed_after`.
             Exception: What connecting failed with, if *timeout* is None: one caller hears of each failure.
 
         Cancellation: a connection handed over at that moment goes to the next waiter.
@@ -129,7 +130,7 @@ class Queue:
         shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
         if told is not None:
-            shard.counters.failed += not isinstance(told, PoolTimeout)
+            shard.counters.failed += not isinstance(told, (PoolTimeout, Overloaded))
         else:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():

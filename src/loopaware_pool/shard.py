@@ -10,13 +10,13 @@ comes free is put into the first one's hands: a running task cannot take it in b
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.edge import Waiting
 from loopaware_pool.growth import STEP_SECONDS, Ramp
+from loopaware_pool.line import Line
+from loopaware_pool.shedding import Shedding
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
 from loopaware_pool.terms import Phase
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from loopaware_pool.terms import Terms
 
 __all__ = ["Shard"]
-
 
 _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
@@ -72,7 +71,7 @@ class Shard:
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
         self.closing: set[Slot] = set()
-        self.waiters: OrderedDict[Waiter, Waiting] = OrderedDict()
+        self.waiters = Line()
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.keeps_floor = False
@@ -85,6 +84,7 @@ class Shard:
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
         self._ramp = Ramp(config.max_connecting or config.max_size)
+        self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
@@ -113,16 +113,13 @@ class Shard:
 
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> None:
         """Queue a caller, and grow if that helps."""
-        self.waiters[waiter] = Waiting(now, has_deadline)
+        self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.counters.queued += 1
         self.grow(now)
 
     def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
         """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
-        later = [other for other, waiting in self.waiters.items() if waiting.since > since]
-        self.waiters[waiter] = Waiting(since, has_deadline)
-        for other in later:
-            self.waiters.move_to_end(other)
+        self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
         self.grow(now)
 
     def claim(self, slot: Slot, waited: float, now: float) -> None:
@@ -226,15 +223,27 @@ class Shard:
             return True
         if not self._is_alive(slot, now):
             return True
-        while self.waiters:
-            waiter, _ = self.waiters.popitem(last=False)
-            if not self.waiters:
-                self._demand_ended()
-            if not waiter.done():
-                slot.move(_RESERVED)
-                waiter.set_result(slot)
-                return True
-        return False
+        waiter = self._first_to_serve(now)
+        if not self.waiters:
+            self._demand_ended()
+        if waiter is not None:
+            slot.move(_RESERVED)
+            waiter.set_result(slot)
+        return waiter is not None
+
+    def _first_to_serve(self, now: float) -> Waiter | None:
+        """Take the first caller out of the line. In one that stands, those who have waited too long are refused."""
+        while (first := self.waiters.next()) is not None:
+            waiter, waited = first[0], now - first[1]
+            # Nobody gains by the refusal of one behind whom nobody waits.
+            if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
+                return waiter
+            self.counters.shed += 1
+            error = self._edge.errors.overloaded(
+                pool=self._config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
+            )
+            waiter.set_exception(error)
+        return None
 
     def _has_served(self, slot: Slot, now: float) -> bool:
         """
@@ -263,7 +272,7 @@ class Shard:
             self.wake_by(self._ramp.probe_at)
             return
         for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
-            if not self._budget.take_or_claim(self, next(iter(self.waiters.values())).since):
+            if not self._budget.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
                 return
             self._start_connect(now)
@@ -315,7 +324,10 @@ class Shard:
         if not is_final:
             self.last_error = error
             self._ramp.refused(now)
-        self._tell_off(error, is_final=is_final)
+        hopeless = self.size == 0 and not is_final
+        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless)
+        if not self.waiters:
+            self._demand_ended()
         self.upkeep.connect_failed(slot, error, now)
         self._return_permit()
         self.grow(now)
@@ -338,6 +350,8 @@ class Shard:
 
     def _demand_ended(self) -> None:
         self._ramp.demand_ended()
+        if self._shedding is not None:
+            self._shedding.emptied()
         if self._budget.claims:
             self._budget.drop_claim(self)
 
@@ -347,18 +361,6 @@ class Shard:
             self._edge.ask(donor)
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
-
-    def _tell_off(self, error: BaseException, *, is_final: bool) -> None:
-        hopeless = self.size == 0 and not is_final
-        for waiter, waiting in list(self.waiters.items()):
-            if waiter.done() or (waiting.has_deadline and not is_final):
-                continue
-            del self.waiters[waiter]
-            waiter.set_exception(error)
-            if not hopeless:
-                break
-        if not self.waiters:
-            self._demand_ended()
 
     # ---- closing ----
 
@@ -382,10 +384,7 @@ class Shard:
 
     def fail_waiters(self, error: Callable[[], BaseException]) -> None:
         """Tell every waiting caller that it will not be served."""
-        while self.waiters:
-            waiter, _ = self.waiters.popitem(last=False)
-            if not waiter.done():
-                waiter.set_exception(error())
+        self.waiters.dismiss(error)
         self._demand_ended()
 
     def shut(self) -> None:

@@ -37,8 +37,9 @@ class Counters:
         waited_seconds: Time spent in the queue by those, in seconds.
         queued: Acquires that had to queue, served or not.
         gave_up_seconds: Time spent in the queue by those who left it without a connection, in seconds.
-        failed: Acquires that were told of an error while they waited, other than a timeout.
+        failed: Acquires that were told of an error while they waited, other than a timeout and `Overloaded`.
         refused: Acquires refused because of `max_waiting`.
+        shed: Acquires refused, after they had waited, because of `shed_after`.
         used_seconds: Time connections were lent, in seconds; of leases that have ended.
         timed_out: Acquires that ended at their deadline.
         cancelled: Acquires cancelled while they waited.
@@ -58,6 +59,7 @@ class Counters:
     gave_up_seconds: float = 0.0
     failed: int = 0
     refused: int = 0
+    shed: int = 0
     used_seconds: float = 0.0
     timed_out: int = 0
     cancelled: int = 0
@@ -262,7 +264,7 @@ class AcquireFailed(PoolEvent):
     A caller left the queue without a connection.
 
     Attributes:
-        error: What it was told: a timeout, a connect error, a closed pool. None if it was cancelled.
+        error: What it was told: a timeout, a refusal, a connect error, a closed pool. None if it was cancelled.
         waited_seconds: How long it had waited, in seconds.
     """
 

@@ -183,6 +183,6 @@ class Upkeep:
             if slot.state is SlotState.LENT and not slot.reported:
                 if now - slot.since >= threshold:
                     slot.reported = True
-                    self._edge.overdue(slot)
+                    self._edge.reporter.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)

@@ -198,6 +198,7 @@ def test_sizes_are_as_given(min_size, max_size, wanted):
         ("discard_dead", True, ValueError),
         ("discard_expired", "never", ValueError),
         ("keepalive", -1, ValueError),
+        ("shed_after", -0.1, ValueError),
         ("leak_threshold", "x", TypeError),
         ("on_event", 3, TypeError),
     ],

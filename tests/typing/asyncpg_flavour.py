@@ -48,6 +48,7 @@ module_level = create_pool(
     keepalive=30,
     max_waiting=100,
     max_connecting=4,
+    shed_after=0.5,
     leak_threshold=60.0,
     close_timeout=10,
     on_event=listen,

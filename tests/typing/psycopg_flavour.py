@@ -66,6 +66,7 @@ own = AsyncConnectionPool(
     discard_expired="always",
     keepalive=30,
     max_connecting=4,
+    shed_after=0.5,
     leak_threshold=60.0,
     on_event=listen,
 )
