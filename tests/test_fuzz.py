@@ -133,6 +133,7 @@ def feed(ear, pieces):
     """Let the pieces arrive, until the transport is given back; the rest is asyncpg's."""
     answer = ResetAnswer(ear, ear, ear, STATEMENTS)
     answer.expect()
+    answer.is_wanted = True
     for piece in pieces:
         ear.owner.data_received(piece)
         assert len(answer._buffer) <= LONGEST_ANSWER_BYTES + 5

@@ -735,7 +735,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         opened = [len(shard.edge.opening)]
         for _ in range(3):
-            pool.pass_time(0.01)
+            pool.pass_time(0.02)
             opened.append(len(shard.edge.opening))
         assert opened == [3, 6, 12, 20]
 

@@ -175,7 +175,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         leak_threshold: float | None = None,
         on_event: EventHook | None = None,
     ) -> None:
-        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        self._max_size = max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         check_choices(
             session_reset=(session_reset, SessionReset),
             idle_order=(idle_order, _Order),
@@ -190,7 +190,6 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         self.num_workers = num_workers
         self._check = check
         self._reconnect_failed = reconnect_failed
-        self._max_size = max_size
         self._driver = PsycopgDriver(
             name=name,
             conninfo=conninfo,

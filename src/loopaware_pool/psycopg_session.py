@@ -211,9 +211,9 @@ class PsycopgSession:
         """The socket."""
         return self._identity
 
-    def is_connected(self) -> bool:
-        """Whether libpq has heard of no end of the connection."""
-        return self._pgconn.status != _BAD
+    def hears_of_its_end(self) -> bool:
+        """Say no: libpq hears of nothing until it is asked to read."""
+        return False
 
     def liveness(self) -> Liveness:
         """
@@ -221,7 +221,7 @@ class PsycopgSession:
 
         psycopg looks for notifications when it waits for the socket: what libpq had read by then it would not find.
         """
-        if not self.is_connected():
+        if self._pgconn.status == _BAD:
             return _DEAD
         is_gone, is_readable = self._probe.events()
         if is_gone or (is_readable and peek(self._identity.fd) in _FAREWELLS):

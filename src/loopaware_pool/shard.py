@@ -150,7 +150,7 @@ class Shard:
 
     def _is_alive(self, slot: Slot, now: float) -> bool:
         """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
-        if (now - slot.since < _FRESH_SECONDS and slot.session.is_connected()) or self._config.lends_dead:
+        if (now - slot.since < _FRESH_SECONDS and slot.session.hears_of_its_end()) or self._config.lends_dead:
             return True
         liveness = slot.session.liveness()
         if liveness is _ALIVE:

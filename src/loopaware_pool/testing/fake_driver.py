@@ -44,7 +44,7 @@ class FakeSession:
         self.is_parked = False
         self.calls: list[str] = []
 
-    def is_connected(self) -> bool:
+    def hears_of_its_end(self) -> bool:
         """Tell whether `life` is `ALIVE`."""
         return self.life is Liveness.ALIVE
 
