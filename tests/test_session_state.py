@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
+import tracemalloc
 import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -1282,6 +1284,72 @@ def test_an_answer_that_is_not_one_fails_the_reset(reply, clean):
             answer.data_received(reply[cut:])
         assert_failed(answer, recorder)
         assert recorder.clean_answer == clean
+
+
+ENDLESS = {
+    "notices": NOTICE,
+    "parameters": PARAMETER,
+    "notifications": NOTIFICATION,
+    "rows": message(b"D", b"\0\0"),
+    "statements": completed(),
+    "empty messages": message(b"I"),
+    "large notices": message(b"N", bytes(60_000)),
+    "one message, byte by byte": b"D" + (LONGEST_ANSWER_BYTES).to_bytes(4, "big") + bytes(LONGEST_ANSWER_BYTES),
+}
+
+
+@pytest.mark.parametrize("piece", [61, 4096, 1 << 18])
+@pytest.mark.parametrize("flood", ENDLESS.values(), ids=ENDLESS)
+def test_an_answer_without_an_end_is_given_up(flood, piece):
+    """Whatever a server sends in place of the end, it is read for a mebibyte and a piece at most."""
+    answer, recorder = expecting(CLEAN)
+    recorder.data_received = lambda data: None  # nothing is kept here
+    flood *= -(-4 * piece // len(flood))
+    stream = memoryview(flood)[: len(flood) // piece * piece]
+    sent = 0
+    while recorder.current == "answer" and sent < 2 * LONGEST_ANSWER_BYTES:
+        answer.data_received(bytes(stream[sent % len(stream) :][:piece]))
+        sent += piece
+    assert_failed(answer, recorder)
+    assert sent <= LONGEST_ANSWER_BYTES + piece
+
+
+def test_an_answer_that_is_given_up_has_not_cost_much_memory():
+    """The largest message that is waited for is kept once, and copied at most twice for a moment."""
+    answer, recorder = expecting(CLEAN)
+    tracemalloc.start()
+    answer.data_received(b"D" + LONGEST_ANSWER_BYTES.to_bytes(4, "big"))
+    while recorder.current == "answer":
+        answer.data_received(bytes(4096))
+    left_bytes, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_failed(answer, recorder)
+    assert most_bytes < 4 * LONGEST_ANSWER_BYTES
+    assert left_bytes < 100_000
+
+
+def test_what_drips_in_is_not_copied_with_each_drop():
+    """Half a message that comes byte by byte takes as long as it is, not as its square."""
+
+    def seconds(size):
+        answer, recorder = expecting()
+        answer.data_received(b"D" + LONGEST_ANSWER_BYTES.to_bytes(4, "big"))
+        began = time.process_time()
+        for _ in range(size):
+            answer.data_received(b"x")
+        assert recorder.failures == []
+        return time.process_time() - began
+
+    short = min(seconds(50_000) for _ in range(3))
+    assert min(seconds(200_000) for _ in range(2)) < 10 * short
+
+
+def test_much_that_follows_the_answer_is_the_next_querys():
+    """Only what comes before the answer's end counts towards its length."""
+    answer, recorder = expecting()
+    large = message(b"D", bytes(LONGEST_ANSWER_BYTES + 1))
+    answer.data_received(NOTICE + CLEAN + large)
+    assert_finished(answer, recorder, NOTICE + large)
 
 
 def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():

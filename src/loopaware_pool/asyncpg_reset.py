@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ResetAnswer", "query_message", "reset_statements"]
 
-# The answer to a reset is some 200 bytes. One that pretends to be longer than this is not one.
+# The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
+# are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 
@@ -59,13 +60,15 @@ class ResetAnswer(asyncio.Protocol):
         self._protocol = protocol
         self._statements = statements
         self._clean: bytes | None = None
-        self._buffer = b""
+        self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
+        self._received_bytes = 0
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
     def expect(self) -> None:
         """Take the transport over; the query is about to be sent."""
         self.is_due = True
+        self._received_bytes = 0
         self._completed = 0
         self._is_exemplary = True
         if self._clean is None:
@@ -76,7 +79,7 @@ class ResetAnswer(asyncio.Protocol):
         """Let asyncpg have the transport, whatever comes."""
         if self.is_due:
             self.is_due = False
-            self._buffer = b""
+            self._buffer.clear()
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
@@ -88,7 +91,10 @@ class ResetAnswer(asyncio.Protocol):
         if self._buffer or self._completed:
             self._is_exemplary = False
         self._buffer += data
+        self._received_bytes += len(data)
         self._parse()
+        if self.is_due and self._received_bytes > LONGEST_ANSWER_BYTES:
+            self._fail(f"no end of it after {self._received_bytes} bytes")
 
     def _parse(self) -> None:
         data = self._buffer
@@ -103,12 +109,12 @@ class ResetAnswer(asyncio.Protocol):
                 break
             kind = data[begin : begin + 1]
             if kind == b"Z":
-                self._ready(status=data[end - 1 : end], answer=data[:end], surplus=data[end:])
+                self._ready(status=bytes(data[end - 1 : end]), answer=bytes(data[:end]), surplus=bytes(data[end:]))
                 return
-            if not self._consume(kind, data[begin:end]):
+            if not self._consume(bytes(kind), bytes(data[begin:end])):
                 return
             begin = end
-        self._buffer = data[begin:]
+        del data[:begin]
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
         """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
