@@ -12,7 +12,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
-from loopaware_pool.reports import logger
+from loopaware_pool.reports import apart, logger
 from loopaware_pool.statements import is_harmless
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             return
         try:
             await pending.finished()
-        except Exception:
+        except Exception as error:
             if exc_val is None:
                 raise
             # What the body raised says more than that the connection could not be reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=True)
+            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))
