@@ -29,6 +29,7 @@ __all__ = ["ResetAnswer", "query_message", "reset_statements"]
 # are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
+_UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 
 
 class _Session(Protocol):
@@ -164,7 +165,9 @@ class ResetAnswer(asyncio.Protocol):
 def reset_statements(con: Connection, role: str | None) -> list[str]:
     """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
     statements: list[str] = con.get_reset_query().splitlines()
-    if "RESET ALL;" in statements and "SELECT pg_advisory_unlock_all();" in statements:
+    if "RESET ALL;" in statements and _UNLOCK in statements:
+        # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
+        statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
         if role is not None:
             statements.append(f"SET ROLE {_quoted(role)};")
