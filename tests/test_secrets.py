@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import subprocess
 import sys
 import traceback
@@ -233,3 +235,26 @@ def test_the_listeners_error_is_told_without_the_callers(dsn, loop_factory, capl
         runner.run(main())
     assert "ConnectionClosed" in caplog.text
     assert "CANARY" not in caplog.text
+
+
+# ---- copies ----
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, duplicate):
+    """A copy would share the pool's connections, or outlive its lease; a pickle would carry the password along."""
+
+    async def main():
+        ours = create_pool(dsn, name="mine", min_size=0, max_size=1, password="CANARY")
+        theirs = AsyncConnectionPool(dsn, name="mine", min_size=1, open=False, kwargs={"password": "CANARY"})
+        async with ours, theirs:
+            for pool in (ours, theirs):
+                with pytest.raises(TypeError, match="pool 'mine' cannot be pickled or copied"):
+                    duplicate(pool)
+            async with ours.acquire() as mine, theirs.connection() as yours:
+                for connection in (mine, yours):
+                    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+                        duplicate(connection)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())

@@ -19,7 +19,7 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, check_classes, check_sizes
+from loopaware_pool.asyncpg_likeness import FREE_HOLDER, FreeHolder, FreeSlots, Uncopied, check_classes, check_sizes
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import PoolConfig, check_number
@@ -44,7 +44,7 @@ _RESETTING: Final = SlotState.RESETTING
 _TIMEOUT: Final = "a number of seconds, or None"
 
 
-class Pool(upstream.Pool):
+class Pool(Uncopied, upstream.Pool):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 

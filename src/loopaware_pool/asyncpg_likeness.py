@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool.config import check_number, check_whole
 
-__all__ = ["FREE_HOLDER", "FreeHolder", "FreeSlots", "check_classes", "check_sizes"]
+__all__ = ["FREE_HOLDER", "FreeHolder", "FreeSlots", "Uncopied", "check_classes", "check_sizes"]
 
 
 def check_sizes(
@@ -74,3 +74,11 @@ class FreeSlots:
 
     def qsize(self) -> int:
         return self._count
+
+
+class Uncopied:
+    """A pool that cannot be pickled or copied: connections belong to one of one process, and a password to no file."""
+
+    def __reduce__(self: Any) -> NoReturn:
+        """Say so."""
+        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncpg
 from asyncpg import pool as upstream
@@ -139,6 +139,10 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
         self._connection: Connection | None = session.lend(self, pool)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a copy would outlive its lease."""
+        raise TypeError("a connection cannot be pickled or copied")
 
     @property
     def _con(self) -> Connection | None:
