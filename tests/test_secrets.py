@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -234,6 +235,31 @@ def test_the_listeners_error_is_told_without_the_callers(dsn, loop_factory, capl
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
     assert "ConnectionClosed" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["configure", "reset"])
+def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_to(dsn, loop_factory, caplog, hook):
+    """A partial function, or a method of a dataclass, would show its arguments."""
+
+    async def open_transaction(connection, secret):
+        await connection.execute("SELECT 1")
+
+    async def main():
+        options = {hook: functools.partial(open_transaction, secret="CANARY")}
+        async with AsyncConnectionPool(dsn, min_size=0, max_size=1, **options) as pool:
+            if hook == "reset":
+                async with pool.connection():
+                    pass
+                return
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.getconn(timeout=0.5)
+            assert "by configure function partial" in str(caught.value.__cause__)
+
+    caplog.set_level(0)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert f"by {hook} function partial" in caplog.text
     assert "CANARY" not in caplog.text
 
 
