@@ -21,6 +21,7 @@ from benchmarks.questions import QUESTIONS
 from benchmarks.report import as_json, goals_table, heat_table
 from loopaware_pool.cli.demo_show import make_console, make_progress, say, say_where
 from loopaware_pool.cli.target import CONNECT_ERRORS, Target, Unusable, explain, open_target
+from loopaware_pool.dsn import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,10 +41,10 @@ SERVER_CONNECTIONS = CONNECTIONS * len(CONTENDERS) + 80
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
+    """Says what is wrong in one line, without the usage before it and without a password."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"benchmarks: {message} (see --help)\n")
+        self.exit(2, f"benchmarks: {hide_passwords(message)} (see --help)\n")
 
 
 def main() -> int:

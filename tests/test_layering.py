@@ -16,6 +16,7 @@ ROOT = Path(loopaware_pool.__file__).parent
 # The order in which to read them. Each imports only such as stand before it. A new module gets its place here.
 READING_ORDER = (
     "errors",
+    "dsn",
     "config",
     "stats",
     "fds",
@@ -71,6 +72,7 @@ READING_ORDER = (
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
 PURE = (
     "errors",
+    "dsn",
     "config",
     "stats",
     "omens",
@@ -105,7 +107,7 @@ IMPURE_IMPORTS = {
 }
 DRIVERS = {"asyncpg", "psycopg", "psycopg_pool", "psycopg_binary", "sqlalchemy"}
 KNOWS_A_DRIVER = ("asyncpg", "psycopg", "sqlalchemy", "compat", "cli")
-INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[3 : READING_ORDER.index("pool") + 1], "config")}
+INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[4 : READING_ORDER.index("pool") + 1], "config")}
 
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 50

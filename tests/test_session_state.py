@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
+import tracemalloc
 import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -18,12 +20,28 @@ import helpers
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg_reset import LONGEST_ANSWER_BYTES, ResetAnswer
 from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.psycopg import AsyncConnectionPool
 
 pytestmark = pytest.mark.both_drivers
 
 PLAIN_ROLE = "dirt_plain"
 ODD_ROLE = 'we;ird "role" --'
 ACCENTED_ROLE = "rôle"
+# Whichever way a server may read the name, it is to be a name.
+TREACHEROUS_ROLES = (
+    'x"; RESET ROLE; --',
+    'x"; SET SESSION AUTHORIZATION postgres; SET ROLE "postgres',
+    "it's; \\' '",
+    "\\",
+    'ends in \\"',
+    "U&\\0041",
+    "\\+000041 é",
+    'é"; RESET ROLE; --',
+    "two\nlines; -- /* ",
+    "$$; ?%s{}",
+    "NONE",
+    "\N{SNOWMAN}\N{PILE OF POO}",
+)
 
 SETTINGS = "SELECT name, setting FROM pg_settings WHERE source = 'session' AND name <> 'transaction_isolation'"
 STATE = f"""
@@ -88,7 +106,7 @@ def dirty_server():
     """A server of its own: roles, functions and a reload would disturb others."""
     with EmbeddedServer() as server:
         with psycopg.connect(server.dsn, autocommit=True) as admin:
-            for role in (PLAIN_ROLE, ODD_ROLE, ACCENTED_ROLE):
+            for role in (PLAIN_ROLE, ODD_ROLE, ACCENTED_ROLE, *TREACHEROUS_ROLES):
                 admin.execute(psycopg.sql.SQL("CREATE ROLE {}").format(psycopg.sql.Identifier(role)))
                 admin.execute(
                     psycopg.sql.SQL("GRANT {} TO {}").format(
@@ -471,6 +489,29 @@ def test_a_warning_of_listeners_that_is_an_error_loses_no_connection(address, se
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_function_that_stands_in_the_way_of_the_reset_is_passed_by(address, session_reset):
+    """A search_path that puts somebody's own functions first keeps no lock, and does not have them called."""
+
+    async def main():
+        clean = await pristine(address)
+        async with one_connection(address, session_reset=session_reset) as pool:
+            async with pool.acquire() as con:
+                before = con.get_server_pid()
+                await con.execute("""
+                    CREATE SCHEMA IF NOT EXISTS trap;
+                    CREATE OR REPLACE FUNCTION trap.pg_advisory_unlock_all() RETURNS void LANGUAGE sql AS
+                        $$ SELECT set_config('app.tenant', 'trapped', false) $$;
+                    SELECT pg_advisory_lock(1006);
+                    SET search_path = trap, pg_catalog;
+                """)
+            async with pool.acquire() as con:
+                assert con.get_server_pid() == before
+                assert await state(con) == clean
+
+    asyncio.run(main())
+
+
 # ---- the role ----
 
 
@@ -505,6 +546,53 @@ def test_the_role_that_init_set_is_restored(address, session_reset, role, statem
                     assert await state(con) == clean
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("conforming", ["on", "off"])
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_treacherous_role_is_a_name(address, session_reset, conforming):
+    """No name of the role that `init` sets ends what the pool quotes it with, however strings are read."""
+
+    async def main(role):
+        async def init(con):
+            await con.execute(f"SET ROLE {quoted(role)}")
+
+        clean = await pristine(address, init)
+        assert clean["who"] == role
+        async with one_connection(address, session_reset=session_reset, init=init) as pool:
+            async with pool.acquire() as con:
+                before = con.get_server_pid()
+                await con.execute(
+                    f"RESET ROLE; SET backslash_quote = on; SET escape_string_warning = off; "
+                    f"SET standard_conforming_strings = {conforming}"
+                )
+            async with pool.acquire() as con:
+                assert con.get_server_pid() == before
+                assert await state(con) == clean
+
+    for role in TREACHEROUS_ROLES:
+        asyncio.run(main(role))
+
+
+@pytest.mark.parametrize("conforming", ["on", "off"])
+def test_a_treacherous_role_is_a_name_to_psycopg(address, conforming):
+    """The flavour for psycopg restores it as a parameter of a function."""
+
+    async def main(role):
+        async def configure(con):
+            await con.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
+            await con.commit()
+
+        options = {"min_size": 1, "max_size": 1, "session_reset": "awaited", "configure": configure}
+        async with asyncio.timeout(20), AsyncConnectionPool(address, **options) as pool:
+            for statement in ("SELECT 1", "RESET ROLE", f"SET standard_conforming_strings = {conforming}"):
+                async with pool.connection() as con:
+                    assert (await (await con.execute("SELECT current_user")).fetchone())[0] == role
+                    await con.execute("SET backslash_quote = on")
+                    await con.execute(statement)
+
+    for role in TREACHEROUS_ROLES:
+        asyncio.run(main(role))
 
 
 @pytest.mark.parametrize("session_reset", RESETS)
@@ -1061,6 +1149,28 @@ def test_temporary_tables_and_prepared_statements_stay(address, session_reset):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("session_reset", ALWAYS)
+def test_what_a_reset_leaves_can_mislead_the_next_lease(address, session_reset):
+    """As with asyncpg: a temporary table comes before one of the same name, and random numbers can be foretold."""
+
+    async def main():
+        async with one_connection(address, session_reset=session_reset) as pool:
+            await pool.execute("CREATE TABLE IF NOT EXISTS public.misleading AS SELECT 'true' AS word")
+            foretold = []
+            for _ in range(2):
+                await pool.execute("SELECT setseed(0.25)")
+                foretold.append(await pool.fetchval("SELECT random()"))
+            assert foretold[0] == foretold[1]
+            await pool.execute("CREATE TEMP TABLE misleading AS SELECT 'false' AS word")
+            assert await pool.fetchval("SELECT word FROM misleading") == "false"
+        everything = {"session_reset": session_reset, "reset": lambda con: con.execute("DISCARD ALL")}
+        async with one_connection(address, statement_cache_size=0, **everything) as pool:
+            await pool.execute("CREATE TEMP TABLE misleading AS SELECT 'false' AS word")
+            assert await pool.fetchval("SELECT word FROM misleading") == "true"
+
+    asyncio.run(main())
+
+
 class Tenant(asyncpg.Connection):
     """A class whose methods do more than their arguments tell."""
 
@@ -1283,6 +1393,72 @@ def test_an_answer_that_is_not_one_fails_the_reset(reply, clean):
             answer.data_received(reply[cut:])
         assert_failed(answer, recorder)
         assert recorder.clean_answer == clean
+
+
+ENDLESS = {
+    "notices": NOTICE,
+    "parameters": PARAMETER,
+    "notifications": NOTIFICATION,
+    "rows": message(b"D", b"\0\0"),
+    "statements": completed(),
+    "empty messages": message(b"I"),
+    "large notices": message(b"N", bytes(60_000)),
+    "one message, byte by byte": b"D" + (LONGEST_ANSWER_BYTES).to_bytes(4, "big") + bytes(LONGEST_ANSWER_BYTES),
+}
+
+
+@pytest.mark.parametrize("piece", [61, 4096, 1 << 18])
+@pytest.mark.parametrize("flood", ENDLESS.values(), ids=ENDLESS)
+def test_an_answer_without_an_end_is_given_up(flood, piece):
+    """Whatever a server sends in place of the end, it is read for a mebibyte and a piece at most."""
+    answer, recorder = expecting(CLEAN)
+    recorder.data_received = lambda data: None  # nothing is kept here
+    flood *= -(-4 * piece // len(flood))
+    stream = memoryview(flood)[: len(flood) // piece * piece]
+    sent = 0
+    while recorder.current == "answer" and sent < 2 * LONGEST_ANSWER_BYTES:
+        answer.data_received(bytes(stream[sent % len(stream) :][:piece]))
+        sent += piece
+    assert_failed(answer, recorder)
+    assert sent <= LONGEST_ANSWER_BYTES + piece
+
+
+def test_an_answer_that_is_given_up_has_not_cost_much_memory():
+    """The largest message that is waited for is kept once, and copied at most twice for a moment."""
+    answer, recorder = expecting(CLEAN)
+    tracemalloc.start()
+    answer.data_received(b"D" + LONGEST_ANSWER_BYTES.to_bytes(4, "big"))
+    while recorder.current == "answer":
+        answer.data_received(bytes(4096))
+    left_bytes, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert_failed(answer, recorder)
+    assert most_bytes < 4 * LONGEST_ANSWER_BYTES
+    assert left_bytes < 100_000
+
+
+def test_what_drips_in_is_not_copied_with_each_drop():
+    """Half a message that comes byte by byte takes as long as it is, not as its square."""
+
+    def seconds(size):
+        answer, recorder = expecting()
+        answer.data_received(b"D" + LONGEST_ANSWER_BYTES.to_bytes(4, "big"))
+        began = time.process_time()
+        for _ in range(size):
+            answer.data_received(b"x")
+        assert recorder.failures == []
+        return time.process_time() - began
+
+    short = min(seconds(50_000) for _ in range(3))
+    assert min(seconds(200_000) for _ in range(2)) < 10 * short
+
+
+def test_much_that_follows_the_answer_is_the_next_querys():
+    """Only what comes before the answer's end counts towards its length."""
+    answer, recorder = expecting()
+    large = message(b"D", bytes(LONGEST_ANSWER_BYTES + 1))
+    answer.data_received(NOTICE + CLEAN + large)
+    assert_finished(answer, recorder, NOTICE + large)
 
 
 def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():

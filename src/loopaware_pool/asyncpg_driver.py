@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg.connection import Connection
@@ -15,12 +15,16 @@ from loopaware_pool.asyncpg_reach import cut
 from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
+from loopaware_pool.dsn import may_be_misread, withhold
 from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
+
+# What ends a password to asyncpg, which takes URIs apart as urllib does.
+ENDS_PASSWORD: Final = "/?#[]"
 
 
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
@@ -96,13 +100,18 @@ class AsyncpgDriver:
         """Open and initialise a connection on the running loop."""
         loop = asyncio.get_running_loop()
         connect = self.connect_hook or asyncpg.connect
-        con = await connect(
-            *self.args,
-            loop=loop,
-            connection_class=self.connection_class,
-            record_class=self.record_class,
-            **self.kwargs,
-        )
+        try:
+            con = await connect(
+                *self.args,
+                loop=loop,
+                connection_class=self.connection_class,
+                record_class=self.record_class,
+                **self.kwargs,
+            )
+        except ValueError as error:
+            if type(error) is ValueError and self._may_be_misread():
+                withhold(error)
+            raise
         if not isinstance(con, self.connection_class):
             raise HookFailed from asyncpg.InterfaceError(
                 "expected pool connect callback to return an instance of "
@@ -113,6 +122,10 @@ class AsyncpgDriver:
         except BaseException:
             cut(con, loop)
             raise
+
+    def _may_be_misread(self) -> bool:
+        dsn = self.args[0] if self.args else self.kwargs.get("dsn")
+        return isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD)
 
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import asyncpg
 from asyncpg import pool as upstream
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
 
-__all__ = ["PoolLikeness", "check_kinds", "check_sizes"]
+__all__ = ["PoolLikeness", "Uncopied", "check_kinds", "check_sizes"]
 
 
 def check_sizes(
@@ -98,7 +98,15 @@ class FreeSlots:
         return self._count
 
 
-class PoolLikeness(upstream.Pool):
+class Uncopied:
+    """A pool that cannot be pickled or copied: connections belong to one of one process, and a password to no file."""
+
+    def __reduce__(self: Any) -> NoReturn:
+        """Say so."""
+        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
+
+
+class PoolLikeness(Uncopied, upstream.Pool):
     """The part of a pool that asyncpg's connections, and its tests, look for."""
 
     _core: Core

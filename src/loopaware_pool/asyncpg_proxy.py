@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import asyncpg
 from asyncpg import pool as upstream
@@ -12,7 +12,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
-from loopaware_pool.reports import logger
+from loopaware_pool.reports import apart, logger
 from loopaware_pool.statements import is_harmless
 
 if TYPE_CHECKING:
@@ -143,6 +143,10 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         self._holder = session
         self._connection: Connection | None = session.lend(self, pool)
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a copy would outlive its lease."""
+        raise TypeError("a connection cannot be pickled or copied")
+
     @property
     def _con(self) -> Connection | None:
         """The connection, by the name that asyncpg's proxy has it; whoever reads it may use it past this proxy."""
@@ -185,8 +189,8 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             return
         try:
             await pending.finished()
-        except Exception:
+        except Exception as error:
             if exc_val is None:
                 raise
             # What the body raised says more than that the connection could not be reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=True)
+            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ResetAnswer", "query_message", "reset_statements"]
 
-# The answer to a reset is some 200 bytes. One that pretends to be longer than this is not one.
+# The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
+# are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
+_UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 
 
 class _Session(Protocol):
@@ -72,7 +74,8 @@ class ResetAnswer(asyncio.Protocol):
         self._protocol = protocol
         self._statements = statements
         self._clean: bytes | None = None
-        self._buffer = bytearray()  # appended to in place: a server may send its answer byte by byte
+        self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
+        self._received_bytes = 0
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
@@ -80,6 +83,7 @@ class ResetAnswer(asyncio.Protocol):
         """Take the transport over; the query is about to be sent."""
         self.is_due = True
         self.is_wanted = False
+        self._received_bytes = 0
         self._completed = 0
         self._is_exemplary = True
         if self._clean is None:
@@ -115,7 +119,10 @@ class ResetAnswer(asyncio.Protocol):
         if self._buffer or self._completed:
             self._is_exemplary = False
         self._buffer += data
+        self._received_bytes += len(data)
         self._parse()
+        if self.is_due and self._received_bytes > LONGEST_ANSWER_BYTES:
+            self._fail(f"no end of it after {self._received_bytes} bytes")
 
     def _parse(self) -> None:
         data = self._buffer
@@ -199,7 +206,9 @@ class ResetAnswer(asyncio.Protocol):
 def reset_statements(con: Connection, role: str | None) -> list[str]:
     """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
     statements: list[str] = con.get_reset_query().splitlines()
-    if "RESET ALL;" in statements and "SELECT pg_advisory_unlock_all();" in statements:
+    if "RESET ALL;" in statements and _UNLOCK in statements:
+        # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
+        statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
         if role is not None:
             statements.append(f"SET ROLE {_quoted(role)};")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -74,6 +74,10 @@ class LoopAwareConnection(AsyncConnection[Row]):
         except BaseException as error:
             let_go_of_frames(error, handled)
             raise
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a copy would outlive its lease."""
+        raise TypeError("a connection cannot be pickled or copied")
 
     def __del__(self, *args: Any) -> None:
         watch = getattr(self, "watch", None)

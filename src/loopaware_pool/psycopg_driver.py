@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Mapping
 from time import monotonic
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import psycopg_pool
@@ -17,6 +17,7 @@ import psycopg_pool
 from loopaware_pool import errors
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
+from loopaware_pool.dsn import may_be_misread, withhold
 from loopaware_pool.psycopg_connection import let_go_of_frames
 from loopaware_pool.psycopg_session import PsycopgSession, check_idle
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
 __all__ = ["Overloaded", "PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
+
+# What ends a password to libpq.
+ENDS_PASSWORD: Final = "/?@"
 
 
 class PoolClosed(errors.PoolClosed, psycopg_pool.PoolClosed):
@@ -168,6 +172,8 @@ class PsycopgDriver:
             connection = await self.connection_class.connect(conninfo or "", **(kwargs or {}))
         except BaseException as error:
             let_go_of_frames(error)
+            if isinstance(error, psycopg.Error) and _is_misread(conninfo or ""):
+                withhold(error)
             raise
         connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
         session = PsycopgSession(self, connection, asyncio.get_running_loop())
@@ -222,6 +228,17 @@ def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
     driver = dead_or_alive()
     if driver is not None:
         driver.outlasted(since)
+
+
+def _is_misread(conninfo: str) -> bool:
+    """Whether libpq does not understand *conninfo*, or takes it for something else than what is meant."""
+    if may_be_misread(conninfo, ENDS_PASSWORD):
+        return True
+    try:
+        psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return True
+    return False
 
 
 async def _resolved(value: Any) -> Any:

@@ -488,4 +488,5 @@ def check_idle(connection: AsyncConnection[Any], what: str, function: object) ->
     status = connection.pgconn.transaction_status
     if status != _IDLE:
         name = pq.TransactionStatus(status).name
-        raise psycopg.ProgrammingError(f"connection left in status {name} by {what} function {function}: discarded")
+        culprit = getattr(function, "__qualname__", type(function).__name__)  # a repr may tell what it is bound to
+        raise psycopg.ProgrammingError(f"connection left in status {name} by {what} function {culprit}: discarded")

@@ -37,6 +37,10 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
     _popped: dict[str, int]
     _rechecks: int
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: connections belong to one pool of one process, and a password to no file."""
+        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
+
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """
         Keep, and allow, another number of connections; None for *max_size* is *min_size*.

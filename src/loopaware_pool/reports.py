@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.config import PoolConfig
 
-__all__ = ["Reporter", "logger"]
+__all__ = ["Reporter", "apart", "logger"]
 
 logger = logging.getLogger("loopaware_pool")
 
@@ -101,10 +102,24 @@ class Reporter:
         listener = self._config.on_event
         if listener is None:
             return
+        handled = sys.exception()
         try:
             listener(kind(self._config.name, self._label, *facts))
-        except Exception:
-            logger.exception("%s: on_event raised", self._config.name)
+        except Exception as error:
+            logger.exception("%s: on_event raised", self._config.name, exc_info=apart(error, handled))
+
+
+def apart(error: BaseException, handled: BaseException | None) -> BaseException:
+    """
+    Part *error* from what was being handled when it was raised, so that a log tells of it alone.
+
+    What a caller's block has failed with is his: it may quote the values he gave a query, and reaches him anyway.
+    """
+    one = error
+    while one.__context__ is not None and one.__context__ is not handled:
+        one = one.__context__
+    one.__context__ = None
+    return error
 
 
 def _line(slot: Slot) -> str | None:

@@ -508,7 +508,7 @@ def test_a_connection_that_configure_has_spoilt_is_closed(pool_of, kind, how, ru
         await pool.open()
         with pytest.raises(psycopg_pool.PoolTimeout):
             await pool.getconn(timeout=0.1)
-        await running.eventually_async(lambda: kept, "a connection to configure")
+        await eventually_async(lambda: kept, "a connection to configure")
         await pool.close(timeout=0.1)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()

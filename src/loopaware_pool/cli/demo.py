@@ -9,13 +9,22 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from typing import NoReturn
 
 from loopaware_pool.cli.target import CONNECT_ERRORS, Unusable, explain, open_target
+from loopaware_pool.dsn import hide_passwords
 
 __all__ = ["main"]
 
 _CANNOT_RUN = 2
 _INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Repeats what it does not understand, but no password."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(hide_passwords(message))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> str | None:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m loopaware_pool.cli.demo",
         description="Show loopaware-pool at work beside the drivers' own pools.",
     )

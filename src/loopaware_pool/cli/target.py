@@ -12,6 +12,7 @@ import asyncpg
 import psycopg
 
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from loopaware_pool.dsn import may_be_misread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,9 +118,8 @@ def explain(error: BaseException, dsn: str) -> str:
 
 
 def _refuse_malformed(dsn: str) -> None:
-    """Refuse what only looks like a DSN, as where a slash in the password makes a part of it the port."""
-    netloc, _, rest = dsn.partition("://")[2].partition("/")
-    if not dsn.startswith(("postgresql://", "postgres://")) or ("@" in rest and "@" not in netloc):
+    """Refuse what only looks like a DSN, and what one of the drivers takes for another."""
+    if "://" not in dsn or may_be_misread(dsn, "/?#[]@"):
         raise Unusable(_MALFORMED)
     try:
         urlsplit(dsn)

@@ -1,0 +1,60 @@
+"""
+What of a connection string may be said.
+
+A password whose special characters are not percent-encoded makes a connection string mean something else: a part of it
+becomes the host, the port or an option, and the driver repeats that part in its complaint. So where a string can be
+misread, what the driver says of it is not passed on.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "withhold"]
+
+MISREAD: Final = (
+    "the connection string is not understood: expected postgresql://user:password@host:port/database, with special "
+    "characters of the password percent-encoded (@ is %40, / is %2F); the driver's own words are left out, as they may "
+    "repeat a part of the password"
+)
+
+_SCHEMES: Final = ("postgresql://", "postgres://")
+_PORT: Final = re.compile(r"\d*[/?#]")
+_CREDENTIALS: Final = re.compile(r"://.*@", re.DOTALL)
+_PASSWORD: Final = re.compile(r"(password\s*=).+", re.DOTALL | re.IGNORECASE)
+
+
+def may_be_misread(dsn: str, special: str) -> bool:
+    """
+    Tell whether a part of the password may be taken for something else.
+
+    Args:
+        dsn: A URI, or what was meant for one.
+        special: The characters that end a password where they are not encoded; they differ between the drivers.
+
+    Returns:
+        False also for what is no URI.
+    """
+    _, is_uri, rest = dsn.partition("://")
+    if not is_uri:
+        return False
+    if not dsn.startswith(_SCHEMES):
+        return True
+    before_options = rest.partition("?")[0]
+    is_before_options = "@" in before_options
+    password = (before_options if is_before_options else rest).rpartition("@")[0].partition(":")[2]
+    if not is_before_options and _PORT.match(password):
+        return False  # a server without credentials, and an option with an @ in it
+    return any(char in special for char in password)
+
+
+def withhold(error: Exception) -> None:
+    """Put our words in place of what a driver says of a string that it has misread, or cannot read."""
+    error.args = (MISREAD,)
+    error.__context__ = error.__cause__ = None
+
+
+def hide_passwords(text: str) -> str:
+    """Put three asterisks in place of all in *text* that may belong to a user's name or a password, rather too much."""
+    return _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("://***@", text))

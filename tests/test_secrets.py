@@ -1,0 +1,286 @@
+"""Nothing secret is said: not by a log, an error, an event, a report, a repr or a command."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import pickle
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+
+from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.dsn import MISREAD, hide_passwords, may_be_misread
+from loopaware_pool.errors import PoolTimeout
+from loopaware_pool.psycopg import AsyncConnectionPool
+
+pytestmark = pytest.mark.both_drivers
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_full(error):
+    """All that can be read of an error, and of those behind it, whether a traceback shows them or not."""
+    said, pending = [], [error]
+    while pending:
+        one = pending.pop()
+        if one is not None:
+            said += [str(one), repr(one), *traceback.format_exception(one)]
+            pending += [one.__cause__, one.__context__]
+    return "\n".join(said)
+
+
+# ---- connection strings that mean something else than was meant ----
+
+MISTAKES = {
+    "slash": "postgresql://me:CAN/ARY@127.0.0.1:1/db",
+    "hash": "postgresql://me:CAN#ARY@127.0.0.1:1/db",
+    "question mark": "postgresql://me:CAN?ARY@127.0.0.1:1/db",
+    "at": "postgresql://me:CAN@ARY@127.0.0.1:1/db",
+    "at and option": "postgresql://me:CAN@ARY@127.0.0.1:1/db?connect_timeout=5",
+    "percent": "postgresql://me:CAN%ARY@127.0.0.1:1/db",
+    "no hexadecimal": "postgresql://me:CAN%zzARY@127.0.0.1:1/db",
+    "bracket": "postgresql://me:CAN[ARY@127.0.0.1:1/db",
+    "brackets": "postgresql://me:[CANARY]@127.0.0.1:1/db",
+    "space": "postgresql://me:CAN ARY@127.0.0.1:1/db",
+    "other scheme": "postgresql+asyncpg://me:CANARY@127.0.0.1:1/db",
+    "unquoted space": "host=127.0.0.1 port=1 user=me password=CAN ARY",
+    "unquoted space and sign": "host=127.0.0.1 port=1 user=me password=CAN ARY=",
+    "open quote": "host=127.0.0.1 port=1 user=me password='CANARY",
+    "right": "postgresql://me:CANARY@127.0.0.1:1/db",
+    "right, other form": "host=127.0.0.1 port=1 user=me password=CANARY",
+}
+
+
+def assert_silent(said):
+    assert "CAN" not in said
+    assert "ARY" not in said
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_password_that_is_taken_for_something_else_is_not_repeated_by_asyncpg(mistake, caplog):
+    """Whatever part of it asyncpg complains of, the caller is told what is wrong without it."""
+
+    async def main():
+        with pytest.raises((OSError, ValueError)) as caught:
+            await create_pool(mistake, min_size=1, timeout=5)
+        return in_full(caught.value)
+
+    caplog.set_level(0)
+    assert_silent(asyncio.run(main()))
+    assert_silent(caplog.text)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_password_that_is_taken_for_something_else_is_not_repeated_by_psycopg(mistake, caplog):
+    """Neither by the log, which tells of each failure to connect, nor by the error behind a timeout."""
+
+    async def main():
+        heard = []
+        async with AsyncConnectionPool(mistake, min_size=1, on_event=heard.append) as pool:
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.getconn(timeout=1)
+        assert heard
+        return in_full(caught.value) + repr(heard)
+
+    caplog.set_level(0)
+    assert_silent(asyncio.run(main()))
+    assert "error connecting in" in caplog.text
+    assert_silent(caplog.text)
+
+
+def test_what_is_wrong_with_a_connection_string_is_told():
+    """In words that help, by an error of the type that the driver raises."""
+
+    async def by_asyncpg():
+        with pytest.raises(ValueError, match="percent-encoded") as caught:
+            await create_pool(MISTAKES["slash"], min_size=1)
+        assert str(caught.value) == MISREAD
+
+    async def by_psycopg():
+        async with AsyncConnectionPool(MISTAKES["other scheme"], min_size=0, max_size=1) as pool:
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.getconn(timeout=0.5)
+        assert isinstance(caught.value.__cause__, psycopg.ProgrammingError)
+        assert str(caught.value.__cause__) == MISREAD
+
+    asyncio.run(by_asyncpg())
+    asyncio.run(by_psycopg())
+
+
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("postgresql://me:secret@host:5432/db", False),
+        ("postgresql://me:p%40ss%2F@host/db?sslmode=require", False),
+        ("postgres://host/db", False),
+        ("postgresql://host:5432/db?user=me@corp", False),
+        ("postgresql://host/db?user=me@corp", False),
+        ("postgresql://", False),
+        ("host=here password=a@b", False),
+        ("", False),
+        ("postgresql://me:p@ss@host/db", True),
+        ("postgresql://me:p/ss@host/db", True),
+        ("postgresql://me:p?ss@host/db", True),
+        ("postgresql://me:1/ss@host/db", True),
+        ("mysql://me:secret@host/db", True),
+        ("postgresql+psycopg://host/db", True),
+    ],
+)
+def test_which_connection_strings_may_be_misread(dsn, expected):
+    """Those in which a character that ends a password stands before the end of it, and those for somebody else."""
+    assert may_be_misread(dsn, "/?#@") is expected
+
+
+def test_passwords_are_hidden():
+    """In a URI all before the host, which may be part of the password; elsewhere the password's value."""
+    hidden = hide_passwords("no such thing: postgresql://me:s@cret@host/db --x password='a b' PASSWORD=c")
+    assert hidden == "no such thing: postgresql://***@host/db --x password=***"
+
+
+SLIPS = {
+    "unknown option": ["--server", "postgresql://me:CANARY@127.0.0.1:1/db"],
+    "two": ["postgresql://me:CANARY@127.0.0.1:1/db", "postgresql://me:CANARY@127.0.0.1:1/db"],
+    "form": ["host=127.0.0.1 port=1 user=me password=CANARY"],
+    "choice": ["--only", "postgresql://me:CANARY@127.0.0.1:1/db"],
+    "folder": ["--out=postgresql://me:CANARY@127.0.0.1:1/db"],
+    **{f"dsn, {name}": [mistake] for name, mistake in MISTAKES.items()},
+    **{f"--dsn, {name}": ["--dsn", mistake] for name, mistake in MISTAKES.items()},
+}
+
+
+@pytest.mark.parametrize("module", ["loopaware_pool.cli.demo", "benchmarks"])
+def test_a_slip_on_the_command_line_shows_no_password(module):
+    """Whatever a command is given by mistake, it does not repeat a password."""
+    code = """
+import contextlib, io, runpy, sys
+for line in sys.stdin:
+    sys.argv[1:] = eval(line)
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        try:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
+        except SystemExit as end:
+            code = end.code
+    print(code, repr(said.getvalue()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv[0] = {module!r}\n{code}"],
+        cwd=ROOT,
+        input="".join(f"{slip!r}\n" for slip in SLIPS.values()),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(SLIPS)
+    for slip, line in zip(SLIPS, lines, strict=True):
+        assert line.startswith("2 "), slip
+        assert_silent(line)
+    assert_silent(done.stderr)
+
+
+# ---- what a caller's own errors say ----
+
+
+def test_what_a_callers_block_failed_with_is_in_no_log(dsn, loop_factory, caplog):
+    """The server's words may quote what was given to a query; they are the caller's, though a release fails, too."""
+
+    async def refuse(_):
+        raise ValueError("not this one")
+
+    def listen(event):
+        raise ValueError(f"do not tell me of {type(event).__name__}")
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=1, reset=refuse, on_event=listen) as pool:
+            with pytest.raises(asyncpg.UniqueViolationError) as caught:
+                async with pool.acquire() as connection:
+                    await connection.execute("CREATE TEMP TABLE pairs (name text PRIMARY KEY)")
+                    for _ in range(2):
+                        await connection.execute("INSERT INTO pairs VALUES ($1)", "CANARY")
+        assert "CANARY" in str(caught.value)
+
+    caplog.set_level(0)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert "CANARY" not in caplog.text
+    for told in ("releasing a connection failed", "not this one", "ConnectionClosed"):
+        assert told in caplog.text
+
+
+def test_the_listeners_error_is_told_without_the_callers(dsn, loop_factory, caplog):
+    """Where a connection is closed at once, the listener is called in the middle of the caller's error."""
+
+    def listen(event):
+        raise ValueError(f"do not tell me of {type(event).__name__}")
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=1, on_event=listen) as pool:
+            with pytest.raises(asyncpg.InvalidTextRepresentationError, match="CANARY"):
+                async with pool.acquire() as connection:
+                    try:
+                        await connection.execute("SELECT 'CANARY'::int")
+                    except asyncpg.InvalidTextRepresentationError:
+                        connection.terminate()
+                        raise
+
+    caplog.set_level(0)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert "ConnectionClosed" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["configure", "reset"])
+def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_to(dsn, loop_factory, caplog, hook):
+    """A partial function, or a method of a dataclass, would show its arguments."""
+
+    async def open_transaction(connection, secret):
+        await connection.execute("SELECT 1")
+
+    async def main():
+        options = {hook: functools.partial(open_transaction, secret="CANARY")}
+        async with AsyncConnectionPool(dsn, min_size=0, max_size=1, **options) as pool:
+            if hook == "reset":
+                async with pool.connection():
+                    pass
+                return
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.getconn(timeout=0.5)
+            assert "by configure function partial" in str(caught.value.__cause__)
+
+    caplog.set_level(0)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert f"by {hook} function partial" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
+# ---- copies ----
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, duplicate):
+    """A copy would share the pool's connections, or outlive its lease; a pickle would carry the password along."""
+
+    async def main():
+        ours = create_pool(dsn, name="mine", min_size=0, max_size=1, password="CANARY")
+        theirs = AsyncConnectionPool(dsn, name="mine", min_size=1, open=False, kwargs={"password": "CANARY"})
+        async with ours, theirs:
+            for pool in (ours, theirs):
+                with pytest.raises(TypeError, match="pool 'mine' cannot be pickled or copied"):
+                    duplicate(pool)
+            async with ours.acquire() as mine, theirs.connection() as yours:
+                for connection in (mine, yours):
+                    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+                        duplicate(connection)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
