@@ -169,9 +169,9 @@ def test_any_answer_to_a_reset_in_any_pieces(record_property):
 
 
 def test_an_answer_that_comes_byte_by_byte_for_ever():
-    """A message as long as is allowed costs what its bytes cost, not their square; and a longer one is refused."""
+    """An answer as long as is allowed costs what its bytes cost, not their square; and a longer one is refused."""
     ear = Ear(None)
-    notice = message(b"N", bytes(LONGEST_ANSWER_BYTES - 4))
+    notice = message(b"N", bytes(LONGEST_ANSWER_BYTES - 5))
     answer = feed(ear, [notice[place : place + 1] for place in range(len(notice))])
     assert ear.verdict is None
     assert ear.passed_on == notice
