@@ -329,6 +329,7 @@ def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, ope
             server.answer = answered
             assert await execute("second") == "second"
             assert len(server.sessions) == 2
+            assert server.sessions[0].queries == ["first"]
 
     run(main)
 
