@@ -322,7 +322,7 @@ def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, ope
     """57P01 is the answer to his query; the end of the connection has not come yet."""
 
     async def main():
-        async with WireServer() as server, open_pool(server, max_size=1) as (pool, execute):
+        async with WireServer() as server, open_pool(server, max_size=1) as (_, execute):
             server.answer = lambda session, query: error("57P01") + READY
             with pytest.raises((asyncpg.PostgresError, psycopg.Error), match="57P01"):
                 await execute("first")
