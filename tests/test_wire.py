@@ -318,6 +318,23 @@ def test_a_connection_that_is_told_of_a_shutdown_is_not_lent(run, open_pool, han
 
 
 @both
+def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, open_pool):
+    """57P01 is the answer to his query; the end of the connection has not come yet."""
+
+    async def main():
+        async with WireServer() as server, open_pool(server, max_size=1) as (_, execute):
+            server.answer = lambda session, query: error("57P01") + READY
+            with pytest.raises((asyncpg.PostgresError, psycopg.Error), match="57P01"):
+                await execute("first")
+            server.answer = answered
+            assert await execute("second") == "second"
+            assert len(server.sessions) == 2
+            assert server.sessions[0].queries == ["first"]
+
+    run(main)
+
+
+@both
 def test_an_answer_that_drips_is_the_answer(run, open_pool):
     """Byte by byte, welcome included."""
 
