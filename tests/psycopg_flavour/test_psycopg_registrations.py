@@ -88,7 +88,7 @@ async def close(pool, connection):
 # ---- a connection that ends under a query ----
 
 
-@pytest.mark.parametrize("kind", ["ours"] if IS_PSYCOPG_3_2 else CLASSES)  # 3.2 may take the interpreter down
+@pytest.mark.parametrize("kind", ["ours"] if IS_PSYCOPG_3_2 else KINDS)  # 3.2 may take the interpreter down
 @pytest.mark.parametrize("end", [give_back, close])
 def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_heard(pool_of, kind, end, run):
     """It fires, and stays registered whatever the query's task does; and that query ends with an error."""
