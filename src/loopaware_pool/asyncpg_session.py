@@ -157,10 +157,6 @@ class AsyncpgSession:
         """Whether the connection is open."""
         return self._con is not None and not self._con.is_closed()
 
-    def hears_of_its_end(self) -> bool:
-        """Whether the loop watches the socket: asyncpg then learns of its end by itself."""
-        return self.is_connected() and not self._is_parked
-
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
         con = self._con

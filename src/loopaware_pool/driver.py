@@ -78,9 +78,6 @@ class Session(Protocol):
     def is_settled(self) -> bool:
         """Whether no answer of the server is due: an idle connection may be parked."""
 
-    def hears_of_its_end(self) -> bool:
-        """Whether an end of the connection would be heard of without a look at the socket, and none was."""
-
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
 

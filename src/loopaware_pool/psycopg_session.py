@@ -211,10 +211,6 @@ class PsycopgSession:
         """The socket."""
         return self._identity
 
-    def hears_of_its_end(self) -> bool:
-        """Say no: libpq hears of nothing until it is asked to read."""
-        return False
-
     def liveness(self) -> Liveness:
         """
         Look at the socket, and at what has come, without reading it: a notification, or the server's farewell.

@@ -37,8 +37,6 @@ _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
-# What was in use so lately is taken at its word: to look is a system call, 2 to 4 us if others run.
-_FRESH_SECONDS = 0.001
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
 
@@ -150,7 +148,7 @@ class Shard:
 
     def _is_alive(self, slot: Slot, now: float) -> bool:
         """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
-        if (now - slot.since < _FRESH_SECONDS and slot.session.hears_of_its_end()) or self._config.lends_dead:
+        if self._config.lends_dead:
             return True
         liveness = slot.session.liveness()
         if liveness is _ALIVE:

@@ -44,10 +44,6 @@ class FakeSession:
         self.is_parked = False
         self.calls: list[str] = []
 
-    def hears_of_its_end(self) -> bool:
-        """Tell whether `life` is `ALIVE`."""
-        return self.life is Liveness.ALIVE
-
     def liveness(self) -> Liveness:
         """Answer `life`."""
         return self.life
