@@ -224,10 +224,11 @@ class Pool(PoolLikeness):
             timeout = self._config.acquire_timeout
         else:
             check_number("timeout", timeout, _TIMEOUT)
-        return PoolAcquireContext(self, timeout)
+        return PoolAcquireContext(self, timeout, sys._getframe(1))
 
-    async def _acquire(self, timeout: float | None) -> PoolConnectionProxy:
+    async def _acquire(self, context: PoolAcquireContext) -> PoolConnectionProxy:
         core = self._core
+        timeout = context.timeout
         if core.state is not _OPEN:
             self._refuse()
         keeper = core.keeper()
@@ -237,8 +238,8 @@ class Pool(PoolLikeness):
             slot = await core.queue.wait(keeper, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
-        slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
-        proxy = self._proxy_class(session, self)
+        slot.lent_to(asyncio.current_task(keeper.loop), context.code, context.instruction)
+        context.connection = proxy = self._proxy_class(session, self)
         if self._setup is not None:
             await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
         return proxy

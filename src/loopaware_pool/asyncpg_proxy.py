@@ -13,11 +13,12 @@ from asyncpg.connection import Connection
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
 from loopaware_pool.reports import apart, logger
+from loopaware_pool.slot import acquiring_line
 from loopaware_pool.statements import is_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Callable, Coroutine, Generator
+    from types import FrameType, TracebackType
 
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_session import AsyncpgSession
@@ -57,7 +58,6 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     leaves_nothing = name == _TRANSACTION  # by itself
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED
-    do = _do_noting_failure if reads else _do
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
         if reads and not leaves_nothing and not session.is_dirty:
             session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
         if is_coroutine:
-            return do(self, con, name, args, kwargs)
+            return _do(self, con, name, args, kwargs)
         return getattr(con.__class__, name)(con, *args, **kwargs)
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
@@ -94,23 +94,11 @@ async def _do(
     session.calls += 1
     try:
         return await getattr(con.__class__, name)(con, *args, **kwargs)
-    except asyncpg.PostgresError as error:
-        session.heard(error)
+    except BaseException as error:
+        session.call_failed(error)
         raise
     finally:
         session.calls -= 1
-
-
-async def _do_noting_failure(
-    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """As `_do`. What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end."""
-    session = proxy._holder
-    try:
-        return await _do(proxy, con, name, args, kwargs)
-    except BaseException:
-        session.is_dirty = True
-        raise
 
 
 def _released(name: str) -> asyncpg.InterfaceError:
@@ -163,16 +151,24 @@ class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
 class PoolAcquireContext(upstream.PoolAcquireContext):
     """What `Pool.acquire` returns: to be awaited, or entered, once."""
 
-    __slots__ = ()
+    __slots__ = ("code", "instruction")
 
     pool: Pool
+    timeout: float | None
     connection: PoolConnectionProxy | None
 
-    async def __aenter__(self) -> PoolConnectionProxy:
+    def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
+        super().__init__(pool, timeout)
+        self.code, self.instruction = acquiring_line(frame)
+
+    def __aenter__(self) -> Coroutine[Any, Any, PoolConnectionProxy]:
         if self.connection is not None or self.done:
             raise asyncpg.InterfaceError("a connection is already acquired")
-        self.connection = await self.pool._acquire(self.timeout)
-        return self.connection
+        return self.pool._acquire(self)
+
+    def __await__(self) -> Generator[Any, Any, PoolConnectionProxy]:
+        self.done = True
+        return self.pool._acquire(self).__await__()
 
     async def __aexit__(
         self,

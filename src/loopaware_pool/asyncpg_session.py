@@ -162,9 +162,10 @@ class AsyncpgSession:
         con = self._con
         if con is None or con.is_closed():
             return _DEAD
-        if self._probe is None:
+        probe = self._probe
+        if probe is None or not probe.poll(0):
             return _ALIVE
-        is_gone, is_readable = self._probe.events()
+        is_gone, is_readable = probe.events()
         if is_gone:
             return _DEAD
         if is_readable and self.is_settled:
@@ -203,7 +204,8 @@ class AsyncpgSession:
         answer = self._answer
         if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
             return _RESET
-        self._forget_callbacks(con)
+        if con._listeners or con._log_listeners or con._query_loggers or con._termination_listeners:
+            self._forget_callbacks(con)
         # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
         if self._query and self.is_dirty and not answer.is_due:
             self.is_dirty = self._resets_always
@@ -268,8 +270,7 @@ class AsyncpgSession:
     def _forget_callbacks(self, con: Connection) -> None:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
         for callbacks in (con._listeners, con._log_listeners, con._query_loggers, con._termination_listeners):
-            if callbacks:
-                callbacks.clear()
+            callbacks.clear()
 
     async def ping(self) -> None:
         """Make a round trip."""
@@ -366,6 +367,16 @@ class AsyncpgSession:
         self.is_exposed = self._starts_exposed
         con._set_proxy(proxy)
         return con
+
+    def call_failed(self, error: BaseException) -> None:
+        """
+        Note what a call of the proxy's has failed with.
+
+        What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end.
+        """
+        self.is_dirty = True
+        if isinstance(error, asyncpg.PostgresError):
+            self.heard(error)
 
     def heard(self, error: BaseException) -> None:
         """Remember what an error that the caller has had says of the server."""

@@ -68,6 +68,7 @@ class Keeper:
         self.errors = core.driver.errors
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
+        self.park = self._parking.park
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
@@ -108,10 +109,6 @@ class Keeper:
             self._spawn(slot, self._say_goodbye(slot))
         else:
             self._cut(slot)
-
-    def park(self, slot: Slot) -> None:
-        """Have the fd taken out of the selector before the loop polls with no connection in use."""
-        self._parking.park(slot)
 
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""

@@ -47,9 +47,7 @@ class Parking:
         return not self._pending
 
     def park(self, slot: Slot) -> None:
-        """Have an idle connection parked, if it is idle then."""
-        if not slot.session.is_settled:
-            return  # the session calls settled() when it is
+        """Have an idle connection parked, if it is idle then, and settled: if not, it comes here again when it is."""
         self._pending.add(slot)
         if self._handle is None:
             if self._shard.is_in_use():

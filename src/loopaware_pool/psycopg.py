@@ -46,7 +46,7 @@ from loopaware_pool.psycopg_likeness import (
 )
 from loopaware_pool.psycopg_surface import PoolSurface
 from loopaware_pool.psycopg_watch import WrongLoop
-from loopaware_pool.slot import SlotState
+from loopaware_pool.slot import SlotState, acquiring_line
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -424,7 +424,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
     def _lend(self, slot: Slot, keeper: Keeper) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
-        slot.lent_to(asyncio.current_task(keeper.loop), sys._getframe())
+        slot.lent_to(asyncio.current_task(keeper.loop), *acquiring_line(sys._getframe(2)))
         session: PsycopgSession = slot.session  # type: ignore[assignment]
         return cast("ACT", session.lend(self))
 

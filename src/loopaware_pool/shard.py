@@ -79,6 +79,7 @@ class Shard:
         self._terms = terms
         self._edge = edge
         self._jitter = jitter
+        self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
         self._ramp = Ramp(config.max_connecting or config.max_size)
@@ -103,10 +104,12 @@ class Shard:
             self.least_idle = min(self.least_idle, len(self.idle))
             if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
                 self._retire_old(slot)
-            elif self._is_alive(slot, now):
+            elif self._lends_dead or (liveness := slot.session.liveness()) is _ALIVE:
                 slot.move(_TAKEN)
                 self._lend(slot, now)
                 return slot
+            else:
+                self._set_aside(slot, liveness)
         return None
 
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> None:
@@ -146,26 +149,19 @@ class Shard:
             slot.reported = False
             self.wake_by(now + self._lease_look)
 
-    def _is_alive(self, slot: Slot, now: float) -> bool:
-        """Whether the server is still there, as far as can be known at once; if not, *slot* is sent on its way."""
-        if self._config.lends_dead:
-            return True
-        liveness = slot.session.liveness()
-        if liveness is _ALIVE:
-            return True
+    def _set_aside(self, slot: Slot, liveness: Liveness) -> None:
+        """Keep *slot* from callers: it is dead, or has something to read that may say so."""
         if liveness is _UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
             self._edge.read(slot)
         else:
             self._found_dead(slot)
             self.drop_dead()
-        return False
 
     # ---- taking back ----
 
     def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
         """Take a connection back from its caller."""
-        slot.holder = slot.code = None
         self.counters.used_seconds += now - slot.since
         if check is _READY:
             slot.move(_RETURNED)
@@ -219,7 +215,8 @@ class Shard:
         if self._budget.claims and self._has_served(slot, now):
             self._retire(slot, "given to another loop")
             return True
-        if not self._is_alive(slot, now):
+        if not self._lends_dead and (liveness := slot.session.liveness()) is not _ALIVE:
+            self._set_aside(slot, liveness)
             return True
         waiter = self._first_to_serve(now)
         if not self.waiters:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.driver import Session
 
-__all__ = ["TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState"]
+__all__ = ["TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
 
 
 class SlotState(Enum):
@@ -92,6 +92,18 @@ _POOLS: Final = frozenset(
 )
 
 
+def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """
+    Find where an acquire stands: in the first frame from *frame* up that is the caller's own.
+
+    The interpreter makes an object of each frame that is looked at, and is to let go of it when the function returns:
+    so *frame* should be the caller's already.
+    """
+    while frame is not None and frame.f_globals.get("__name__") in _POOLS:
+        frame = frame.f_back
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+
+
 class IllegalMove(RuntimeError):
     """A move outside the table was asked for: a defect of the pool. Nothing was changed."""
 
@@ -108,8 +120,8 @@ class Slot:
         since: When its present idle time or lease began, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
         reported: Whether this lease has been reported as overdue.
-        holder: The task that acquired it, weakly; None unless lent.
-        code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 unless known.
+        holder: The task that acquired it last, weakly.
+        code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 where it is not known.
     """
 
     __slots__ = (
@@ -154,13 +166,11 @@ class Slot:
         """Whether a caller has it."""
         return self.state is SlotState.LENT
 
-    def lent_to(self, task: asyncio.Task[Any] | None, frame: FrameType | None) -> None:
-        """Note who acquired it: *task*, in the first frame from *frame* up that is the caller's own."""
+    def lent_to(self, task: asyncio.Task[Any] | None, code: CodeType | None, instruction: int) -> None:
+        """Note who acquired it, and where."""
         self.holder = None if task is None else weakref.ref(task)
-        while frame is not None and frame.f_globals.get("__name__") in _POOLS:
-            frame = frame.f_back
-        if frame is not None:
-            self.code, self.instruction = frame.f_code, frame.f_lasti
+        self.code = code
+        self.instruction = instruction
 
     def __repr__(self) -> str:
         return f"<Slot {self.state.value} {getattr(self, 'session', None)!r}>"

@@ -169,7 +169,7 @@ class Stage:
         self._demand(slot.session.owner.keeper.loop is asyncio.get_running_loop(), "a connection changed its loop")
         self._demand("abort" not in slot.session.calls, "a connection was lent that the pool has closed")
         self._holders[slot.session] = asyncio.current_task()
-        slot.lent_to(asyncio.current_task(), None)
+        slot.lent_to(asyncio.current_task(), None, 0)
         slot.session.unpark()
         return slot
 
