@@ -163,9 +163,9 @@ class AsyncpgSession:
         if con is None or con.is_closed():
             return _DEAD
         probe = self._probe
-        if probe is None or not probe.poll(0):
+        if probe is None or not (found := probe.poll(0)):
             return _ALIVE
-        is_gone, is_readable = probe.events()
+        is_gone, is_readable = probe.meaning(found)
         if is_gone:
             return _DEAD
         if is_readable and self.is_settled:

@@ -82,7 +82,7 @@ class SocketProbe:
     Tells whether a socket's peer is still there, for one system call and no round trip (about 0.5 us).
 
     Attributes:
-        poll: `poll(0)` is empty if nothing has happened; `events` tells what has.
+        poll: `poll(0)` is empty if nothing has happened.
     """
 
     __slots__ = ("poll",)
@@ -94,7 +94,11 @@ class SocketProbe:
 
     def events(self) -> tuple[bool, bool]:
         """Tell whether the connection is gone, and whether there is something to read."""
-        found = self.poll(0)
+        return self.meaning(self.poll(0))
+
+    @staticmethod
+    def meaning(found: list[tuple[int, int]]) -> tuple[bool, bool]:
+        """Tell what `poll(0)` has found, as `events` does."""
         if not found:
             return False, False
         mask = found[0][1]
