@@ -52,7 +52,9 @@ def _arguments() -> Any:
     asked = parser.parse_args()
     for pool in asked.pool or ():
         if not SURFACES[pool].is_installed:
-            parser.error(f"--pool {pool}: {SURFACES[pool].needs} is not installed; `make torture POOL={pool}` installs it")
+            parser.error(
+                f"--pool {pool}: {SURFACES[pool].needs} is not installed; `make torture POOL={pool}` installs it"
+            )
     return asked
 
 

@@ -16,7 +16,7 @@ SURVIVED = {
     "rounds": "rounds, each with a seed of its own",
     "leases": "leases",
     "cancellations": "cancellations",
-    "hand_offs": "of these at a hand-over",
+    "hand_offs": "callers cancelled as they were handed a connection",
     "faults": "sessions killed and sockets cut",
     "loop_ends": "loops that ended",
     "threads": "of these in other threads",
@@ -42,7 +42,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, report["seeds"]))
     return "\n".join(
         [
-            f"Python {report['python']}, {versions}. {report['minutes_of_each']:g} minutes of storms on each, seeds {seeds}.",
+            f"Python {report['python']}, {versions}.",
+            f"Storms for {report['minutes_of_each']:g} minutes on each kind of pool, seeds {seeds}.",
             "",
             _row("", storms),
             _row("---", ("---:" for _ in storms)),
@@ -78,16 +79,15 @@ def _numbers(storms: dict[str, Any], read: Callable[[Any], int]) -> Iterable[str
 def _rest(report: dict[str, Any]) -> list[str]:
     orders, fuzzed = report["interleavings"], report["fuzzing"]
     return [
-        f"* {orders['interleavings']:,} interleavings of {orders['scenarios']} stories; "
-        f"{len(orders['violations'])} violated a promise.",
+        f"* {orders['interleavings']:,} interleavings of {orders['scenarios']} stories; {_verdict(orders)}.",
         f"* {fuzzed['bytes fuzzed']:,} bytes fuzzed into the parser of reset answers, "
-        f"{fuzzed['argument combinations tried']:,} combinations of arguments tried; {_failures(fuzzed)}.",
+        f"{fuzzed['argument combinations tried']:,} combinations of arguments tried; {_verdict(fuzzed)}.",
         *_overload(report["overload"]),
     ]
 
 
-def _failures(fuzzed: dict[str, Any]) -> str:
-    return "one or more failed" if fuzzed["failures"] else "none failed"
+def _verdict(part: dict[str, Any]) -> str:
+    return "not all were as they should be" if part["failure"] else "all were as they should be"
 
 
 def _overload(figures: dict[str, Any]) -> Iterable[str]:
@@ -97,4 +97,4 @@ def _overload(figures: dict[str, Any]) -> Iterable[str]:
             for contender, rounds in heat["rounds"].items():
                 name, values = next(iter(rounds[0])), [next(iter(one.values())) for one in rounds]
                 shares.append(f"{contender} {statistics.median(values):.0f}")
-            yield f"* {heat['title']} ({loop}), {name}: {', '.join(shares)}."
+            yield f"* {heat['title']} ({loop}), {name}: {'; '.join(shares)}."
