@@ -31,7 +31,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability soak bench lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on 
 
 reliability: $(BENCH)  ## all figures of docs/reliability.md, in build/reliability: SEED=1 MINUTES=1 for each kind of pool
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.report --out build/reliability --minutes $(or $(MINUTES),1) $(addprefix --seed ,$(SEED))
+
+soak: $(BENCH)  ## one pool of each flavour under load and faults for long, and what grows, in build/soak: MINUTES=30
+	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.soak --out build/soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
 	@mkdir -p build/bench
