@@ -31,10 +31,10 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability soak bench lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
@@ -68,8 +68,14 @@ tests-3.13:
 	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
 		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest $(WORKERS) -m both_pythons; fi
 
-torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg or psycopg_pool
-	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
+torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
+	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
+
+reliability: $(BENCH)  ## all figures of docs/reliability.md, in build/reliability: SEED=1 MINUTES=1 for each kind of pool
+	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.report --out build/reliability --minutes $(or $(MINUTES),1) $(addprefix --seed ,$(SEED))
+
+soak: $(BENCH)  ## one pool of each flavour under load and faults for long, and what grows, in build/soak: MINUTES=30
+	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.soak --out build/soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
 bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
 	@mkdir -p build/bench

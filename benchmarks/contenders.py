@@ -34,6 +34,8 @@ __all__ = [
     "OURS_AWAITED",
     "OURS_NEVER",
     "OURS_PSYCOPG",
+    "OURS_PSYCOPG_SHEDDING",
+    "OURS_SHEDDING",
     "OURS_WHEN_DIRTY",
     "PSYCOPG_POOL",
     "SQLALCHEMY",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 CONNECTIONS = 10
+SHED_AFTER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Setting:
         min_size: Connections open from the start.
         max_size: Most connections.
         connect_seconds: How much longer a connect is to take.
-        ssl: What asyncpg takes for TLS; None for none.
+        ssl: What asyncpg takes for TLS; None to leave it to asyncpg.
     """
 
     dsn: str
@@ -143,12 +146,12 @@ def _of_asyncpg(
     return open_pool
 
 
-def _ours(session_reset: SessionReset) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
-    return _of_asyncpg(loopaware_pool.create_pool, session_reset=session_reset)
+def _ours(session_reset: SessionReset, **options: Any) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
+    return _of_asyncpg(loopaware_pool.create_pool, session_reset=session_reset, **options)
 
 
 def _asyncpg_arguments(setting: Setting, name: str) -> dict[str, Any]:
-    return {"server_settings": {"application_name": name}} | ({"ssl": setting.ssl} if setting.ssl else {})
+    return {"server_settings": {"application_name": name}} | ({} if setting.ssl is None else {"ssl": setting.ssl})
 
 
 def _delayed(connect: Callable[..., Awaitable[Any]], seconds: float) -> Callable[..., Awaitable[Any]]:
@@ -244,7 +247,7 @@ async def _sqlalchemy(setting: Setting, name: str) -> AsyncIterator[Client]:
 
 
 def _of_psycopg(
-    kind: type[psycopg_pool.AsyncConnectionPool], connection_class: type[psycopg.AsyncConnection]
+    kind: type[psycopg_pool.AsyncConnectionPool], connection_class: type[psycopg.AsyncConnection], **more: Any
 ) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
     @asynccontextmanager
     async def open_pool(setting: Setting, name: str) -> AsyncIterator[Client]:
@@ -252,6 +255,7 @@ def _of_psycopg(
             "kwargs": {"autocommit": True, "application_name": name},
             "timeout": 600,
             "connection_class": _slow(connection_class, setting.connect_seconds),
+            **more,
         }
         async with kind(setting.dsn, open=False, **setting.sizes, **options) as pool:
             await pool.wait()
@@ -306,6 +310,7 @@ SQLALCHEMY = Contender("SQLAlchemy", _sqlalchemy, needs="sqlalchemy")
 ARTICLE = Contender("the article's", _article, max_tasks=CONNECTIONS)
 BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg, max_tasks=CONNECTIONS)
 OURS = Contender("ours", _ours("pipelined"))
+OURS_SHEDDING = Contender("ours, shed_after", _ours("pipelined", shed_after=SHED_AFTER_SECONDS))
 OURS_AWAITED = Contender("ours, awaited", _ours("awaited"))
 OURS_WHEN_DIRTY = Contender("ours, when_dirty", _ours("when_dirty"))
 OURS_NEVER = Contender("ours, never", _ours("never"))
@@ -315,6 +320,14 @@ OURS_PSYCOPG = Contender(
     "ours for psycopg",
     _of_psycopg(loopaware_pool.psycopg.AsyncConnectionPool, loopaware_pool.psycopg.LoopAwareConnection),
 )
+OURS_PSYCOPG_SHEDDING = Contender(
+    "ours for psycopg, shed_after",
+    _of_psycopg(
+        loopaware_pool.psycopg.AsyncConnectionPool,
+        loopaware_pool.psycopg.LoopAwareConnection,
+        shed_after=SHED_AFTER_SECONDS,
+    ),
+)
 CONTENDERS = (
     ASYNCPG,
     ASYNCPG_NO_RESET,
@@ -322,10 +335,12 @@ CONTENDERS = (
     ARTICLE,
     BARE_ASYNCPG,
     OURS,
+    OURS_SHEDDING,
     OURS_AWAITED,
     OURS_WHEN_DIRTY,
     OURS_NEVER,
     PSYCOPG_POOL,
     BARE_PSYCOPG,
     OURS_PSYCOPG,
+    OURS_PSYCOPG_SHEDDING,
 )

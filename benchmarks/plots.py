@@ -31,6 +31,7 @@ PLOTS: dict[str, tuple[str, str]] = {
     "cold-burst": ("cold burst", "all done ms"),
     "fairness": ("100 tasks", "longest wait / ideal"),
     "waiters": ("waiting callers", "CPU us/acquire"),
+    "overload": ("overload", "goodput %"),
 }
 OURS_COLOUR, OTHERS_COLOUR = "#2f6fbb", "#b5b5b5"
 

@@ -10,31 +10,40 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from torture.history import write
+from torture.report import Stormed, failures, note
 from torture.shrink import shrink
 from torture.storm import Broken
 from torture.surfaces import SURFACES
+from torture.table import as_markdown
+from torture.tally import PROMISES, Tally
 
 SEED = int(os.environ.get("LOOPAWARE_TEST_SEED", "1"))
 SECONDS = 7.5
 
 
 def storm(dsn, *options, path=""):
-    """Run the command, with another folder on its path; its status, and what it reports."""
-    completed = subprocess.run(
-        [sys.executable, "-m", "torture", "--dsn", dsn, "--json", *options],
+    """Let one loose, with another folder on its path; its status, and what it reports."""
+    completed = command("torture", "--dsn", dsn, "--json", *options, path=path)
+    assert completed.stdout, completed.stderr
+    return completed.returncode, json.loads(completed.stdout.splitlines()[-1])
+
+
+def command(module, *options, path=""):
+    """Run *module*, with another folder on its path."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *options],
         check=False,
         capture_output=True,
         text=True,
         timeout=300,
         env=os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{Path(__file__).parent}"},
     )
-    assert completed.stdout, completed.stderr
-    return completed.returncode, json.loads(completed.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -80,6 +89,87 @@ def test_a_pool_that_loses_connections_is_found(dsn, tmp_path):
     assert status == 1
     assert report["total"]["broken"]["lost"] or report["total"]["broken"]["waiters"]
     assert "replay it with --replay" in report["failure"]
+
+
+def test_what_another_pool_breaks_is_counted_and_the_storm_goes_on(dsn, tmp_path):
+    """One whose release forgets the connection: everything is lost."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import asyncio, asyncpg.pool\n"
+        "asyncpg.pool.Pool.release = lambda self, connection, **options: asyncio.sleep(0)\n"
+    )
+    options = ["--pool", "asyncpg", "--loop", "asyncio", "--rounds", "2", "--patience", "0.2"]
+    status, report = storm(dsn, *options, path=tmp_path)
+    assert status == 0
+    assert report["total"]["rounds"] == 2
+    assert all(report["total"]["broken"][promise] for promise in ("lost", "waiters"))
+
+
+def test_a_pool_that_is_not_installed_takes_one_line(tmp_path):
+    """And says what to do."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *package: None if name == 'sqlalchemy' else find(name, *package)\n"
+    )
+    for module, options in (("torture", ["--pool", "sqlalchemy"]), ("torture.report", [])):
+        ended = command(module, *options, path=tmp_path)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"{module}: ")
+        assert "sqlalchemy is not installed; `make " in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--minutes", "0"], "'0': expected a number above 0"),
+        (["--examples", "few"], "'few': expected a number above 0"),
+        (["--seed", "x"], "'x'"),
+    ],
+)
+def test_what_the_report_refuses_takes_one_line(options, words):
+    """Before anything is begun."""
+    ended = command("torture.report", *options)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert words in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_storm_that_hangs_is_counted_with_what_it_had_seen():
+    """Its last line tells; one that said nothing counts all the same."""
+    line = json.dumps({"total": asdict(Tally(rounds=7, leases=40)), "failure": ""})
+    stormed = Stormed()
+    note(stormed, 1, f"{line}\n{line[:20]}", is_over=False)
+    note(stormed, 2, "", is_over=True)
+    note(stormed, 3, f"{line}\n", is_over=True)
+    assert (stormed.seeds, stormed.hung, stormed.tally.rounds, stormed.tally.leases) == ([1, 2, 3], 2, 14, 80)
+
+
+def test_the_report_shows_every_promise_of_every_pool():
+    """A row for each, a column for each kind; what only ours are asked is not told of others."""
+    broken = {promise: 1000 + number for number, promise in enumerate(PROMISES)}
+    ours = Stormed(Tally(forks=5, threads=6), [1])
+    theirs = Stormed(Tally(broken=broken), [1], hung=3)
+    heat = {"title": "overload", "rounds": {"ours": [{"goodput %": 80.0}], "theirs": [{"goodput %": 9.0}]}}
+    report = {
+        "python": "3.11",
+        "versions": {"asyncpg": "0.32"},
+        "minutes_of_each": 1.0,
+        "seeds": [1],
+        "storms": {"ours on asyncio": asdict(ours), "theirs on asyncio": asdict(theirs)},
+        "interleavings": {"interleavings": 32_000, "scenarios": 48, "failure": ""},
+        "fuzzing": {"bytes fuzzed": 1_000_000, "argument combinations tried": 9, "failure": "one"},
+        "overload": {"loops": {"asyncio": [heat]}, "failure": ""},
+    }
+    table = as_markdown(report)
+    for promise, count in broken.items():
+        assert f"| **{PROMISES[promise]}** | 0 | {count:,} |" in table
+    assert "| **processes that hung or died** | 0 | 3 |" in table
+    assert "| forks | 5 | - |" in table
+    assert "32,000 interleavings" in table
+    assert "1,000,000 bytes" in table
+    assert "goodput %: ours 80; theirs 9" in table
+    assert failures(report) == ["one"]
 
 
 @pytest.mark.parametrize("pool", ["asyncpg", "psycopg_pool"])

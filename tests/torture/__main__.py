@@ -11,8 +11,9 @@ import logging
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
@@ -36,7 +37,7 @@ ROUND_SECONDS = 120.0
 
 
 def _arguments() -> Any:
-    parser = argparse.ArgumentParser(prog="python -m torture", description=__doc__)
+    parser = _Parser(prog="python -m torture", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="decides everything that happens")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long, all kinds together")
     parser.add_argument("--rounds", type=int, help="how many rounds of each kind, in place of a time")
@@ -47,8 +48,21 @@ def _arguments() -> Any:
     parser.add_argument("--replay", help="a history, as a failure prints it")
     parser.add_argument("--patience", type=float, help="seconds after which whoever waits, waits for ever; 20, or 3")
     parser.add_argument("--shrink-seconds", type=float, default=90.0, help="how long a failing history is shortened")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    return parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="for machines: a line after each round, the last counts")
+    asked = parser.parse_args()
+    for pool in asked.pool or ():
+        if not SURFACES[pool].is_installed:
+            parser.error(
+                f"--pool {pool}: {SURFACES[pool].needs} is not installed; `make torture POOL={pool}` installs it"
+            )
+    return asked
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"torture: {message} (see --help)\n")
 
 
 class Torture:
@@ -101,8 +115,8 @@ class Torture:
         self._witness.close()
 
 
-def _run(asked: Any, dsn: str) -> tuple[dict[str, Tally], str]:
-    """Returns what each kind has seen, and the first failure, in words."""
+def _run(asked: Any, dsn: str, tell: Callable[[dict[str, Tally]], None]) -> tuple[dict[str, Tally], str]:
+    """Returns what each kind has seen, and the first failure, in words; *tell* is told after each round."""
     pools, loops = asked.pool or ["ours-asyncpg", "ours-psycopg"], asked.loop or list(LOOPS)
     kinds = [(pool, loop) for pool in pools for loop in loops]
     seconds = None if asked.rounds else asked.minutes * 60 / len(kinds)
@@ -113,6 +127,7 @@ def _run(asked: Any, dsn: str) -> tuple[dict[str, Tally], str]:
         try:
             for number, history in _histories(asked, torture, seconds):
                 broken = torture.play(history, tally)
+                tell(tallies)
                 if broken is not None:
                     return tallies, _failure(torture, broken, history, f"{pool} on {loop}", asked, number)
         finally:
@@ -143,6 +158,19 @@ def _failure(torture: Torture, broken: Broken, history: History, kind: str, aske
     )
 
 
+def _tell_machines(seed: int, tallies: dict[str, Tally], failure: str = "") -> None:
+    kinds = {kind: tally.as_dict() for kind, tally in tallies.items()}
+    report = {"seed": seed, "total": _sum(tallies).as_dict(), "kinds": kinds, "failure": failure}
+    print(json.dumps(report), flush=True)
+
+
+def _sum(tallies: dict[str, Tally]) -> Tally:
+    total = Tally()
+    for tally in tallies.values():
+        total.add(tally)
+    return total
+
+
 def main() -> int:
     """Returns 1 if a promise of this project's pools was broken."""
     asked = _arguments()
@@ -150,14 +178,12 @@ def main() -> int:
     logging.disable(logging.CRITICAL)  # the storm breaks connections: that is told, and is not news
     with nullcontext() if asked.dsn else EmbeddedServer() as server:
         began = monotonic()
-        tallies, failure = _run(asked, asked.dsn or server.dsn)
-    total = Tally()
-    for tally in tallies.values():
-        total.add(tally)
+        tell = partial(_tell_machines, asked.seed) if asked.json else lambda tallies: None
+        tallies, failure = _run(asked, asked.dsn or server.dsn, tell)
     if asked.json:
-        kinds = {kind: tally.as_dict() for kind, tally in tallies.items()}
-        print(json.dumps({"seed": asked.seed, "total": total.as_dict(), "kinds": kinds, "failure": failure}))
+        _tell_machines(asked.seed, tallies, failure)
     else:
+        total = _sum(tallies)
         print(f"Seed {asked.seed}, {monotonic() - began:.0f} s: {', '.join(tallies)}.\n{total.text()}")
         print("Every promise was kept." if total.is_clean() else failure)
     return 1 if failure else 0

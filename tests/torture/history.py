@@ -31,6 +31,7 @@ LEASE_KINDS = (
 )
 # Those with which the next lease starts from an ordinary session on any pool.
 PLAIN_KINDS = ("query", "query", "slow", "transaction", "rolled back", "error", "given up")
+ENDS = ("close", "close under way", "cancelled close", "terminate")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def write(seed: int, number: int, abilities: frozenset[str]) -> History:
     Args:
         seed: Any number.
         number: Which round.
-        abilities: What the pool offers: "any", and "ours" and "psycopg" for what only those have.
+        abilities: What the pool offers: "any"; "close under way" if it can be closed while it is used; "ours" and
+            "psycopg" for what only those have.
     """
     rng = random.Random(f"{seed}/{number}")
     has_faults = rng.random() < 0.5
@@ -134,7 +136,8 @@ def write(seed: int, number: int, abilities: frozenset[str]) -> History:
         else:
             (event,) = rng.choices(events, [event[1] for event in events])
             steps.append(event[4](rng))
-    return History(options, tuple(steps), rng.choice(["close", "close under way", "cancelled close", "terminate"]))
+    ends = ENDS if "close under way" in abilities else ENDS[:1]
+    return History(options, tuple(steps), rng.choice(ends))
 
 
 def segments(history: History) -> list[tuple[list[Step], str]]:

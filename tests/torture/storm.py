@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
-import psycopg
 import psycopg_pool
 
+from loopaware_pool.audit import stale_registrations
 from torture.history import segments
 from torture.tally import Tally
 
@@ -34,7 +33,6 @@ __all__ = ["Broken", "Storm"]
 _pools = itertools.count(1)
 _numbers = itertools.count(1)
 _LATE = (TimeoutError, psycopg_pool.PoolTimeout)
-_DIVISION = (asyncpg.DivisionByZeroError, psycopg.errors.DivisionByZero)
 
 # asyncpg's word for a transaction that a lease has left open.
 _MEANT = "Resetting connection with an active transaction"
@@ -118,14 +116,22 @@ class Storm:
         """
         self._witness.begin()
         with self._listening():
-            parts = segments(self._history)
-            for number, (steps, end) in enumerate(parts):
-                self._live(self._segment(steps, end, is_last=number == len(parts) - 1), end)
-                self.tally.loop_ends += 1
-                self._judge_callers()
-                self._nothing_is_left_of_the_loop()
+            try:
+                self._play()
+            except Exception as error:
+                if self._is_strict:
+                    raise
+                self._break("unexplained", f"the round ended with {error!r}")
             self._listen()
         return self.tally
+
+    def _play(self) -> None:
+        parts = segments(self._history)
+        for number, (steps, end) in enumerate(parts):
+            self._live(self._segment(steps, end, is_last=number == len(parts) - 1), end)
+            self.tally.loop_ends += 1
+            self._judge_callers()
+            self._nothing_is_left_of_the_loop()
 
     def _live(self, work: Any, end: str) -> None:
         """Run *work* on a loop of its own."""
@@ -210,7 +216,7 @@ class Storm:
         await self._ask(connection)
 
     async def _error(self, connection: Any) -> None:
-        with suppress(*_DIVISION):
+        with suppress(*self._surface.division):
             await self._surface.execute(connection, "SELECT 1/0")
         await self._ask(connection)
 
@@ -381,6 +387,8 @@ class Storm:
         if self._surface.is_ours:
             await self._within(self._pool.settled(), "settled()")
             await self._books_agree()
+        else:
+            await self._size_is_kept()
         self._listen()
 
     async def _callers_end(self) -> None:
@@ -480,6 +488,18 @@ class Storm:
         keeps = self._surface.dialect == "asyncpg"  # on uvloop; see docs/architecture.md
         if not await self._eventually(lambda: not self._witness.stale(loop, keeps_kernel_entries=keeps)):
             self._break("stale", f"watched: {self._witness.stale(loop, keeps_kernel_entries=keeps)}")
+
+    async def _size_is_kept(self) -> None:
+        """What can be told of any pool at a quiet moment, without a look inside."""
+        for promise, what, count in (
+            ("over", "sessions", lambda: self._witness.sessions(self.name)),
+            ("sockets", "sockets", lambda: len(self._witness.peers())),
+        ):
+            if not await self._eventually(lambda count=count: count() <= self._max_size):
+                self._break(promise, f"{count()} {what} of {self._max_size}", count() - self._max_size)
+        stale = stale_registrations(asyncio.get_running_loop())
+        if stale:
+            self._break("stale", "; ".join(map(str, stale)), len(stale))
 
     def _own_sockets(self) -> int:
         """The loop's own: its wake-up pair."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import importlib.util
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import psycopg
@@ -11,6 +13,9 @@ import psycopg_pool
 
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 __all__ = ["SURFACES", "Surface"]
 
@@ -26,10 +31,13 @@ class Surface:
     Attributes:
         abilities: What it offers, see `history.write`.
         errors: What its callers may be told when connections are cut, or the pool is closed.
+        division: What they are told when they divide by zero.
         is_ours: Whether it is this project's, whose inside can be looked at.
+        needs: A package that must be installed; None for none but what the tests need.
     """
 
     abilities: frozenset[str]
+    needs: str | None = None
     errors: tuple[type[BaseException], ...] = (
         OSError,
         psycopg.Error,
@@ -37,8 +45,14 @@ class Surface:
         asyncpg.InterfaceError,
         asyncpg.InternalClientError,  # asked for something while it reads the server's farewell
     )
+    division: tuple[type[Exception], ...] = (asyncpg.DivisionByZeroError, psycopg.errors.DivisionByZero)
     is_ours = True
     dialect = "asyncpg"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether a storm can be let loose on it here."""
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
     def make(self, dsn: str, name: str, options: dict[str, Any]) -> Any:
         """Make a pool whose name is the application name of its sessions."""
@@ -81,7 +95,7 @@ class Surface:
 class Asyncpg(Surface):
     """asyncpg's pool."""
 
-    abilities = frozenset({"any"})
+    abilities = frozenset({"any", "close under way"})
     is_ours = False
 
     def make(self, dsn: str, name: str, options: dict[str, Any]) -> Any:
@@ -92,7 +106,7 @@ class Asyncpg(Surface):
 class OursForAsyncpg(Surface):
     """This project's pool of asyncpg connections."""
 
-    abilities = frozenset({"any", "ours"})
+    abilities = frozenset({"any", "close under way", "ours"})
 
     def make(self, dsn: str, name: str, options: dict[str, Any]) -> Any:
         return create_pool(dsn, **options, **_PLAIN["asyncpg"], name=name, server_settings={"application_name": name})
@@ -101,7 +115,7 @@ class OursForAsyncpg(Surface):
 class Psycopg(Surface):
     """psycopg_pool's pool."""
 
-    abilities = frozenset({"any"})
+    abilities = frozenset({"any", "close under way"})
     is_ours = False
     dialect = "psycopg"
     kind: Any = psycopg_pool.AsyncConnectionPool
@@ -144,7 +158,7 @@ class Psycopg(Surface):
 class OursForPsycopg(Psycopg):
     """This project's pool of psycopg connections."""
 
-    abilities = frozenset({"any", "ours", "psycopg"})
+    abilities = frozenset({"any", "close under way", "ours", "psycopg"})
     is_ours = True
     kind = AsyncConnectionPool
 
@@ -152,9 +166,80 @@ class OursForPsycopg(Psycopg):
         return self._make(dsn, name, options | {"session_reset": "awaited", "discard_dead": "always"})
 
 
+class Sqlalchemy(Surface):
+    """
+    SQLAlchemy's pool of asyncpg connections.
+
+    It begins a transaction with the first statement, so that each of the storm's has a savepoint of its own. An acquire
+    takes no deadline: it has one from outside.
+    """
+
+    abilities = frozenset({"any"})
+    is_ours = False
+    needs = "sqlalchemy"
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:  # type: ignore[override]
+        from sqlalchemy.exc import SQLAlchemyError
+
+        return (*Surface.errors, SQLAlchemyError)
+
+    @property
+    def division(self) -> tuple[type[Exception], ...]:  # type: ignore[override]
+        from sqlalchemy.exc import DBAPIError
+
+        return (DBAPIError,)
+
+    def make(self, dsn: str, name: str, options: dict[str, Any]) -> Any:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        return create_async_engine(
+            f"postgresql+asyncpg://{dsn.partition('://')[2]}",
+            pool_size=options["max_size"],
+            max_overflow=0,
+            connect_args=_PLAIN["asyncpg"] | {"server_settings": {"application_name": name}},
+        )
+
+    async def open(self, pool: Any) -> None:
+        """It opens with its first connection."""
+
+    async def acquire(self, pool: Any, timeout: float | None) -> Any:
+        async with asyncio.timeout(timeout):
+            return await pool.connect()
+
+    async def release(self, pool: Any, connection: Any) -> None:
+        await connection.close()
+
+    @asynccontextmanager
+    async def lease(self, pool: Any, timeout: float | None) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(timeout):
+                connection = await stack.enter_async_context(pool.connect())
+            yield connection
+
+    async def ask(self, connection: Any, number: int) -> tuple[int, str]:
+        from sqlalchemy import text
+
+        result = await connection.execute(text(_QUESTION.replace("::", "\\:\\:").format(":number")), {"number": number})
+        return tuple(result.one())
+
+    async def execute(self, connection: Any, query: str) -> None:
+        from sqlalchemy import text
+
+        async with connection.begin_nested():
+            await connection.execute(text(query))
+
+    def transaction(self, connection: Any) -> Any:
+        return connection.begin_nested()
+
+    async def close(self, pool: Any) -> None:
+        await pool.dispose()
+
+
 SURFACES: dict[str, Surface] = {
     "ours-asyncpg": OursForAsyncpg(),
     "ours-psycopg": OursForPsycopg(),
     "asyncpg": Asyncpg(),
     "psycopg_pool": Psycopg(),
+    "sqlalchemy": Sqlalchemy(),
 }
