@@ -64,6 +64,14 @@ class TlsServer:
         return f"{self.dsn}?sslmode=verify-full&sslrootcert={quote(str(self.ca_file))}"
 
 
+def ask_for_password(server: EmbeddedServer, role: str) -> None:
+    """Have *server* let *role* in by a password only."""
+    with psycopg.connect(server.dsn) as connection:
+        rules = Path(connection.execute("SHOW hba_file").fetchone()[0])
+    rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+    server.control("reload")
+
+
 def external_server(dsn: str) -> ExternalServer:
     with psycopg.connect(dsn) as connection:
         return ExternalServer(dsn, (connection.info.parameter_status("server_version") or "?").split()[0])

@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
@@ -16,6 +15,7 @@ import psycopg
 import pytest
 
 import helpers
+import servers
 from loopaware_pool import errors
 from loopaware_pool.cli.server import EmbeddedServer
 from running import DEADLINE_SECONDS, eventually_async, make_pool, no_socket_left, until_server_waits
@@ -277,9 +277,7 @@ def strict_server():
     with EmbeddedServer() as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-            rules = Path(connection.execute("SHOW hba_file").fetchone()[0])
-        rules.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
-        server.control("reload")
+        servers.ask_for_password(server, "guarded")
         yield server
 
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 import helpers
+import servers
 from flavours import DRIVER_ERRORS, both, sqlstate_of
 from loopaware_pool import asyncpg_session, errors, psycopg_connection
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
@@ -40,16 +41,10 @@ def run(loop_factory):
 
 
 @pytest.fixture(scope="module")
-def private_server(tmp_path_factory):
-    """A server that is full with six sessions, asks some for a password, and may be mistreated."""
-    folder = tmp_path_factory.mktemp("hba")
-    hba = folder / "pg_hba.conf"
-    hba.write_text("host all guarded 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n")
-    for path in (hba, *hba.parents):
-        if path != path.parent and path.owner() == hba.owner() and path != path.parents[-1]:
-            path.chmod(path.stat().st_mode | 0o055)
-    settings = {"max_connections": 6, "superuser_reserved_connections": 0, "hba_file": str(hba)}
-    with EmbeddedServer(settings=settings) as server:
+def private_server():
+    """A server that is full with six sessions, asks one role for a password, and may be mistreated."""
+    with EmbeddedServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
+        servers.ask_for_password(server, "guarded")
         yield server
 
 
@@ -147,11 +142,14 @@ class Load:
 
 def restart(server):
     """Bring a server back whose postmaster was killed; when it accepted connections, in monotonic seconds."""
+    given_up_at = time.monotonic() + 60
     while True:
         try:
             server.control("start")  # not while children of the dead one hold its memory
             break
         except EmbeddedServerError:
+            if time.monotonic() > given_up_at:
+                raise
             time.sleep(0.02)
     with connect(server.dsn):
         return time.monotonic()
