@@ -33,6 +33,7 @@ READING_ORDER = (
     "upkeep",
     "shard",
     "reports",
+    "fd_check",
     "tenancy",
     "parking",
     "deadlines",
