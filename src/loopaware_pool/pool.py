@@ -451,6 +451,7 @@ class Core:
             max_size=self.budget.max_size,
             loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers),
             ended=ended,
+            state=self.state.value,
             process_fds=self.ledger.process_fds,
         )
 

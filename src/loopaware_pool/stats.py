@@ -128,6 +128,7 @@ class PoolStats:
         max_size: Most connections the process may have open through this pool.
         loops: One entry per event loop that the pool serves now, or is taking leave of.
         ended: What happened on the loops that have ended since.
+        state: Where the pool is in its life: "new", "opening", "open", "closing" or "closed".
         process_fds: Fds that the whole process had open when `fd_check` last looked; None if it has not, or cannot.
     """
 
@@ -136,6 +137,7 @@ class PoolStats:
     max_size: int
     loops: tuple[LoopStats, ...]
     ended: Counters
+    state: str = "open"
     process_fds: int | None = None
 
     @property
