@@ -25,7 +25,7 @@ from loopaware_pool.stats import PoolStats
 from loopaware_pool.testing import FakeDriver
 from running import LoopThread, end_abruptly, end_politely, eventually_async, make_pool
 
-pytestmark = pytest.mark.usefixtures("zero_fd_delta")
+pytestmark = [pytest.mark.both_pythons, pytest.mark.usefixtures("zero_fd_delta")]
 both = pytest.mark.parametrize("flavour", flavours.both.values(), ids=flavours.both)
 
 
