@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
-import threading
+import struct
+import termios
 import time
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ import psycopg
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.testing import LoopThread, end_abruptly, end_politely
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterator
 
     from loopaware_pool.asyncpg import Pool
 
@@ -32,6 +33,7 @@ __all__ = [
     "make_pool",
     "no_session_left",
     "no_socket_left",
+    "until_read",
     "until_server_waits",
 ]
 
@@ -92,55 +94,7 @@ def no_socket_left() -> Iterator[None]:
     assert not left
 
 
-def end_politely(loop_factory, work):
-    """As `asyncio.run` does: tasks cancelled, async generators closed, then the loop."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(work)
-
-
-def end_abruptly(loop_factory, work):
-    """As programs that know no better."""
-    loop = loop_factory()
-    loop.run_until_complete(work)
-    with warnings.catch_warnings():
-        # uvloop warns of every socket that it has to close itself, and where warnings are errors does not close it.
-        warnings.simplefilter("ignore", ResourceWarning)
-        loop.close()
-
-
-class LoopThread:
-    """A loop that runs in a thread of its own until the end of the `with` block; then it ends as in `asyncio.run`."""
-
-    def __init__(self, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
-        self.loop: asyncio.AbstractEventLoop
-        self._loop_factory = loop_factory
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="loop-thread", daemon=True)
-
-    def _main(self) -> None:
-        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
-            runner.run(self._live())
-
-    async def _live(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._end = asyncio.Event()
-        self._ready.set()
-        await self._end.wait()
-
-    def start(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Have the loop do *work*."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Have the loop do *work*, and wait for it."""
-        return self.start(work).result(DEADLINE_SECONDS)
-
-    def __enter__(self) -> LoopThread:
-        self._thread.start()
-        assert self._ready.wait(DEADLINE_SECONDS)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(DEADLINE_SECONDS)
-        assert not self._thread.is_alive(), "the loop does not end"
+async def until_read(sock: Any) -> None:
+    """Wait until all that has come for a socket of this process has been read."""
+    while struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]:
+        await asyncio.sleep(0)

@@ -71,7 +71,7 @@ def test_those_are_asyncpgs_words(options, complaint):
 COUNTS = ["min_size", "init_size", "max_size", "max_waiting", "max_connecting"]
 TIMES = [
     *("max_lifetime", "keepalive", "max_inactive_connection_lifetime"),
-    *("acquire_timeout", "shed_after", "leak_threshold", "close_timeout"),
+    *("acquire_timeout", "shed_after", "leak_threshold", "fd_check", "close_timeout"),
 ]
 
 
@@ -86,10 +86,11 @@ WRONG = [
     (["max_lifetime", "keepalive", "max_inactive_connection_lifetime"], [None], TypeError),
     (TIMES, [-1, -0.001, NAN, -INFINITY], ValueError),
     (
-        ["max_lifetime", "keepalive", "acquire_timeout", "shed_after", "leak_threshold", "close_timeout"],
+        ["max_lifetime", "keepalive", "acquire_timeout", "shed_after", "leak_threshold", "fd_check", "close_timeout"],
         [INFINITY],
         ValueError,
     ),
+    (["fd_check"], [0, 0.0], ValueError),
     (["lifetime_jitter"], [-0.1, 1, 1.5, NAN, "0.1", None, True], (TypeError, ValueError)),
     (["name"], [7, "", b"name", ["name"]], TypeError),
     (["on_event"], [7, "print", []], TypeError),

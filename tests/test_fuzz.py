@@ -203,13 +203,13 @@ ASYNCPG_OPTIONS = [
     *("init_size", "min_size", "max_size", "max_queries", "max_inactive_connection_lifetime"),
     *("connect", "setup", "init", "reset", "loop", "connection_class", "record_class", "dsn"),
     *("name", "acquire_timeout", "session_reset", "max_lifetime", "lifetime_jitter", "keepalive", "max_waiting"),
-    *("max_connecting", "leak_threshold", "close_timeout", "on_event"),
+    *("max_connecting", "leak_threshold", "fd_check", "close_timeout", "on_event"),
 ]
 PSYCOPG_OPTIONS = [
     *("conninfo", "connection_class", "kwargs", "min_size", "max_size", "configure", "check", "reset", "name"),
     *("timeout", "max_waiting", "max_lifetime", "max_idle", "reconnect_timeout", "reconnect_failed", "num_workers"),
     *("session_reset", "idle_order", "discard_dead", "discard_expired", "keepalive", "max_connecting"),
-    *("leak_threshold", "on_event"),
+    *("leak_threshold", "fd_check", "on_event"),
 ]
 # Under which other name an argument may be complained of.
 ALSO_CALLED = {"min_size": ("max_size", "init_size"), "max_size": ("min_size",), "init_size": ("min_size", "max_size")}

@@ -33,6 +33,7 @@ READING_ORDER = (
     "upkeep",
     "shard",
     "reports",
+    "fd_check",
     "tenancy",
     "parking",
     "deadlines",
@@ -46,8 +47,13 @@ READING_ORDER = (
     "audit_registrations",
     "audit",
     "pytest_plugin",
+    "metrics.table",
+    "metrics",
+    "metrics.prometheus",
     "testing.fake_driver",
+    "testing.fake_server",
     "testing.fault_proxy",
+    "testing.loop_harness",
     "testing",
     "statements",
     "asyncpg_reset",
@@ -205,6 +211,13 @@ def test_no_flavour_knows_another():
 def test_the_commands_use_the_public_api_only(name):
     """What they do any user can do."""
     assert not imports(tree(name), types=True) & INSIDES
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("metrics")])
+def test_exporters_read_statistics_and_events_only(name):
+    """So that another one can be written by anybody, beside the package."""
+    own = {found for found in imports(tree(name), types=True) if found.startswith("loopaware_pool.")}
+    assert all(found.startswith(("loopaware_pool.metrics.", "loopaware_pool.stats")) for found in own)
 
 
 def run(code, *options):

@@ -13,13 +13,12 @@ import psycopg_pools
 from loopaware_pool import asyncpg_session, keeper, psycopg_session, shard, upkeep
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.stats import ConnectionClosed
-from running import DEADLINE_SECONDS, eventually_async, make_pool
-from wire import (
+from loopaware_pool.testing import FakeServer
+from loopaware_pool.testing.fake_server import (
     NOTICE,
     NOTIFICATION,
     READY,
     ROWS,
-    WireServer,
     completed,
     error,
     is_reset,
@@ -27,8 +26,8 @@ from wire import (
     parameter,
     reset_answer,
     reset_messages,
-    until_read,
 )
+from running import DEADLINE_SECONDS, eventually_async, make_pool, until_read
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -98,7 +97,7 @@ def test_an_error_in_the_middle_of_a_resets_answer_costs_a_connection(run, open_
         return reset_answer(query) if is_reset(query) else completed(query) + READY
 
     async def main():
-        async with WireServer(answer) as server, open_pool(server) as (pool, execute):
+        async with FakeServer(answer) as server, open_pool(server) as (pool, execute):
             assert await execute("first") == "first"
             await pool.settled()
             assert await execute("second") == "second"
@@ -114,7 +113,7 @@ def test_a_caller_whose_query_is_behind_a_reset_that_fails_hears_of_it(run):
     """He has a connection that is of no use any more; his query has run, or not: nobody can know."""
 
     async def main():
-        async with WireServer() as server, asyncpg_pool(server) as (pool, execute):
+        async with FakeServer() as server, asyncpg_pool(server) as (pool, execute):
             await execute("first")
             await pool.settled()
             await execute_unanswered(server, pool)
@@ -147,7 +146,7 @@ def test_a_resets_answer_split_at_every_byte_is_understood(run, is_pipelined):
     """With the next query's answer behind it or not; and that is still the answer to that query."""
 
     async def main():
-        async with WireServer() as server, asyncpg_pool(server) as (pool, execute):
+        async with FakeServer() as server, asyncpg_pool(server) as (pool, execute):
             await execute("first")
             await pool.settled()
             whole = reset_answer(server.session.queries[-1])
@@ -180,7 +179,7 @@ def test_a_resets_answer_that_drips_is_understood(run):
     """Byte by byte, with the answer to the next query behind it."""
 
     async def main():
-        async with WireServer() as server, asyncpg_pool(server) as (pool, execute):
+        async with FakeServer() as server, asyncpg_pool(server) as (pool, execute):
             await execute("first")
             await pool.settled()
             whole = reset_answer(server.session.queries[-1])
@@ -207,7 +206,7 @@ def test_what_may_come_unasked_may_come_between_the_messages_of_a_resets_answer(
         return between.join([b"", *reset_messages(query), b""]) if is_reset(query) else completed(query) + READY
 
     async def main():
-        async with WireServer(answer) as server, open_pool(server) as (pool, execute):
+        async with FakeServer(answer) as server, open_pool(server) as (pool, execute):
             for number in range(5):
                 assert await execute(f"query {number}") == f"query {number}"
                 await pool.settled()
@@ -232,7 +231,7 @@ def test_surplus_bytes_behind_a_resets_answer_reach_nobody(run, extra):
         return completed(query) + READY
 
     async def main():
-        async with WireServer(answer) as server, asyncpg_pool(server) as (pool, execute):
+        async with FakeServer(answer) as server, asyncpg_pool(server) as (pool, execute):
             server_of.append(server)
             assert await execute("first") == "first"
             await eventually_async(lambda: not pool.get_size(), "the end of the first connection")
@@ -241,7 +240,7 @@ def test_surplus_bytes_behind_a_resets_answer_reach_nobody(run, extra):
             assert await execute("third") == "third"
             assert len(server.sessions) == 2
 
-    server_of: list[WireServer] = []
+    server_of: list[FakeServer] = []
     run(main)
 
 
@@ -254,7 +253,7 @@ def test_a_connection_that_speaks_while_idle_is_not_lent(run, said, is_parked):
     """Though it be open: a server that shuts down says so a moment before it hangs up."""
 
     async def main():
-        async with WireServer() as server, asyncpg_pool(server, max_size=2) as (pool, execute):
+        async with FakeServer() as server, asyncpg_pool(server, max_size=2) as (pool, execute):
             async with pool.acquire() as other:  # while somebody has a connection, others stay watched for a while
                 await other.execute("other")
                 await execute("first")
@@ -285,7 +284,7 @@ def test_a_connection_that_says_what_it_may_is_lent(run, open_pool, said):
     """A notification is not a death."""
 
     async def main():
-        async with WireServer() as server, open_pool(server) as (pool, execute):
+        async with FakeServer() as server, open_pool(server) as (pool, execute):
             await execute("first")
             await pool.settled()
             for number in range(3):
@@ -304,7 +303,7 @@ def test_a_connection_that_is_told_of_a_shutdown_is_not_lent(run, open_pool, han
     """57P01, with the end of the connection or before it."""
 
     async def main():
-        async with WireServer() as server, open_pool(server) as (pool, execute):
+        async with FakeServer() as server, open_pool(server) as (pool, execute):
             await execute("first")
             await pool.settled()
             server.session.send(error("57P01", "FATAL"))
@@ -322,7 +321,7 @@ def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, ope
     """57P01 is the answer to his query; the end of the connection has not come yet."""
 
     async def main():
-        async with WireServer() as server, open_pool(server, max_size=1) as (_, execute):
+        async with FakeServer() as server, open_pool(server, max_size=1) as (_, execute):
             server.answer = lambda session, query: error("57P01") + READY
             with pytest.raises((asyncpg.PostgresError, psycopg.Error), match="57P01"):
                 await execute("first")
@@ -339,7 +338,7 @@ def test_an_answer_that_drips_is_the_answer(run, open_pool):
     """Byte by byte, welcome included."""
 
     async def main():
-        async with WireServer(lambda session, query: None) as server, open_pool(server) as (_, execute):
+        async with FakeServer(lambda session, query: None) as server, open_pool(server) as (_, execute):
             welcome, server.welcome = server.welcome, None
             caller = asyncio.create_task(execute("first"))
             await eventually_async(lambda: server.sessions, "a client")
@@ -366,7 +365,7 @@ def test_a_server_that_does_not_welcome_anybody_is_waited_for_until_the_deadline
     """And the pool closes all the same."""
 
     async def main():
-        async with WireServer() as server:
+        async with FakeServer() as server:
             server.welcome = None
             async with open_pool(server) as (pool, _):
                 acquire = pool.acquire if open_pool is asyncpg_pool else pool.connection
@@ -392,7 +391,7 @@ def test_a_reset_that_is_not_answered_costs_the_connection(run, monkeypatch):
             reasons.append(event.reason)
 
     async def main():
-        async with WireServer() as server, asyncpg_pool(server, on_event=listen) as (pool, execute):
+        async with FakeServer() as server, asyncpg_pool(server, on_event=listen) as (pool, execute):
             await execute_unanswered(server, pool)
             await eventually_async(lambda: reasons == ["reset not answered"], "its end")
             server.answer = answered
@@ -411,7 +410,7 @@ def test_an_awaited_reset_that_is_not_answered_ends_in_time(run, open_pool, monk
         def answer(_, query):
             return None if is_reset(query) else completed(query) + READY
 
-        async with WireServer(answer) as server, open_pool(server, session_reset="awaited") as (pool, execute):
+        async with FakeServer(answer) as server, open_pool(server, session_reset="awaited") as (pool, execute):
             with pytest.raises(TimeoutError) if open_pool is asyncpg_pool else nullcontext():
                 await execute("first")
             async with asyncio.timeout(2):  # a driver's cancellation may take longer
@@ -429,7 +428,7 @@ def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkey
     monkeypatch.setattr(keeper, "GOODBYE_SECONDS", 0.1)
 
     async def main():
-        async with WireServer() as server, open_pool(server, keepalive=0.05) as (pool, execute):
+        async with FakeServer() as server, open_pool(server, keepalive=0.05) as (pool, execute):
             await execute("first")
             server.answer = lambda session, query: None
             await eventually_async(lambda: server.session.queries[-1] in ("", "SELECT 1"), "a ping")
@@ -447,7 +446,7 @@ def test_the_goodbye_of_a_connection_that_nobody_answers_is_bounded(run, monkeyp
     monkeypatch.setattr(keeper, "GOODBYE_SECONDS", 0.1)
 
     async def main():
-        async with WireServer() as server:
+        async with FakeServer() as server:
             async with asyncpg_pool(server) as (pool, execute):
                 await execute("first")
                 await pool.settled()

@@ -86,6 +86,7 @@ class Pool(PoolLikeness):
         shed_after: float | None = None,
         max_connecting: int | None = None,
         leak_threshold: float | None = None,
+        fd_check: float | None = None,
         close_timeout: float | None = None,
         on_event: EventHook | None = None,
         **connect_kwargs: Any,
@@ -116,6 +117,7 @@ class Pool(PoolLikeness):
             shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
+            fd_check=fd_check,
             close_timeout=close_timeout,
             on_event=on_event,
         )
@@ -437,6 +439,8 @@ def create_pool(
             None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
+        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
+            logged; None never looks.
         close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IdleOrder", "PoolConfig", "check_callbacks", "check_number", "check_secret", "check_whole"]
 
+_SOME_SECONDS = "a finite number of seconds, more than 0; None turns it off"
 _numbers = itertools.count(1)
 
 
@@ -52,6 +53,7 @@ class PoolConfig:
             him; None as long as it takes.
         max_connecting: Connects in flight at once; None for up to *max_size*.
         leak_threshold: Seconds a lease may last before it is reported; None never reports.
+        fd_check: Seconds between two looks at whether fds have outlived their connections; None never looks.
         close_timeout: Seconds `close()` waits for leases before it terminates; None as long as it takes.
         on_event: Called with each event; None for nobody.
         patience: Seconds a loop's first waiter stands back for the loops that have connections.
@@ -77,6 +79,7 @@ class PoolConfig:
     shed_after: float | None = None
     max_connecting: int | None = None
     leak_threshold: float | None = None
+    fd_check: float | None = None
     close_timeout: float | None = None
     on_event: EventHook | None = None
     patience: float = 0.05
@@ -110,6 +113,10 @@ class PoolConfig:
         for name in ("acquire_timeout", "shed_after", "leak_threshold", "close_timeout"):
             if getattr(self, name) is not None:
                 _check_seconds(name, getattr(self, name), "None turns it off")
+        if self.fd_check is not None:
+            check_number("fd_check", self.fd_check, _SOME_SECONDS)
+            if not 0 < self.fd_check < float("inf"):
+                raise ValueError(f"fd_check={self.fd_check!r}: expected {_SOME_SECONDS}")
         check_number("lifetime_jitter", self.lifetime_jitter, "a fraction, 0 <= x < 1")
         if not 0 <= self.lifetime_jitter < 1:
             raise ValueError(f"lifetime_jitter={self.lifetime_jitter!r}: expected a fraction, 0 <= x < 1")

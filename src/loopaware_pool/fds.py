@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,12 +29,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from selectors import SelectorKey
 
-__all__ = ["SocketIdentity", "SocketProbe", "is_watched", "replace_by_devnull", "selector_keys"]
+__all__ = [
+    "SocketIdentity",
+    "SocketProbe",
+    "is_watched",
+    "local_address",
+    "open_fd_count",
+    "replace_by_devnull",
+    "selector_keys",
+]
 
 # POLLRDHUP tells of the peer's half-close on Linux; elsewhere a closed peer shows as readable, and is found by reading.
 _RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0)
 # Windows has no poll(): what is there of it is none.
 _GONE: Final[int] = sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL")) | _RDHUP
+
+_FD_FOLDERS: Final = {"linux": "/proc/self/fd", "darwin": "/dev/fd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,38 @@ def peek(fd: int) -> bytes | None:
             return None
         except OSError:
             return b""
+
+
+def local_address(fd: int) -> object:
+    """
+    Tell what address the socket *fd* has on this side: what tells it apart where it has no inode.
+
+    Returns:
+        None if it has none any more, or is no socket.
+    """
+    try:
+        with socket.socket(fileno=os.dup(fd)) as same:
+            return same.getsockname()
+    except OSError:
+        return None
+
+
+def open_fd_count() -> int | None:
+    """
+    Count the fds that this process has open.
+
+    Returns:
+        None where that is not to be had for next to nothing: anywhere but on Linux and macOS.
+    """
+    folder = _FD_FOLDERS.get(sys.platform)
+    if folder is None:
+        return None
+    try:
+        # Linux has told the number as the folder's size since 6.2. Reading the folder takes an fd of its own.
+        told = os.stat(folder).st_size if sys.platform == "linux" else 0
+        return told or len(os.listdir(folder)) - 1
+    except OSError:
+        return None
 
 
 def is_watched(loop: AbstractEventLoop, fd: int) -> bool | None:

@@ -19,6 +19,7 @@ from loopaware_pool import loops
 from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.fd_check import FdCheck
 from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
@@ -69,6 +70,7 @@ class Keeper:
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
         self.park = self._parking.park
+        self._fds = FdCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
@@ -135,6 +137,7 @@ class Keeper:
     def opened(self, slot: Slot, seconds: float) -> None:
         """Tell the opener and the listener."""
         self._tell_opener(slot, None)
+        self._fds.opened(slot.session.identity)
         self.reporter.opened(seconds)
 
     def connect_failed(self, slot: Slot, error: BaseException) -> None:
@@ -145,6 +148,7 @@ class Keeper:
 
     def gone(self, slot: Slot, reason: str) -> None:
         """Tell the listener."""
+        self._fds.closed(slot.session.identity, reason)
         self.reporter.closed(slot, reason)
         self.notify()
 
@@ -372,6 +376,7 @@ class Keeper:
     def _stop_timers(self) -> None:
         self._call_off()
         self.deadlines.stop()
+        self._fds.stop()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -383,7 +388,6 @@ class Keeper:
         await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
         await self._changes.until(self.is_unused, FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
-        self._stop_timers()
         self._ended_with(count)
         await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
 
@@ -415,6 +419,7 @@ class Keeper:
             core.loop_ending(self)
 
     def _ended_with(self, connections: int) -> None:
+        self._stop_timers()
         if connections:
             self.reporter.loop_ended(connections)
         core = self._core()

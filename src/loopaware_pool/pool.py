@@ -8,7 +8,6 @@ a keeper of another loop is told, never touched, unless its loop stands still an
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import random
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from loopaware_pool import errors, loops
 from loopaware_pool.budget import Budget
+from loopaware_pool.fd_check import Ledger
 from loopaware_pool.keeper import Keeper
 from loopaware_pool.queue import Queue
 from loopaware_pool.slot import Slot, SlotState
@@ -80,6 +80,7 @@ class Core:
         self._by_shard: weakref.WeakKeyDictionary[Claimant, Keeper] = weakref.WeakKeyDictionary()
         self._recent: Keeper | None = None
         self._ended = Counters()
+        self.ledger = Ledger()
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     # ---- routing ----
@@ -218,7 +219,7 @@ class Core:
             timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
         try:
             for keeper in self.keepers():
-                self._shut(keeper)
+                self._on(keeper, functools.partial(keeper.shut, self.closing_error))
             self.keeper_emptied()
             await emptied
         except BaseException:
@@ -264,9 +265,6 @@ class Core:
         for keeper in self.keepers():
             self._terminate(keeper)
         self._finish()
-
-    def _shut(self, keeper: Keeper) -> None:
-        self._on(keeper, lambda: keeper.shut(self.closing_error))
 
     async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float) -> None:
         """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
@@ -330,8 +328,7 @@ class Core:
         with self._lock:
             if self._by_shard.pop(keeper.shard, None) is None:
                 return
-            for name in Counters.__slots__:
-                setattr(self._ended, name, getattr(self._ended, name) + getattr(keeper.shard.counters, name))
+            self._ended = self._ended.plus(keeper.shard.counters)
         self._forget(keeper.shard)
         if self._closers:
             self.keeper_emptied()
@@ -445,13 +442,17 @@ class Core:
         self._on(keeper, act)
 
     def stats(self) -> PoolStats:
-        """Count everything."""
+        """Count everything. From any thread."""
+        with self._lock:  # so that each loop is among those that live or those that have ended
+            keepers, ended = list(self._by_shard.values()), self._ended
         return PoolStats(
             name=self.config.name,
             min_size=self.terms.min_size,
             max_size=self.budget.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in self.keepers()),
-            ended=dataclasses.replace(self._ended),
+            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers),
+            ended=ended,
+            state=self.state.value,
+            process_fds=self.ledger.process_fds,
         )
 
     def fd_report(self) -> list[ConnectionReport]:

@@ -134,6 +134,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
+        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
+            logged; None never looks.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
 
     Raises:
@@ -173,6 +175,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         shed_after: float | None = None,
         max_connecting: int | None = None,
         leak_threshold: float | None = None,
+        fd_check: float | None = None,
         on_event: EventHook | None = None,
     ) -> None:
         self._max_size = max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
@@ -188,8 +191,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         self.timeout = seconds("timeout", timeout)
         self.close_returns = close_returns and self._keeps_idle
         self.num_workers = num_workers
-        self._check = check
-        self._reconnect_failed = reconnect_failed
+        self._check, self._reconnect_failed = check, reconnect_failed
         self._driver = PsycopgDriver(
             name=name,
             conninfo=conninfo,
@@ -216,6 +218,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
+            fd_check=fd_check,
             on_event=on_event,
             idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
             lends_expired=discard_expired == "on_return",

@@ -128,10 +128,10 @@ def counted(stats: PoolStats, rechecks: int) -> dict[str, int]:
         stats: Our counts.
         rechecks: Leases that began only because a check had failed, and given-up checks, which it counts once.
     """
-    every = [*(loop.counters for loop in stats.loops), stats.ended]
+    totals = stats.totals
 
     def total(*names: str) -> Any:
-        return sum(getattr(counters, name) for counters in every for name in names)
+        return sum(getattr(totals, name) for name in names)
 
     gave_up = total("timed_out", "cancelled", "failed", "refused", "shed")
     return {

@@ -15,10 +15,13 @@ from loopaware_pool.stats import (
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReport,
+    FdLeaked,
+    FdLost,
     LeaseInfo,
     LeaseOverdue,
     LoopEnded,
     PoolEvent,
+    RegistrationLeft,
     ResetFailed,
 )
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from loopaware_pool.config import PoolConfig
+    from loopaware_pool.fd_check import ClosedSocket
+    from loopaware_pool.fds import SocketIdentity
 
 __all__ = ["Reporter", "apart", "logger"]
 
@@ -44,7 +49,7 @@ class Reporter:
 
     def __init__(self, config: PoolConfig, label: str) -> None:
         self._config = config
-        self._label = label
+        self.label = label
 
     def opened(self, seconds: float) -> None:
         """Tell of a connection."""
@@ -76,6 +81,30 @@ class Reporter:
         """Tell that the loop took connections along."""
         self._tell(LoopEnded, connections)
 
+    def fd_leaked(self, found: ClosedSocket) -> None:
+        """Tell of a socket that has outlived its connection, and log it."""
+        logger.warning(
+            "%s: fd %d is still open, %.1f s after its connection on %s was closed (%s)",
+            *(self._config.name, found.identity.fd, monotonic() - found.closed_at, found.loop, found.reason),
+        )
+        self._tell(FdLeaked, found.identity, found.loop, found.reason)
+
+    def fd_lost(self, identity: SocketIdentity) -> None:
+        """Tell of a connection that has no socket any more, and log it."""
+        logger.warning(
+            "%s: fd %d of an idle connection is closed, or another file by now: somebody closes fds by number",
+            *(self._config.name, identity.fd),
+        )
+        self._tell(FdLost, identity)
+
+    def registration_left(self, found: ClosedSocket) -> None:
+        """Tell of an entry in the selector that has outlived its connection, and log it."""
+        logger.warning(
+            "%s: %s still watches fd %d of a connection that was closed (%s)",
+            *(self._config.name, self.label, found.identity.fd, found.reason),
+        )
+        self._tell(RegistrationLeft, found.identity, found.reason)
+
     def lease_of(self, slot: Slot, now: float) -> LeaseInfo:
         """Say who holds *slot*."""
         task = slot.holder() if slot.holder is not None else None
@@ -92,7 +121,7 @@ class Reporter:
         identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
         return ConnectionReport(
             identity=identity,
-            loop=self._label,
+            loop=self.label,
             state=slot.state.value,
             registered=None if identity is None else is_watched(loop, identity.fd),
             lease=self.lease_of(slot, monotonic()) if slot.state is SlotState.LENT else None,
@@ -104,7 +133,7 @@ class Reporter:
             return
         handled = sys.exception()
         try:
-            listener(kind(self._config.name, self._label, *facts))
+            listener(kind(self._config.name, self.label, *facts))
         except Exception as error:
             logger.exception("%s: on_event raised", self._config.name, exc_info=apart(error, handled))
 

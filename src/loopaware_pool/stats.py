@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,12 +17,15 @@ __all__ = [
     "ConnectionReport",
     "Counters",
     "EventHook",
+    "FdLeaked",
+    "FdLost",
     "LeaseInfo",
     "LeaseOverdue",
     "LoopEnded",
     "LoopStats",
     "PoolEvent",
     "PoolStats",
+    "RegistrationLeft",
     "ResetFailed",
 ]
 
@@ -50,6 +54,9 @@ class Counters:
         found_dead: Connections that the server had closed while they were idle.
         returned_dead: Connections that were closed, or in use, when they came back from a caller.
         reset_failures: Connections closed because their session could not be reset.
+        fds_leaked: Sockets found open some time after their connections had been closed, by `fd_check`.
+        fds_lost: Idle connections found without their sockets: the fd was closed, or another file. By `fd_check`.
+        registrations_left: Entries found in the loop's selector for sockets that were gone, by `fd_check`.
     """
 
     acquired: int = 0
@@ -70,6 +77,13 @@ class Counters:
     found_dead: int = 0
     returned_dead: int = 0
     reset_failures: int = 0
+    fds_leaked: int = 0
+    fds_lost: int = 0
+    registrations_left: int = 0
+
+    def plus(self, other: Counters) -> Counters:
+        """Add up."""
+        return Counters(*(getattr(self, name) + getattr(other, name) for name in Counters.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +126,10 @@ class PoolStats:
         name: Name of the pool.
         min_size: Connections kept while idle.
         max_size: Most connections the process may have open through this pool.
-        loops: One entry per event loop that the pool serves now.
+        loops: One entry per event loop that the pool serves now, or is taking leave of.
         ended: What happened on the loops that have ended since.
+        state: Where the pool is in its life: "new", "opening", "open", "closing" or "closed".
+        process_fds: Fds that the whole process had open when `fd_check` last looked; None if it has not, or cannot.
     """
 
     name: str
@@ -121,6 +137,13 @@ class PoolStats:
     max_size: int
     loops: tuple[LoopStats, ...]
     ended: Counters
+    state: str = "open"
+    process_fds: int | None = None
+
+    @property
+    def totals(self) -> Counters:
+        """What happened on all loops, since the pool was made: no number of it ever falls."""
+        return functools.reduce(Counters.plus, (loop.counters for loop in self.loops), self.ended)
 
     @property
     def size(self) -> int:
@@ -294,6 +317,48 @@ class LoopEnded(PoolEvent):
     """
 
     connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class FdLeaked(PoolEvent):
+    """
+    A socket is still open, some time after its connection was closed. Told once, by `fd_check`.
+
+    Attributes:
+        identity: The socket: its fd, device and inode.
+        owner: Label of the loop that its connection belonged to; it may have ended.
+        reason: Why that was closed, as in `ConnectionClosed`.
+    """
+
+    identity: SocketIdentity
+    owner: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FdLost(PoolEvent):
+    """
+    The fd of an idle connection is closed, or another file: somebody closes fds by number. Told once, by `fd_check`.
+
+    Attributes:
+        identity: The socket that was opened.
+    """
+
+    identity: SocketIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationLeft(PoolEvent):
+    """
+    A loop's selector still has an entry for a connection whose socket is gone. Told once, by `fd_check`.
+
+    Attributes:
+        identity: The socket that it was for.
+        reason: Why its connection was closed, as in `ConnectionClosed`.
+    """
+
+    identity: SocketIdentity
+    reason: str
 
 
 class EventHook(Protocol):

@@ -200,6 +200,7 @@ def test_sizes_are_as_given(min_size, max_size, wanted):
         ("keepalive", -1, ValueError),
         ("shed_after", -0.1, ValueError),
         ("leak_threshold", "x", TypeError),
+        ("fd_check", 0, ValueError),
         ("on_event", 3, TypeError),
     ],
 )

@@ -50,6 +50,7 @@ module_level = create_pool(
     max_connecting=4,
     shed_after=0.5,
     leak_threshold=60.0,
+    fd_check=30,
     close_timeout=10,
     on_event=listen,
 )

@@ -68,6 +68,7 @@ own = AsyncConnectionPool(
     max_connecting=4,
     shed_after=0.5,
     leak_threshold=60.0,
+    fd_check=30,
     on_event=listen,
 )
 assert_type(own, AsyncConnectionPool[OurConnection])

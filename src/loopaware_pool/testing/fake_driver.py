@@ -22,7 +22,7 @@ class FakeSession:
 
     Attributes:
         owner: Whoever hears of the session; the pool sets it.
-        identity: Always None: there is no socket.
+        identity: None, as there is no socket; a test may give it one.
         says_goodbye: Whether `close` is called before `abort`.
         is_settled: Whether no answer of the server is due.
         life: What `liveness` answers.

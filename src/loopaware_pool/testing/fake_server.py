@@ -1,13 +1,16 @@
-"""A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte."""
+"""
+A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte.
+
+It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
+so, and it hangs up. What it answers is a function of the test's.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import socket
 import struct
-import termios
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,45 +21,50 @@ __all__ = [
     "NOTIFICATION",
     "READY",
     "ROWS",
-    "WireServer",
-    "WireSession",
+    "FakeClient",
+    "FakeServer",
     "completed",
     "error",
     "is_reset",
     "message",
     "parameter",
+    "plain_answer",
     "reset_answer",
-    "until_read",
+    "reset_messages",
 ]
 
-_PROTOCOL_3 = 3 << 16
-_CANCEL_REQUEST = 80877102
+_PROTOCOL_3: Final = 3 << 16
+_CANCEL_REQUEST: Final = 80877102
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
+    """Put a message of the protocol together: a letter, the length, the body."""
     return kind + struct.pack("!I", len(body) + 4) + body
 
 
 def completed(tag: str = "RESET") -> bytes:
+    """Say that a statement is done: CommandComplete."""
     return message(b"C", tag.encode() + b"\0")
 
 
-def error(sqlstate: str, severity: str = "ERROR") -> bytes:
-    fields = {"S": severity, "V": severity, "C": sqlstate, "M": f"the script says {sqlstate}"}
+def error(sqlstate: str, severity: str = "ERROR", text: str | None = None) -> bytes:
+    """Say that a statement failed: ErrorResponse. Without a *text* it says that the script says so."""
+    fields = {"S": severity, "V": severity, "C": sqlstate, "M": text or f"the script says {sqlstate}"}
     return message(b"E", b"".join(f"{name}{value}\0".encode() for name, value in fields.items()) + b"\0")
 
 
 def parameter(name: str, value: str) -> bytes:
+    """Say what a setting is: ParameterStatus."""
     return message(b"S", f"{name}\0{value}\0".encode())
 
 
-READY = message(b"Z", b"I")
-NOTICE = message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Ma word\0\0")
-NOTIFICATION = message(b"A", b"\0\0\0\1channel\0payload\0")
-ROWS = message(b"T", b"\0\1" + b"f\0" + bytes(6) + b"\0\0\x08\xae\0\4" + b"\xff" * 4 + b"\0\0") + message(
+READY: Final = message(b"Z", b"I")
+NOTICE: Final = message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Ma word\0\0")
+NOTIFICATION: Final = message(b"A", b"\0\0\0\1channel\0payload\0")
+ROWS: Final = message(b"T", b"\0\1" + b"f\0" + bytes(6) + b"\0\0\x08\xae\0\4" + b"\xff" * 4 + b"\0\0") + message(
     b"D", b"\0\1\0\0\0\0"
 )
-WELCOME = (
+WELCOME: Final = (
     message(b"R", bytes(4))
     + parameter("server_version", "17.0")
     + parameter("server_encoding", "UTF8")
@@ -73,39 +81,35 @@ WELCOME = (
 
 
 def is_reset(query: str) -> bool:
+    """Whether a pool resets its session by *query*."""
     return "RESET ALL" in query
 
 
 def reset_messages(query: str) -> list[bytes]:
-    """What the server answers to each statement of a reset, and that it is ready."""
+    """Answer each statement of a reset as PostgreSQL does, and then that it is ready."""
     statements = [statement.strip() for statement in query.strip().rstrip(";").split(";")]
     answers = [ROWS + completed("SELECT 1") if one.startswith("SELECT") else completed() for one in statements]
     return [*answers, READY]
 
 
 def reset_answer(query: str) -> bytes:
+    """Do so in one piece."""
     return b"".join(reset_messages(query))
 
 
-def answer(session: WireSession, query: str) -> bytes | None:
-    """The name of the query as its tag: an answer that belongs to another question is seen at once."""
+def plain_answer(_: FakeClient, query: str) -> bytes | None:
+    """Answer with the query as the tag, so that an answer that belongs to another question is seen at once."""
     return reset_answer(query) if is_reset(query) else completed(query.rstrip(";")) + READY
 
 
-async def until_read(sock: socket.socket | int) -> None:
-    """Wait until all that has come for a socket of this process has been read."""
-    while struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]:
-        await asyncio.sleep(0)
-
-
-class WireSession:
+class FakeClient:
     """
-    One client.
+    One connection, seen from the server.
 
     Attributes:
-        queries: What it has asked, resets included.
-        has_left: Whether it has said goodbye, or hung up.
-        is_deaf: Whether it may say goodbye, and nothing happens.
+        queries: What was asked on it, resets included.
+        has_left: Whether the client has said goodbye, or hung up.
+        is_deaf: Whether the client may say goodbye, and nothing happens.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,12 +129,19 @@ class WireSession:
         self._writer.close()
 
     async def startup(self) -> int:
-        """Read what the client begins with; its code."""
+        """
+        Read what the client begins with.
+
+        Returns:
+            The code in it: the protocol's version, or what the client asks for instead.
+        """
+        length: int
+        code: int
         length, code = struct.unpack("!II", await self._reader.readexactly(8))
         await self._reader.readexactly(length - 8)
         return code
 
-    async def listen(self, answer: Callable[[WireSession, str], bytes | None]) -> None:
+    async def listen(self, answer: Callable[[FakeClient, str], bytes | None]) -> None:
         """Answer queries."""
         while True:
             kind, length = struct.unpack("!cI", await self._reader.readexactly(5))
@@ -139,7 +150,9 @@ class WireSession:
                 return
             if kind == b"X":
                 continue
-            assert kind == b"Q", f"the script knows no {kind}"
+            if kind != b"Q":
+                self.send(error("0A000", "FATAL", f"the fake server knows simple queries only, not {kind!r}"))
+                return
             query = body[:-1].decode()
             self.queries.append(query)
             said = answer(self, query)
@@ -147,53 +160,59 @@ class WireSession:
                 self.send(said)
 
 
-class WireServer:
+class FakeServer:
     """
-    A server on the running loop; a context manager.
+    A server on the running loop; an async context manager, which closes all connections at its end.
+
+    Args:
+        answer: As the attribute.
 
     Attributes:
-        answer: Called with the session and each query; gives what is said, None for nothing.
-        welcome: What is said to a client that comes; None for nothing.
-        sessions: All so far.
+        answer: Called with the connection and each query; gives the bytes to say, None for nothing.
+        welcome: The bytes said to a client that comes; None for nothing.
+        sessions: All connections so far.
         cancellations: How many cancel requests have come.
     """
 
-    def __init__(self, answer: Callable[[WireSession, str], bytes | None] = answer) -> None:
+    def __init__(self, answer: Callable[[FakeClient, str], bytes | None] = plain_answer) -> None:
         self.answer = answer
         self.welcome: bytes | None = WELCOME
-        self.sessions: list[WireSession] = []
+        self.sessions: list[FakeClient] = []
         self.cancellations = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
+        """Where it listens, on 127.0.0.1."""
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def dsn(self) -> str:
-        """For psycopg."""
+        """How psycopg finds it."""
         return f"postgresql://me@127.0.0.1:{self.port}/db?sslmode=disable&gssencmode=disable"
 
     @property
     def asyncpg_dsn(self) -> str:
+        """How asyncpg finds it."""
         return f"postgresql://me@127.0.0.1:{self.port}/db?sslmode=disable"
 
     @property
-    def session(self) -> WireSession:
-        """The one that came last."""
+    def session(self) -> FakeClient:
+        """The connection that came last."""
         return self.sessions[-1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
         self._tasks.add(task)
-        session = WireSession(reader, writer)
+        session = FakeClient(reader, writer)
         try:
             code = await session.startup()
             if code == _CANCEL_REQUEST:
                 self.cancellations += 1
                 return
-            assert code == _PROTOCOL_3, f"the script knows no startup {code}"
+            if code != _PROTOCOL_3:
+                session.send(error("0A000", "FATAL", f"the fake server knows no startup {code}"))
+                return
             self.sessions.append(session)
             if self.welcome is not None:
                 session.send(self.welcome)

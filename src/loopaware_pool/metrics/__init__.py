@@ -1,0 +1,11 @@
+"""
+What a pool tells monitoring: `table` says which numbers, and each exporter takes them from there.
+
+An exporter reads `pool.stats()` and events, nothing else, and imports its package when it is imported itself.
+"""
+
+from __future__ import annotations
+
+from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Total
+
+__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Total"]

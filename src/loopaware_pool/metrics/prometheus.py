@@ -1,0 +1,143 @@
+"""
+Pools as Prometheus sees them: `register(pool)`, once, and every scrape of the registry reads the pool's statistics.
+
+Nothing is counted here, so nothing is added to what a pool does. A scrape may come from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Total
+from loopaware_pool.stats import PoolStats
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+except ImportError as missing:
+    raise ImportError(
+        f"loopaware_pool.metrics.prometheus needs prometheus_client ({missing}): "
+        "pip install 'loopaware-pool[prometheus]'"
+    ) from missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PREFIX", "PoolCollector", "register"]
+
+PREFIX: Final = "loopaware_pool_"
+_FAMILIES: Final[dict[type, type]] = {
+    Level: GaugeMetricFamily,
+    Levels: GaugeMetricFamily,
+    Total: CounterMetricFamily,
+    Spent: SummaryMetricFamily,
+}
+
+
+class _HasStats(Protocol):
+    def stats(self) -> PoolStats: ...
+
+
+class PoolCollector:
+    """
+    Collects the metrics of all pools that were added to it.
+
+    It holds them weakly: the series of a pool end when it is closed, or collected.
+    """
+
+    def __init__(self) -> None:
+        self._pools: weakref.WeakValueDictionary[str, _HasStats] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def add(self, pool: _HasStats) -> None:
+        """
+        Collect from *pool* from now on. To add it again does nothing.
+
+        Raises:
+            TypeError: It is none of our pools.
+            ValueError: Another pool of this name, that is not closed, is there already.
+        """
+        stats = _stats_of(pool)
+        with self._lock:
+            other = self._pools.get(stats.name)
+            if other is not None and other is not pool and other.stats().state != "closed":
+                raise ValueError(
+                    f"name={stats.name!r}: another pool of that name is registered; "
+                    "give each pool a name of its own, or close the other first"
+                )
+            self._pools[stats.name] = pool
+
+    def collect(self) -> Iterator[Any]:
+        """Read every pool that is not closed, once, and give what Prometheus makes of it."""
+        with self._lock:
+            pools = list(self._pools.values())
+        every = [stats for pool in pools if (stats := pool.stats()).state != "closed"]
+        if every:
+            for metric in METRICS:
+                yield _family(metric, every)
+
+    def describe(self) -> Iterator[Any]:
+        """Say which metrics there are, so that the registry can refuse others of the same names."""
+        for metric in METRICS:
+            yield _family(metric, [])
+
+
+_collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def register(pool: _HasStats, registry: CollectorRegistry = REGISTRY) -> None:
+    """
+    Have *pool*'s metrics in every scrape of *registry*, until it is closed. From any thread, open or not.
+
+    To register it again does nothing.
+
+    Args:
+        pool: Held weakly.
+        registry: prometheus_client's own, if none is given.
+
+    Raises:
+        TypeError: *pool* is none of our pools.
+        ValueError: Another pool of this name is registered, and not closed; or *registry* has other metrics of
+            these names.
+    """
+    _stats_of(pool)
+    with _lock:
+        collector = _collectors.get(registry)
+        if collector is None:
+            collector = PoolCollector()
+            own: Any = collector  # prometheus_client asks for a subclass of its own, and uses the two methods
+            registry.register(own)
+            _collectors[registry] = collector
+    collector.add(pool)
+
+
+def _stats_of(pool: _HasStats) -> PoolStats:
+    ask = getattr(pool, "stats", None)
+    stats = ask() if callable(ask) else None
+    if not isinstance(stats, PoolStats):
+        raise TypeError(f"pool={pool!r}: expected a pool of loopaware_pool")
+    return stats
+
+
+def _family(metric: Metric, every: list[PoolStats]) -> Any:
+    """Make one metric of all pools."""
+    labels = ["pool", metric.label] if isinstance(metric, Levels) else ["pool"]
+    unit = "seconds" if metric.name.endswith("_seconds") else ""
+    family: Any = _FAMILIES[type(metric)](PREFIX + metric.name, metric.help, labels=labels, unit=unit)
+    for stats in every:
+        for values, numbers in _samples(metric, stats):
+            family.add_metric([stats.name, *values], *numbers)
+    return family
+
+
+def _samples(metric: Metric, stats: PoolStats) -> list[tuple[list[str], tuple[float, ...]]]:
+    """Read a metric: values of further labels, and what `add_metric` takes."""
+    if isinstance(metric, Spent):
+        return [([], metric.read(stats))]
+    if isinstance(metric, Levels):
+        return [([value], (level,)) for value, level in metric.read(stats).items()]
+    number = metric.read(stats)
+    return [] if number is None else [([], (number,))]

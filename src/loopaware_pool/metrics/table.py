@@ -1,0 +1,141 @@
+"""
+The numbers that exporters export: name, kind, meaning, and how each is read from a pool's statistics.
+
+Names are without the prefix and the endings that a monitoring system has for its own; times are in seconds, and their
+names end so. The one label of all is the pool's name; connections have their state as another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from loopaware_pool.stats import PoolStats
+
+__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """
+    A number that rises and falls: a gauge.
+
+    Attributes:
+        name: What it is called.
+        help: What it means, in one sentence.
+        read: Reads it; None if it is not known.
+    """
+
+    name: str
+    help: str
+    read: Callable[[PoolStats], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """
+    Several of them, told apart by a label.
+
+    Attributes:
+        name: What they are called.
+        help: What they mean, in one sentence.
+        label: Name of the label.
+        read: Reads them, by the label's value; which values there are never changes.
+    """
+
+    name: str
+    help: str
+    label: str
+    read: Callable[[PoolStats], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """
+    A number that only rises: a counter.
+
+    Attributes:
+        name: What it is called.
+        help: What it counts, in one sentence.
+        read: Reads it.
+    """
+
+    name: str
+    help: str
+    read: Callable[[PoolStats], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """
+    Time spent, and how many times: a summary without quantiles.
+
+    Attributes:
+        name: What it is called; ends in `seconds`.
+        help: What took that time, in one sentence.
+        read: Reads how many times, and how many seconds all of them took together.
+    """
+
+    name: str
+    help: str
+    read: Callable[[PoolStats], tuple[int, float]]
+
+
+Metric = Level | Levels | Total | Spent
+
+
+def _connections(stats: PoolStats) -> Mapping[str, float]:
+    states = ("connecting", "idle", "lent", "resetting", "closing")
+    return {state: sum(getattr(loop, state) for loop in stats.loops) for state in states}
+
+
+def _counted(name: str, help: str, counter: str) -> Total:  # noqa: A002 - what monitoring systems call it
+    return Total(name, help, lambda stats: getattr(stats.totals, counter))
+
+
+def _gave_up(stats: PoolStats) -> tuple[int, float]:
+    totals = stats.totals
+    return totals.timed_out + totals.cancelled + totals.failed + totals.shed, totals.gave_up_seconds
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    Levels("connections", "Connections by state.", "state", _connections),
+    Level("min_size", "Connections kept while idle.", lambda stats: stats.min_size),
+    Level("max_size", "Most connections there may be.", lambda stats: stats.max_size),
+    Level("waiting_callers", "Callers that wait for a connection.", lambda stats: stats.waiting),
+    Level("loops", "Event loops that the pool serves.", lambda stats: len(stats.loops)),
+    Level("process_fds", "Open fds of the whole process, when fd_check last looked.", lambda stats: stats.process_fds),
+    _counted("acquires", "Leases begun.", "acquired"),
+    _counted("acquires_queued", "Acquires that had to queue, served or not.", "queued"),
+    _counted("acquires_timed_out", "Acquires that ended at their deadline.", "timed_out"),
+    _counted("acquires_refused", "Acquires refused because of max_waiting.", "refused"),
+    _counted("acquires_shed", "Acquires refused, after they had waited, because of shed_after.", "shed"),
+    _counted("acquires_cancelled", "Acquires cancelled while they waited.", "cancelled"),
+    _counted("acquires_failed", "Acquires that were told of another error while they waited.", "failed"),
+    Spent(
+        "acquire_wait_seconds",
+        "Time in the queue of acquires that were served after it.",
+        lambda stats: (stats.totals.waited, stats.totals.waited_seconds),
+    ),
+    Spent("acquire_gave_up_seconds", "Time in the queue of acquires that left it without a connection.", _gave_up),
+    _counted("use_seconds", "Time that connections were lent, of leases that have ended.", "used_seconds"),
+    Spent(
+        "connect_seconds",
+        "Time that opening connections took.",
+        lambda stats: (stats.totals.opened, stats.totals.connect_seconds),
+    ),
+    _counted("connections_opened", "Connections opened.", "opened"),
+    _counted("connections_closed", "Connections closed, for whatever reason.", "closed"),
+    _counted("connect_failures", "Connects that failed.", "connect_failures"),
+    _counted("connections_found_dead", "Connections that the server had closed while they were idle.", "found_dead"),
+    _counted("connections_returned_dead", "Connections that came back closed, or in use.", "returned_dead"),
+    _counted("reset_failures", "Connections closed because their session could not be reset.", "reset_failures"),
+    _counted("fd_leak", "Sockets found open after their connections were closed, by fd_check.", "fds_leaked"),
+    _counted("fd_lost", "Idle connections found without their sockets, by fd_check.", "fds_lost"),
+    _counted(
+        "registration_left", "Selector entries found for sockets that were gone, by fd_check.", "registrations_left"
+    ),
+)
