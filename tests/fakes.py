@@ -7,6 +7,7 @@ from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import Liveness
 from loopaware_pool.shard import Shard
 from loopaware_pool.slot import SlotState
+from loopaware_pool.stats import LeaseInfo
 from loopaware_pool.terms import Terms
 from loopaware_pool.testing import FakeDriver, FakeSession
 
@@ -76,6 +77,7 @@ class FakeEdge:
         self.parked = []
         self.wake = NEVER
         self.overdue_leases = []
+        self.returned_leases = []
         self.reasons = []
         self.failures = []
         self.floor_failures = []
@@ -125,6 +127,11 @@ class FakeEdge:
 
     def overdue(self, slot):
         self.overdue_leases.append(slot)
+        slot.reported = LeaseInfo(self.pool.now - slot.since, None, None)
+
+    def came_back(self, slot, held_seconds):
+        slot.reported = None
+        self.returned_leases.append((slot, held_seconds))
 
     def gone(self, slot, reason):
         self.reasons.append(reason)

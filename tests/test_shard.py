@@ -640,7 +640,9 @@ class TestLeases:
         for _ in range(3):
             pool.pass_time(2.0)
         assert shard.edge.overdue_leases == [slot]
+        assert shard.edge.returned_leases == []
         give_back(pool, shard, slot)
+        assert shard.edge.returned_leases == [(slot, pytest.approx(7.9))]
         shard.take(pool.now)
         pool.pass_time(2.0)
         assert shard.edge.overdue_leases == [slot, slot]
@@ -655,6 +657,14 @@ class TestLeases:
         assert shard.edge.overdue_leases == [first]
         pool.pass_time(1.0)
         assert shard.edge.overdue_leases == [first, second]
+
+    def test_a_lease_that_was_not_reported_comes_back_unreported(self, make):
+        """Nobody was told of it."""
+        pool, shard = make(leak_threshold=2.0)
+        (slot,) = pool.lend(shard, 1)
+        pool.pass_time(1.0)
+        give_back(pool, shard, slot)
+        assert shard.edge.returned_leases == []
 
     def test_nothing_is_reported_unless_asked_for(self, make):
         """Without `leak_threshold` a lease may last for ever."""
@@ -690,7 +700,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         give_back(pool, shard, slot, BROKEN)
         assert len(shard.edge.opening) == 1
-        assert shard.restoring == set(shard.edge.opening)
+        assert shard.upkeep.restoring == set(shard.edge.opening)
 
     def test_the_floor_counts_all_loops(self, make):
         """What is open elsewhere need not be opened here."""
@@ -713,7 +723,7 @@ class TestFloor:
         assert starts == [1.0, 2.0, 4.0, 8.0]
         assert len(shard.edge.floor_failures) == 4
         assert shard.edge.floor_failures[-1] is error
-        assert shard.restoring == set(shard.edge.opening)
+        assert shard.upkeep.restoring == set(shard.edge.opening)
 
     def test_a_restored_floor_starts_afresh(self, make):
         """After a connect that ended well, the next failure is followed by a second's pause again."""
@@ -723,7 +733,7 @@ class TestFloor:
             pool.refuse(shard)
             pool.pass_time(seconds)
         slot = pool.connect(shard)
-        assert not shard.restoring
+        assert not shard.upkeep.restoring
         shard.broke(slot, "lost")
         pool.refuse(shard)
         pool.pass_time(1.0)

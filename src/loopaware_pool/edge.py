@@ -36,7 +36,10 @@ class LeaseReporter(Protocol):
     """Tells of leases that do not go as they should."""
 
     def overdue(self, slot: Slot) -> None:
-        """Report one that is longer than `leak_threshold`."""
+        """Report one that is longer than `leak_threshold`, and note that in `slot.reported`."""
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Report that one has ended which was reported."""
 
 
 class Edge(Protocol):

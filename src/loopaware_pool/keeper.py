@@ -19,6 +19,7 @@ from loopaware_pool import loops
 from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.leases import leases
 from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
@@ -297,7 +298,7 @@ class Keeper:
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
-        return self.reporter.leases(list(self.shard.slots))
+        return leases(list(self.shard.slots), monotonic())
 
     def report(self) -> list[ConnectionReport]:
         """Describe every connection."""

@@ -145,7 +145,6 @@ class Shard:
         slot.since = now
         self.counters.acquired += 1
         if self._lease_look is not NEVER:
-            slot.reported = False
             self.wake_by(now + self._lease_look)
 
     def _is_alive(self, slot: Slot, now: float) -> bool:
@@ -168,7 +167,8 @@ class Shard:
     def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
         """Take a connection back from its caller."""
         slot.holder = slot.code = None
-        self.counters.used_seconds += now - slot.since
+        held_seconds = now - slot.since
+        self.counters.used_seconds += held_seconds
         if check is _READY:
             slot.move(_RETURNED)
             self._give(slot, now)
@@ -180,6 +180,8 @@ class Shard:
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
             if check is ReturnCheck.BROKEN:
                 self.drop_dead()
+        if slot.reported is not None:
+            self._edge.reporter.came_back(slot, held_seconds)
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
@@ -462,11 +464,6 @@ class Shard:
             self._edge.wake_at(due)
 
     # ---- counting ----
-
-    @property
-    def restoring(self) -> set[Slot]:
-        """The connects that are for the floor, so that nobody waits for them."""
-        return self.upkeep.restoring
 
     @property
     def size(self) -> int:

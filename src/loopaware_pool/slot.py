@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from loopaware_pool.driver import Session
+    from loopaware_pool.stats import LeaseInfo
 
 __all__ = ["TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState"]
 
@@ -107,7 +108,7 @@ class Slot:
         opened_at: When its connect began, then when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
-        reported: Whether this lease has been reported as overdue.
+        reported: What was told of this lease when it was overdue; None if it was not.
         holder: The task that acquired it, weakly; None unless lent.
         code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 unless known.
     """
@@ -133,7 +134,7 @@ class Slot:
         self.opened_at = now
         self.since = now
         self.expires_at = float("inf")
-        self.reported = False
+        self.reported: LeaseInfo | None = None
         self.holder: weakref.ref[Any] | None = None
         self.code: CodeType | None = None
         self.instruction = 0

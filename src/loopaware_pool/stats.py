@@ -18,6 +18,7 @@ __all__ = [
     "EventHook",
     "LeaseInfo",
     "LeaseOverdue",
+    "LeaseReturned",
     "LoopEnded",
     "LoopStats",
     "PoolEvent",
@@ -164,14 +165,19 @@ class LeaseInfo:
         held_seconds: Since when, in seconds.
         task: Name of the task that acquired it; None when it has ended.
         where: File, line and function of the acquire; None where the interpreter does not tell.
+        stack: File, line and function of each call in which that task stands now, innermost first, twenty at most;
+            empty unless told by `LeaseOverdue`, or if the task has ended.
     """
 
     held_seconds: float
     task: str | None
     where: str | None
+    stack: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.task or 'a task that has ended'} for {self.held_seconds:.1f} s, from {self.where or 'unknown'}"
+        stands = f"; now at {' < '.join(self.stack)}" if self.stack else ""
+        who = self.task or "a task that has ended"
+        return f"{who} for {self.held_seconds:.1f} s, from {self.where or 'unknown'}{stands}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +283,22 @@ class LeaseOverdue(PoolEvent):
     """
     A connection has been held for longer than `leak_threshold`. Told once per lease.
 
+    `LeaseReturned` follows when it comes back, `ConnectionClosed` if it never does.
+
     Attributes:
-        lease: Who holds it.
+        lease: Who holds it, and where that task stands.
+    """
+
+    lease: LeaseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReturned(PoolEvent):
+    """
+    A connection came back whose lease had been told as overdue.
+
+    Attributes:
+        lease: Who held it, and for how long in all.
     """
 
     lease: LeaseInfo

@@ -180,9 +180,8 @@ class Upkeep:
         if threshold is None:
             return
         for slot in self._shard.slots:
-            if slot.state is SlotState.LENT and not slot.reported:
+            if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
-                    slot.reported = True
                     self._edge.reporter.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)

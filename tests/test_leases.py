@@ -1,0 +1,146 @@
+"""Leases that last too long, that nobody returns, and that wait for themselves: on both flavours."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import flavours
+import helpers
+from loopaware_pool.leases import DEEPEST, stack_of
+from loopaware_pool.stats import LeaseOverdue, LeaseReturned
+
+pytestmark = pytest.mark.both_drivers
+
+HERE = Path(__file__).name
+
+
+@pytest.fixture(params=flavours.both)
+def flavour(request):
+    return flavours.both[request.param]
+
+
+@pytest.fixture
+def run(loop_factory):
+    def run(main):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(main())
+
+    return run
+
+
+def of(kind, events):
+    return [event for event in events if type(event) is kind]
+
+
+def line_of(function, offset):
+    """How a stack names a line of *function*, counted from its first."""
+    code = function.__code__
+    return f"{HERE}:{code.co_firstlineno + offset} in {code.co_name}"
+
+
+# ---- leases that last too long ----
+
+
+def test_an_overdue_lease_is_told_with_its_holders_stack_and_then_with_its_return(dsn, flavour, run, caplog):
+    """Who holds it, from which line, and where he stands now; then for how long in all. No value, no source text."""
+    done = asyncio.Event()
+
+    async def deepest(password):
+        await done.wait()
+
+    async def work(client):
+        async with client.lend():
+            await deepest("CANARY")
+
+    async def main():
+        told = []
+        async with flavour(dsn, leak_threshold=0.01, on_event=told.append, name="leaky") as client:
+            task = asyncio.create_task(work(client), name="the-holder")
+            await helpers.eventually(lambda: of(LeaseOverdue, told))
+            assert of(LeaseReturned, told) == []
+            done.set()
+            await task
+        return of(LeaseOverdue, told), of(LeaseReturned, told)
+
+    (overdue,), (returned,) = run(main)
+    assert [lease.task for lease in (overdue.lease, returned.lease)] == ["the-holder"] * 2
+    assert overdue.lease.where.endswith(line_of(work, 1))
+    assert returned.lease.where == overdue.lease.where
+    stack = overdue.lease.stack
+    assert [line.rpartition("/")[2] for line in stack if HERE in line] == [line_of(deepest, 1), line_of(work, 2)]
+    assert returned.lease.held_seconds > overdue.lease.held_seconds >= 0.01
+    assert returned.lease.stack == ()
+    assert f"leaky: a connection is still held by the-holder for 0.0 s, from {overdue.lease.where}" in caplog.text
+    assert " < ".join(stack) in caplog.text
+    assert "leaky: a connection came back that was held by the-holder for 0." in caplog.text
+    for secret in ("CANARY", "password", "done.wait"):
+        assert secret not in caplog.text + repr((overdue, returned))
+
+
+def test_a_lease_in_time_is_not_told(dsn, flavour, run):
+    """Neither as overdue nor as returned."""
+
+    async def main():
+        told = []
+        async with flavour(dsn, leak_threshold=60, on_event=told.append) as client:
+            await client.value("SELECT 1")
+        return told
+
+    assert not {LeaseOverdue, LeaseReturned} & {type(event) for event in run(main)}
+
+
+def test_an_overdue_lease_whose_holder_has_ended_has_no_stack(dsn, flavour, run):
+    """Where the task that acquired it stood last is not where the connection is."""
+
+    async def main():
+        told = []
+        async with flavour(dsn, leak_threshold=0.01, on_event=told.append) as client:
+            lease = client.lend()
+            await asyncio.create_task(lease.__aenter__())
+            await helpers.eventually(lambda: of(LeaseOverdue, told))
+            await lease.__aexit__(None, None, None)
+        return of(LeaseOverdue, told)
+
+    (overdue,) = run(main)
+    assert overdue.lease.task is None
+    assert overdue.lease.stack == ()
+
+
+def test_a_stack_goes_through_generators_and_ends_at_its_innermost_lines(run):
+    """However deep it is, it stays short; through what awaits without being a coroutine."""
+
+    class Awaitable:
+        def __await__(self):
+            yield from asyncio.sleep(60).__await__()
+
+    async def generate():
+        await Awaitable()
+        yield
+
+    async def descend(depth):
+        if depth:
+            await descend(depth - 1)
+        async for _ in generate():
+            pass
+
+    async def main():
+        task = asyncio.create_task(descend(100))
+        await asyncio.sleep(0)
+        stack = stack_of(task)
+        task.cancel()
+        assert len(stack) == DEEPEST
+        assert stack[0].endswith(line_of(descend, 3))
+        assert all(line.endswith(line_of(descend, 2)) for line in stack[1:])
+        waits = asyncio.create_task(sleep_by(Awaitable()))
+        await asyncio.sleep(0)
+        assert stack_of(waits)[-1].endswith(line_of(sleep_by, 1))
+        assert any(line.endswith(line_of(Awaitable.__await__, 1)) for line in stack_of(waits))
+        waits.cancel()
+
+    async def sleep_by(awaitable):
+        await awaitable
+
+    run(main)
