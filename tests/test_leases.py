@@ -9,8 +9,9 @@ import pytest
 
 import flavours
 import helpers
+from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.leases import DEEPEST, stack_of
-from loopaware_pool.stats import LeaseOverdue, LeaseReturned
+from loopaware_pool.stats import AcquireFailed, LeaseOverdue, LeaseReturned
 
 pytestmark = pytest.mark.both_drivers
 
@@ -144,3 +145,84 @@ def test_a_stack_goes_through_generators_and_ends_at_its_innermost_lines(run):
         await awaitable
 
     run(main)
+
+
+# ---- callers that wait for what they hold themselves ----
+
+
+async def nest(client):
+    await client.value("SELECT 1", 0.01)
+
+
+def test_a_nested_acquire_is_named_in_the_timeout(dsn, flavour, run):
+    """How many of the connections the very task holds that waits for one, and from which line."""
+
+    async def main():
+        told = []
+        async with flavour(dsn, max_size=2, on_event=told.append) as client, client.lend(), client.lend():
+            with pytest.raises(PoolTimeout) as caught:
+                await nest(client)
+        assert [event.error for event in told if isinstance(event, AcquireFailed)] == [caught.value]
+        return caught.value
+
+    error = run(main)
+    assert [lease.where for lease in error.held_by_this_task] == [lease.where for lease in error.holders]
+    assert len(error.holders) == 2
+    assert "; this very task holds 2 of them (nested acquire from " in str(error)
+    assert str(error).endswith("in value)")
+    assert str(error).count("this very task") == 1
+
+
+def test_a_nested_query_of_the_pools_own_is_named_in_the_timeout(dsn, run):
+    """`pool.fetchval` acquires, too; the line is the caller's, not asyncpg's."""
+
+    async def ask(pool):
+        await pool.fetchval("SELECT 1")
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1, acquire_timeout=0.01) as client, client.lend():
+            with pytest.raises(PoolTimeout, match=f"nested acquire from .*{line_of(ask, 1)}"):
+                await ask(client.pool)
+
+    run(main)
+
+
+def test_what_other_tasks_hold_is_not_named_as_nested(dsn, flavour, run):
+    """Nor is what the task itself has returned."""
+
+    async def main():
+        async with flavour(dsn, max_size=1) as client:
+            await client.value("SELECT 1")
+            lease = client.lend()
+            holder = asyncio.create_task(lease.__aenter__(), name="holder")
+            await holder
+            with pytest.raises(PoolTimeout) as caught:
+                await nest(client)
+            await lease.__aexit__(None, None, None)
+        return caught.value
+
+    error = run(main)
+    assert error.held_by_this_task == ()
+    assert "this very task" not in str(error)
+
+
+def test_a_nested_acquire_is_named_while_checks_fail(dsn, run):
+    """The search for a connection that passes its check makes an error of its own."""
+
+    async def main():
+        is_first = True
+
+        async def check(connection):
+            nonlocal is_first
+            if not is_first:
+                raise ValueError
+            is_first = False
+
+        async with flavours.psycopg_flavour(dsn, max_size=2, check=check) as client, client.lend():
+            with pytest.raises(PoolTimeout) as caught:
+                await client.value("SELECT 1", 0.1)
+        return caught.value
+
+    error = run(main)
+    assert len(error.held_by_this_task) == 1
+    assert str(error).count("this very task holds 1 of them") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool.slot import Slot, SlotState
+from loopaware_pool.slot import POOLS, Slot, SlotState
 from loopaware_pool.stats import LeaseInfo
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
-__all__ = ["lease_of", "leases", "stack_of"]
+__all__ = ["lease_of", "leases", "leases_of", "line_outside", "stack_of"]
 
 # Innermost lines of a stack that are told.
 DEEPEST: Final = 20
@@ -41,14 +41,25 @@ def leases(slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
     return [lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
 
 
+def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
+    """Say which connections *task* itself holds, longest first."""
+    return leases([slot for slot in slots if slot.holder is not None and slot.holder() is task], now)
+
+
+def line_outside(frame: FrameType | None) -> str | None:
+    """Say where the caller's own code stands that has come as far as *frame*; None if it is not there."""
+    while frame is not None and frame.f_globals.get("__name__") in POOLS:
+        frame = frame.f_back
+    return None if frame is None else _told(frame)
+
+
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
     """
     List the lines at which a suspended task stands, innermost first: those of its coroutine and of all it awaits.
 
     `Task.get_stack` gives the outermost alone.
     """
-    lines = [f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" for frame in _frames_of(task)]
-    return tuple(lines[-DEEPEST:][::-1])
+    return tuple(_told(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
 
 
 def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
@@ -60,6 +71,10 @@ def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
         frame, awaited = (getattr(awaited, name) for name in names)
         if frame is not None:
             yield frame
+
+
+def _told(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _line(slot: Slot) -> str | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loopaware_pool.driver import Session
     from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState"]
+__all__ = ["POOLS", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState"]
 
 
 class SlotState(Enum):
@@ -80,7 +80,7 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 
 
 # Modules whose frames are not where an acquire stands in the caller's code.
-_POOLS: Final = frozenset(
+POOLS: Final = frozenset(
     {
         "asyncpg.pool",
         "contextlib",
@@ -88,7 +88,9 @@ _POOLS: Final = frozenset(
         "loopaware_pool.asyncpg_proxy",
         "loopaware_pool.compat",
         "loopaware_pool.psycopg",
+        "loopaware_pool.psycopg_checkup",
         "loopaware_pool.psycopg_lease",
+        "loopaware_pool.queue",
     }
 )
 
@@ -158,7 +160,7 @@ class Slot:
     def lent_to(self, task: asyncio.Task[Any] | None, frame: FrameType | None) -> None:
         """Note who acquired it: *task*, in the first frame from *frame* up that is the caller's own."""
         self.holder = None if task is None else weakref.ref(task)
-        while frame is not None and frame.f_globals.get("__name__") in _POOLS:
+        while frame is not None and frame.f_globals.get("__name__") in POOLS:
             frame = frame.f_back
         if frame is not None:
             self.code, self.instruction = frame.f_code, frame.f_lasti
