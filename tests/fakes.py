@@ -78,6 +78,7 @@ class FakeEdge:
         self.wake = NEVER
         self.overdue_leases = []
         self.returned_leases = []
+        self.dropped_leases = []
         self.reasons = []
         self.failures = []
         self.floor_failures = []
@@ -115,6 +116,13 @@ class FakeEdge:
 
     def ask(self, donor):
         self.pool.messages.append(("ask", donor))
+
+    def look_for_dropped(self):
+        for shard in self.pool.shards:
+            shard.upkeep.reclaim_dropped()
+
+    def dropped(self, slot):
+        self.dropped_leases.append(slot)
 
     def floor_not_restored(self, error):
         self.floor_failures.append(error)

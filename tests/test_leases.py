@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 from pathlib import Path
 
 import pytest
 
 import flavours
 import helpers
-from loopaware_pool.errors import PoolTimeout
+from loopaware_pool.errors import PoolClosed, PoolTimeout
 from loopaware_pool.leases import DEEPEST, stack_of
-from loopaware_pool.stats import AcquireFailed, LeaseOverdue, LeaseReturned
+from loopaware_pool.stats import AcquireFailed, ConnectionClosed, LeaseDropped, LeaseOverdue, LeaseReturned
 
 pytestmark = pytest.mark.both_drivers
 
 HERE = Path(__file__).name
+# Long enough that it is never reached where it must not be, and never waited for.
+AMPLE = 30.0
 
 
 @pytest.fixture(params=flavours.both)
@@ -180,7 +184,10 @@ def test_a_nested_query_of_the_pools_own_is_named_in_the_timeout(dsn, run):
         await pool.fetchval("SELECT 1")
 
     async def main():
-        async with flavours.asyncpg_flavour(dsn, max_size=1, acquire_timeout=0.01) as client, client.lend():
+        async with (
+            flavours.asyncpg_flavour(dsn, max_size=1, acquire_timeout=0.01) as client,
+            client.lend(timeout=AMPLE),
+        ):
             with pytest.raises(PoolTimeout, match=f"nested acquire from .*{line_of(ask, 1)}"):
                 await ask(client.pool)
 
@@ -226,3 +233,186 @@ def test_a_nested_acquire_is_named_while_checks_fail(dsn, run):
     error = run(main)
     assert len(error.held_by_this_task) == 1
     assert str(error).count("this very task holds 1 of them") == 1
+
+
+# ---- leases that nobody returns ----
+
+
+async def take(client):
+    """Lend a connection that nothing but the caller refers to."""
+    lend = getattr(client.pool, "getconn", None) or client.pool.acquire
+    return await lend()
+
+
+@pytest.fixture
+def no_collector():
+    """What is dropped is to be noticed without it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_dropped_lease_is_reclaimed_for_who_waits(dsn, flavour, run, caplog, no_collector, zero_fd_delta):
+    """Its session ends, its place is free, and all that is known of who had it is told; the collector is off."""
+
+    async def main():
+        told = []
+        async with flavour(dsn, max_size=1, on_event=told.append, name="leaky") as client:
+            asyncio.current_task().set_name("the-leaker")
+            connection = await take(client)
+            pid = await client.ask(connection, "SELECT pg_backend_pid()")
+            del connection
+            assert await client.value("SELECT pg_backend_pid()", AMPLE) != pid
+            counters = client.pool._core.stats().loops[0].counters
+            assert counters.dropped == 1
+        return told
+
+    told = run(main)
+    (dropped,) = of(LeaseDropped, told)
+    assert (dropped.pool, dropped.lease.task) == ("leaky", "the-leaker")
+    assert dropped.lease.where.endswith(line_of(take, 3))
+    assert "dropped by its holder" in [event.reason for event in of(ConnectionClosed, told)]
+    assert f"leaky: closing a connection that was dropped without being returned by {dropped.lease}" in caplog.text
+
+
+def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run):
+    """As long as the error is there, its traceback has the connection; then nobody has."""
+
+    async def fail(client):
+        connection = await take(client)
+        await client.run(connection, "SELECT 1")
+        raise ZeroDivisionError
+
+    async def main():
+        async with flavour(dsn, max_size=1) as client:
+            task = asyncio.create_task(fail(client))
+            await asyncio.wait([task])
+            with pytest.raises(PoolTimeout):
+                await client.value("SELECT 1", 0.01)
+            assert isinstance(task.exception(), ZeroDivisionError)
+            del task
+            await client.value("SELECT 1", AMPLE)
+
+    run(main)
+
+
+def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, loop_factory):
+    """The connections of the process are one number; who waits has all loops asked."""
+    stop = threading.Event()
+    ready = threading.Event()
+
+    async def main():
+        async with flavour(dsn, max_size=2) as client:
+
+            async def leak():
+                for _ in range(2):
+                    await take(client)
+                ready.set()
+                while not stop.is_set():
+                    await asyncio.sleep(0.01)
+
+            def other_loop():
+                with asyncio.Runner(loop_factory=loop_factory) as runner:
+                    runner.run(leak())
+
+            thread = threading.Thread(target=other_loop)
+            thread.start()
+            try:
+                await asyncio.to_thread(ready.wait)
+                await client.value("SELECT 1", AMPLE)
+            finally:
+                stop.set()
+                await asyncio.to_thread(thread.join)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, zero_fd_delta):
+    """They would never come back."""
+
+    async def main():
+        async with asyncio.timeout(AMPLE), flavour(dsn, max_size=2) as client:
+            for _ in range(2):
+                await take(client)
+
+    run(main)
+
+
+def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
+    """However he got hold of it: by a variable, a context manager, a query under way, another task."""
+
+    async def use(client, connection, started):
+        started.set()
+        await client.run(connection, "SELECT pg_sleep(30)")
+
+    async def main():
+        told = []
+        async with flavour(dsn, max_size=4, on_event=told.append) as client:
+            kept = [await take(client)]
+            lease = client.lend()
+            await lease.__aenter__()
+            started = asyncio.Event()
+            task = asyncio.create_task(use(client, await take(client), started))
+            await started.wait()
+            async with client.lend():
+                with pytest.raises(PoolTimeout):
+                    await client.value("SELECT 1", 0.01)
+            assert of(LeaseDropped, told) == []
+            task.cancel()
+            await asyncio.wait([task])
+            del task  # and with it what its traceback refers to
+            await lease.__aexit__(None, None, None)
+            await getattr(client.pool, "putconn", getattr(client.pool, "release", None))(kept.pop())
+
+    run(main)
+
+
+@pytest.mark.parametrize("what", ["listener", "log listener", "termination listener", "statement", "transaction"])
+def test_what_a_dropped_asyncpg_lease_has_left_at_work_is_not_reclaimed(dsn, run, what):
+    """Who listens, or has prepared a statement, need not keep the connection itself."""
+
+    async def leave(client):
+        connection = await take(client)
+        if what == "statement":
+            return await connection.prepare("SELECT 42")
+        if what == "transaction":
+            return connection.transaction()
+        if what == "listener":
+            await connection.add_listener("news", print)
+        elif what == "log listener":
+            connection.add_log_listener(print)
+        else:
+            connection.add_termination_listener(print)
+        return None
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0) as client:
+            left = await leave(client)
+            with pytest.raises(PoolTimeout):
+                await client.value("SELECT 1", 0.01)
+            if what == "statement":
+                assert await left.fetchval() == 42
+            if left is not None:
+                del left
+                await client.value("SELECT 1", AMPLE)
+
+    run(main)
+
+
+def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run):
+    """It is called in the middle of a look at all leases, and in the middle of an acquire."""
+
+    async def main():
+        def listen(event):
+            if isinstance(event, LeaseDropped):
+                client.pool.terminate()
+
+        async with flavours.asyncpg_flavour(dsn, max_size=2, on_event=listen) as client:
+            for _ in range(2):
+                await take(client)
+            with pytest.raises(PoolClosed):
+                await client.value("SELECT 1", AMPLE)
+
+    run(main)

@@ -674,6 +674,71 @@ class TestLeases:
         assert shard.edge.overdue_leases == []
 
 
+class TestDroppedLeases:
+    """What its caller has let go of."""
+
+    def drop(self, slot):
+        slot.session.was_dropped = True
+
+    def test_who_lacks_a_connection_has_all_loops_looked_at(self, make):
+        """Of the own loop's, and of another's, what was dropped is closed, and its permit served."""
+        pool, shard = make(max_size=2)
+        other = pool.shard()
+        (own,), others = pool.lend(shard, 1), pool.lend(other, 1)
+        for slot in (own, *others):
+            self.drop(slot)
+        waiter = pool.wait(shard)
+        assert (shard.edge.dropped_leases, other.edge.dropped_leases) == ([own], others)
+        pool.deliver()
+        pool.connect(shard)
+        assert waiter.result is not None
+        assert (shard.counters.dropped, other.counters.dropped) == (1, 1)
+
+    def test_they_are_looked_at_once_a_second(self, make):
+        """However many come; and again of itself, for as long as somebody waits."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard)
+        self.drop(slot)
+        pool.now += 0.9
+        pool.wait(shard)
+        assert shard.edge.dropped_leases == []
+        pool.pass_time(0.1)
+        assert shard.edge.dropped_leases == [slot]
+
+    def test_a_sweep_in_between_does_not_call_off_the_next_look(self, make):
+        """Else a caller who comes then, before it is due, would wait for ever."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard)
+        pool.now += 0.5
+        shard.sweep(pool.now)
+        pool.wait(shard)
+        self.drop(slot)
+        pool.pass_time(0.5)
+        assert shard.edge.dropped_leases == [slot]
+
+    def test_a_closed_pool_looks_for_them(self, make):
+        """For as long as a lease is out."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.shut(RuntimeError)
+        shard.sweep(pool.now)
+        pool.pass_time(1.0)
+        self.drop(slot)
+        pool.pass_time(1.0)
+        assert shard.edge.dropped_leases == [slot]
+        assert not shard.slots
+
+    def test_a_lease_that_has_ended_cannot_be_dropped(self, make):
+        """Whoever hears of it late has nothing to close."""
+        pool, shard = make()
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot)
+        shard.upkeep.dropped(slot)
+        assert shard.idle == [slot]
+
+
 class TestFloor:
     def test_the_floor_is_kept_once_it_is_asked_for(self, make):
         """A loop that only borrowed does not open `min_size` connections; one that opened the pool does."""
@@ -789,7 +854,7 @@ class TestFloor:
         """Connections that end while the pool closes are not replaced, and failures are not reported."""
         pool, shard = make(min_size=1)
         shard.keep_floor(pool.now)
-        shard.shut()
+        shard.shut(RuntimeError)
         pool.refuse(shard)
         assert shard.edge.floor_failures == []
         pool.pass_time(60.0)
@@ -844,7 +909,7 @@ class TestSuspension:
     def test_a_closed_pool_does_not_resume(self, make):
         """Resuming concerns what is suspended."""
         pool, shard = make()
-        shard.shut()
+        shard.shut(RuntimeError)
         shard.resume(pool.now)
         assert shard.phase is Phase.CLOSED
 
@@ -856,7 +921,7 @@ class TestClosing:
         (lent,) = pool.lend(shard, 1)
         (idle,) = pool.with_idle(shard, 1)
         connecting = shard.open_one(pool.now)
-        shard.shut()
+        shard.shut(RuntimeError)
         assert not shard.is_open()
         assert shard.edge.closing == [idle]
         give_back(pool, shard, lent)
@@ -876,7 +941,7 @@ class TestClosing:
         waiters.append(cancelled := pool.wait(shard))
         cancelled.cancel()
         assert list(pool.budget.claims) == [shard]
-        shard.fail_waiters(lambda: RuntimeError("closed"))
+        shard.shut(lambda: RuntimeError("closed"))
         told = [waiter.exception for waiter in waiters]
         assert isinstance(told[0], RuntimeError)
         assert told[0] is not told[1]
@@ -887,7 +952,7 @@ class TestClosing:
         """Nor does time do anything to it."""
         pool, shard = make(min_size=1)
         pool.with_idle(shard, 1)
-        shard.shut()
+        shard.shut(RuntimeError)
         assert shard.take(pool.now) is None
         pool.pass_time(100.0)
         assert shard.edge.opening == []

@@ -343,8 +343,7 @@ class PoolMachine(RuleBasedStateMachine):
             shard.phase = Phase.SUSPENDED
 
     def _shut(self, shard):
-        shard.fail_waiters(lambda: RuntimeError("closed"))
-        shard.shut()
+        shard.shut(lambda: RuntimeError("closed"))
 
     def loop_ends(self, data):
         """Everything it has is cut, and another loop comes in its place."""

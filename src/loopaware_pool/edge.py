@@ -41,6 +41,9 @@ class LeaseReporter(Protocol):
     def came_back(self, slot: Slot, held_seconds: float) -> None:
         """Report that one has ended which was reported."""
 
+    def dropped(self, slot: Slot) -> None:
+        """Report one that nobody will ever end."""
+
 
 class Edge(Protocol):
     """What a shard has done for it, on its loop."""
@@ -79,6 +82,9 @@ class Edge(Protocol):
 
     def ask(self, donor: Claimant) -> None:
         """Call `asked` of another loop's shard, on its loop."""
+
+    def look_for_dropped(self) -> None:
+        """Call `reclaim_dropped` of every loop's upkeep, on its loop."""
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""

@@ -89,9 +89,8 @@ class Keeper:
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        session = slot.session
-        session.unpark()
-        ping = functools.partial(within, GOODBYE_SECONDS, session.ping, session.abort)
+        slot.session.unpark()
+        ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
         self._spawn(slot, self._service(slot, ping, self._found_dead))
 
     def read(self, slot: Slot) -> None:
@@ -131,6 +130,12 @@ class Keeper:
         core = self._core()
         if core is not None:
             core.ask(donor)
+
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+        core = self._core()
+        if core is not None:
+            core.look_for_dropped()
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Tell the driver, which knows what its users expect to read of it."""
@@ -293,8 +298,7 @@ class Keeper:
 
         Cancellation: ends the waiting, not the task.
         """
-        task = self._tasks.get(slot)
-        return None if task is None else await loops.outcome_of(task)
+        return None if (task := self._tasks.get(slot)) is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
@@ -320,12 +324,13 @@ class Keeper:
 
         A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
         """
-        self.shard.fail_waiters(error)
-        self.shard.shut()
+        self.shard.shut(error)
         if not self.loop.is_running():
             self.cut_unused()  # nobody is there to finish what has begun
-        elif self.shard.connecting:
-            self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
+        else:
+            self.shard.sweep(monotonic())
+            if self.shard.connecting:
+                self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
         self.notify()
 
     def _cancel_connects(self) -> None:
@@ -462,12 +467,11 @@ class Keeper:
 
     def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)
-        if opener is None or opener.done():
-            return
-        if error is None:
-            opener.set_result(None)
-        else:
-            opener.set_exception(error)
+        if opener is not None and not opener.done():
+            if error is None:
+                opener.set_result(None)
+            else:
+                opener.set_exception(error)
 
     def notify(self) -> None:
         """Wake those who wait for a change."""

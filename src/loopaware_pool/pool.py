@@ -132,6 +132,11 @@ class Core:
         if keeper is not None:
             self._on(keeper, lambda: keeper.shard.asked(monotonic()))
 
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+        for keeper in self.keepers():
+            self._on(keeper, keeper.shard.upkeep.reclaim_dropped)
+
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
         loop = keeper.loop
@@ -218,7 +223,7 @@ class Core:
             timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
         try:
             for keeper in self.keepers():
-                self._shut(keeper)
+                self._on(keeper, functools.partial(keeper.shut, self.closing_error))
             self.keeper_emptied()
             await emptied
         except BaseException:
@@ -264,9 +269,6 @@ class Core:
         for keeper in self.keepers():
             self._terminate(keeper)
         self._finish()
-
-    def _shut(self, keeper: Keeper) -> None:
-        self._on(keeper, lambda: keeper.shut(self.closing_error))
 
     async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float) -> None:
         """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
@@ -377,10 +379,7 @@ class Core:
         """Serve those who queued, on every loop."""
         self._suspended = False
         for keeper in self.keepers():
-            self._resume(keeper)
-
-    def _resume(self, keeper: Keeper) -> None:
-        self._on(keeper, lambda: keeper.shard.resume(monotonic()))
+            self._sweep(keeper, keeper.shard.resume)
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""

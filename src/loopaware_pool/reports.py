@@ -17,6 +17,7 @@ from loopaware_pool.stats import (
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReport,
+    LeaseDropped,
     LeaseOverdue,
     LeaseReturned,
     LoopEnded,
@@ -80,6 +81,14 @@ class Reporter:
             lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
             logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
             self._tell(LeaseReturned, lease)
+
+    def dropped(self, slot: Slot) -> None:
+        """Tell of a lease that nobody will ever end, and log it."""
+        lease = lease_of(slot, monotonic())
+        logger.warning(
+            "%s: closing a connection that was dropped without being returned by %s", self._config.name, lease
+        )
+        self._tell(LeaseDropped, lease)
 
     def loop_ended(self, connections: int) -> None:
         """Tell that the loop took connections along."""

@@ -268,7 +268,11 @@ class Shard:
     def grow(self, now: float) -> None:
         """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
         wanted = len(self.waiters) - len(self.connecting)
-        if wanted <= 0 or len(self.slots) >= self._budget.max_size or self.phase is not _OPEN:
+        if wanted <= 0 or self.phase is not _OPEN:
+            return
+        if len(self.slots) >= self._budget.max_size:
+            if now >= self.upkeep.look_at:
+                self.upkeep.look_for_dropped(now)
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -363,6 +367,8 @@ class Shard:
             self._edge.ask(donor)
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
+        if now >= self.upkeep.look_at:
+            self.upkeep.look_for_dropped(now)
 
     # ---- closing ----
 
@@ -384,13 +390,10 @@ class Shard:
         self.grow(now)
         self.upkeep.restore_floor(now)
 
-    def fail_waiters(self, error: Callable[[], BaseException]) -> None:
-        """Tell every waiting caller that it will not be served."""
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """Serve nobody any more: tell those who wait, and close what is idle."""
         self.waiters.dismiss(error)
         self._demand_ended()
-
-    def shut(self) -> None:
-        """Serve nobody any more, and close what is idle."""
         self.phase = _CLOSED
         while self.idle:
             self._retire(self.idle.pop(), "pool closed")
@@ -423,9 +426,8 @@ class Shard:
     def sweep(self, now: float) -> None:
         """Do what has become due."""
         self._due = NEVER
-        if self.phase is not _CLOSED:
-            self.upkeep.sweep(now)
-            self.grow(now)
+        self.upkeep.sweep(now)
+        self.grow(now)
 
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""

@@ -16,6 +16,7 @@ __all__ = [
     "ConnectionReport",
     "Counters",
     "EventHook",
+    "LeaseDropped",
     "LeaseInfo",
     "LeaseOverdue",
     "LeaseReturned",
@@ -51,6 +52,7 @@ class Counters:
         found_dead: Connections that the server had closed while they were idle.
         returned_dead: Connections that were closed, or in use, when they came back from a caller.
         reset_failures: Connections closed because their session could not be reset.
+        dropped: Connections closed because their holder let go of them without returning them.
     """
 
     acquired: int = 0
@@ -71,6 +73,7 @@ class Counters:
     found_dead: int = 0
     returned_dead: int = 0
     reset_failures: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +286,7 @@ class LeaseOverdue(PoolEvent):
     """
     A connection has been held for longer than `leak_threshold`. Told once per lease.
 
-    `LeaseReturned` follows when it comes back, `ConnectionClosed` if it never does.
+    `LeaseReturned` follows when it comes back; `LeaseDropped` or just `ConnectionClosed` if it never does.
 
     Attributes:
         lease: Who holds it, and where that task stands.
@@ -299,6 +302,18 @@ class LeaseReturned(PoolEvent):
 
     Attributes:
         lease: Who held it, and for how long in all.
+    """
+
+    lease: LeaseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDropped(PoolEvent):
+    """
+    Nobody refers any more to a connection that was never returned. It is closed.
+
+    Attributes:
+        lease: Who held it, and for how long until that was noticed.
     """
 
     lease: LeaseInfo
