@@ -15,7 +15,7 @@ from loopaware_pool.errors import PoolClosed, PoolTimeout
 from loopaware_pool.leases import DEEPEST, stack_of
 from loopaware_pool.stats import AcquireFailed, ConnectionClosed, LeaseDropped, LeaseOverdue, LeaseReturned
 
-pytestmark = pytest.mark.both_drivers
+pytestmark = [pytest.mark.both_drivers, pytest.mark.both_pythons]
 
 HERE = Path(__file__).name
 # Long enough that it is never reached where it must not be, and never waited for.
