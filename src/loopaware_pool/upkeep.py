@@ -1,5 +1,5 @@
 """
-What time does to a shard: idle connections age, leases become overdue, the floor wears away.
+What time does to a shard: idle connections age, leases become overdue or are dropped, the floor wears away.
 
 There is one timer per loop. A release sets it only if it is set for later, so in steady use nobody touches it.
 """
