@@ -7,6 +7,7 @@ from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import Liveness
 from loopaware_pool.shard import Shard
 from loopaware_pool.slot import SlotState
+from loopaware_pool.stats import LeaseInfo
 from loopaware_pool.terms import Terms
 from loopaware_pool.testing import FakeDriver, FakeSession
 
@@ -76,6 +77,8 @@ class FakeEdge:
         self.parked = []
         self.wake = NEVER
         self.overdue_leases = []
+        self.returned_leases = []
+        self.dropped_leases = []
         self.reasons = []
         self.failures = []
         self.floor_failures = []
@@ -114,6 +117,13 @@ class FakeEdge:
     def ask(self, donor):
         self.pool.messages.append(("ask", donor))
 
+    def look_for_dropped(self):
+        for shard in self.pool.shards:
+            shard.upkeep.reclaim_dropped()
+
+    def dropped(self, slot):
+        self.dropped_leases.append(slot)
+
     def floor_not_restored(self, error):
         self.floor_failures.append(error)
 
@@ -125,6 +135,11 @@ class FakeEdge:
 
     def overdue(self, slot):
         self.overdue_leases.append(slot)
+        slot.reported = LeaseInfo(self.pool.now - slot.since, None, None)
+
+    def came_back(self, slot, held_seconds):
+        slot.reported = None
+        self.returned_leases.append((slot, held_seconds))
 
     def gone(self, slot, reason):
         self.reasons.append(reason)

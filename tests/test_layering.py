@@ -32,6 +32,7 @@ READING_ORDER = (
     "shedding",
     "upkeep",
     "shard",
+    "leases",
     "reports",
     "fd_check",
     "tenancy",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import logging
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.dsn import MISREAD, hide_passwords, may_be_misread
 from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.stats import AcquireFailed, ConnectFailed, LeaseDropped, LeaseOverdue
 
 pytestmark = pytest.mark.both_drivers
 
@@ -284,3 +286,84 @@ def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, dupl
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
+
+
+# ---- everything there is to read of a pool ----
+
+
+async def everything_said_of_a_lease(pool, take, ask, told):
+    """What can be read of a pool, its events and its errors, in the course of a lease that goes wrong in every way."""
+    said = [repr(pool), str(pool)]
+    connection = await take()
+    await ask(connection, "CANARY")
+    while not any(isinstance(event, LeaseOverdue) for event in told):
+        await asyncio.sleep(0.005)
+    with pytest.raises(PoolTimeout) as late:
+        await take(timeout=0.01)
+    said += [in_full(late.value), repr(late.value.held_by_this_task), repr(late.value.holders), repr(late.value.stats)]
+    said += [repr(pool), repr(pool._core.fd_report()), repr(pool._core.stats()), pool._core.stats().summary()]
+    said += [repr(slot) for slot in pool._core.slots()] + [repr(pool._core.config), repr(vars(type(pool._driver)))]
+    del connection
+    del late
+    await take()
+    assert any(isinstance(event, LeaseDropped) for event in told)
+    return said
+
+
+def all_said(events, said, caplog):
+    for event in events:
+        said += [repr(event), str(event)]
+        if (error := getattr(event, "error", None)) is not None:
+            said.append(in_full(error))
+    return "\n".join([*said, caplog.text])
+
+
+def test_nothing_that_an_asyncpg_pool_says_has_a_secret(dsn, loop_factory, caplog):
+    """Neither its password, nor its connection string, nor what a query was given."""
+    told = []
+
+    async def main():
+        uri = dsn.replace("postgres@", "postgres:CANARY@")
+        assert "CANARY" in uri
+        options = {"leak_threshold": 0.01, "on_event": told.append, "close_timeout": 0}
+        async with create_pool(uri, min_size=0, max_size=1, **options) as pool:
+            said = await everything_said_of_a_lease(
+                pool, pool.acquire, lambda con, value: con.fetchval("SELECT length($1::text)", value), told
+            )
+            assert uri not in "\n".join(said)
+        async with create_pool(uri.replace("127.0.0.1", "127.0.0.2"), min_size=0, on_event=told.append) as pool:
+            with pytest.raises(PoolTimeout) as refused:
+                await pool.acquire(timeout=0.2)
+            return [*said, in_full(refused.value), repr(pool)]
+
+    caplog.set_level(logging.INFO)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        said = runner.run(main())
+    assert {type(event) for event in told} >= {LeaseOverdue, LeaseDropped, AcquireFailed, ConnectFailed}
+    assert "CANARY" not in all_said(told, said, caplog)
+    assert "postgresql://" not in all_said(told, said, caplog)
+
+
+def test_nothing_that_a_psycopg_pool_says_has_a_secret(dsn, loop_factory, caplog):
+    """Neither its password, nor its connection string, nor what a query was given."""
+    told = []
+
+    async def main():
+        options = {"min_size": 0, "max_size": 1, "open": False, "on_event": told.append}
+        kwargs = {"password": "CANARY", "autocommit": True}
+        async with AsyncConnectionPool(dsn, leak_threshold=0.01, kwargs=kwargs, **options) as pool:
+            said = await everything_said_of_a_lease(
+                pool, pool.getconn, lambda con, value: con.execute("SELECT length(%s)", [value]), told
+            )
+        elsewhere = dsn.replace("127.0.0.1", "127.0.0.2")
+        async with AsyncConnectionPool(elsewhere, kwargs=kwargs, **options) as pool:
+            with pytest.raises(PoolTimeout) as refused:
+                await pool.getconn(timeout=0.2)
+            return [*said, in_full(refused.value), repr(pool)]
+
+    caplog.set_level(logging.INFO)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        said = runner.run(main())
+    assert {type(event) for event in told} >= {LeaseOverdue, LeaseDropped, AcquireFailed, ConnectFailed}
+    assert "CANARY" not in all_said(told, said, caplog)
+    assert "postgresql://" not in all_said(told, said, caplog)

@@ -640,7 +640,9 @@ class TestLeases:
         for _ in range(3):
             pool.pass_time(2.0)
         assert shard.edge.overdue_leases == [slot]
+        assert shard.edge.returned_leases == []
         give_back(pool, shard, slot)
+        assert shard.edge.returned_leases == [(slot, pytest.approx(7.9))]
         shard.take(pool.now)
         pool.pass_time(2.0)
         assert shard.edge.overdue_leases == [slot, slot]
@@ -656,12 +658,85 @@ class TestLeases:
         pool.pass_time(1.0)
         assert shard.edge.overdue_leases == [first, second]
 
+    def test_a_lease_that_was_not_reported_comes_back_unreported(self, make):
+        """Nobody was told of it."""
+        pool, shard = make(leak_threshold=2.0)
+        (slot,) = pool.lend(shard, 1)
+        pool.pass_time(1.0)
+        give_back(pool, shard, slot)
+        assert shard.edge.returned_leases == []
+
     def test_nothing_is_reported_unless_asked_for(self, make):
         """Without `leak_threshold` a lease may last for ever."""
         pool, shard = make(leak_threshold=None)
         pool.lend(shard, 1)
         pool.pass_time(1e6)
         assert shard.edge.overdue_leases == []
+
+
+class TestDroppedLeases:
+    """What its caller has let go of."""
+
+    def drop(self, slot):
+        slot.session.was_dropped = True
+
+    def test_who_lacks_a_connection_has_all_loops_looked_at(self, make):
+        """Of the own loop's, and of another's, what was dropped is closed, and its permit served."""
+        pool, shard = make(max_size=2)
+        other = pool.shard()
+        (own,), others = pool.lend(shard, 1), pool.lend(other, 1)
+        for slot in (own, *others):
+            self.drop(slot)
+        waiter = pool.wait(shard)
+        assert (shard.edge.dropped_leases, other.edge.dropped_leases) == ([own], others)
+        pool.deliver()
+        pool.connect(shard)
+        assert waiter.result is not None
+        assert (shard.counters.dropped, other.counters.dropped) == (1, 1)
+
+    def test_they_are_looked_at_once_a_second(self, make):
+        """However many come; and again of itself, for as long as somebody waits."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard)
+        self.drop(slot)
+        pool.now += 0.9
+        pool.wait(shard)
+        assert shard.edge.dropped_leases == []
+        pool.pass_time(0.1)
+        assert shard.edge.dropped_leases == [slot]
+
+    def test_a_sweep_in_between_does_not_call_off_the_next_look(self, make):
+        """Else a caller who comes then, before it is due, would wait for ever."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        pool.wait(shard)
+        pool.now += 0.5
+        shard.sweep(pool.now)
+        pool.wait(shard)
+        self.drop(slot)
+        pool.pass_time(0.5)
+        assert shard.edge.dropped_leases == [slot]
+
+    def test_a_closed_pool_looks_for_them(self, make):
+        """For as long as a lease is out."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.shut(RuntimeError)
+        shard.sweep(pool.now)
+        pool.pass_time(1.0)
+        self.drop(slot)
+        pool.pass_time(1.0)
+        assert shard.edge.dropped_leases == [slot]
+        assert not shard.slots
+
+    def test_a_lease_that_has_ended_cannot_be_dropped(self, make):
+        """Whoever hears of it late has nothing to close."""
+        pool, shard = make()
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot)
+        shard.upkeep.dropped(slot)
+        assert shard.idle == [slot]
 
 
 class TestFloor:
@@ -690,7 +765,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         give_back(pool, shard, slot, BROKEN)
         assert len(shard.edge.opening) == 1
-        assert shard.restoring == set(shard.edge.opening)
+        assert shard.upkeep.restoring == set(shard.edge.opening)
 
     def test_the_floor_counts_all_loops(self, make):
         """What is open elsewhere need not be opened here."""
@@ -713,7 +788,7 @@ class TestFloor:
         assert starts == [1.0, 2.0, 4.0, 8.0]
         assert len(shard.edge.floor_failures) == 4
         assert shard.edge.floor_failures[-1] is error
-        assert shard.restoring == set(shard.edge.opening)
+        assert shard.upkeep.restoring == set(shard.edge.opening)
 
     def test_a_restored_floor_starts_afresh(self, make):
         """After a connect that ended well, the next failure is followed by a second's pause again."""
@@ -723,7 +798,7 @@ class TestFloor:
             pool.refuse(shard)
             pool.pass_time(seconds)
         slot = pool.connect(shard)
-        assert not shard.restoring
+        assert not shard.upkeep.restoring
         shard.broke(slot, "lost")
         pool.refuse(shard)
         pool.pass_time(1.0)
@@ -779,7 +854,7 @@ class TestFloor:
         """Connections that end while the pool closes are not replaced, and failures are not reported."""
         pool, shard = make(min_size=1)
         shard.keep_floor(pool.now)
-        shard.shut()
+        shard.shut(RuntimeError)
         pool.refuse(shard)
         assert shard.edge.floor_failures == []
         pool.pass_time(60.0)
@@ -834,7 +909,7 @@ class TestSuspension:
     def test_a_closed_pool_does_not_resume(self, make):
         """Resuming concerns what is suspended."""
         pool, shard = make()
-        shard.shut()
+        shard.shut(RuntimeError)
         shard.resume(pool.now)
         assert shard.phase is Phase.CLOSED
 
@@ -846,7 +921,7 @@ class TestClosing:
         (lent,) = pool.lend(shard, 1)
         (idle,) = pool.with_idle(shard, 1)
         connecting = shard.open_one(pool.now)
-        shard.shut()
+        shard.shut(RuntimeError)
         assert not shard.is_open()
         assert shard.edge.closing == [idle]
         give_back(pool, shard, lent)
@@ -866,7 +941,7 @@ class TestClosing:
         waiters.append(cancelled := pool.wait(shard))
         cancelled.cancel()
         assert list(pool.budget.claims) == [shard]
-        shard.fail_waiters(lambda: RuntimeError("closed"))
+        shard.shut(lambda: RuntimeError("closed"))
         told = [waiter.exception for waiter in waiters]
         assert isinstance(told[0], RuntimeError)
         assert told[0] is not told[1]
@@ -877,7 +952,7 @@ class TestClosing:
         """Nor does time do anything to it."""
         pool, shard = make(min_size=1)
         pool.with_idle(shard, 1)
-        shard.shut()
+        shard.shut(RuntimeError)
         assert shard.take(pool.now) is None
         pool.pass_time(100.0)
         assert shard.edge.opening == []

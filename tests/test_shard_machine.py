@@ -343,8 +343,7 @@ class PoolMachine(RuleBasedStateMachine):
             shard.phase = Phase.SUSPENDED
 
     def _shut(self, shard):
-        shard.fail_waiters(lambda: RuntimeError("closed"))
-        shard.shut()
+        shard.shut(lambda: RuntimeError("closed"))
 
     def loop_ends(self, data):
         """Everything it has is cut, and another loop comes in its place."""
@@ -403,7 +402,7 @@ class PoolMachine(RuleBasedStateMachine):
                 expected = same(slot for slot in shard.slots if slot.state is state)
                 assert all(same(place) == expected for place in places)
             assert SlotState.GONE not in {slot.state for slot in shard.slots}
-            assert shard.restoring <= shard.connecting
+            assert shard.upkeep.restoring <= shard.connecting
 
     def each_lease_has_one_holder(self):
         lent = [slot for _, slot in self._sessions(SlotState.LENT)]

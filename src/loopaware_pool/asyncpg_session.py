@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,11 @@ RESET_SECONDS: Final = 30.0
 
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
+
+# To a lent proxy: asyncpg's, this session's, and that by which they are counted. To its connection as many.
+_REFERENCES: Final = 3
+# Later ones borrow references, and count some not at all.
+_ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
 
 # Bound once: see shard.py.
 _ALIVE, _DEAD, _UNREAD = Liveness
@@ -190,6 +196,23 @@ class AsyncpgSession:
         if self._is_parked:
             self._is_parked = False
             (self._reach.plain or self._reach.transport).resume_reading()
+
+    def is_dropped(self) -> bool:
+        """
+        Whether nobody refers to the caller's proxy, nor to the connection, as a prepared statement does.
+
+        asyncpg has to refer to the proxy, for listeners are called with it; so nothing can tell when it goes, and
+        references are counted. Where there are listeners, they are what the connection is held for.
+        """
+        con = self._con
+        return (
+            _ARE_REFERENCES_COUNTED
+            and con is not None
+            and self.proxy is not None
+            and sys.getrefcount(self.proxy) <= _REFERENCES
+            and sys.getrefcount(con) <= _REFERENCES + 1  # here
+            and not (con._listeners or con._log_listeners or con._termination_listeners)
+        )
 
     def take_back(self) -> ReturnCheck:
         """Send the reset, if it need not be awaited."""

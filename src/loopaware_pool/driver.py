@@ -59,6 +59,9 @@ class Owner(Protocol):
     def demoted(self) -> None:
         """The server takes no writes any more, as it did when the connection was opened."""
 
+    def dropped(self) -> None:
+        """The caller has let go of the connection without returning it; nobody else ever will."""
+
     def lost(self, reason: str) -> None:
         """The connection is closed, or must be."""
 
@@ -86,6 +89,9 @@ class Session(Protocol):
 
     def unpark(self) -> None:
         """Put it back, before use. Does nothing if it was not parked."""
+
+    def is_dropped(self) -> bool:
+        """Whether the caller has let go of the connection. Asked now and then; no if the owner hears of it anyway."""
 
     def take_back(self) -> ReturnCheck:
         """Look at a connection that comes back; start what can be done for it without waiting."""

@@ -36,7 +36,13 @@ class LeaseReporter(Protocol):
     """Tells of leases that do not go as they should."""
 
     def overdue(self, slot: Slot) -> None:
-        """Report one that is longer than `leak_threshold`."""
+        """Report one that is longer than `leak_threshold`, and note that in `slot.reported`."""
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Report that one has ended which was reported."""
+
+    def dropped(self, slot: Slot) -> None:
+        """Report one that nobody will ever end."""
 
 
 class Edge(Protocol):
@@ -76,6 +82,9 @@ class Edge(Protocol):
 
     def ask(self, donor: Claimant) -> None:
         """Call `asked` of another loop's shard, on its loop."""
+
+    def look_for_dropped(self) -> None:
+        """Call `reclaim_dropped` of every loop's upkeep, on its loop."""
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""

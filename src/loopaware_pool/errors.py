@@ -110,6 +110,7 @@ class PoolTimeout(PoolError, TimeoutError):
         timeout: What the caller gave, in seconds.
         stats: The pool at that moment.
         holders: Who held connections of this loop then, longest first.
+        held_by_this_task: What of that the waiting task held itself, so that it waited for its own doing.
         complaint: How the message begins, with a place for the seconds.
     """
 
@@ -117,6 +118,7 @@ class PoolTimeout(PoolError, TimeoutError):
     timeout: float
     stats: PoolStats
     holders: tuple[LeaseInfo, ...]
+    held_by_this_task: tuple[LeaseInfo, ...] = ()
 
     def __init__(
         self,
@@ -136,6 +138,18 @@ class PoolTimeout(PoolError, TimeoutError):
         self.timeout = timeout
         self.stats = stats
         self.holders = holders
+
+    def add_own(self, own: tuple[LeaseInfo, ...], where: str | None) -> None:
+        """
+        Say of a task that it waited for what it held itself.
+
+        Args:
+            own: What it held.
+            where: File, line and function of the acquire that timed out; None if unknown.
+        """
+        self.held_by_this_task = own
+        nested = f"this very task holds {len(own)} of them (nested acquire from {where or 'unknown'})"
+        self.args = (f"{self.args[0]}; {nested}", *self.args[1:])
 
 
 class WrongLoop(PoolError, RuntimeError):

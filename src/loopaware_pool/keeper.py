@@ -20,6 +20,7 @@ from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
 from loopaware_pool.fd_check import FdCheck
+from loopaware_pool.leases import leases
 from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
@@ -91,9 +92,8 @@ class Keeper:
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        session = slot.session
-        session.unpark()
-        ping = functools.partial(within, GOODBYE_SECONDS, session.ping, session.abort)
+        slot.session.unpark()
+        ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
         self._spawn(slot, self._service(slot, ping, self._found_dead))
 
     def read(self, slot: Slot) -> None:
@@ -120,15 +120,18 @@ class Keeper:
 
     def tell(self, claimant: Claimant) -> None:
         """Tell another loop that a permit is its own."""
-        core = self._core()
-        if core is not None:
+        if (core := self._core()) is not None:
             core.tell(claimant)
 
     def ask(self, donor: Claimant) -> None:
         """Ask another loop for an idle connection's permit."""
-        core = self._core()
-        if core is not None:
+        if (core := self._core()) is not None:
             core.ask(donor)
+
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+        if (core := self._core()) is not None:
+            core.look_for_dropped()
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Tell the driver, which knows what its users expect to read of it."""
@@ -293,12 +296,11 @@ class Keeper:
 
         Cancellation: ends the waiting, not the task.
         """
-        task = self._tasks.get(slot)
-        return None if task is None else await loops.outcome_of(task)
+        return None if (task := self._tasks.get(slot)) is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
-        return self.reporter.leases(list(self.shard.slots))
+        return leases(list(self.shard.slots), monotonic())
 
     def report(self) -> list[ConnectionReport]:
         """Describe every connection."""
@@ -320,12 +322,13 @@ class Keeper:
 
         A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
         """
-        self.shard.fail_waiters(error)
-        self.shard.shut()
+        self.shard.shut(error)
         if not self.loop.is_running():
             self.cut_unused()  # nobody is there to finish what has begun
-        elif self.shard.connecting:
-            self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
+        else:
+            self.shard.sweep(monotonic())
+            if self.shard.connecting:
+                self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
         self.notify()
 
     def _cancel_connects(self) -> None:
@@ -414,16 +417,14 @@ class Keeper:
         self.shard.phase = Phase.CLOSED
 
     def _leave_pool(self) -> None:
-        core = self._core()
-        if core is not None:
+        if (core := self._core()) is not None:
             core.loop_ending(self)
 
     def _ended_with(self, connections: int) -> None:
         self._stop_timers()
         if connections:
             self.reporter.loop_ended(connections)
-        core = self._core()
-        if core is not None:
+        if (core := self._core()) is not None:
             core.loop_ended(self)
 
     def _lent(self) -> int:
@@ -444,8 +445,7 @@ class Keeper:
 
     def demoted(self, slot: Slot) -> None:
         """Give up a connection whose server has become read-only, and with it all of its generation, on every loop."""
-        core = self._core()
-        if core is not None and slot.generation == core.terms.generation:
+        if (core := self._core()) is not None and slot.generation == core.terms.generation:
             logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
             core.drain()
         self.shard.broke(slot, BECAME_READ_ONLY)
@@ -463,19 +463,17 @@ class Keeper:
 
     def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)
-        if opener is None or opener.done():
-            return
-        if error is None:
-            opener.set_result(None)
-        else:
-            opener.set_exception(error)
+        if opener is not None and not opener.done():
+            if error is None:
+                opener.set_result(None)
+            else:
+                opener.set_exception(error)
 
     def notify(self) -> None:
         """Wake those who wait for a change."""
         self._changes.notify()
         if not self.shard.slots:
-            core = self._core()
-            if core is not None:
+            if (core := self._core()) is not None:
                 core.keeper_emptied()
 
 

@@ -123,8 +123,7 @@ class Core:
         if keeper is None or not loops.post(keeper.loop, _granted, keeper):
             self._forget(claimant)
         elif loops.is_idle(keeper.loop):  # it would not hear of it, and others wait; when it runs again it claims anew
-            served = self.budget.give_back(claimant)
-            if served is not None:
+            if (served := self.budget.give_back(claimant)) is not None:
                 self.tell(served)
 
     def ask(self, donor: Claimant) -> None:
@@ -132,6 +131,11 @@ class Core:
         keeper = self._by_shard.get(donor)
         if keeper is not None:
             self._on(keeper, lambda: keeper.shard.asked(monotonic()))
+
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+        for keeper in self.keepers():
+            self._on(keeper, keeper.shard.upkeep.reclaim_dropped)
 
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
@@ -374,10 +378,7 @@ class Core:
         """Serve those who queued, on every loop."""
         self._suspended = False
         for keeper in self.keepers():
-            self._resume(keeper)
-
-    def _resume(self, keeper: Keeper) -> None:
-        self._on(keeper, lambda: keeper.shard.resume(monotonic()))
+            self._sweep(keeper, keeper.shard.resume)
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
@@ -487,14 +488,12 @@ def _dropped(dead_or_alive: weakref.ref[Core]) -> None:
     Its loops hold the core weakly: a collector that runs first takes connections and all, and the driver warns of
     them. Without one, this closes them at the next iteration.
     """
-    core = dead_or_alive()
-    if core is not None and core.state not in (CoreState.NEW, CoreState.CLOSED):
+    if (core := dead_or_alive()) is not None and core.state not in (CoreState.NEW, CoreState.CLOSED):
         for keeper in core.keepers():
             loops.post(keeper.loop, _end_dropped, dead_or_alive)
 
 
 def _end_dropped(dead_or_alive: weakref.ref[Core]) -> None:
-    core = dead_or_alive()
-    if core is not None and core.state is not CoreState.CLOSED:
+    if (core := dead_or_alive()) is not None and core.state is not CoreState.CLOSED:
         core.terminate()
         warnings.warn(f"unclosed pool {core.config.name!r}", ResourceWarning, source=core, stacklevel=1)

@@ -133,7 +133,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             served within half of it; he is then refused with `Overloaded`, a `TooManyRequests`, unless he is the last.
             None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
-        leak_threshold: Seconds a lease may last before it is logged with the acquiring line; None never.
+        leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
         fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
             logged; None never looks.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.

@@ -231,6 +231,10 @@ class PsycopgSession:
     def unpark(self) -> None:
         """Do nothing: whoever waits registers the fd."""
 
+    def is_dropped(self) -> bool:
+        """Say no: `_dropped` hears of it at once."""
+        return False
+
     def take_back(self) -> ReturnCheck:
         """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
         pgconn = self._pgconn
@@ -442,10 +446,8 @@ class PsycopgSession:
             post(self.loop, self._reclaim)
 
     def _reclaim(self) -> None:
-        owner = self.owner
-        if owner is not None and self._pgconn.status != _BAD:
-            self._driver.logger.warning("closing a connection that was dropped without being returned")
-            owner.lost("dropped by its holder")
+        if self.owner is not None and self._pgconn.status != _BAD:
+            self.owner.dropped()
 
 
 async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:

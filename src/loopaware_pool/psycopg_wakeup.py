@@ -72,7 +72,10 @@ class Wakeup:
         if context is not None and self._crowd.waiting == 1 and asyncio.current_task(self._loop) is None:
             self._callback = self.context = None
             self._crowd.waiting = 0
-            context.run(callback, self)  # type: ignore[arg-type]
+            try:
+                context.run(callback, self)  # type: ignore[arg-type]
+            finally:
+                del callback  # it is the task; the traceback of what that ends with may refer to this frame
         else:
             self.wake_soon()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from loopaware_pool.errors import Overloaded, PoolTimeout
+from loopaware_pool.leases import leases_of, line_outside
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from loopaware_pool.config import PoolConfig
@@ -115,13 +117,15 @@ class Queue:
 
     def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> PoolTimeout:
         """Make the error of a caller whose *timeout* (seconds) has passed."""
-        return self._driver.errors.timeout(
+        error = self._driver.errors.timeout(
             timeout=timeout,
             stats=self._stats(),
             holders=tuple(keeper.leases()),
             during=during,
             cause=keeper.shard.last_error,
         )
+        _add_own(error, keeper)
+        return error
 
     def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""
@@ -129,10 +133,20 @@ class Queue:
         shard.leave(waiter)
         shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
-        if told is not None:
-            shard.counters.failed += not isinstance(told, (PoolTimeout, Overloaded))
+        if isinstance(told, PoolTimeout):
+            _add_own(told, keeper)
+        elif told is not None:
+            shard.counters.failed += not isinstance(told, Overloaded)
         else:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
         keeper.reporter.acquire_failed(told, waited_seconds)
+
+
+def _add_own(error: PoolTimeout, keeper: Keeper) -> None:
+    """Say in a timeout what the waiting task holds itself. A timer, which is no task, leaves that to the task."""
+    task = asyncio.current_task(keeper.loop)
+    own = [] if task is None else leases_of(task, list(keeper.shard.slots), monotonic())
+    if own:
+        error.add_own(tuple(own), line_outside(sys._getframe()))  # noqa: SLF001

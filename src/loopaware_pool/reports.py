@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from loopaware_pool.fds import is_watched
+from loopaware_pool.leases import lease_of
 from loopaware_pool.slot import Slot, SlotState
 from loopaware_pool.stats import (
     AcquireFailed,
@@ -17,8 +19,9 @@ from loopaware_pool.stats import (
     ConnectionReport,
     FdLeaked,
     FdLost,
-    LeaseInfo,
+    LeaseDropped,
     LeaseOverdue,
+    LeaseReturned,
     LoopEnded,
     PoolEvent,
     RegistrationLeft,
@@ -27,7 +30,6 @@ from loopaware_pool.stats import (
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
 
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.fd_check import ClosedSocket
@@ -73,9 +75,25 @@ class Reporter:
 
     def overdue(self, slot: Slot) -> None:
         """Tell of a lease that lasts too long, and log it."""
-        lease = self.lease_of(slot, monotonic())
+        slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
         logger.warning("%s: a connection is still held by %s", self._config.name, lease)
         self._tell(LeaseOverdue, lease)
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Tell that a lease that was reported as overdue has ended, and log it."""
+        reported, slot.reported = slot.reported, None
+        if reported is not None:
+            lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
+            logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
+            self._tell(LeaseReturned, lease)
+
+    def dropped(self, slot: Slot) -> None:
+        """Tell of a lease that nobody will ever end, and log it."""
+        lease = lease_of(slot, monotonic())
+        logger.warning(
+            "%s: closing a connection that was dropped without being returned by %s", self._config.name, lease
+        )
+        self._tell(LeaseDropped, lease)
 
     def loop_ended(self, connections: int) -> None:
         """Tell that the loop took connections along."""
@@ -105,17 +123,6 @@ class Reporter:
         )
         self._tell(RegistrationLeft, found.identity, found.reason)
 
-    def lease_of(self, slot: Slot, now: float) -> LeaseInfo:
-        """Say who holds *slot*."""
-        task = slot.holder() if slot.holder is not None else None
-        return LeaseInfo(now - slot.since, None if task is None else task.get_name(), _line(slot))
-
-    def leases(self, slots: Iterable[Slot]) -> list[LeaseInfo]:
-        """Say who holds connections, longest first."""
-        now = monotonic()
-        lent = [slot for slot in slots if slot.state is SlotState.LENT]
-        return [self.lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
-
     def row(self, slot: Slot, loop: asyncio.AbstractEventLoop) -> ConnectionReport:
         """Describe a connection."""
         identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
@@ -124,7 +131,7 @@ class Reporter:
             loop=self.label,
             state=slot.state.value,
             registered=None if identity is None else is_watched(loop, identity.fd),
-            lease=self.lease_of(slot, monotonic()) if slot.state is SlotState.LENT else None,
+            lease=lease_of(slot, monotonic()) if slot.state is SlotState.LENT else None,
         )
 
     def _tell(self, kind: type[PoolEvent], *facts: object) -> None:
@@ -149,12 +156,3 @@ def apart(error: BaseException, handled: BaseException | None) -> BaseException:
         one = one.__context__
     one.__context__ = None
     return error
-
-
-def _line(slot: Slot) -> str | None:
-    """Say where a lease was acquired, from what the interpreter kept."""
-    code = slot.code
-    if code is None:
-        return None
-    lines = [line for start, end, line in code.co_lines() if start <= slot.instruction < end and line is not None]
-    return f"{code.co_filename}:{lines[0] if lines else '?'} in {code.co_name}"

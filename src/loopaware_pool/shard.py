@@ -146,7 +146,6 @@ class Shard:
         slot.since = now
         self.counters.acquired += 1
         if self._lease_look is not NEVER:
-            slot.reported = False
             self.wake_by(now + self._lease_look)
 
     def _set_aside(self, slot: Slot, liveness: Liveness) -> None:
@@ -162,7 +161,8 @@ class Shard:
 
     def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
         """Take a connection back from its caller."""
-        self.counters.used_seconds += now - slot.since
+        held_seconds = now - slot.since
+        self.counters.used_seconds += held_seconds
         if check is _READY:
             slot.move(_RETURNED)
             self._give(slot, now)
@@ -174,6 +174,8 @@ class Shard:
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
             if check is ReturnCheck.BROKEN:
                 self.drop_dead()
+        if slot.reported is not None:
+            self._edge.reporter.came_back(slot, held_seconds)
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
@@ -261,7 +263,11 @@ class Shard:
     def grow(self, now: float) -> None:
         """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
         wanted = len(self.waiters) - len(self.connecting)
-        if wanted <= 0 or len(self.slots) >= self._budget.max_size or self.phase is not _OPEN:
+        if wanted <= 0 or self.phase is not _OPEN:
+            return
+        if len(self.slots) >= self._budget.max_size:
+            if now >= self.upkeep.look_at:
+                self.upkeep.look_for_dropped(now)
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -356,6 +362,8 @@ class Shard:
             self._edge.ask(donor)
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
+        if now >= self.upkeep.look_at:
+            self.upkeep.look_for_dropped(now)
 
     # ---- closing ----
 
@@ -377,13 +385,10 @@ class Shard:
         self.grow(now)
         self.upkeep.restore_floor(now)
 
-    def fail_waiters(self, error: Callable[[], BaseException]) -> None:
-        """Tell every waiting caller that it will not be served."""
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """Serve nobody any more: tell those who wait, and close what is idle."""
         self.waiters.dismiss(error)
         self._demand_ended()
-
-    def shut(self) -> None:
-        """Serve nobody any more, and close what is idle."""
         self.phase = _CLOSED
         while self.idle:
             self._retire(self.idle.pop(), "pool closed")
@@ -416,9 +421,8 @@ class Shard:
     def sweep(self, now: float) -> None:
         """Do what has become due."""
         self._due = NEVER
-        if self.phase is not _CLOSED:
-            self.upkeep.sweep(now)
-            self.grow(now)
+        self.upkeep.sweep(now)
+        self.grow(now)
 
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
@@ -457,11 +461,6 @@ class Shard:
             self._edge.wake_at(due)
 
     # ---- counting ----
-
-    @property
-    def restoring(self) -> set[Slot]:
-        """The connects that are for the floor, so that nobody waits for them."""
-        return self.upkeep.restoring
 
     @property
     def size(self) -> int:

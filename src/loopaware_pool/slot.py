@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from loopaware_pool.driver import Session
+    from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
+__all__ = ["POOLS", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
 
 
 class SlotState(Enum):
@@ -79,7 +80,7 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 
 
 # Modules whose frames are not where an acquire stands in the caller's code.
-_POOLS: Final = frozenset(
+POOLS: Final = frozenset(
     {
         "asyncpg.pool",
         "contextlib",
@@ -87,7 +88,9 @@ _POOLS: Final = frozenset(
         "loopaware_pool.asyncpg_proxy",
         "loopaware_pool.compat",
         "loopaware_pool.psycopg",
+        "loopaware_pool.psycopg_checkup",
         "loopaware_pool.psycopg_lease",
+        "loopaware_pool.queue",
     }
 )
 
@@ -99,7 +102,7 @@ def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
     The interpreter makes an object of each frame that is looked at, and is to let go of it when the function returns:
     so *frame* should be the caller's already.
     """
-    while frame is not None and frame.f_globals.get("__name__") in _POOLS:
+    while frame is not None and frame.f_globals.get("__name__") in POOLS:
         frame = frame.f_back
     return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
 
@@ -119,7 +122,7 @@ class Slot:
         opened_at: When its connect began, then when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
-        reported: Whether this lease has been reported as overdue.
+        reported: What was told of this lease when it was overdue; None if it was not.
         holder: The task that acquired it last, weakly.
         code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 where it is not known.
     """
@@ -145,7 +148,7 @@ class Slot:
         self.opened_at = now
         self.since = now
         self.expires_at = float("inf")
-        self.reported = False
+        self.reported: LeaseInfo | None = None
         self.holder: weakref.ref[Any] | None = None
         self.code: CodeType | None = None
         self.instruction = 0

@@ -19,8 +19,10 @@ __all__ = [
     "EventHook",
     "FdLeaked",
     "FdLost",
+    "LeaseDropped",
     "LeaseInfo",
     "LeaseOverdue",
+    "LeaseReturned",
     "LoopEnded",
     "LoopStats",
     "PoolEvent",
@@ -54,6 +56,7 @@ class Counters:
         found_dead: Connections that the server had closed while they were idle.
         returned_dead: Connections that were closed, or in use, when they came back from a caller.
         reset_failures: Connections closed because their session could not be reset.
+        dropped: Connections closed because their holder let go of them without returning them.
         fds_leaked: Sockets found open some time after their connections had been closed, by `fd_check`.
         fds_lost: Idle connections found without their sockets: the fd was closed, or another file. By `fd_check`.
         registrations_left: Entries found in the loop's selector for sockets that were gone, by `fd_check`.
@@ -77,6 +80,7 @@ class Counters:
     found_dead: int = 0
     returned_dead: int = 0
     reset_failures: int = 0
+    dropped: int = 0
     fds_leaked: int = 0
     fds_lost: int = 0
     registrations_left: int = 0
@@ -187,14 +191,19 @@ class LeaseInfo:
         held_seconds: Since when, in seconds.
         task: Name of the task that acquired it; None when it has ended.
         where: File, line and function of the acquire; None where the interpreter does not tell.
+        stack: File, line and function of each call in which that task stands now, innermost first, twenty at most;
+            empty unless told by `LeaseOverdue`, or if the task has ended.
     """
 
     held_seconds: float
     task: str | None
     where: str | None
+    stack: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.task or 'a task that has ended'} for {self.held_seconds:.1f} s, from {self.where or 'unknown'}"
+        stands = f"; now at {' < '.join(self.stack)}" if self.stack else ""
+        who = self.task or "a task that has ended"
+        return f"{who} for {self.held_seconds:.1f} s, from {self.where or 'unknown'}{stands}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +309,34 @@ class LeaseOverdue(PoolEvent):
     """
     A connection has been held for longer than `leak_threshold`. Told once per lease.
 
+    `LeaseReturned` follows when it comes back; `LeaseDropped` or just `ConnectionClosed` if it never does.
+
     Attributes:
-        lease: Who holds it.
+        lease: Who holds it, and where that task stands.
+    """
+
+    lease: LeaseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReturned(PoolEvent):
+    """
+    A connection came back whose lease had been told as overdue.
+
+    Attributes:
+        lease: Who held it, and for how long in all.
+    """
+
+    lease: LeaseInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseDropped(PoolEvent):
+    """
+    Nobody refers any more to a connection that was never returned. It is closed.
+
+    Attributes:
+        lease: Who held it, and for how long until that was noticed.
     """
 
     lease: LeaseInfo

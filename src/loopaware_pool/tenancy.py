@@ -45,6 +45,11 @@ class Tenancy:
         """Give it up, and all that were opened before: their server takes no writes any more."""
         self.keeper.demoted(self.slot)
 
+    def dropped(self) -> None:
+        """Give it up, and tell who had it."""
+        self.keeper.shard.upkeep.dropped(self.slot)
+        self.keeper.notify()
+
     def lost(self, reason: str) -> None:
         """Give it up."""
         self.keeper.shard.broke(self.slot, reason)

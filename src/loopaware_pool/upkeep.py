@@ -1,5 +1,5 @@
 """
-What time does to a shard: idle connections age, leases become overdue, the floor wears away.
+What time does to a shard: idle connections age, leases become overdue or are dropped, the floor wears away.
 
 There is one timer per loop. A release sets it only if it is set for later, so in steady use nobody touches it.
 """
@@ -27,6 +27,8 @@ NEVER: Final = float("inf")
 DEAD_CHECK_SECONDS: Final = 1.0
 # The longest an idle connection's reset may stay unanswered.
 RESET_ANSWER_SECONDS: Final = 30.0
+# How often leases are looked at that may have been dropped, while somebody waits for want of a connection.
+DROPPED_LOOK_SECONDS: Final = 1.0
 
 
 class Upkeep:
@@ -42,12 +44,14 @@ class Upkeep:
 
     Attributes:
         restoring: The connects that are for the floor.
+        look_at: When leases may be looked at again for such as were dropped, monotonic seconds.
     """
 
     def __init__(
         self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, pool_size: Callable[[], int]
     ) -> None:
         self.restoring: set[Slot] = set()
+        self.look_at = 0.0
         self._shard = shard
         self._config = config
         self._terms = terms
@@ -59,12 +63,38 @@ class Upkeep:
         self._shrink_at = NEVER
 
     def sweep(self, now: float) -> None:
-        """Do what has become due, and say when to come again."""
+        """Do what has become due, and say when to come again. Of a pool that is closed only leases are left."""
+        self.reclaim_dropped()
+        if not self._shard.is_open():
+            if self._shard.slots:
+                self._shard.wake_by(now + DROPPED_LOOK_SECONDS)
+            return
+        if now < self.look_at:
+            self._shard.wake_by(self.look_at)
         self._sweep_idle(now)
         if self._is_fifo and self._config.max_idle:
             self._shrink(now)
         self._report_leases(now)
         self.restore_floor(now)
+
+    def look_for_dropped(self, now: float) -> None:
+        """Look, on every loop, for leases that were dropped: a caller waits for want of a connection."""
+        self.look_at = now + DROPPED_LOOK_SECONDS
+        self._shard.wake_by(self.look_at)
+        self._edge.look_for_dropped()
+
+    def reclaim_dropped(self) -> None:
+        """Close the connections of leases that were dropped."""
+        for slot in list(self._shard.slots):
+            if slot.state is SlotState.LENT and slot.session.is_dropped():
+                self.dropped(slot)
+
+    def dropped(self, slot: Slot) -> None:
+        """Close a connection that its holder has let go of: its session is unknown, a query may still run."""
+        if slot.state is SlotState.LENT:
+            self._shard.counters.dropped += 1
+            self._edge.reporter.dropped(slot)
+            self._shard.broke(slot, "dropped by its holder")
 
     def connected(self, slot: Slot) -> None:
         """Note that a connect ended well."""
@@ -180,9 +210,8 @@ class Upkeep:
         if threshold is None:
             return
         for slot in self._shard.slots:
-            if slot.state is SlotState.LENT and not slot.reported:
+            if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
-                    slot.reported = True
                     self._edge.reporter.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)

@@ -294,7 +294,7 @@ SCENARIOS = [
     Scenario("the pool grows", grow, warm=1),
     Scenario("the pool shrinks", shrink, TWO, warm=2),
     Scenario("the pool shrinks, a caller is cancelled", shrink_and_cancel, TWO, warm=2),
-    Scenario("a deadline passes", too_late, warm=1, allowed=(PoolTimeout,), time_races=True),
+    Scenario("a deadline passes", too_late, warm=1, allowed=(PoolTimeout,), time_races=True, departures=6),
     Scenario(
         "a deadline passes, the caller is cancelled",
         too_late_and_cancel,

@@ -11,8 +11,10 @@ from loopaware_pool.stats import (
     ConnectFailed,
     ConnectionReport,
     Counters,
+    LeaseDropped,
     LeaseInfo,
     LeaseOverdue,
+    LeaseReturned,
     LoopStats,
     PoolEvent,
     PoolStats,
@@ -23,8 +25,9 @@ def listen(event: PoolEvent) -> None:
     assert_type(event.pool, str)
     if isinstance(event, ConnectFailed):
         assert_type(event.error, BaseException)
-    elif isinstance(event, LeaseOverdue):
+    elif isinstance(event, (LeaseOverdue, LeaseReturned, LeaseDropped)):
         assert_type(event.lease, LeaseInfo)
+        assert_type(event.lease.stack, tuple[str, ...])
 
 
 async def prepare(connection: PoolConnectionProxy) -> None:
@@ -104,6 +107,7 @@ async def tell_errors_apart(pool: Pool) -> None:
         assert_type(error.timeout, float)
         assert_type(error.stats, PoolStats)
         assert_type(error.holders, tuple[LeaseInfo, ...])
+        assert_type(error.held_by_this_task, tuple[LeaseInfo, ...])
     except TooManyWaiting as error:
         assert_type(error.max_waiting, int)
     except PoolClosed as error:

@@ -26,6 +26,7 @@ class FakeSession:
         says_goodbye: Whether `close` is called before `abort`.
         is_settled: Whether no answer of the server is due.
         life: What `liveness` answers.
+        was_dropped: What `is_dropped` answers.
         check: What `take_back` answers.
         failure: What `reset`, `ping` and `close` raise; None for nothing.
         is_parked: Whether the pool has parked it and not taken it out since.
@@ -39,6 +40,7 @@ class FakeSession:
         self.owner: Owner | None = None
         self.is_settled = True
         self.life = Liveness.ALIVE
+        self.was_dropped = False
         self.check = ReturnCheck.READY
         self.failure: Exception | None = None
         self.is_parked = False
@@ -55,6 +57,10 @@ class FakeSession:
     def unpark(self) -> None:
         """Note it in `is_parked`."""
         self.is_parked = False
+
+    def is_dropped(self) -> bool:
+        """Answer `was_dropped`."""
+        return self.was_dropped
 
     def take_back(self) -> ReturnCheck:
         """Answer `check`."""
