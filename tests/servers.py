@@ -67,7 +67,8 @@ class TlsServer:
 def ask_for_password(server: EmbeddedServer, role: str) -> None:
     """Have *server* let *role* in by a password only."""
     with psycopg.connect(server.dsn) as connection:
-        rules = Path(connection.execute("SHOW hba_file").fetchone()[0])
+        (name,) = connection.execute("SHOW hba_file").fetchone() or ()
+    rules = Path(name)
     rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     server.control("reload")
 

@@ -472,9 +472,8 @@ class Keeper:
     def notify(self) -> None:
         """Wake those who wait for a change."""
         self._changes.notify()
-        if not self.shard.slots:
-            if (core := self._core()) is not None:
-                core.keeper_emptied()
+        if not self.shard.slots and (core := self._core()) is not None:
+            core.keeper_emptied()
 
 
 def _sweep(myself: weakref.ref[Keeper]) -> None:

@@ -123,7 +123,8 @@ class Core:
         if keeper is None or not loops.post(keeper.loop, _granted, keeper):
             self._forget(claimant)
         elif loops.is_idle(keeper.loop):  # it would not hear of it, and others wait; when it runs again it claims anew
-            if (served := self.budget.give_back(claimant)) is not None:
+            served = self.budget.give_back(claimant)
+            if served is not None:
                 self.tell(served)
 
     def ask(self, donor: Claimant) -> None:

@@ -133,6 +133,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counted("connections_found_dead", "Connections that the server had closed while they were idle.", "found_dead"),
     _counted("connections_returned_dead", "Connections that came back closed, or in use.", "returned_dead"),
     _counted("reset_failures", "Connections closed because their session could not be reset.", "reset_failures"),
+    _counted("leases_dropped", "Connections closed because their holder let go of them.", "dropped"),
     _counted("fd_leak", "Sockets found open after their connections were closed, by fd_check.", "fds_leaked"),
     _counted("fd_lost", "Idle connections found without their sockets, by fd_check.", "fds_lost"),
     _counted(
