@@ -99,7 +99,7 @@ def open_target(dsn: str | None, *, max_connections: int = 100) -> Iterator[Targ
 
 
 async def _ask_version(dsn: str) -> str:
-    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS, statement_cache_size=0)
     try:
         version: str = await connection.fetchval("SHOW server_version")
         return version.split()[0]
