@@ -67,7 +67,7 @@ def _run(folder: Path, *command: str) -> str:
 
 
 @contextmanager
-def pgbouncer(program: Path, server_port: int, pool_mode: str) -> Iterator[str]:
+def pgbouncer(program: Path, server_port: int, **options: object) -> Iterator[str]:
     """A PgBouncer that lets everybody in as the user `postgres`; gives the DSN of the way through it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,7 +77,8 @@ def pgbouncer(program: Path, server_port: int, pool_mode: str) -> Iterator[str]:
     settings = folder / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\n* = host=127.0.0.1 port={server_port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {pool_mode}\n"
+        f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        + "".join(f"{name} = {value}\n" for name, value in options.items())
     )
     account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
     libraries = ":".join(str(path) for path in program.parents[2].glob("usr/lib/*-linux-*"))

@@ -233,12 +233,39 @@ def test_the_setting_that_does_not_exist_in_a_dsn_is_explained(private_server, c
 @pytest.mark.parametrize("pooling", [Pooling.TRANSACTION, Pooling.SESSION, Pooling.STATEMENT])
 def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, pooling):
     """Time and again: what a look leaves in the server's session does not disturb the next."""
-    with pgbouncer(pgbouncer_program, private_server.port, pooling.value) as dsn:
+    with pgbouncer(pgbouncer_program, private_server.port, pool_mode=pooling.value) as dsn:
         for _ in range(3):
             way, server = look(dsn)
             assert way.pooling is pooling
             assert way.announced_pid != way.backend_pid
             assert server.settings["max_connections"] == "6"
+
+
+def test_sessions_that_are_lent_in_turn_are_shared(private_server, pgbouncer_program):
+    """Although each of two connections may find the other's next to it."""
+
+    def connect_and_ask(dsn, number):
+        with connected(dsn, number) as connections:
+            for connection in connections:
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1")
+
+    options = {"pool_mode": "transaction", "server_round_robin": 1}
+    for number in (2, 3):
+        with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
+            connect_and_ask(dsn, number)
+            way, _ = look(dsn)
+            assert way.pooling is Pooling.TRANSACTION
+
+
+def test_a_pgbouncer_that_has_no_second_session_does_not_show_its_mode(private_server, pgbouncer_program, monkeypatch):
+    """Which is said, after the time that a query may take."""
+    monkeypatch.setattr(doctor_server, "_QUERY_SECONDS", 0.3)
+    options = {"pool_mode": "session", "default_pool_size": 1}
+    with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
+        way, server = look(dsn)
+    assert way.pooling is Pooling.UNKNOWN
+    assert server.settings["max_connections"] == "6"
 
 
 def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_server, pgbouncer_program, capsys):
@@ -248,7 +275,7 @@ def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_s
         async with create_pool(dsn, min_size=0, max_size=3, statement_cache_size=0, session_reset="never") as pool:
             return await asyncio.gather(*(pool.fetchval("SELECT $1::int", number) for number in range(100)))
 
-    with pgbouncer(pgbouncer_program, private_server.port, "transaction") as dsn:
+    with pgbouncer(pgbouncer_program, private_server.port, pool_mode="transaction") as dsn:
         found, code = diagnose(dsn, capsys)
         assert asyncio.run(asyncio.wait_for(main(), 30)) == [*range(100)]
     assert (found["proxy"]["severity"], code) == ("warning", 1)
@@ -340,7 +367,7 @@ def test_a_look_that_is_cancelled_leaves_nothing(private_server, loop_factory):
     """At any moment; the cancellation goes through."""
 
     async def main():
-        for turns in range(0, 120, 7):
+        for turns in range(0, 60, 7):
             async with assert_zero_fd_delta():
                 task = asyncio.create_task(look_at_server(private_server.dsn))
                 await spin(turns)

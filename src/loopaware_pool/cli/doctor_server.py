@@ -21,9 +21,9 @@ __all__ = ["look_at_server"]
 _NAME: Final = "loopaware-pool doctor"
 _CONNECT_SECONDS: Final = 10.0
 _QUERY_SECONDS: Final = 10.0
-# How often two connections are given the chance to be served by one session. A proxy that shares sessions lends the one
-# used last first, or all in turn.
-_TRIES_TO_SHARE: Final = 5
+# A proxy that shares sessions lends the one used last first, or all in turn; either shows once two connections have
+# asked in this order: one, the other, the other, one. The rest is for what others do meanwhile.
+_ROUNDS: Final = 3
 
 _SELF: Final = """
 SELECT session_user::text AS role, current_database()::text AS database,
@@ -107,18 +107,36 @@ async def _connect(dsn: str) -> AsyncIterator[Any]:
 
 
 async def _find_pooling(dsn: str, first: Any) -> Pooling:
-    """Find out whether two connections that are open at once are ever served by the same session."""
+    """Find out whether two connections that are open at once keep a session each."""
     try:
         async with _connect(dsn) as second:
-            for _ in range(_TRIES_TO_SHARE):
-                pid = await first.fetchval("SELECT pg_backend_pid()")
-                async with second.transaction():
-                    if await second.fetchval("SELECT pg_backend_pid()") == pid:
-                        return Pooling.TRANSACTION
-            return Pooling.SESSION
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # PgBouncer hangs up, with these words, on a client that begins a transaction in statement mode.
-        return Pooling.STATEMENT if "statement pooling" in str(error) else Pooling.UNKNOWN
+            await second.fetchval("SELECT 1")
+            if not await _may_begin(second):
+                return Pooling.STATEMENT
+            ours, theirs = set(), set()
+            for _ in range(_ROUNDS):
+                ours.add(await _backend_pid(first))
+                theirs |= {await _backend_pid(second), await _backend_pid(second)}
+                ours.add(await _backend_pid(first))
+            is_apart = len(ours) == len(theirs) == 1 and ours != theirs
+            return Pooling.SESSION if is_apart else Pooling.TRANSACTION
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return Pooling.UNKNOWN
+
+
+async def _may_begin(connection: Any) -> bool:
+    """PgBouncer hangs up on a client that begins a transaction in statement mode."""
+    try:
+        async with connection.transaction(readonly=True):
+            return True
+    except asyncpg.ConnectionDoesNotExistError:
+        return False
+
+
+async def _backend_pid(connection: Any) -> int:
+    async with connection.transaction(readonly=True):
+        pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+        return pid
 
 
 class _Look:

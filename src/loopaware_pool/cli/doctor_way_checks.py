@@ -34,15 +34,15 @@ def _proxy(way: Way) -> Finding:
     pids = f"process {way.announced_pid} was announced, process {way.backend_pid} answers"
     match way.pooling:
         case Pooling.TRANSACTION:
-            evidence = f"{pids}; it served two connections that were open at once"
+            evidence = f"{pids}; two connections that were open at once kept no session of their own"
             title = "A proxy that pools, as PgBouncer does, shares sessions between transactions"
             return Finding(code, Severity.WARNING, title, evidence, _FOR_SHARED_SESSIONS)
         case Pooling.STATEMENT:
-            evidence = f"{pids}; a transaction was refused"
+            evidence = f"{pids}; it hung up when a transaction was begun"
             title = "A proxy that pools, as PgBouncer does, shares sessions between statements"
             return Finding(code, Severity.PROBLEM, title, evidence, "pool_mode=transaction, or session")
         case Pooling.SESSION:
-            evidence = f"{pids}; two connections that were open at once had each its own"
+            evidence = f"{pids}; two connections that were open at once kept a session each"
             title = "A proxy that pools, as PgBouncer does, gives each connection a session of its own"
             remedy = "idle connections of a pool hold the proxy's: max_size x processes within its pool size"
             return Finding(code, Severity.NOTE, title, evidence, remedy)
