@@ -76,6 +76,18 @@ def diagnose(dsn, capsys, *options):
     return {each["code"]: each for each in told["findings"]}, code
 
 
+def run_command(dsn, **environment):
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "loopaware_pool.cli.doctor", dsn, "--pool-size", "1", "--json"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @contextmanager
 def connected(dsn, number=1):
     connections = [psycopg.connect(dsn, autocommit=True) for _ in range(number)]
@@ -241,19 +253,28 @@ def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, p
             assert server.settings["max_connections"] == "6"
 
 
+def test_what_one_look_leaves_in_a_shared_session_does_not_disturb_another(private_server, pgbouncer_program):
+    """Statements have the same names in every process."""
+    with pgbouncer(pgbouncer_program, private_server.port, pool_mode="transaction") as dsn:
+        for _ in range(3):
+            done = run_command(dsn)
+            assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_sessions_that_are_lent_in_turn_are_shared(private_server, pgbouncer_program):
     """Although each of two connections may find the other's next to it."""
 
-    def connect_and_ask(dsn, number):
+    def open_sessions(dsn, number):
         with connected(dsn, number) as connections:
             for connection in connections:
                 connection.execute("BEGIN")
-                connection.execute("SELECT 1")
+            for connection in connections:
+                connection.execute("COMMIT")
 
     options = {"pool_mode": "transaction", "server_round_robin": 1}
     for number in (2, 3):
         with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
-            connect_and_ask(dsn, number)
+            open_sessions(dsn, number)
             way, _ = look(dsn)
             assert way.pooling is Pooling.TRANSACTION
 
@@ -413,14 +434,7 @@ def test_an_argument_too_many_is_repeated_without_its_password(capsys):
 
 def test_where_psycopg_cannot_be_imported_it_is_a_warning(private_server):
     """As on a machine without libpq: the command itself needs only asyncpg."""
-    done = subprocess.run(
-        [sys.executable, "-m", "loopaware_pool.cli.doctor", private_server.dsn, "--pool-size", "1", "--json"],
-        env=os.environ | {"PSYCOPG_IMPL": "no such"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(private_server.dsn, PSYCOPG_IMPL="no such")
     assert done.returncode == 1, done.stderr
     (found,) = [each for each in json.loads(done.stdout)["findings"] if each["code"] == "psycopg"]
     assert found["severity"] == "warning"

@@ -48,7 +48,7 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (
         asyncpg.InsufficientPrivilegeError,
-        "the server at {where} forbids it: {reason}; a user who may create a schema is needed",
+        "the server at {where} forbids it: {reason}; a user who may do that is needed",
     ),
     (
         asyncpg.TooManyConnectionsError,
