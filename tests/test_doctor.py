@@ -270,6 +270,14 @@ def test_without_sessions_nothing_is_claimed_of_them():
     """Each finding that needs them says so."""
     server = replace(SERVER, sessions=None)
     assert [severity(code, server=server) for code in ("sessions", "idle-transactions", "connections")] == ["NOTE"] * 3
+    server = replace(SERVER, parallel=None)
+    assert find("async-client-compatibility", server=server).evidence == "settings of roles are hidden"
+
+
+def test_without_settings_nothing_is_claimed_of_them():
+    """None is taken for zero."""
+    codes = ["connections", "parallel-query", "idle-session-timeout", "session-timeouts", "tcp-keepalives"]
+    assert [severity(code, server=replace(SERVER, settings={})) for code in codes] == ["NOTE"] * len(codes)
 
 
 def test_a_transaction_that_is_idle_for_long_is_a_warning():
@@ -379,19 +387,32 @@ def test_whoever_is_on_the_way_must_not_be_able_to_listen(changes, expected):
 # ---- output ----
 
 
-@pytest.mark.parametrize("with_rich", [True, False])
-def test_the_worst_comes_first_with_and_without_rich(with_rich, capsys, monkeypatch):
-    """Square brackets are no markup."""
-    if not with_rich:
-        monkeypatch.setitem(sys.modules, "rich.console", None)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_worst_comes_first(is_terminal, capsys, monkeypatch):
+    """In colour on a terminal; square brackets are no markup."""
+    monkeypatch.setenv("FORCE_COLOR" if is_terminal else "NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "300")
     server = replace(SERVER, sessions=[sessions(96, application="[bold]")])
     facts = Facts(Plan(10, 1), HOST, WAY, server)
     doctor_output.show("PostgreSQL 17.2", facts, doctor.diagnose(facts))
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert ("\x1b[1;33mwarning" in told) == is_terminal
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", told).splitlines()]
     assert lines[0] == "server   PostgreSQL 17.2"
     assert [line.split()[0] for line in lines if re.match(r"(warning|note|ok) ", line)][:3] == ["warning", "note", "ok"]
     assert "96 web@shop as '[bold]': idle" in "\n".join(lines)
     assert re.fullmatch(r"total    problem 0, warning 1, note 1, ok \d+", lines[-1])
+
+
+def test_without_rich_the_lines_are_the_same(capsys, monkeypatch):
+    """It is an extra."""
+    facts = Facts(Plan(10, 1), HOST, WAY, SERVER)
+    doctor_output.show("PostgreSQL 17.2", facts, doctor.diagnose(facts))
+    with_rich = capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    doctor_output.show("PostgreSQL 17.2", facts, doctor.diagnose(facts))
+    assert capsys.readouterr().out == with_rich
 
 
 def test_json_has_versions_and_findings():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -124,6 +125,15 @@ def test_a_socket_of_this_machine_is_local(private_server):
     assert [each.severity.name for each in check_way(way)] == ["OK", "OK"]
 
 
+def test_without_the_drivers_private_parts_less_is_told(private_server, monkeypatch):
+    """Of the socket, that is; the server is seen as ever."""
+    monkeypatch.setattr(doctor_server, "Reach", lambda connection: SimpleNamespace(transport=None))
+    way, server = look(private_server.dsn)
+    assert (way.peer, way.local_port, way.client_tls) == (None, None, None)
+    assert server.role == "postgres"
+    assert [each.code for each in check_way(way)] == ["proxy", "tls"]
+
+
 # ---- room ----
 
 
@@ -151,6 +161,18 @@ def test_a_server_that_is_full_cannot_be_looked_at(private_server, role, capsys)
 
 
 # ---- privileges ----
+
+
+def test_a_role_that_may_not_connect_is_told_so(private_server, role, admin, capsys):
+    """One line, exit code 2."""
+    admin.execute("REVOKE CONNECT ON DATABASE postgres FROM PUBLIC")
+    try:
+        assert doctor.main([role]) == 2
+    finally:
+        admin.execute("GRANT CONNECT ON DATABASE postgres TO PUBLIC")
+    told = capsys.readouterr().err
+    assert "permission denied for database" in told
+    assert told.count("\n") == 1
 
 
 def test_a_role_of_few_privileges_is_told_what_it_does_not_see(role, capsys):

@@ -1,4 +1,4 @@
-"""Findings, written for people, in colour where rich is installed, and as JSON."""
+"""Findings, written for people, in colour on a terminal where rich is installed, and as JSON."""
 
 from __future__ import annotations
 
@@ -37,15 +37,28 @@ def as_json(facts: Facts, findings: Sequence[Finding]) -> str:
 def show(server: str, facts: Facts, findings: Sequence[Finding]) -> None:
     """Print the findings, the worst first, each with its evidence and remedy; what is well takes one line."""
     lines = [*_lines(server, facts, findings)]
+    if not _show_in_colour(lines):
+        print("\n".join(f"{label:<{_INDENT}}{text}".rstrip() for label, text, _ in lines))
+
+
+def _show_in_colour(lines: Sequence[tuple[str, str, str]]) -> bool:
+    """Print the lines wrapped to the width of the terminal, if there is one, and rich; tell whether that was so."""
     try:
         from rich.console import Console
+        from rich.table import Table
         from rich.text import Text
     except ModuleNotFoundError:
-        print("\n".join(f"{label:<{_INDENT}}{text}".rstrip() for label, text, _ in lines))
-        return
-    console = Console(highlight=False, soft_wrap=True)
+        return False
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        return False
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for label, text, colour in lines:
-        console.print(Text.assemble((f"{label:<{_INDENT}}", colour), text))
+        table.add_row(Text(label, colour), Text(text))
+    console.print(table)
+    return True
 
 
 def _lines(server: str, facts: Facts, findings: Sequence[Finding]) -> Iterator[tuple[str, str, str]]:

@@ -243,7 +243,8 @@ def _async_client_compatibility(server: Server) -> Finding:
         evidence = f"found: {'; '.join(server.misnamed)}"
         return Finding(code, Severity.WARNING, title, evidence, f"take it out; {remedy}")
     title = "There is no setting async_client_compatibility, in any release of PostgreSQL"
-    return Finding(code, Severity.NOTE, title, "not found for any role or database", remedy)
+    evidence = "settings of roles are hidden" if server.parallel is None else "not found for any role or database"
+    return Finding(code, Severity.NOTE, title, evidence, remedy)
 
 
 def _idle_session_timeout(server: Server) -> Finding:
