@@ -88,7 +88,7 @@ def pgbouncer(program: Path, server_port: int, **options: object) -> Iterator[st
         _wait_until_it_listens(process, port)
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     finally:
-        process.terminate()
+        process.kill()  # asked politely, newer ones wait for their clients
         process.wait()
         shutil.rmtree(folder)
 

@@ -37,8 +37,8 @@ ROLE = 'o"brien'
 
 @pytest.fixture(scope="module")
 def private_server():
-    """A server that takes six connections, two of them reserved, and whose roles and grants may be changed."""
-    settings = {"max_connections": 6, "superuser_reserved_connections": 1, "reserved_connections": 1}
+    """A server that takes 20 connections, two of them reserved, and whose roles and grants may be changed."""
+    settings = {"max_connections": 20, "superuser_reserved_connections": 1, "reserved_connections": 1}
     with EmbeddedServer(settings=settings) as server:
         yield server
 
@@ -46,7 +46,13 @@ def private_server():
 @pytest.fixture
 def admin(private_server):
     with psycopg.connect(private_server.dsn, autocommit=True) as connection:
+        eventually(lambda: not other_sessions(connection), "the end of what came before")
         yield connection
+
+
+def other_sessions(admin):
+    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    return admin.execute(query).fetchone()[0]
 
 
 @pytest.fixture
@@ -54,12 +60,8 @@ def role(admin):
     """A role that may log in, and nothing else; gives its DSN."""
     admin.execute(sql.SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT 3").format(sql.Identifier(ROLE)))
     yield f"postgresql://o%22brien@{admin.info.host}:{admin.info.port}/postgres"
-    eventually(lambda: not sessions_of_role(admin), "the end of the role's sessions")
+    eventually(lambda: not other_sessions(admin), "the end of the role's sessions")
     admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(ROLE)))
-
-
-def sessions_of_role(admin):
-    return admin.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [ROLE]).fetchone()[0]
 
 
 def look(dsn):
@@ -138,25 +140,26 @@ def test_without_the_drivers_private_parts_less_is_told(private_server, monkeypa
 
 
 def test_a_server_that_is_nearly_full_is_a_warning_and_one_too_small_a_problem(private_server, role, admin, capsys):
-    """6 connections, 2 of them reserved, 1 taken: the arithmetic is told. The role's own limit is another matter."""
+    """20 connections, 2 of them reserved, 1 taken: the arithmetic is told. The role's own limit is another matter."""
     found, code = diagnose(role, capsys, "--pool-size", "3")
     assert (found["connections"]["severity"], code) == ("ok", 0)
-    found, code = diagnose(role, capsys, "--pool-size", "2", "--processes", "2")
+    found, code = diagnose(role, capsys, "--pool-size", "9", "--processes", "2")
     assert found["connections"]["severity"] == "warning"
-    assert "= 4 for role" in found["connections"]["evidence"]
-    assert "- 1 taken by others = 3 free; a pool of 2 x 2 processes = 4 > 3" in found["connections"]["evidence"]
+    assert "= 18 for role" in found["connections"]["evidence"]
+    assert "- 1 taken by others = 17 free; a pool of 9 x 2 processes = 18 > 17" in found["connections"]["evidence"]
     assert found["role-limit"]["severity"] == "problem"
-    assert found["role-limit"]["remedy"].startswith('ALTER ROLE "o""brien" CONNECTION LIMIT 4;')
+    assert found["role-limit"]["remedy"].startswith('ALTER ROLE "o""brien" CONNECTION LIMIT 18;')
     assert code == 1
 
 
-def test_a_server_that_is_full_cannot_be_looked_at(private_server, role, capsys):
+def test_a_server_that_is_full_cannot_be_looked_at(role, admin, capsys):
     """One line, exit code 2."""
-    with connected(role, 3):
+    admin.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(sql.Identifier(ROLE)))
+    with connected(role, 17):
         assert doctor.main([role]) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("doctor: the server at 127.0.0.1:")
+    assert "is full: remaining connection slots are reserved" in told.err
     assert told.err.count("\n") == 1
 
 
@@ -272,7 +275,7 @@ def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, p
             way, server = look(dsn)
             assert way.pooling is pooling
             assert way.announced_pid != way.backend_pid
-            assert server.settings["max_connections"] == "6"
+            assert server.settings["max_connections"] == "20"
 
 
 def test_what_one_look_leaves_in_a_shared_session_does_not_disturb_another(private_server, pgbouncer_program):
@@ -308,7 +311,7 @@ def test_a_pgbouncer_that_has_no_second_session_does_not_show_its_mode(private_s
     with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
         way, server = look(dsn)
     assert way.pooling is Pooling.UNKNOWN
-    assert server.settings["max_connections"] == "6"
+    assert server.settings["max_connections"] == "20"
 
 
 def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_server, pgbouncer_program, capsys):
