@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -167,7 +167,7 @@ class Server:
         may_use_reserved: Whether it may use what `reserved_connections` keeps free.
         sees_all: Whether it sees every session's state.
         settings: Raw values in the setting's own unit; one that the server does not have is missing.
-        role_limit: Connections the role may have, of `role_limit_of`; -1 for no limit, None if it is hidden.
+        role_limit: Connections the role may have; -1 for no limit, None if it is hidden.
         database_limit: Connections the database may have; -1 for no limit, None if it is hidden.
         sessions: Who is connected; None if that is hidden.
         parallel: Where `max_parallel_workers_per_gather` is set for roles and databases; None if that is hidden.
@@ -186,8 +186,8 @@ class Server:
     database_limit: int | None = -1
     sessions: Sequence[Sessions] | None = ()
     parallel: Sequence[RoleSetting] | None = ()
-    misnamed: Sequence[str] = field(default=())
-    unseen: Sequence[str] = field(default=())
+    misnamed: Sequence[str] = ()
+    unseen: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ _LONG_IDLE_SECONDS: Final = 60
 _GROUPS_SHOWN: Final = 8
 # After how long a pool closes an idle connection unless told otherwise: asyncpg's 300 s, psycopg_pool's 600 s.
 _POOL_IDLE_SECONDS: Final = 600
-# What routers and load balancers bear with, at least; most forget a connection after 350 s to an hour.
+# Some routers and load balancers forget a connection that has been silent for longer.
 _LONG_KEEPALIVE_SECONDS: Final = 350
 
 
