@@ -12,6 +12,7 @@ import uvloop
 from psycopg import pq
 
 import helpers
+import pgbouncer
 import servers
 from loopaware_pool.cli.server import EmbeddedServer
 
@@ -71,6 +72,16 @@ def tls_server(pg17_binaries: Path) -> Iterator[servers.TlsServer]:
     """PostgreSQL 17 with TLS, which the binaries of PostgreSQL 18 here are built without."""
     with servers.tls_server(pg17_binaries) as secured:
         yield secured
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_program() -> Path:
+    try:
+        return pgbouncer.find_pgbouncer()
+    except servers.ServerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

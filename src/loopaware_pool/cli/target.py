@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import asyncpg
-import psycopg
 
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
 from loopaware_pool.dsn import may_be_misread
@@ -20,8 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target"]
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+
+
+def _psycopg_error() -> type[Exception]:
+    try:
+        from psycopg import Error
+    except ImportError:  # there is no libpq here: then nobody can meet its errors
+        return OSError
+    return Error
+
+
 # What a server, or the way to it, may answer at any moment.
-CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, psycopg.Error)
+CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, _psycopg_error())
 
 _MALFORMED = (
     "the DSN is not understood: expected postgresql://user:password@host:port/database, "
@@ -39,7 +48,7 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (
         asyncpg.InsufficientPrivilegeError,
-        "the server at {where} forbids it: {reason}; a user who may create a schema is needed",
+        "the server at {where} forbids it: {reason}; a user who may do that is needed",
     ),
     (
         asyncpg.TooManyConnectionsError,
@@ -99,7 +108,7 @@ def open_target(dsn: str | None, *, max_connections: int = 100) -> Iterator[Targ
 
 
 async def _ask_version(dsn: str) -> str:
-    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS)
+    connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_SECONDS, statement_cache_size=0)
     try:
         version: str = await connection.fetchval("SHOW server_version")
         return version.split()[0]

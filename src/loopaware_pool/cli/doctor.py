@@ -1,0 +1,127 @@
+"""
+`python -m loopaware_pool.cli.doctor [DSN]`: does what is here suit the pools that are planned?
+
+It looks at the interpreter, the drivers, the machine and the server, and changes nothing. Exit code 0: nothing above a
+note; 1: a warning or a problem; 2: it could not look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from loopaware_pool.cli.doctor_facts import Facts, Plan
+from loopaware_pool.cli.doctor_findings import Severity
+from loopaware_pool.cli.doctor_host import look_at_host
+from loopaware_pool.cli.doctor_host_checks import check_host
+from loopaware_pool.cli.doctor_output import as_json, show
+from loopaware_pool.cli.doctor_server import look_at_server
+from loopaware_pool.cli.doctor_server_checks import check_server
+from loopaware_pool.cli.doctor_way_checks import check_way
+from loopaware_pool.cli.target import CONNECT_ERRORS, Unusable, explain, open_target
+from loopaware_pool.dsn import hide_passwords
+
+if TYPE_CHECKING:
+    from loopaware_pool.cli.doctor_findings import Finding
+
+__all__ = ["add_arguments", "diagnose", "main", "run"]
+
+_DEFAULT_POOL_SIZE: Final = 10
+_DEFAULT_PROCESSES: Final = 1
+_FOUND: Final = 1
+_CANNOT_LOOK: Final = 2
+_NO_SUCH_SETTING: Final = "async_client_compatibility"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Repeats what it does not understand, but no password."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(hide_passwords(message))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return the exit code: 0, 1 if something is wrong, 2 if it could not look."""
+    parser = _Parser(
+        prog="python -m loopaware_pool.cli.doctor",
+        description="Look whether the environment and the server suit the pools that are planned.",
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to *parser*."""
+    parser.add_argument(
+        "dsn",
+        metavar="DSN",
+        nargs="?",
+        help="postgresql://user:password@host:port/database; without it, an embedded server that ends with the command",
+    )
+    parser.add_argument(
+        "--pool-size",
+        default=str(_DEFAULT_POOL_SIZE),
+        metavar="N",
+        help=f"max_size of the pool in each process (default: {_DEFAULT_POOL_SIZE})",
+    )
+    parser.add_argument(
+        "--processes",
+        default=str(_DEFAULT_PROCESSES),
+        metavar="N",
+        help=f"processes that have such a pool (default: {_DEFAULT_PROCESSES})",
+    )
+    parser.add_argument("--json", action="store_true", help="write an object instead of lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
+    try:
+        plan = Plan(_count("--pool-size", options.pool_size), _count("--processes", options.processes))
+        with open_target(options.dsn) as target:
+            facts = _look(target.dsn, plan)
+    except (ValueError, Unusable) as error:
+        print(f"doctor: {_with_advice(str(error))}", file=sys.stderr)
+        return _CANNOT_LOOK
+    findings = diagnose(facts)
+    if options.json:
+        print(as_json(facts, findings))
+    else:
+        show(target.description, facts, findings)
+    return _FOUND if any(finding.severity > Severity.NOTE for finding in findings) else 0
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Judge what was seen: one finding for each check, in the order of docs/audit.md."""
+    return [*check_host(facts), *check_server(facts), *check_way(facts.way)]
+
+
+def _look(dsn: str, plan: Plan) -> Facts:
+    try:
+        way, server = asyncio.run(look_at_server(dsn))
+    except CONNECT_ERRORS as error:
+        raise Unusable(explain(error, dsn)) from None
+    return Facts(plan, look_at_host(), way, server)
+
+
+def _count(name: str, text: str) -> int:
+    """
+    Read a number of connections, or of processes.
+
+    Raises:
+        ValueError: It is none, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} {text}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def _with_advice(message: str) -> str:
+    if _NO_SUCH_SETTING not in message:
+        return message
+    return f"{message}; no release of PostgreSQL has that setting: take it out of the DSN"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
