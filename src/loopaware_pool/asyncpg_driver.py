@@ -130,6 +130,7 @@ class AsyncpgDriver:
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)
         try:
+            await session.find_out_who_answers()
             session.prepare_reset(await self._initialise(con))
         finally:
             self._unready.discard(session)
@@ -161,11 +162,11 @@ class AsyncpgDriver:
         role = await Connection.fetchval(con, "SELECT pg_catalog.current_setting('role')")
         return None if role == "none" else str(role)
 
-    def warn_once(self, missing: str, consequence: str) -> None:
-        """Log that a private part of asyncpg's or the loop's is not where it was, once per pool."""
+    def warn_once(self, cause: str) -> None:
+        """Log why resets have to be awaited although nobody asked for it, once per pool."""
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("%s not found: %s", missing, consequence)
+            logger.warning("%s: resets are awaited", cause)
 
 
 def _full_name(kind: type) -> str:

@@ -26,10 +26,12 @@ import asyncio
 import struct
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import asyncpg
+
 if TYPE_CHECKING:
     from asyncpg.connection import Connection
 
-__all__ = ["ResetAnswer", "query_message", "reset_statements"]
+__all__ = ["Introduction", "ResetAnswer", "query_message", "reset_statements"]
 
 # The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
 # are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
@@ -201,6 +203,47 @@ class ResetAnswer(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Pass it on."""
         self._protocol.resume_writing()
+
+
+class Introduction:
+    """
+    Hears which process does the work, in the place of a session whose reset it is.
+
+    Args:
+        pid: The process that the server named when the connection was made.
+        answered: Done when that is known.
+
+    Attributes:
+        is_of_announced_process: Whether the answer is that process's own.
+    """
+
+    QUERY: Final = "SELECT pg_catalog.pg_backend_pid();"
+    clean_answer: Final = None
+
+    def __init__(self, pid: int, answered: asyncio.Future[None]) -> None:
+        self.is_of_announced_process = False
+        text = str(pid).encode()
+        self._row = struct.pack("!HI", 1, len(text)) + text  # of one column
+        self._answered = answered
+
+    def learn(self, answer: bytes) -> None:
+        """Hear an answer that has nothing else in it."""
+        self.is_of_announced_process = self._row in answer
+
+    def answered(self) -> None:
+        """Hear that it was the answer."""
+        if not self._answered.done():
+            self._answered.set_result(None)
+
+    def reset_failed(self, _: str) -> None:
+        """Hear that the server does not say, which is an answer, too."""
+        self.answered()
+
+    def lost(self, _: str) -> None:
+        """Hear that there will be none."""
+        if not self._answered.done():
+            error = asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+            self._answered.set_exception(error)
 
 
 def reset_statements(con: Connection, role: str | None) -> list[str]:

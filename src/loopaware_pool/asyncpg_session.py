@@ -20,7 +20,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_reach import Reach
-from loopaware_pool.asyncpg_reset import ResetAnswer, query_message, reset_statements
+from loopaware_pool.asyncpg_reset import Introduction, ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
@@ -70,6 +70,7 @@ class AsyncpgSession:
         "_con",
         "_driver",
         "_identity",
+        "_is_direct",
         "_is_parked",
         "_loop",
         "_message",
@@ -106,6 +107,7 @@ class AsyncpgSession:
         self._reach = reach = Reach(con)
         self._resets = 0
         self._is_parked = False
+        self._is_direct = True
         self._omen: Omen | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
@@ -116,6 +118,31 @@ class AsyncpgSession:
         self._answer: ResetAnswer | None = None
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
+
+    async def find_out_who_answers(self) -> None:
+        """
+        Await resets if the server at the other end is not the one that does the work, as its process id tells.
+
+        A PgBouncer gives a session away as soon as it has answered, whatever has been sent behind: a query behind a
+        reset would be lost, and waited for for ever. Where the answer does not come in one piece, nothing is taken for
+        granted.
+
+        Raises:
+            TimeoutError: There was no answer for `RESET_SECONDS`.
+            asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
+        """
+        con, reach = self._con, self._reach
+        if con is None or not self._resets_in_passing(con) or not reach.can_reset_in_passing:
+            return
+        answered = self._loop.create_future()
+        introduction = Introduction(con.get_server_pid(), answered)
+        answer = ResetAnswer(introduction, reach.transport, reach.protocol, statements=1)
+        answer.expect()
+        answer.is_wanted = True
+        reach.transport.write(query_message(Introduction.QUERY))
+        async with asyncio.timeout(RESET_SECONDS):
+            await answered
+        self._is_direct = introduction.is_of_announced_process
 
     def prepare_reset(self, role: str | None) -> None:
         """Learn how to reset the session to what it is now, *role* included if that is not the one it began with."""
@@ -133,9 +160,16 @@ class AsyncpgSession:
             return None
         reach = self._reach
         if not reach.can_reset_in_passing:
-            self._driver.warn_once("asyncpg's protocol or transport", "resets are awaited")
+            self._driver.warn_once("asyncpg's protocol or transport not found")
+            return None
+        if not self._is_direct:
+            self._driver.warn_once("something stands between the pool and the server, as a PgBouncer does")
             return None
         return ResetAnswer(self, reach.transport, reach.protocol, statements)
+
+    def _resets_in_passing(self, con: Connection) -> bool:
+        """Whether there is a reset, and nobody has asked to wait for it."""
+        return self._driver.session_reset not in ("awaited", "never") and not self._is_custom(con)
 
     def _is_custom(self, con: Connection) -> bool:
         """Whether the user has taken the reset into his own hands."""

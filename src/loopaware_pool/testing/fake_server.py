@@ -2,7 +2,8 @@
 A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte.
 
 It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
-so, and it hangs up. What it answers is a function of the test's.
+so, and it hangs up. What it answers is a function of the test's; which process it is, as the pool asks when it connects,
+it answers by itself.
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ WELCOME: Final = (
     + parameter("DateStyle", "ISO, MDY")
     + parameter("TimeZone", "UTC")
     + message(b"K", bytes(8))
+    + READY
+)
+
+WHICH_PROCESS: Final = "SELECT pg_catalog.pg_backend_pid();"
+# It is the process that its welcome announces: number 0.
+PROCESS_0: Final = (
+    message(b"T", b"\0\1pid\0" + bytes(6) + struct.pack("!IhIh", 23, 4, 0xFFFFFFFF, 0))
+    + message(b"D", struct.pack("!HI", 1, 1) + b"0")
+    + completed("SELECT 1")
     + READY
 )
 
@@ -154,6 +164,9 @@ class FakeClient:
                 self.send(error("0A000", "FATAL", f"the fake server knows simple queries only, not {kind!r}"))
                 return
             query = body[:-1].decode()
+            if query == WHICH_PROCESS:
+                self.send(PROCESS_0)
+                continue
             self.queries.append(query)
             said = answer(self, query)
             if said is not None:
