@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from loopaware_pool.dsn import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
+
+    from rich.console import Console
 
 __all__ = [
     "COMMANDS",
@@ -25,6 +27,7 @@ __all__ = [
     "Unusable",
     "attempt",
     "run_command",
+    "say",
     "waiting_for",
 ]
 
@@ -132,12 +135,29 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+# ---- for people ----
+
+
+def say(text: str, *, style: str) -> None:
+    """Print a line, in *style* at a terminal if rich is installed."""
+    console = _console(sys.stdout)
+    if console is None:
+        print(text)
+    else:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def waiting_for(what: str) -> AbstractContextManager[object]:
-    """Show, to somebody at a terminal who has rich installed, that *what* is under way."""
-    if not sys.stderr.isatty():
-        return nullcontext()
+    """Show, at a terminal and if rich is installed, that *what* is under way."""
+    console = _console(sys.stderr)
+    return nullcontext() if console is None else console.status(f"waiting for {what} ...")
+
+
+def _console(file: TextIO) -> Console | None:
+    if not file.isatty():
+        return None
     try:
         from rich.console import Console
     except ModuleNotFoundError:
-        return nullcontext()
-    return Console(stderr=True).status(what)
+        return None
+    return Console(file=file)
