@@ -16,7 +16,7 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool.audit import AuditUnavailable, FdAudit
 from loopaware_pool.cli.audit_pools import find_factory, open_pool
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from loopaware_pool.audit import OpenFd
 
 __all__ = ["main"]
+
+# Queries of each task before the count starts.
+_WARM_UP: Final = 3
 
 
 def main() -> None:
@@ -87,11 +90,13 @@ async def _burst(factory: Callable[..., Any], dsn: str, queries: int, tasks: int
         async with FdAudit(trace=True) as burst:
             await run_burst(query, operations=queries, tasks=tasks)
         lost = burst.leaked[still_to_open:]
+    leaked = _rows([*lost, *whole.leaked])
     return {
+        "leaked_per_10k": len(leaked) * 10_000 / (queries + _WARM_UP * tasks),
         "fds_before": len(whole.before),
         "fds_after": len(whole.after),
         "fd_delta": whole.delta,
-        "leaked": _rows([*lost, *whole.leaked]),
+        "leaked": leaked,
         "stale_registrations": [asdict(each) for each in dict.fromkeys([*burst.registrations, *whole.registrations])],
         "unseen": list(whole.unseen),
     }
@@ -111,10 +116,11 @@ def _explain(error: Exception, job: dict[str, Any]) -> str:
 
 def _say(error: BaseException) -> str:
     """Say what an error is, and where the innermost line is that it came through, in one line without a password."""
-    said = " ".join("".join(traceback.format_exception_only(error)).split())
+    said = hide_passwords(" ".join(f"{type(error).__qualname__}: {error}".split()))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{hide_passwords(said)}{place}"
+    if isinstance(error, SyntaxError) or not frames:
+        return said
+    return f"{said} ({frames[-1].filename}:{frames[-1].lineno})"
 
 
 # ---- a script ----
