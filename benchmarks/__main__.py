@@ -1,4 +1,4 @@
-"""`python -m benchmarks`, or `loopaware-pool bench`: our pools against what else a user may pick, on both event loops."""
+"""`python -m benchmarks`, or `loopaware-pool bench`: our pools against what else a user may pick, on both loops."""
 
 from __future__ import annotations
 

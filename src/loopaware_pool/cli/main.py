@@ -44,8 +44,9 @@ def _parser() -> Parser:
 def _load(name: str) -> tuple[Any, Any]:
     try:
         module = import_module(f"loopaware_pool.cli.{name}")
-    except ModuleNotFoundError as error:
-        raise Unusable(f"{error.name} is not installed: pip install 'loopaware-pool[cli]'") from error
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise Unusable(f"something is not installed ({reason}): pip install 'loopaware-pool[cli]'") from error
     return module.add_arguments, module.run
 
 
