@@ -15,6 +15,7 @@ from loopaware_pool.cli.audit_apart import run_apart
 from loopaware_pool.cli.audit_pools import OURS, POOLS, find_factory
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command, say, waiting_for
 from loopaware_pool.cli.target import open_target
+from loopaware_pool.dsn import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,7 +115,7 @@ def _audit_script(options: argparse.Namespace) -> dict[str, Any]:
                 f"--{name.replace('_', '-')} is for a burst of queries, not for --script; give one of the two"
             )
     if not os.path.isfile(path):
-        raise Unusable(f"--script {path}: there is no such file; give the path of a Python script")
+        raise Unusable(f"--script {hide_passwords(path)}: there is no such file; give the path of a Python script")
     job = {"script": path, "arguments": options.arguments}
     outcome = run_apart(job, path, timeout_seconds=options.timeout, is_quiet=options.json)
     passed = not outcome["leaked"] and not outcome["stale_registrations"]

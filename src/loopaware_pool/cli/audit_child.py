@@ -154,7 +154,7 @@ class _Script:
             self._globals = runpy.run_path(self._path, run_name="__main__")
         except SystemExit as end:
             if end.code is not None and end.code != 0:
-                self._error = f"{self._path} exited with {end.code!r}; audit a run that succeeds"
+                self._error = f"{self._path} exited with {hide_passwords(repr(end.code))}; audit a run that succeeds"
         except BaseException as error:  # noqa: BLE001 - a script may raise anything
             self._error = f"{self._path} raised {_say(error)}; mend that first"
 

@@ -41,8 +41,8 @@ def find_factory(pool: str) -> Callable[..., Any]:
     Raises:
         Unusable: There is no such pool.
     """
-    module, colon, name = POOLS.get(pool, pool).partition(":")
-    if not (module and colon and name):
+    module, _, name = POOLS.get(pool, pool).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), name)):
         raise Unusable(hide_passwords(f"--pool {pool!r}: no such pool; give {', '.join(POOLS)}, or module:factory"))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
