@@ -154,7 +154,7 @@ STUCK = """
 import pathlib, subprocess, time
 
 def make(dsn):
-    subprocess.Popen(["sleep", "60"])
+    subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pathlib.Path("began").touch()
     time.sleep(60)
 
@@ -241,6 +241,12 @@ class LateLeaky(Leaky):
         while kept:
             await kept.pop().close()
 
+class Late(Bare):
+    async def acquire(self):
+        if next(numbers) in (50, 100):
+            self.free.insert(0, await asyncpg.connect(self.dsn))
+        return await super().acquire()
+
 async def by_coroutine(dsn):
     return await asyncpg.create_pool(dsn, min_size=1, max_size=2)
 
@@ -291,6 +297,13 @@ def test_a_pool_may_be_made_by_any_factory(factory, factories, dsn):
     said = run("audit", dsn, "--pool", f"factories:{factory}", *SMALL, cwd=factories, code=0).stdout
     assert said.startswith(f"factories:{factory}: 200 queries by 5 tasks on 3 connections; asyncio, PostgreSQL ")
     assert said.endswith("\npassed\n")
+
+
+def test_a_pool_may_open_its_connections_one_by_one(factories, dsn):
+    """Those that it opens late are no leak, up to its size."""
+    options = ("--pool", "factories:Late", "--max-leak", "0", "--queries", "200", "--tasks", "1")
+    run("audit", dsn, *options, "--size", "3", cwd=factories, code=0)
+    run("audit", dsn, *options, "--size", "2", cwd=factories, code=1)
 
 
 def test_the_drivers_own_factories_are_such(dsn):
@@ -432,7 +445,8 @@ def test_nothing_a_script_has_started_is_left_running(write, tmp_path):
     number = tmp_path / "pid"
     script = write(
         "import pathlib, subprocess, sys\n"
-        "pathlib.Path(sys.argv[1]).write_text(str(subprocess.Popen(['sleep', '60']).pid))"
+        "sleeper = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(sleeper.pid))"
     )
     run("audit", "--script", script, number, code=0)
     eventually(lambda: not psutil.pid_exists(int(number.read_text())), "it has ended")
