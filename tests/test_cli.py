@@ -24,7 +24,7 @@ from loopaware_pool.cli.demo_scenes import Deadlock, Step
 from loopaware_pool.cli.target import Target
 from running import eventually
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = pytest.mark.both_pythons
 
 ROOT = Path(__file__).parents[1]
 SECRET = "hunter2"
@@ -280,6 +280,7 @@ def factories(write, tmp_path):
     return tmp_path
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("pool", ["ours", "ours-psycopg", "asyncpg", "psycopg_pool"])
 def test_the_pools_that_have_a_name_leave_nothing(pool, loop, dsn):
@@ -395,8 +396,8 @@ def test_a_script_is_run_as_python_runs_it(write, tmp_path):
 
 
 def test_what_a_script_prints_is_not_among_the_json(write):
-    """It goes to the error output."""
-    done = run("audit", "--json", "--script", write("print('hello')"))
+    """It goes to the error output; and what it is given, which may have a password in it, is not told."""
+    done = run("audit", "--json", "--script", write("print('hello')"), f"postgresql://u:{SECRET}@h/d")
     assert json.loads(done.stdout)["passed"]
     assert done.stderr == "hello\n"
 

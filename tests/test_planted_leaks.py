@@ -16,7 +16,7 @@ import pytest
 
 import leaks
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = pytest.mark.both_pythons
 
 HEAD = f"""
 import asyncio, sys

@@ -21,7 +21,7 @@ import gc
 import inspect
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Self
@@ -128,7 +128,9 @@ class FdAudit:
     @property
     def orphaned(self) -> tuple[OpenFd, ...]:
         """
-        What was open when a loop that watched it was closed, with tracing; opened meanwhile, and seen on asyncio only.
+        What was opened meanwhile, and still was when a loop that watched it was closed; with tracing.
+
+        uvloop shows what a reader was added for by hand, and closes all else itself.
 
         It cannot be closed as it should be any more. The garbage collector may close it, sooner or later: then it is
         not among what was left.
@@ -270,10 +272,10 @@ class FdAudit:
 
     def _loop_closes(self, loop: AbstractEventLoop) -> None:
         self._stale_at_close += [stale for stale in stale_registrations(loop) if stale not in self._known_stale]
-        held = held_by(loop)
-        self._orphaned += [
-            _with_line(new) for key, new in open_fds().items() if new.fd in held and key not in self._before
-        ]
+        with suppress(AuditUnavailable):  # to close a loop must not fail because of us
+            new = [each for key, each in open_fds().items() if key not in self._before]
+            held = held_by(loop)
+            self._orphaned += [_with_line(each) for each in new if each.fd in held]
 
     def _latest(self) -> _Outcome:
         return self._look() if self._outcome is None else self._outcome

@@ -119,7 +119,7 @@ def _audit_script(options: argparse.Namespace) -> dict[str, Any]:
     job = {"script": path, "arguments": options.arguments}
     outcome = run_apart(job, path, timeout_seconds=options.timeout, is_quiet=options.json)
     passed = not outcome["leaked"] and not outcome["stale_registrations"]
-    return {**job, **outcome, "passed": passed}
+    return {"script": path, **outcome, "passed": passed}
 
 
 # ---- how it is told ----

@@ -148,7 +148,8 @@ class _Script:
         atexit.unregister(logging.shutdown)
         atexit.register(logging.shutdown)
         sys.argv[:] = [self._path, *self._arguments]
-        sys.path[0] = os.path.dirname(os.path.abspath(self._path))
+        if not sys.flags.safe_path:
+            sys.path[0] = os.path.dirname(os.path.abspath(self._path))
         try:
             # Kept until we have looked: at the end of a program, its globals are still there.
             self._globals = runpy.run_path(self._path, run_name="__main__")
