@@ -82,7 +82,7 @@ bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short r
 	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
-	$(COMPILE) requirements.lock --python-version 3.11 --all-extras --group dev pyproject.toml
+	$(COMPILE) requirements.lock --python-version 3.11 --extra cli --extra uvloop --group dev pyproject.toml
 	printf '%s\n' "sqlalchemy[asyncio]==2.*" "matplotlib==3.*" "memray==1.*" | \
 		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \

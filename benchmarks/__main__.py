@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: loopaware-pool against what else a user may pick, on asyncio and on uvloop."""
+"""`python -m benchmarks`, or `loopaware-pool bench`: our pools against what else a user may pick, on both loops."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import argparse
 import asyncio
 import json
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import asyncpg
 import uvloop
@@ -19,9 +18,9 @@ from benchmarks.contenders import CONNECTIONS, CONTENDERS, Setting
 from benchmarks.lab import Lab, NotHere
 from benchmarks.questions import QUESTIONS
 from benchmarks.report import as_json, goals_table, heat_table
+from loopaware_pool.cli.command import COMMANDS, FINE, Parser, Unusable, attempt
 from loopaware_pool.cli.demo_show import make_console, make_progress, say, say_where
-from loopaware_pool.cli.target import CONNECT_ERRORS, Target, Unusable, explain, open_target
-from loopaware_pool.dsn import hide_passwords
+from loopaware_pool.cli.target import CONNECT_ERRORS, Target, explain, open_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,32 +39,19 @@ QUICK_EFFORT = 0.2
 SERVER_CONNECTIONS = CONNECTIONS * len(CONTENDERS) + 80
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it and without a password."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"benchmarks: {hide_passwords(message)} (see --help)\n")
-
-
 def main() -> int:
     """Run what the command line asks for, and return the exit code."""
-    options = _parse()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        with open_target(options.dsn, max_connections=SERVER_CONNECTIONS + 20) as target:
-            asyncio.run(_refuse_without_room(target.dsn))
-            _run(options, target)
-    except Unusable as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+    def work() -> int:
+        parser = Parser("python -m benchmarks", COMMANDS["bench"])
+        add_arguments(parser)
+        return run(parser.parse_args())
+
+    return attempt("benchmarks", work)
 
 
-def _parse() -> argparse.Namespace:
-    parser = _Parser(prog="python -m benchmarks", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to *parser*."""
     questions, names = [question.name for question in QUESTIONS], [contender.name for contender in CONTENDERS]
     parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
     parser.add_argument("--rounds", type=_rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
@@ -73,12 +59,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", choices=questions, action="append", help="one question; may be repeated")
     parser.add_argument("--contender", choices=names, action="append", help="one contender; may be repeated")
     parser.add_argument("--out", metavar="FOLDER", type=_folder, help="write figures.json and plots to FOLDER")
+    parser.add_argument("--json", action="store_true", help="write an object; what people read is on the error output")
     parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
     options.effort = QUICK_EFFORT if options.quick else 1.0
-    options.contender = options.contender or names
-    return options
+    options.contender = options.contender or [contender.name for contender in CONTENDERS]
+    with open_target(options.dsn, max_connections=SERVER_CONNECTIONS + 20) as target:
+        asyncio.run(_refuse_without_room(target.dsn))
+        _run(options, target)
+    return FINE
 
 
 def _rounds(text: str) -> int:
@@ -110,7 +103,7 @@ async def _refuse_without_room(dsn: str) -> None:
 
 
 def _run(options: argparse.Namespace, target: Target) -> None:
-    console = make_console()
+    console = make_console(sys.stderr if options.json else sys.stdout)
     loops = [options.loop] if options.loop else ["asyncio"] if options.quick else list(LOOPS)
     load = os.getloadavg()[0]
     _say_what(console, target, loops, options, load)
@@ -125,8 +118,10 @@ def _run(options: argparse.Namespace, target: Target) -> None:
         goals = goals_table(loop, heats[loop])
         if goals is not None:
             console.print(goals)
+    report = as_json(target.description, heats, rounds=options.rounds, effort=options.effort, load=load)
+    if options.json:
+        print(json.dumps(report, indent=1))
     if options.out is not None:
-        report = as_json(target.description, heats, rounds=options.rounds, effort=options.effort, load=load)
         (options.out / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
         written = plots.draw(report, options.out)
         console.print(f"Written to {options.out}: figures.json {' '.join(written)}", markup=False)

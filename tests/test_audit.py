@@ -619,6 +619,28 @@ def test_what_was_stale_before_is_not_the_blocks_fault(runner):
     runner.run(main())
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_a_loop_held_when_it_was_closed_is_orphaned(dsn):
+    """With its line; that the collector closes it afterwards is why it is not left."""
+
+    async def main():
+        await leaks.pool_not_closed(dsn, AsyncExitStack())
+
+    with FdAudit(trace=True) as audit:
+        asyncio.run(main())
+    assert audit.is_clean
+    assert {fd.opened_at for fd in audit.orphaned} == {leaks.line_of("pool_not_closed") + "in pool_not_closed"}
+    assert [fd.kind for fd in audit.orphaned] == ["socket", "socket"]
+
+
+@pytest.mark.parametrize("program", leaks.CLEAN, ids=lambda program: program.__name__)
+def test_a_clean_program_orphans_nothing(program, dsn, loop_factory):
+    """Nor does a loop's own machinery count."""
+    with FdAudit(trace=True) as audit, asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(program(dsn))
+    assert audit.orphaned == ()
+
+
 # ---- per so many ----
 
 

@@ -75,6 +75,7 @@ READING_ORDER = (
     "psycopg_lease",
     "psycopg_surface",
     "psycopg",
+    "__main__",
 )
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
 PURE = (

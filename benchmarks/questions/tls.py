@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.servers import ServerUnavailable, postgresql_17, tls_server
-
 from benchmarks.contenders import ASYNCPG, BARE_ASYNCPG, OURS, OURS_PSYCOPG, OURS_WHEN_DIRTY, PSYCOPG_POOL, Setting
 from benchmarks.lab import NotHere, Question, bursts_of, label
 
@@ -19,6 +17,10 @@ TASKS = (1, 10)
 
 async def ask(lab: Lab) -> list[Heat]:
     """Of both drivers."""
+    try:
+        from tests.servers import ServerUnavailable, postgresql_17, tls_server
+    except ModuleNotFoundError:
+        raise NotHere("its server is a part of the project's tests, which are in its sources only") from None
     heats = []
     try:
         binaries = postgresql_17()

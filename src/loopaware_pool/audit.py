@@ -21,7 +21,7 @@ import gc
 import inspect
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Self
@@ -34,6 +34,7 @@ from loopaware_pool.audit_registrations import (
     Registration,
     Registrations,
     closing_fds,
+    held_by,
     left,
     open_loops,
     stale_registrations,
@@ -90,6 +91,7 @@ class FdAudit:
         self._excluded: set[Hashable] = set()
         self._known_stale: set[Registration] = set()
         self._stale_at_close: list[Registration] = []
+        self._orphaned: list[OpenFd] = []
         self._watched: WeakKeyDictionary[AbstractEventLoop, set[tuple[int, int]]] = WeakKeyDictionary()
         self._loop: AbstractEventLoop | None = None
         self._had_uvloop = False
@@ -122,6 +124,18 @@ class FdAudit:
     def registrations(self) -> Registrations:
         """Entries that were left in selectors; while the audit runs, that would be."""
         return self._latest().registrations
+
+    @property
+    def orphaned(self) -> tuple[OpenFd, ...]:
+        """
+        What was opened meanwhile, and still was when a loop that watched it was closed; with tracing.
+
+        uvloop shows what a reader was added for by hand, and closes all else itself.
+
+        It cannot be closed as it should be any more. The garbage collector may close it, sooner or later: then it is
+        not among what was left.
+        """
+        return tuple(self._orphaned)
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -186,6 +200,7 @@ class FdAudit:
         """
         self._outcome = None
         self._stale_at_close.clear()
+        self._orphaned.clear()
         self._had_uvloop = open_what_is_kept()
         if self._collect_garbage and collect_first:
             gc.collect()
@@ -257,6 +272,10 @@ class FdAudit:
 
     def _loop_closes(self, loop: AbstractEventLoop) -> None:
         self._stale_at_close += [stale for stale in stale_registrations(loop) if stale not in self._known_stale]
+        with suppress(AuditUnavailable):  # to close a loop must not fail because of us
+            new = [each for key, each in open_fds().items() if key not in self._before]
+            held = held_by(loop)
+            self._orphaned += [_with_line(each) for each in new if each.fd in held]
 
     def _latest(self) -> _Outcome:
         return self._look() if self._outcome is None else self._outcome

@@ -38,6 +38,7 @@ __all__ = [
     "Registrations",
     "Watch",
     "closing_fds",
+    "held_by",
     "left",
     "open_loops",
     "stale_registrations",
@@ -184,6 +185,11 @@ def watches(loop: AbstractEventLoop) -> dict[int, Watch]:
         for fd, watch in _look(loop).entries.items()
         if fd not in own and not any(_is_the_loops(callback) for callback in watch.callbacks)
     }
+
+
+def held_by(loop: AbstractEventLoop) -> set[int]:
+    """List the fds that *loop* watches, its transports' included; but its own, and those that it is about to close."""
+    return _look(loop).entries.keys() - _own_fds(loop) - closing_fds(loop)
 
 
 def left(loop: AbstractEventLoop, fd: int, watch: Watch) -> Registration | None:

@@ -100,10 +100,13 @@ class Wakeup:
             self._callback = self.context = None
             self._crowd.waiting -= 1
 
-    # ---- what a task asks ----
+    # ---- what a task asks, and the audit ----
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         return self._loop
+
+    def done(self) -> bool:
+        return self._callback is None
 
     def add_done_callback(self, callback: Callable[[Self], object], *, context: contextvars.Context) -> None:
         self._callback = callback

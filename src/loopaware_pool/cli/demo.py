@@ -1,80 +1,67 @@
 """
-`python -m loopaware_pool.cli.demo [DSN]`: the pools beside the drivers' own, in less than a minute.
+`loopaware-pool demo [DSN]`: the pools beside the drivers' own, in less than a minute.
 
 Without a DSN it runs on an embedded PostgreSQL, for which nothing needs to be installed or configured.
 """
 
 from __future__ import annotations
 
-import argparse
-import signal
+import json
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from loopaware_pool.cli.target import CONNECT_ERRORS, Unusable, explain, open_target
-from loopaware_pool.dsn import hide_passwords
+from loopaware_pool.cli import demo_figures
+from loopaware_pool.cli.command import FINE, Unusable, run_command, waiting_for
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, open_target
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
 
-_CANNOT_RUN = 2
-_INTERRUPTED = 130
+    from loopaware_pool.cli.target import Target
 
-
-class _Parser(argparse.ArgumentParser):
-    """Repeats what it does not understand, but no password."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(hide_passwords(message))
+__all__ = ["add_arguments", "main", "run"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo and return the exit code: 0, 2 if there is no server to run on, 130 if interrupted."""
-    dsn = _parse(arguments)
-    # A CI job that is cancelled gets SIGTERM: end as for Ctrl-C, server, table and all.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        _run(dsn)
-    except Unusable as error:
-        return _complain(str(error))
-    except KeyboardInterrupt:
-        print("\nInterrupted; everything the demo started is gone.", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read the output has gone, as `| head` does
-        return 0
-    return 0
+    """Run the demo and return the exit code."""
+    return run_command("demo", lambda: (add_arguments, run), arguments)
 
 
-def _parse(arguments: list[str] | None) -> str | None:
-    parser = _Parser(
-        prog="python -m loopaware_pool.cli.demo",
-        description="Show loopaware-pool at work beside the drivers' own pools.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to *parser*."""
     parser.add_argument(
         "dsn",
         metavar="DSN",
         nargs="?",
         help="postgresql://user:password@host:port/database; without it, an embedded server that ends with the demo",
     )
-    dsn: str | None = parser.parse_args(arguments).dsn
-    return dsn
+    parser.add_argument("--json", action="store_true", help="write the figures, an object, instead of tables")
 
 
-def _run(dsn: str | None) -> None:
-    try:
-        from loopaware_pool.cli import demo_show
-    except ModuleNotFoundError as error:
-        raise Unusable(f"{error.name} is not installed: pip install 'loopaware-pool[demo]'") from None
-    with open_target(dsn) as target:
+def run(options: argparse.Namespace) -> int:
+    """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
+    show = _write if options.json else _shower()
+    with open_target(options.dsn) as target:
         try:
-            demo_show.show(target)
+            show(target)
         except CONNECT_ERRORS as error:
             raise Unusable(explain(error, target.dsn)) from None
+    return FINE
 
 
-def _complain(message: str) -> int:
-    print(f"demo: {message}", file=sys.stderr)
-    return _CANNOT_RUN
+def _write(target: Target) -> None:
+    with waiting_for("the demo, for up to a minute"):
+        figures = demo_figures.gather(target)
+    print(json.dumps(figures, indent=2))
+
+
+def _shower() -> Callable[[Target], None]:
+    try:
+        from loopaware_pool.cli.demo_show import show
+    except ModuleNotFoundError as error:
+        raise Unusable(f"{error.name} is not installed: pip install 'loopaware-pool[cli]'") from None
+    return show
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import platform
 import textwrap
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import asyncpg
 import psycopg
@@ -33,10 +33,10 @@ __all__ = ["format_ratio", "make_console", "make_table", "say", "say_where", "sh
 LOG_WIDTH = 100
 
 
-def make_console() -> Console:
-    """Make a console that is as wide as the terminal, or `LOG_WIDTH` columns where there is none."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+def make_console(file: TextIO | None = None) -> Console:
+    """Make a console for *file*, by default the output; as wide as the terminal, or `LOG_WIDTH` where there is none."""
+    console = Console(file=file, highlight=False)
+    return console if console.is_terminal else Console(file=file, highlight=False, width=LOG_WIDTH)
 
 
 def make_table(*headers: str) -> Table:

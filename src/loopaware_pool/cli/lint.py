@@ -1,43 +1,37 @@
 """
-`python -m loopaware_pool.cli.lint PATHS`: find, in source, how programs come to leak connections and registrations.
+`loopaware-pool lint PATHS`: find, in source, how programs come to leak connections and registrations.
 
 It reads files; it imports none. Exit code 0: nothing found; 1: something was; 2: it could not look.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from loopaware_pool.cli.command import FINE, FOUND, run_command
 from loopaware_pool.cli.lint_checker import check_source
 from loopaware_pool.cli.lint_config import LintConfig, LintConfigError, check_codes, find_config, read_config
 from loopaware_pool.cli.lint_output import FORMATS
 from loopaware_pool.cli.lint_rules import RULES
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
     from loopaware_pool.cli.lint_rules import Finding
 
 __all__ = ["add_arguments", "lint_paths", "main", "run"]
 
-_FOUND: Final = 1
-_CANNOT_LOOK: Final = 2
 # Never looked into unless named: what is in there is somebody else's, or made.
 _PASSED_OVER: Final = frozenset({"__pycache__", "build", "dist", "node_modules", "site-packages", "venv"})
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 1 if something was found, 2 if it could not look."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loopaware_pool.cli.lint",
-        description="Find how a program comes to leak connections and registrations, in its source.",
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
+    return run_command("lint", lambda: (add_arguments, run), arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,17 +49,12 @@ def run(options: argparse.Namespace) -> int:
     """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
     if options.rules:
         print("\n".join(f"{rule.code}  {rule.title}" for rule in RULES.values()))
-        return 0
-    try:
-        config = _config(options)
-        findings, files = lint_paths([Path(path) for path in options.paths or ["."]], config)
-    except LintConfigError as error:
-        print(f"lint: {error}", file=sys.stderr)
-        return _CANNOT_LOOK
+        return FINE
+    findings, files = lint_paths([Path(path) for path in options.paths or ["."]], _config(options))
     written = FORMATS[options.format](findings, files)
     if written:
         print(written)
-    return _FOUND if findings else 0
+    return FOUND if findings else FINE
 
 
 def lint_paths(paths: Sequence[Path], config: LintConfig | None = None) -> tuple[list[Finding], int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, Final
 
+from loopaware_pool.cli.command import Unusable
 from loopaware_pool.cli.lint_rules import RULES
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["LintConfig", "LintConfigError", "find_config", "read_config"]
 _TABLE: Final = "tool.loopaware-pool.lint"
 
 
-class LintConfigError(Exception):
+class LintConfigError(Unusable):
     """The configuration cannot be used; the message says in one line why."""
 
 

@@ -1,5 +1,5 @@
 """
-`python -m loopaware_pool.cli.probe DSN`: is the server alive? One connection, one query, within a time, nothing left.
+`loopaware-pool probe DSN`: is the server alive? One connection, one query, within a time, nothing left.
 
 Exit code 0: it answered, and every fd was closed; 1: it did not, or one was not; 2: the DSN is not understood.
 In a program: `(await probe(dsn, timeout=2)).is_alive`.
@@ -7,7 +7,6 @@ In a program: `(await probe(dsn, timeout=2)).is_alive`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -15,19 +14,21 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
 from loopaware_pool.audit import AuditUnavailable, FdAudit
+from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.target import CONNECT_ERRORS, explain
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["ProbeResult", "add_arguments", "main", "probe", "run"]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _MISUNDERSTOOD = (asyncpg.ClientConfigurationError, ValueError, OverflowError)
-_NOT_ALIVE: Final = 1
-_CANNOT_ASK: Final = 2
 # What a loop needs to end, once the time is up.
 _SLACK_SECONDS: Final = 0.5
 
@@ -103,11 +104,7 @@ def _reason(error: BaseException, dsn: str, timeout: float) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loopaware_pool.cli.probe", description="Ask a PostgreSQL server whether it is alive."
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
+    return run_command("probe", lambda: (add_arguments, run), arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +126,9 @@ def run(options: argparse.Namespace) -> int:
     attempt.start()
     attempt.join(max(options.timeout, 0) + _SLACK_SECONDS)
     if attempt.misunderstood is not None:
-        print(f"probe: {attempt.misunderstood}", file=sys.stderr)
-        return _CANNOT_ASK
+        raise Unusable(attempt.misunderstood)
     print(json.dumps(asdict(attempt.result)) if options.json else _line(attempt.result))
-    code = 0 if attempt.result.is_alive and not attempt.result.fds_left else _NOT_ALIVE
+    code = FINE if attempt.result.is_alive and not attempt.result.fds_left else FOUND
     if attempt.is_alive():
         # A name is still being looked up, which cannot be called off: the interpreter would wait for it.
         sys.stdout.flush()

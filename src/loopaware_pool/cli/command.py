@@ -1,0 +1,163 @@
+"""What all commands have in common: names, parsing, being interrupted, and saying what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
+
+from loopaware_pool.dsn import hide_passwords
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+__all__ = [
+    "COMMANDS",
+    "COULD_NOT",
+    "FINE",
+    "FOUND",
+    "INTERRUPTED",
+    "Parser",
+    "Unusable",
+    "attempt",
+    "run_command",
+    "say",
+    "waiting_for",
+]
+
+COMMANDS: Final = {
+    "demo": "show the pools at work beside the drivers' own, in less than a minute",
+    "audit": "find what a pool, or a script, leaves open",
+    "doctor": "look at the environment and the server, and say what to mend",
+    "lint": "find, in source, how programs come to leak connections",
+    "probe": "ask a server whether it is alive",
+    "top": "watch a running pool",
+    "bench": "measure the pools against others",
+}
+FINE: Final = 0
+FOUND: Final = 1
+COULD_NOT: Final = 2
+INTERRUPTED: Final = 130
+_EXIT_CODES: Final = "exit codes: 0: fine; 1: it found something; 2: it could not do it; 130: interrupted"
+
+
+class Unusable(Exception):
+    """A command cannot do its work; the message says in one line why, and what to do. It shows no password."""
+
+
+class Parser(argparse.ArgumentParser):
+    """
+    Says what is wrong in one line, without the usage before it and without a password.
+
+    Args:
+        prog: What the command is called; its last word stands before what is wrong.
+        description: What it does.
+    """
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, epilog=_EXIT_CODES, formatter_class=_make_formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line, and exit with 2."""
+        self.exit(COULD_NOT, f"{self.prog.split()[-1]}: {hide_passwords(message)} (see --help)\n")
+
+
+def _make_formatter(prog: str) -> argparse.HelpFormatter:
+    """Have help in colour where rich-argparse is installed. It is asked for only when help is."""
+    try:
+        from rich_argparse import RawDescriptionRichHelpFormatter
+    except ModuleNotFoundError:
+        return argparse.RawDescriptionHelpFormatter(prog)
+    return RawDescriptionRichHelpFormatter(prog)
+
+
+def run_command(
+    name: str,
+    load: Callable[[], tuple[Callable[[argparse.ArgumentParser], object], Callable[[argparse.Namespace], int]]],
+    arguments: Sequence[str] | None,
+) -> int:
+    """
+    Run one of `COMMANDS`.
+
+    Args:
+        name: Which.
+        load: Gives what adds the command's arguments to a parser, and what runs it with the options they make.
+        arguments: What follows the command's name; None for those of this process.
+
+    Returns:
+        The exit code.
+    """
+
+    def work() -> int:
+        add_arguments, run = load()
+        parser = Parser(f"loopaware-pool {name}", f"{COMMANDS[name].capitalize()}.")
+        add_arguments(parser)
+        return run(parser.parse_args(arguments))
+
+    return attempt(name, work)
+
+
+def attempt(name: str, work: Callable[[], int]) -> int:
+    """
+    Do a command's *work*, and turn what may end it into an exit code, and a line on the error output.
+
+    SIGTERM, which a CI job that is cancelled gets, ends it as Ctrl-C does: what it has started is stopped.
+    """
+    try:
+        with _sigterm_as_ctrl_c():
+            code = work()
+            sys.stdout.flush()
+    except Unusable as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return COULD_NOT
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; nothing it has started is left running", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone, as `| head` does. Python flushes once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return COULD_NOT
+    return code
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- for people ----
+
+
+def say(text: str, *, style: str) -> None:
+    """Print a line, in *style* at a terminal if rich is installed."""
+    console = _console(sys.stdout)
+    if console is None:
+        print(text)
+    else:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def waiting_for(what: str) -> AbstractContextManager[object]:
+    """Show, at a terminal and if rich is installed, that *what* is under way."""
+    console = _console(sys.stderr)
+    return nullcontext() if console is None else console.status(f"waiting for {what} ...")
+
+
+def _console(file: TextIO) -> Console | None:
+    if not file.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:
+        return None
+    return Console(file=file)
