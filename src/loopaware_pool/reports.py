@@ -78,8 +78,9 @@ class Reporter:
 
     def lease_of(self, slot: Slot, now: float) -> LeaseInfo:
         """Say who holds *slot*."""
-        task = slot.holder() if slot.holder is not None else None
-        return LeaseInfo(now - slot.since, None if task is None else task.get_name(), _line(slot))
+        holder = slot.holder  # read once: another thread may ask while its loop takes the connection back
+        task = holder() if holder is not None else None
+        return LeaseInfo(max(now - slot.since, 0.0), None if task is None else task.get_name(), _line(slot))
 
     def leases(self, slots: Iterable[Slot]) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""
@@ -88,14 +89,15 @@ class Reporter:
         return [self.lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
 
     def row(self, slot: Slot, loop: asyncio.AbstractEventLoop) -> ConnectionReport:
-        """Describe a connection."""
-        identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
+        """Describe a connection. From any thread: it may change meanwhile, or be gone, connected or not."""
+        state, session = slot.state, getattr(slot, "session", None)
+        identity = None if session is None else session.identity
         return ConnectionReport(
             identity=identity,
             loop=self._label,
-            state=slot.state.value,
+            state=state.value,
             registered=None if identity is None else is_watched(loop, identity.fd),
-            lease=self.lease_of(slot, monotonic()) if slot.state is SlotState.LENT else None,
+            lease=self.lease_of(slot, monotonic()) if state is SlotState.LENT else None,
         )
 
     def _tell(self, kind: type[PoolEvent], *facts: object) -> None:
