@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from loopaware_pool.cli.top_page import as_text, heading, make_pages
+from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
 from loopaware_pool.cli.top_source import NoView, Source
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ __all__ = ["add_arguments", "main", "run"]
 DEFAULT_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 86400.0
-_ALL: Final = sys.maxsize
+_EVERYTHING: Final = Room(holders=sys.maxsize, place=sys.maxsize)
 _CANNOT_LOOK: Final = 2
 
 
@@ -109,7 +109,7 @@ def _repeat(source: Source, options: argparse.Namespace, write: Callable[[Snapsh
 
 
 def _plain(source: Source, now: Snapshot, before: Snapshot | None) -> str:
-    pages = make_pages(now, before, most_holders=_ALL)
+    pages = make_pages(now, before, _EVERYTHING)
     return "\n\n".join([heading(now, str(source.address)), *map(as_text, pages)]) + "\n"
 
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from loopaware_pool.live_snapshot import PoolSnapshot, Snapshot
     from loopaware_pool.stats import ConnectionReport, LoopStats, PoolStats
 
-__all__ = ["Page", "Table", "as_text", "make_page"]
+__all__ = ["Page", "Room", "Table", "as_text", "heading", "make_pages"]
 
 _GAP: Final = "  "
 _UNKNOWN: Final = "-"
-_LONGEST_PLACE: Final = 60
+_STATES: Final = ("lent", "idle", "connecting", "resetting", "closing", "waiting")
+_EVENTS: Final = ("acquired", "waited", "timed out", "refused", "opened", "closed", "errors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,49 +54,31 @@ class Page:
     footnote: str = ""
 
 
-def make_page(pool: PoolSnapshot, before: PoolSnapshot | None, seconds: float, *, most_holders: int) -> Page:
+@dataclass(frozen=True, slots=True)
+class Room:
     """
-    Tell of one pool.
+    How much there is room for.
+
+    Attributes:
+        holders: How many leases of a pool are listed.
+        place: How many characters of a file, line and function; the end tells more.
+    """
+
+    holders: int
+    place: int
+
+
+def make_pages(now: Snapshot, before: Snapshot | None, room: Room) -> list[Page]:
+    """
+    Tell of all pools.
 
     Args:
-        pool: As it is now.
-        before: As it was; None if nobody looked. Then all numbers are since the pool was made.
-        seconds: How long ago that was.
-        most_holders: How many leases are listed.
+        now: As they are.
+        before: As they were; None if nobody looked. Then what has happened is counted since each pool was made.
+        room: How much there is room for.
     """
-    earlier = before.stats if before is not None else None
-    if seconds <= 0:
-        earlier = None
-    leases = sorted((row for row in pool.connections if row.lease is not None), key=_held, reverse=True)
-    tables = [_states(pool.stats), _activity(pool.stats, earlier, seconds)]
-    if len(pool.stats.loops) > 1:
-        tables.append(_loops(pool.stats, earlier, seconds))
-    if leases:
-        tables.append(_holders(leases[:most_holders]))
-    left_out = len(leases) - most_holders
-    return Page(
-        f"pool {_printable(pool.stats.name)}",
-        tuple(tables),
-        f"and {left_out} more" if left_out > 0 else "" if leases else "no connection is lent",
-    )
-
-
-def pairs(now: Snapshot, before: Snapshot | None) -> list[tuple[PoolSnapshot, PoolSnapshot | None]]:
-    """Put each pool beside what it was before: those of one process that have the same name, in their order."""
-    left = [*before.pools] if before is not None and before.pid == now.pid else []
-    found: list[tuple[PoolSnapshot, PoolSnapshot | None]] = []
-    for pool in now.pools:
-        match = next((other for other in left if other.stats.name == pool.stats.name), None)
-        if match is not None:
-            left.remove(match)
-        found.append((pool, match))
-    return found
-
-
-def make_pages(now: Snapshot, before: Snapshot | None, *, most_holders: int) -> list[Page]:
-    """Tell of all pools; see `make_page`."""
     seconds = now.monotonic - before.monotonic if before is not None else 0.0
-    return [make_page(pool, earlier, seconds, most_holders=most_holders) for pool, earlier in pairs(now, before)]
+    return [_make_page(pool, earlier, seconds, room) for pool, earlier in _pairs(now, before)]
 
 
 def heading(now: Snapshot, address: str) -> str:
@@ -110,42 +93,63 @@ def as_text(page: Page) -> str:
     return "\n\n".join([page.title, *blocks]) + (f"\n{page.footnote}" if page.footnote else "")
 
 
+# ---- pages ----
+
+
+def _pairs(now: Snapshot, before: Snapshot | None) -> list[tuple[PoolSnapshot, PoolSnapshot | None]]:
+    """Put each pool beside what it was before: those of one process that have the same name, in their order."""
+    left = [*before.pools] if before is not None and before.pid == now.pid else []
+    found: list[tuple[PoolSnapshot, PoolSnapshot | None]] = []
+    for pool in now.pools:
+        match = next((other for other in left if other.stats.name == pool.stats.name), None)
+        if match is not None:
+            left.remove(match)
+        found.append((pool, match))
+    return found
+
+
+def _make_page(pool: PoolSnapshot, before: PoolSnapshot | None, seconds: float, room: Room) -> Page:
+    earlier = before.stats if before is not None and seconds > 0 else None
+    leases = sorted((row for row in pool.connections if row.lease is not None), key=_held, reverse=True)
+    tables = [_states(pool.stats, earlier), _activity(pool.stats, earlier, seconds)]
+    if len(pool.stats.loops) > 1:
+        tables.append(_loops(pool.stats, earlier, seconds))
+    if leases:
+        tables.append(_holders(leases[: room.holders], room.place, has_loops=len(pool.stats.loops) > 1))
+    left_out = len(leases) - room.holders
+    footnote = f"and {left_out} more" if left_out > 0 else "" if leases else "no connection is lent"
+    return Page(f"pool {_printable(pool.stats.name)}", tuple(tables), footnote)
+
+
 # ---- tables ----
 
 
-def _states(stats: PoolStats) -> Table:
+def _states(stats: PoolStats, earlier: PoolStats | None) -> Table:
+    passed = _passed(stats, earlier)
+    ended = passed.acquired - stats.lent + (0 if earlier is None else earlier.lent)
     counts = (
         f"{stats.lent}/{stats.max_size}",
         *(f"{sum(getattr(loop, name) for loop in stats.loops)}" for name in _STATES[1:]),
+        _mean(passed.waited_seconds, passed.waited),
+        _mean(passed.used_seconds, ended),
     )
-    return Table(_STATES, (counts,))
-
-
-_STATES: Final = ("lent", "idle", "connecting", "resetting", "closing", "waiting")
-_EVENTS: Final = ("acquired", "waited", "timed out", "refused", "cancelled", "opened", "closed", "errors")
+    return Table((*_STATES, "mean wait", "mean use"), (counts,))
 
 
 def _activity(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table:
-    now, then = _total(stats), Counters() if earlier is None else _total(earlier)
-    passed = _difference(now, then)
-    ended = passed.acquired - stats.lent + (0 if earlier is None else earlier.lent)
+    passed = _passed(stats, earlier)
     counts = (
         passed.acquired,
         passed.waited,
         passed.timed_out,
         passed.refused + passed.shed,
-        passed.cancelled,
         passed.opened,
         passed.closed,
         passed.connect_failures + passed.reset_failures + passed.returned_dead,
     )
-    figures = (
-        *(f"{count:,}" if earlier is None else _rate(count, seconds) for count in counts),
-        _mean(passed.waited_seconds, passed.waited),
-        _mean(passed.used_seconds, ended),
-    )
-    unit = "" if earlier is None else "/s"
-    return Table((*(f"{name}{unit}" for name in _EVENTS), "mean wait", "mean use"), (figures,))
+    if earlier is None:
+        return Table((*_EVENTS, ""), ((*(f"{count:,}" for count in counts), "so far"),), words=1)
+    return Table((*_EVENTS, ""), ((*(_rate(count, seconds) for count in counts), "per second"),), words=1)
 
 
 def _loops(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table:
@@ -156,20 +160,21 @@ def _loops(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table
         count = f"{acquired:,}" if earlier is None else _rate(acquired - then.get(loop.loop, 0), seconds)
         return (*(f"{getattr(loop, name)}" for name in _STATES), count, _printable(loop.loop))
 
-    unit = "" if earlier is None else "/s"
-    return Table((*_STATES, f"acquired{unit}", "loop"), tuple(map(row, stats.loops)), words=1)
+    return Table((*_STATES, "acquired", "loop"), tuple(map(row, stats.loops)), words=1)
 
 
-def _holders(leases: Sequence[ConnectionReport]) -> Table:
-    return Table(("held for", "fd", "task", "acquired at", "loop"), tuple(map(_holder, leases)), words=3)
+def _holders(leases: Sequence[ConnectionReport], place: int, *, has_loops: bool) -> Table:
+    words = 3 if has_loops else 2
+    rows = tuple(_holder(row, place)[: 2 + words] for row in leases)
+    return Table(("held for", "fd", "task", "acquired at", "loop")[: 2 + words], rows, words)
 
 
-def _holder(row: ConnectionReport) -> tuple[str, ...]:
+def _holder(row: ConnectionReport, place: int) -> tuple[str, ...]:
     lease = row.lease
     task = _UNKNOWN if lease is None else lease.task or "(has ended)"
     where = _UNKNOWN if lease is None or lease.where is None else lease.where
     fd = _UNKNOWN if row.identity is None else f"{row.identity.fd}"
-    return _age(_held(row)), fd, _printable(task), _shorten(_printable(where)), _printable(row.loop)
+    return _age(_held(row)), fd, _printable(task), _shorten(_printable(where), place), _printable(row.loop.partition(" ")[0])
 
 
 def _held(row: ConnectionReport) -> float:
@@ -179,14 +184,19 @@ def _held(row: ConnectionReport) -> float:
 # ---- figures ----
 
 
+def _passed(stats: PoolStats, earlier: PoolStats | None) -> Counters:
+    """
+    Count what has happened since *earlier*, on all loops.
+
+    Never below zero: the numbers of a loop that is ending are, for a moment, in neither place.
+    """
+    now, then = _total(stats), Counters() if earlier is None else _total(earlier)
+    return Counters(**{name: max(getattr(now, name) - getattr(then, name), 0) for name in _names()})
+
+
 def _total(stats: PoolStats) -> Counters:
     parts = [stats.ended, *(loop.counters for loop in stats.loops)]
     return Counters(**{name: sum(getattr(part, name) for part in parts) for name in _names()})
-
-
-def _difference(now: Counters, then: Counters) -> Counters:
-    """Never below zero: the numbers of a loop that is ending are, for a moment, in neither place."""
-    return Counters(**{name: max(getattr(now, name) - getattr(then, name), 0) for name in _names()})
 
 
 def _names() -> Iterable[str]:
@@ -220,9 +230,9 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def _shorten(place: str) -> str:
-    """Keep the end, which tells more: the line and the function."""
-    return place if len(place) <= _LONGEST_PLACE else "..." + place[3 - _LONGEST_PLACE :]
+def _shorten(place: str, length: int) -> str:
+    """Keep the end."""
+    return place if len(place) <= length else "..." + place[len(place) - length + 3 :]
 
 
 def _lines(table: Table) -> list[str]:

@@ -9,13 +9,12 @@ import sys
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from loopaware_pool.cli.top_page import heading, make_pages
+from loopaware_pool.cli.top_page import Room, heading, make_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["print_once", "watch"]
 
-# Lines of a pool's page other than leases, and of the page's head.
+# What a pool's page takes besides its leases and loops: a title, four lines of tables, blank ones, headers, a footnote.
 _LINES_OF_A_POOL: Final = 11
-_LINES_OF_THE_HEAD: Final = 3
+_LINES_OF_THE_HEAD: Final = 1
 _FEWEST_HOLDERS: Final = 3
+# What a row takes besides the place of its acquire, if names are not long.
+_COLUMNS_OF_A_HOLDER: Final = 42
+_SHORTEST_PLACE: Final = 20
 _WORRYING: Final = ("waiting", "timed out", "refused", "errors")
 _NOTHING: Final = ("0", "-")
 
@@ -39,7 +41,7 @@ _NOTHING: Final = ("0", "-")
 def print_once(source: Source) -> None:
     """Print what there is to see now."""
     console = Console(highlight=False)
-    console.print(_render(source, source.fetch(), None, most_holders=sys.maxsize))
+    console.print(_render(source, source.fetch(), None, Room(sys.maxsize, _place(console.width))))
 
 
 def watch(source: Source, interval: float) -> None:
@@ -57,51 +59,53 @@ def watch(source: Source, interval: float) -> None:
     console = Console(highlight=False)
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            most_holders = _room(console.height, now)
-            live.update(
-                _render(source, now, before, most_holders=most_holders, has_keys=keys is not None), refresh=True
-            )
+            room = Room(_holders(console.height, now), _place(console.width))
+            live.update(_render(source, now, before, room, has_keys=keys is not None), refresh=True)
             if _is_ended(keys, interval):
                 return
             now, before = source.fetch(), now
 
 
-def _room(height: int, now: Snapshot) -> int:
+def _holders(height: int, now: Snapshot) -> int:
     """How many leases of each pool there is room for."""
-    pools = max(len(now.pools), 1)
     loops = sum(len(pool.stats.loops) + 2 for pool in now.pools if len(pool.stats.loops) > 1)
-    return max((height - _LINES_OF_THE_HEAD - loops) // pools - _LINES_OF_A_POOL, _FEWEST_HOLDERS)
+    lines = (height - _LINES_OF_THE_HEAD - loops) // max(len(now.pools), 1)
+    return max(lines - _LINES_OF_A_POOL, _FEWEST_HOLDERS)
+
+
+def _place(width: int) -> int:
+    return max(width - _COLUMNS_OF_A_HOLDER, _SHORTEST_PLACE)
 
 
 # ---- looks ----
 
 
 def _render(
-    source: Source, now: Snapshot, before: Snapshot | None, *, most_holders: int, has_keys: bool = False
+    source: Source, now: Snapshot, before: Snapshot | None, room: Room, *, has_keys: bool = False
 ) -> RenderableType:
     head = Text(heading(now, str(source.address)), style="dim")
     if has_keys:
         head.append("  q ends")
-    pages = make_pages(now, before, most_holders=most_holders)
-    return Group(head, *(part for page in pages for part in _page(page)))
+    return Group(head, *(part for page in make_pages(now, before, room) for part in _page(page)))
 
 
 def _page(page: Page) -> Iterator[RenderableType]:
     yield Text()
     yield Text(page.title, style="bold cyan")
-    for table in page.tables:
+    for number, table in enumerate(page.tables):
+        if number:
+            yield Text()
         yield _table(table)
     if page.footnote:
         yield Text(page.footnote, style="dim")
 
 
 def _table(table: Table) -> RichTable:
-    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    made = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     figures = len(table.headers) - table.words
     for number, header in enumerate(table.headers):
-        made.add_column(
-            Text(header), justify="right" if number < figures else "left", no_wrap=number < figures, overflow="fold"
-        )
+        # Where it is narrow, rich takes from columns that may wrap; the cells of these have an ellipsis instead.
+        made.add_column(header, justify="right" if number < figures else "left", no_wrap=number < figures)
     for row in table.rows:
         made.add_row(*(_cell(header, word) for header, word in zip(table.headers, row, strict=True)))
     return made
@@ -109,7 +113,7 @@ def _table(table: Table) -> RichTable:
 
 def _cell(header: str, word: str) -> Text:
     is_worrying = header.startswith(_WORRYING) and word not in _NOTHING
-    return Text(word, style="bold red" if is_worrying else "")
+    return Text(word, style="bold red" if is_worrying else "", no_wrap=True, overflow="ellipsis")
 
 
 # ---- keys ----
