@@ -230,7 +230,7 @@ def _is_local_name(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") else host
     name = (name or host).strip("[]")
     try:
-        return name in ("", "localhost") or bool(ipaddress.ip_address(name))
+        return name.lower() in ("", "localhost") or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
 

@@ -174,7 +174,13 @@ def _holder(row: ConnectionReport, place: int) -> tuple[str, ...]:
     task = _UNKNOWN if lease is None else lease.task or "(has ended)"
     where = _UNKNOWN if lease is None or lease.where is None else lease.where
     fd = _UNKNOWN if row.identity is None else f"{row.identity.fd}"
-    return _age(_held(row)), fd, _printable(task), _shorten(_printable(where), place), _printable(row.loop.partition(" ")[0])
+    return (
+        _age(_held(row)),
+        fd,
+        _printable(task),
+        _shorten(_printable(where), place),
+        _printable(row.loop.partition(" ")[0]),
+    )
 
 
 def _held(row: ConnectionReport) -> float:
