@@ -83,9 +83,8 @@ def _place(width: int) -> int:
 def _render(
     source: Source, now: Snapshot, before: Snapshot | None, room: Room, *, has_keys: bool = False
 ) -> RenderableType:
-    head = Text(heading(now, str(source.address)), style="dim")
-    if has_keys:
-        head.append("  q ends")
+    keys = "q ends  " if has_keys else ""
+    head = Text(keys + heading(now, str(source.address)), style="dim", no_wrap=True, overflow="ellipsis")
     return Group(head, *(part for page in make_pages(now, before, room) for part in _page(page)))
 
 
