@@ -355,6 +355,32 @@ def test_a_pool_that_cannot_be_looked_at_is_told_of_in_the_log(path, caplog):
     assert "planted" in caplog.text
 
 
+def test_it_answers_although_the_process_has_no_fd_left(tmp_path):
+    """It has kept one for this."""
+    code = f"""
+import os, resource, socket, subprocess, sys
+from loopaware_pool import create_pool
+from loopaware_pool.live import serve_live
+pool = create_pool("postgresql://localhost/x")
+with serve_live(pool, {str(tmp_path / "pool.sock")!r}) as view:
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    for client in clients:
+        client.settimeout({DEADLINE_SECONDS})
+        client.connect(view.address)
+        client.sendall({GET!r})
+        assert client.recv(12) == b"HTTP/1.0 200"
+        client.close()
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
 # ---- where it is ----
 
 
@@ -528,13 +554,13 @@ def test_a_forked_child_has_none(core, path, tmp_path):
     with serve_live(core, path) as view:
 
         def live_on():
-            copies = [end.fileno() for end in (view._listener, view._waker, view._woken)]
+            copies = [end.fileno() for end in (view._listener, view._spare, view._waker, view._woken)]
             view.close()
             with serve_live(core, tmp_path / "child.sock") as own:
                 return copies, path.exists(), look(own.address).pid
 
         copies, is_there, pid = in_child(live_on)
-        assert copies == [-1, -1, -1]
+        assert copies == [-1, -1, -1, -1]
         assert is_there
         assert look(view.address).pid == os.getpid() != pid
     assert not path.exists()

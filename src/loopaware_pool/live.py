@@ -41,7 +41,7 @@ logger = logging.getLogger("loopaware_pool")
 
 # For a client to say what it wants, and as long again to take it: others wait meanwhile, and so does `close()`.
 REQUEST_SECONDS: Final = 1.0
-# After the system could not accept a connection, mostly because the process has no fd left.
+# After a connection could not be accepted.
 ACCEPT_RETRY_SECONDS: Final = 0.1
 _PROBE_SECONDS: Final = 1.0
 _BACKLOG: Final = 16
@@ -98,6 +98,7 @@ class LiveView:
             self._socket_file = _SocketFile(where.path) if isinstance(where, SocketPath) else None
             if self._socket_file is not None:
                 undo.callback(self._socket_file.remove)
+            self._spare = undo.enter_context(self._listener.dup())
             self._waker, self._woken = (undo.enter_context(end) for end in socket.socketpair())
             self.address = str(_bound(where, self._listener))
             self._thread = threading.Thread(target=self._serve, name=f"live view at {self.address}", daemon=True)
@@ -120,7 +121,7 @@ class LiveView:
     def forked(self) -> None:
         """Let go, in a child process, of what is the parent's."""
         atexit.unregister(self.close)
-        for inherited in (self._listener, self._waker, self._woken, self._connection):
+        for inherited in (self._listener, self._spare, self._waker, self._woken, self._connection):
             if inherited is not None:
                 inherited.close()
 
@@ -140,12 +141,13 @@ class LiveView:
             selector.register(self._woken, selectors.EVENT_READ)
             while all(key.fileobj is not self._woken for key, _ in selector.select()):
                 self._answer_next()
+            self._spare.close()
             if self._socket_file is not None:
                 self._socket_file.remove()
 
     def _answer_next(self) -> None:
         try:
-            self._connection, _ = self._listener.accept()
+            self._connection = self._accept()
         except OSError:
             sleep(ACCEPT_RETRY_SECONDS)
             return
@@ -153,6 +155,18 @@ class LiveView:
             _Answer(self._connection, self)
             self._connection.shutdown(socket.SHUT_WR)  # a process forked meanwhile has the connection, too
         self._connection = None
+        if self._spare.fileno() < 0:
+            with contextlib.suppress(OSError):  # there is still none to be had
+                self._spare = self._listener.dup()
+
+    def _accept(self) -> socket.socket:
+        try:
+            return self._listener.accept()[0]
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            self._spare.close()  # a process that has leaked all its fds is one to be looked at
+            return self._listener.accept()[0]
 
     def snapshot(self) -> Snapshot:
         """Look at the pools now, as the view does for each request."""
