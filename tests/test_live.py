@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from typing import ClassVar
 
 import pytest
 
@@ -207,20 +208,26 @@ def test_a_pool_that_is_looked_at_all_the_time_does_its_work(dsn, path, loop_fac
 def test_a_connection_may_change_while_it_is_described():
     """Asked from another thread: it is lent when its state is read, and given back before its holder is."""
 
+    class Task:
+        def get_name(self):
+            return "the holder"
+
     class Flickering(Slot):
         __slots__ = ()
-        answers = iter(())
+        answers: ClassVar = {"state": iter(SlotState), "holder": iter([])}
 
         def __getattribute__(self, name):
-            if name in ("state", "holder"):
-                return next(Flickering.answers)
-            return super().__getattribute__(name)
+            answers = Flickering.answers.get(name)
+            return super().__getattribute__(name) if answers is None else next(answers)
 
-    slot = Flickering(0, float("inf"))
+    slot, task = Flickering(0, float("inf")), Task()
     reporter = Reporter(PoolConfig(min_size=0, init_size=0, max_size=1), "loop-1")
-    Flickering.answers = iter([SlotState.LENT, None, SlotState.IDLE, None])
+    Flickering.answers |= {
+        "state": iter([SlotState.LENT, SlotState.IDLE, SlotState.IDLE]),
+        "holder": iter([weakref.ref(task), None]),
+    }
     row = reporter.row(slot, asyncio.AbstractEventLoop())
-    assert (row.state, row.lease.task, row.lease.held_seconds) == ("lent", None, 0)
+    assert (row.state, row.lease.task, row.lease.held_seconds) == ("lent", "the holder", 0)
 
 
 def test_a_connection_may_be_gone_before_it_is_described():
@@ -358,20 +365,21 @@ def test_a_pool_that_cannot_be_looked_at_is_told_of_in_the_log(path, caplog):
 def test_it_answers_although_the_process_has_no_fd_left(tmp_path):
     """It has kept one for this."""
     code = f"""
-import os, resource, socket, subprocess, sys
+import os, resource, socket, time
 from loopaware_pool import create_pool
 from loopaware_pool.live import serve_live
 pool = create_pool("postgresql://localhost/x")
 with serve_live(pool, {str(tmp_path / "pool.sock")!r}) as view:
     clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    taken = []
-    try:
-        while True:
-            taken.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        pass
     for client in clients:
+        while view._spare.fileno() < 0:
+            time.sleep(0.001)
+        try:
+            while True:
+                os.open(os.devnull, os.O_RDONLY)
+        except OSError:
+            pass
         client.settimeout({DEADLINE_SECONDS})
         client.connect(view.address)
         client.sendall({GET!r})

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from dataclasses import replace
@@ -239,6 +240,7 @@ def in_terminal(arguments, end=None, env=None):
     """The exit code, and what was shown on a terminal; *end* is called with it and the process once a rate is shown."""
     ours, theirs = pty.openpty()
     env = (env or os.environ) | {"TERM": "xterm", "COLUMNS": "100"}
+    attributes = termios.tcgetattr(ours)
     shown, deadline = b"", time.monotonic() + DEADLINE_SECONDS
     with subprocess.Popen([*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as watching:
         os.close(theirs)
@@ -249,6 +251,7 @@ def in_terminal(arguments, end=None, env=None):
                 if end is not None and b"per second" in shown:
                     end(ours, watching)
                     end = None
+        assert termios.tcgetattr(ours) == attributes
         os.close(ours)
         return watching.wait(DEADLINE_SECONDS), shown.decode()
 

@@ -210,7 +210,7 @@ def _names() -> Iterable[str]:
 
 
 def _rate(count: int, seconds: float) -> str:
-    rate = max(count, 0) / seconds
+    rate = count / seconds
     return "0" if rate == 0 else f"{rate:.1f}" if rate < 10 else f"{rate:,.0f}"
 
 
