@@ -31,7 +31,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability soak bench lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +80,10 @@ soak: $(BENCH)  ## one pool of each flavour under load and faults for long, and 
 bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
 	@mkdir -p build/bench
 	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
+
+screens: .venv/.ready  ## draw what commands look like on a terminal, for the docs
+	@$(PY) docs/make_screens.py --columns 90 --title "loopaware-pool top shop.sock --once" docs/screens/top.svg \
+		$(PY) -c 'import runpy; runpy.run_path("docs/screens/shop.py")'
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	$(COMPILE) requirements.lock --python-version 3.11 --extra cli --extra uvloop --group dev pyproject.toml

@@ -29,10 +29,12 @@ def lease_of(slot: Slot, now: float, *, has_stack: bool = False) -> LeaseInfo:
         now: Monotonic seconds.
         has_stack: Whether to say where its task stands, too.
     """
-    task = slot.holder() if slot.holder is not None else None
+    holder = slot.holder  # read once: another thread may ask while its loop takes the connection back
+    task = holder() if holder is not None else None
+    held_seconds = max(now - slot.since, 0.0)
     if task is None:
-        return LeaseInfo(now - slot.since, None, _line(slot))
-    return LeaseInfo(now - slot.since, task.get_name(), _line(slot), stack_of(task) if has_stack else ())
+        return LeaseInfo(held_seconds, None, _line(slot))
+    return LeaseInfo(held_seconds, task.get_name(), _line(slot), stack_of(task) if has_stack else ())
 
 
 def leases(slots: Iterable[Slot], now: float) -> list[LeaseInfo]:

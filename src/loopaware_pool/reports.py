@@ -124,14 +124,15 @@ class Reporter:
         self._tell(RegistrationLeft, found.identity, found.reason)
 
     def row(self, slot: Slot, loop: asyncio.AbstractEventLoop) -> ConnectionReport:
-        """Describe a connection."""
-        identity = None if slot.state is SlotState.CONNECTING else slot.session.identity
+        """Describe a connection. From any thread: it may change meanwhile, or be gone, connected or not."""
+        state, session = slot.state, getattr(slot, "session", None)
+        identity = None if session is None else session.identity
         return ConnectionReport(
             identity=identity,
             loop=self.label,
-            state=slot.state.value,
+            state=state.value,
             registered=None if identity is None else is_watched(loop, identity.fd),
-            lease=lease_of(slot, monotonic()) if slot.state is SlotState.LENT else None,
+            lease=lease_of(slot, monotonic()) if state is SlotState.LENT else None,
         )
 
     def _tell(self, kind: type[PoolEvent], *facts: object) -> None:

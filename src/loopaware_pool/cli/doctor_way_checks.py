@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check_way"]
 
-# A reset that nobody waits for has the next query behind it in the socket; PgBouncer 1.18 was seen to leave that query
-# without an answer when it had given the session away in between.
 _FOR_SHARED_SESSIONS = (
-    'asyncpg flavour: create_pool(..., statement_cache_size=0, session_reset="never"), as with the default reset '
-    'queries may stay without an answer; psycopg flavour: kwargs={"prepare_threshold": None}. Nothing of a session '
+    'asyncpg flavour: create_pool(..., statement_cache_size=0, session_reset="never"), as a reset is of whichever '
+    'session comes next, and is waited for; psycopg flavour: kwargs={"prepare_threshold": None}. Nothing of a session '
     "outlasts its transaction (SET, advisory locks, LISTEN, temporary tables): SET LOCAL, pg_advisory_xact_lock"
 )
 

@@ -2,8 +2,8 @@
 A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte.
 
 It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
-so, and it hangs up. What it answers is a function of the test's; which process it is, as the pool asks when it connects,
-it answers by itself.
+so, and it hangs up. What it answers is a function of the test's; which process it is, as the pool asks when it
+connects, it answers by itself.
 """
 
 from __future__ import annotations

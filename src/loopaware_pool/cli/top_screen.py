@@ -1,0 +1,151 @@
+"""`top` on a terminal, by rich: once, or until a key ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from loopaware_pool.cli.top_page import Room, heading, make_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from loopaware_pool.cli.top_page import Page, Table
+    from loopaware_pool.cli.top_source import Source
+    from loopaware_pool.live_snapshot import Snapshot
+
+__all__ = ["print_once", "watch"]
+
+# What a pool's page takes besides its leases and loops: a title, four lines of tables, blank ones, headers, a footnote.
+_LINES_OF_A_POOL: Final = 11
+_LINES_OF_THE_HEAD: Final = 1
+_FEWEST_HOLDERS: Final = 3
+# What a row takes besides the place of its acquire, if names are not long.
+_COLUMNS_OF_A_HOLDER: Final = 42
+_SHORTEST_PLACE: Final = 20
+_WORRYING: Final = ("waiting", "timed out", "refused", "errors")
+_NOTHING: Final = ("0", "-")
+
+
+def print_once(source: Source) -> None:
+    """Print what there is to see now."""
+    console = Console(highlight=False)
+    console.print(_render(source, source.fetch(), None, Room(sys.maxsize, _place(console.width))))
+
+
+def watch(source: Source, interval: float) -> None:
+    """
+    Show the pools on the whole terminal, until q is pressed.
+
+    Args:
+        source: Where to look.
+        interval: Seconds from one look to the next.
+
+    Raises:
+        NoView: There is none, or none any more. The terminal is as it was.
+    """
+    now, before = source.fetch(), None
+    console = Console(highlight=False)
+    with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            room = Room(_holders(console.height, now), _place(console.width))
+            live.update(_render(source, now, before, room, has_keys=keys is not None), refresh=True)
+            if _is_ended(keys, interval):
+                return
+            now, before = source.fetch(), now
+
+
+def _holders(height: int, now: Snapshot) -> int:
+    """How many leases of each pool there is room for."""
+    loops = sum(len(pool.stats.loops) + 2 for pool in now.pools if len(pool.stats.loops) > 1)
+    lines = (height - _LINES_OF_THE_HEAD - loops) // max(len(now.pools), 1)
+    return max(lines - _LINES_OF_A_POOL, _FEWEST_HOLDERS)
+
+
+def _place(width: int) -> int:
+    return max(width - _COLUMNS_OF_A_HOLDER, _SHORTEST_PLACE)
+
+
+# ---- looks ----
+
+
+def _render(
+    source: Source, now: Snapshot, before: Snapshot | None, room: Room, *, has_keys: bool = False
+) -> RenderableType:
+    keys = "q ends  " if has_keys else ""
+    head = Text(keys + heading(now, str(source.address)), style="dim", no_wrap=True, overflow="ellipsis")
+    return Group(head, *(part for page in make_pages(now, before, room) for part in _page(page)))
+
+
+def _page(page: Page) -> Iterator[RenderableType]:
+    yield Text()
+    yield Text(page.title, style="bold cyan")
+    for number, table in enumerate(page.tables):
+        if number:
+            yield Text()
+        yield _table(table)
+    if page.footnote:
+        yield Text(page.footnote, style="dim")
+
+
+def _table(table: Table) -> RichTable:
+    made = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    figures = len(table.headers) - table.words
+    for number, header in enumerate(table.headers):
+        # Where it is narrow, rich takes from columns that may wrap; the cells of these have an ellipsis instead.
+        made.add_column(header, justify="right" if number < figures else "left", no_wrap=number < figures)
+    for row in table.rows:
+        made.add_row(*(_cell(header, word) for header, word in zip(table.headers, row, strict=True)))
+    return made
+
+
+def _cell(header: str, word: str) -> Text:
+    is_worrying = header.startswith(_WORRYING) and word not in _NOTHING
+    return Text(word, style="bold red" if is_worrying else "", no_wrap=True, overflow="ellipsis")
+
+
+# ---- keys ----
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[int | None]:
+    """Have the terminal hand over keys one by one, unechoed; None if there is none to do so."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows
+        yield None
+        return
+    if not sys.stdin.isatty():
+        yield None
+        return
+    terminal = sys.stdin.fileno()
+    attributes = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal)
+        yield terminal
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, attributes)
+
+
+def _is_ended(keys: int | None, seconds: float) -> bool:
+    """Let *seconds* pass, unless a key ends it all: whether one did."""
+    if keys is None:
+        sleep(seconds)
+        return False
+    end = monotonic() + seconds
+    while (left := end - monotonic()) > 0:
+        if select.select([keys], [], [], left)[0] and os.read(keys, 1) in (b"q", b"Q", b""):
+            return True
+    return False
