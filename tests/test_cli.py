@@ -10,7 +10,6 @@ import sys
 import tomllib
 import types
 import zipfile
-from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -18,10 +17,7 @@ import psutil
 import pytest
 
 from loopaware_pool import __version__
-from loopaware_pool.cli import demo_figures
 from loopaware_pool.cli import main as command
-from loopaware_pool.cli.demo_scenes import Deadlock, Step
-from loopaware_pool.cli.target import Target
 from running import eventually
 
 pytestmark = pytest.mark.both_pythons
@@ -187,18 +183,32 @@ def test_an_interrupted_command_leaves_nothing_running(number, what, write, tmp_
 # ---- demo ----
 
 
-def test_the_demos_figures_can_be_written_as_json(dsn, monkeypatch):
+# In a process of its own: what psycopg_pool leaves registered may be another's fd by then.
+GATHERING = """
+import json, sys
+from collections import Counter
+from loopaware_pool.cli import demo_figures
+from loopaware_pool.cli.demo_scenes import Deadlock, Step
+from loopaware_pool.cli.target import Target
+
+async def stuck(playground):
+    return Deadlock(10, 0.1, is_stuck=True)
+
+scenes = demo_figures.scenes
+step = Step("first", 2, 1, Counter({"TimeoutError": 1}), 0, 0)
+scenes.use_from_five_loops = lambda playground, entrant, report: report(step)
+scenes.QUERIES = scenes.PSYCOPG_QUERIES = 100
+scenes.ROUNDS = 1
+scenes.MESSAGE_SECONDS = 0.02
+scenes.run_article_design = stuck
+print(json.dumps(demo_figures.gather(Target(sys.argv[1], "a server"))))
+"""
+
+
+def test_the_demos_figures_can_be_written_as_json(dsn):
     """Errors are counted by their text; the scenes that take their time are left out here."""
-    step = Step("first", 2, 1, Counter({"TimeoutError": 1}), 0, 0)
-    monkeypatch.setattr(demo_figures.scenes, "use_from_five_loops", lambda playground, entrant, report: report(step))
-    for name, number in {"QUERIES": 100, "PSYCOPG_QUERIES": 100, "ROUNDS": 1, "MESSAGE_SECONDS": 0.02}.items():
-        monkeypatch.setattr(demo_figures.scenes, name, number)
-
-    async def stuck(playground):
-        return Deadlock(10, 0.1, is_stuck=True)
-
-    monkeypatch.setattr(demo_figures.scenes, "run_article_design", stuck)
-    told = json.loads(json.dumps(demo_figures.gather(Target(dsn, "a server"))))
+    ended = subprocess.run([sys.executable, "-c", GATHERING, dsn], check=True, capture_output=True, text=True)
+    told = json.loads(ended.stdout)
     assert told["server"] == "a server"
     assert told["article_design"]["is_stuck"]
     assert told["asyncpg"]["ours"]["five_loops"][0]["errors"] == {"TimeoutError": 1}

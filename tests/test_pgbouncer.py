@@ -28,11 +28,12 @@ def test_callers_are_answered_through_a_pgbouncer(
             questions = [pool.fetchval("SELECT set_config('my.number', $1, false)", str(n)) for n in range(CALLERS)]
             assert await asyncio.wait_for(asyncio.gather(*questions), 60) == [str(n) for n in range(CALLERS)]
 
+    caplog.set_level(logging.INFO)
+    port = urlsplit(dsn).port
     with (
-        pgbouncer(pgbouncer_program, urlsplit(dsn).port, pool_mode=pool_mode) as address,
-        caplog.at_level(logging.INFO),
+        pgbouncer(pgbouncer_program, port, pool_mode=pool_mode) as address,
+        asyncio.Runner(loop_factory=loop_factory) as runner,
     ):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(main(address))
+        runner.run(main(address))
     said = [record.getMessage() for record in caplog.records if "resets are awaited" in record.getMessage()]
     assert said == ["something stands between the pool and the server, as a PgBouncer does: resets are awaited"]
