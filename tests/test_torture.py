@@ -120,16 +120,18 @@ def test_a_pool_that_is_not_installed_takes_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("module", "options", "words"),
     [
-        (["--minutes", "0"], "'0': expected a number above 0"),
-        (["--examples", "few"], "'few': expected a number above 0"),
-        (["--seed", "x"], "'x'"),
+        ("torture", ["--pool", "pgpool"], "'pgpool'"),
+        ("torture.report", ["--minutes", "0"], "'0': expected a number above 0"),
+        ("torture.report", ["--examples", "few"], "'few': expected a number above 0"),
+        ("torture.report", ["--seed", "x"], "'x'"),
+        ("torture.soak", ["--minutes", "0.5"], "--minutes 0.5: expected 1 or more"),
     ],
 )
-def test_what_the_report_refuses_takes_one_line(options, words):
+def test_what_a_command_refuses_takes_one_line(module, options, words):
     """Before anything is begun."""
-    ended = command("torture.report", *options)
+    ended = command(module, *options)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert words in ended.stderr
     assert ended.stderr.count("\n") == 1

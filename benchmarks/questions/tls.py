@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.servers import ServerUnavailable, postgresql_17, tls_server
+from tests.servers import ServerUnavailable, postgresql, tls_server
 
 from benchmarks.contenders import ASYNCPG, BARE_ASYNCPG, OURS, OURS_PSYCOPG, OURS_WHEN_DIRTY, PSYCOPG_POOL, Setting
 from benchmarks.lab import NotHere, Question, bursts_of, label
@@ -21,7 +21,7 @@ async def ask(lab: Lab) -> list[Heat]:
     """Of both drivers."""
     heats = []
     try:
-        binaries = postgresql_17()
+        binaries = postgresql(17)
     except ServerUnavailable as error:
         raise NotHere(str(error)) from None
     with tls_server(binaries) as server:
