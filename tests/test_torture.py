@@ -6,6 +6,7 @@ A few seconds of what `make torture` does for minutes. `LOOPAWARE_TEST_SEED=7` t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from torture.history import write
+from torture.history import History, write
 from torture.report import Stormed, failures, note
 from torture.shrink import shrink
-from torture.storm import Broken
+from torture.storm import Broken, Storm
 from torture.surfaces import SURFACES
 from torture.table import as_markdown
 from torture.tally import PROMISES, Tally
@@ -102,6 +103,43 @@ def test_what_another_pool_breaks_is_counted_and_the_storm_goes_on(dsn, tmp_path
     assert status == 0
     assert report["total"]["rounds"] == 2
     assert all(report["total"]["broken"][promise] for promise in ("lost", "waiters"))
+
+
+class TooMany:
+    """A witness who has seen five of what may be three."""
+
+    def begin(self):
+        pass
+
+    def sessions(self, name):
+        return 5
+
+    def peers(self):
+        return [3, 4, 5, 6, 7]
+
+
+def test_what_can_be_seen_of_any_pool_is_held_against_its_size(monkeypatch):
+    """Sessions, sockets, and what the selector has of files that are closed."""
+    history = History({"max_size": 3, "min_size": 0, "session_reset": "pipelined"}, (), "close")
+    storm = Storm(SURFACES["asyncpg"], history, "", asyncio.new_event_loop, TooMany(), is_strict=False)
+
+    async def at_once(condition):
+        return condition()
+
+    async def look():
+        loop = asyncio.get_running_loop()
+        reader, writer = os.pipe()
+        loop.add_reader(reader, print)
+        os.close(reader)
+        await storm._size_is_kept()
+        loop.remove_reader(reader)
+        os.close(writer)
+
+    monkeypatch.setattr(storm, "_eventually", at_once)
+    asyncio.run(look())
+    broken = storm.tally.broken
+    assert (broken["over"], broken["sockets"], broken["stale"]) == (2, 2, 1)
+    assert sum(broken.values()) == 5
 
 
 def test_a_pool_that_is_not_installed_takes_one_line(tmp_path):
