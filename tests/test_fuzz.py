@@ -277,6 +277,14 @@ def test_a_psycopg_callback_that_cannot_be_called_is_refused_at_once(name):
         AsyncConnectionPool(NOWHERE, open=False, **{name: 5})
 
 
+@pytest.mark.parametrize("cls", [AsyncConnectionPool, AsyncNullConnectionPool])
+@pytest.mark.parametrize("wrong", [5, 0, NotImplemented])
+def test_a_name_that_is_no_string_is_refused(cls, wrong):
+    """Not asked first whether it is true, which not every object answers."""
+    with pytest.raises(TypeError, match=f"name={wrong!r}: expected a non-empty string"):
+        cls(NOWHERE, max_size=2, min_size=0, open=False, name=wrong)
+
+
 @pytest.mark.parametrize("wrong", [5, b"postgresql://x:hunter2@y", ["hunter2"]], ids=type)
 def test_a_dsn_of_a_wrong_type_is_refused_without_showing_it(wrong):
     """It may have a password in it."""

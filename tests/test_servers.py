@@ -15,6 +15,7 @@ import pytest
 
 import helpers
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from servers import OLDER_MAJORS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -42,12 +43,23 @@ def test_the_default_server_says_the_version_it_is(server, dsn):
     assert ask(dsn, "SHOW server_version").split()[0] == server.version
 
 
-def test_the_embedded_server_is_postgresql_18(embedded):
-    assert embedded.version.startswith("18.")
+def test_the_embedded_server_is_postgresql_18_or_what_the_environment_says(embedded):
+    assert embedded.version.startswith(os.environ.get("LOOPAWARE_TEST_POSTGRES", "18") + ".")
 
 
-def test_the_older_server_is_postgresql_17(pg17_server):
-    assert ask(pg17_server.dsn, "SHOW server_version").startswith("17.")
+@pytest.mark.parametrize("major", OLDER_MAJORS)
+def test_the_older_servers_are_what_they_are_called(major, request):
+    server = request.getfixturevalue(f"pg{major}_server")
+    assert ask(server.dsn, "SHOW server_version").startswith(f"{major}.")
+
+
+def test_an_unknown_version_of_postgresql_takes_one_line():
+    """It names the variable, the value and what may be."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", __file__]
+    env = os.environ | {"LOOPAWARE_TEST_POSTGRES": "9"}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "LOOPAWARE_TEST_POSTGRES=9: expected one of 15, 16, 17, or unset for the newest" in ended.stderr
 
 
 def test_the_embedded_server_answers_both_drivers_on_its_unix_socket(embedded):

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from loopaware_pool.cli.server import EmbeddedServer
 from running import end_abruptly, end_politely, make_pool, no_session_left, no_socket_left
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -28,8 +27,8 @@ class Place(NamedTuple):
 
     def reach(self, request):
         server = request.getfixturevalue(self.fixture)
-        if self.fixture == "server" and not isinstance(server, EmbeddedServer):
-            pytest.skip("LOOPAWARE_TEST_DSN replaces the embedded server")
+        if self.fixture == "server" and {"LOOPAWARE_TEST_DSN", "LOOPAWARE_TEST_POSTGRES"} & os.environ.keys():
+            pytest.skip("the environment replaces PostgreSQL 18")
         extra: dict[str, Any] = {"ssl": server.ssl_context} if self.is_tls else {}
         return getattr(server, self.dsn), extra
 
@@ -37,6 +36,8 @@ class Place(NamedTuple):
 PLACES = {
     "18-TCP": Place("server", "dsn", "18.", is_tcp=True, is_tls=False),
     "18-Unix": Place("server", "unix_dsn", "18.", is_tcp=False, is_tls=False),
+    "15-TCP": Place("pg15_server", "dsn", "15.", is_tcp=True, is_tls=False),
+    "16-TCP": Place("pg16_server", "dsn", "16.", is_tcp=True, is_tls=False),
     "17-TCP": Place("pg17_server", "dsn", "17.", is_tcp=True, is_tls=False),
     "17-Unix": Place("pg17_server", "unix_dsn", "17.", is_tcp=False, is_tls=False),
     "17-TLS": Place("tls_server", "dsn", "17.", is_tcp=True, is_tls=True),

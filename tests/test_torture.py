@@ -6,6 +6,7 @@ A few seconds of what `make torture` does for minutes. `LOOPAWARE_TEST_SEED=7` t
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from torture.history import write
+from torture.history import History, write
 from torture.report import Stormed, failures, note
 from torture.shrink import shrink
-from torture.storm import Broken
+from torture.storm import Broken, Storm
 from torture.surfaces import SURFACES
 from torture.table import as_markdown
 from torture.tally import PROMISES, Tally
@@ -104,6 +105,43 @@ def test_what_another_pool_breaks_is_counted_and_the_storm_goes_on(dsn, tmp_path
     assert all(report["total"]["broken"][promise] for promise in ("lost", "waiters"))
 
 
+class TooMany:
+    """A witness who has seen five of what may be three."""
+
+    def begin(self):
+        pass
+
+    def sessions(self, name):
+        return 5
+
+    def peers(self):
+        return [3, 4, 5, 6, 7]
+
+
+def test_what_can_be_seen_of_any_pool_is_held_against_its_size(monkeypatch):
+    """Sessions, sockets, and what the selector has of files that are closed."""
+    history = History({"max_size": 3, "min_size": 0, "session_reset": "pipelined"}, (), "close")
+    storm = Storm(SURFACES["asyncpg"], history, "", asyncio.new_event_loop, TooMany(), is_strict=False)
+
+    async def at_once(condition):
+        return condition()
+
+    async def look():
+        loop = asyncio.get_running_loop()
+        reader, writer = os.pipe()
+        loop.add_reader(reader, print)
+        os.close(reader)
+        await storm._size_is_kept()
+        loop.remove_reader(reader)
+        os.close(writer)
+
+    monkeypatch.setattr(storm, "_eventually", at_once)
+    asyncio.run(look())
+    broken = storm.tally.broken
+    assert (broken["over"], broken["sockets"], broken["stale"]) == (2, 2, 1)
+    assert sum(broken.values()) == 5
+
+
 def test_a_pool_that_is_not_installed_takes_one_line(tmp_path):
     """And says what to do."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -120,16 +158,18 @@ def test_a_pool_that_is_not_installed_takes_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("module", "options", "words"),
     [
-        (["--minutes", "0"], "'0': expected a number above 0"),
-        (["--examples", "few"], "'few': expected a number above 0"),
-        (["--seed", "x"], "'x'"),
+        ("torture", ["--pool", "pgpool"], "'pgpool'"),
+        ("torture.report", ["--minutes", "0"], "'0': expected a number above 0"),
+        ("torture.report", ["--examples", "few"], "'few': expected a number above 0"),
+        ("torture.report", ["--seed", "x"], "'x'"),
+        ("torture.soak", ["--minutes", "0.5"], "--minutes 0.5: expected 1 or more"),
     ],
 )
-def test_what_the_report_refuses_takes_one_line(options, words):
+def test_what_a_command_refuses_takes_one_line(module, options, words):
     """Before anything is begun."""
-    ended = command("torture.report", *options)
+    ended = command(module, *options)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert words in ended.stderr
     assert ended.stderr.count("\n") == 1

@@ -18,12 +18,12 @@ TASKS = (1, 10)
 async def ask(lab: Lab) -> list[Heat]:
     """Of both drivers."""
     try:
-        from tests.servers import ServerUnavailable, postgresql_17, tls_server
+        from tests.servers import ServerUnavailable, postgresql, tls_server
     except ModuleNotFoundError:
         raise NotHere("its server is a part of the project's tests, which are in its sources only") from None
     heats = []
     try:
-        binaries = postgresql_17()
+        binaries = postgresql(17)
     except ServerUnavailable as error:
         raise NotHere(str(error)) from None
     with tls_server(binaries) as server:

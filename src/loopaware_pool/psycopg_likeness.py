@@ -86,7 +86,7 @@ def checked_class(kind: Class, *, close_returns: bool) -> Class:
 
 def checked_name(name: str | None) -> str:
     """Take the next of psycopg_pool's names where none is given."""
-    if name:
+    if name not in (None, ""):
         return name
     BasePool._num_pool += 1
     return f"pool-{BasePool._num_pool}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import importlib.util
 import json
@@ -113,9 +114,9 @@ class Soak:
                 self.counts["cancelled"] += 1
             except EXPLAINED as error:
                 self.counts[f"error {type(error).__name__}"] += 1
-            self._at_work -= 1
             self.counts["leases"] += 1
             await asyncio.sleep(self.random.random() * PAUSE_SECONDS)
+            self._at_work -= 1
 
     async def _fetch(self, pool: Any, question: int) -> int:
         async with pool.acquire() as connection, connection.transaction():
@@ -162,6 +163,7 @@ class Soak:
 def _seen(connections: int) -> dict[str, float]:
     loop: Any = asyncio.get_running_loop()
     gc.collect()
+    _give_back_free_memory()
     seen = {
         "memory, MB": psutil.Process().memory_info().rss / 1e6,
         "fds beside connections": len(os.listdir("/proc/self/fd")) - connections,
@@ -171,6 +173,13 @@ def _seen(connections: int) -> dict[str, float]:
     if hasattr(loop, "_scheduled"):  # uvloop shows neither
         seen |= {"handles": len(loop._ready), "timers": len(loop._scheduled)}
     return seen
+
+
+def _give_back_free_memory() -> None:
+    """Have the allocator keep no holes: with each burst of connects there are more of them, in use or not."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 def draw(looks: dict[str, list[float]], slopes: dict[str, Slope], path: Path) -> None:
