@@ -18,6 +18,7 @@ __all__ = [
     "describe_socket",
     "eventually",
     "kernel_watched_fds",
+    "kill_sessions",
     "open_sockets",
     "selector_fds",
     "server_sessions",
@@ -97,3 +98,11 @@ async def spin(iterations: int) -> None:
     """Let the loop go round so many times."""
     for _ in range(iterations):
         await asyncio.sleep(0)
+
+
+def kill_sessions(dsn: str, application_name: str) -> int:
+    """End the sessions of that name, and return when they are gone; how many that were."""
+    query = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = %s"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        row: tuple[int] = connection.execute(query, [application_name]).fetchone()  # type: ignore[assignment]
+        return row[0]

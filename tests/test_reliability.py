@@ -60,12 +60,6 @@ def connect(dsn):
     return psycopg.connect(dsn, autocommit=True)
 
 
-def kill_sessions(dsn, pool):
-    with connect(dsn) as connection:
-        query = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = %s"
-        return connection.execute(query, [pool.name]).fetchone()[0]
-
-
 async def pids(client, size):
     """The backends of so many connections that are lent at the same time."""
     lent = [client.lend() for _ in range(size)]
@@ -89,7 +83,7 @@ def test_nobody_notices_that_idle_connections_were_killed(dsn, run, open_pool):
             for _ in range(3):
                 before = await pids(client, 5)
                 await client.pool.settled()
-                assert kill_sessions(dsn, client.pool) == 5
+                assert helpers.kill_sessions(dsn, client.pool.name) == 5
                 after = await asyncio.gather(*(client.value("SELECT pg_backend_pid()") for _ in range(20)))
                 assert not set(after) & before
 
@@ -105,7 +99,7 @@ def test_a_caller_whose_session_is_killed_hears_of_it_and_nobody_else(dsn, run, 
             before = await pids(client, 5)
             with pytest.raises(DRIVER_ERRORS):
                 async with client.lend() as connection:
-                    kill_sessions(dsn, client.pool)
+                    helpers.kill_sessions(dsn, client.pool.name)
                     await client.run(connection, "SELECT 1")
             await eventually_async(lambda: not client.pool.fd_report(), "the end of all five")
             assert await client.value("SELECT pg_backend_pid()") not in before

@@ -44,7 +44,7 @@ class Line(OrderedDict[Waiter, Waiting]):
                 return waiter, waiting.since
         return None
 
-    def tell_off(self, error: BaseException, *, patient_too: bool, only_first: bool) -> None:
+    def tell_off(self, error: BaseException, *, patient_too: bool, only_first: bool, since: float) -> None:
         """
         Tell callers of an error, and take them out.
 
@@ -52,9 +52,10 @@ class Line(OrderedDict[Waiter, Waiting]):
             error: Which.
             patient_too: Whether those who have a deadline hear of it as well.
             only_first: Whether one hears of it, or all.
+            since: Only those hear of it who have waited since then, monotonic seconds.
         """
         for waiter, waiting in list(self.items()):
-            if waiter.done() or (waiting.has_deadline and not patient_too):
+            if waiter.done() or waiting.since > since or (waiting.has_deadline and not patient_too):
                 continue
             del self[waiter]
             waiter.set_exception(error)

@@ -314,8 +314,9 @@ class Shard:
         """
         Note that a connect failed, and tell those callers that have nothing else to hope for.
 
-        A caller with a deadline waits on, until then: the next attempt may succeed. *is_final* says that it will not,
-        as a callback of the user's is at fault; then the first in the queue hears of it.
+        A caller with a deadline waits on, until then: the next attempt may succeed. So does one who came when this one
+        was under way: it may have failed of what was before his time, as of a freeze. *is_final* says that none will
+        succeed, as a callback of the user's is at fault; then the first in the queue hears of it.
         """
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
@@ -326,7 +327,8 @@ class Shard:
             self.last_error = error
             self._ramp.refused(now)
         hopeless = self.size == 0 and not is_final
-        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless)
+        since = now if is_final else slot.opened_at
+        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless, since=since)
         if not self.waiters:
             self._demand_ended()
         self.upkeep.connect_failed(slot, error, now)
