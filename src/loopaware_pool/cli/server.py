@@ -272,7 +272,7 @@ def _account() -> pwd.struct_passwd | None:
 def _run_as(account: pwd.struct_passwd | None, directory: Path, bindir: Path) -> dict[str, Any]:
     """Keyword arguments for subprocess: the account, a folder it may enter, our environment less PG*."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    # Binaries that were moved find their programs' libraries, but not their libraries': a standby got the system's libpq.
+    # Programs that were moved find their libraries, but these not theirs: a standby got the libpq of the system.
     environment |= {"LC_ALL": "C", "LD_LIBRARY_PATH": str(bindir.parent / "lib")}
     common: dict[str, Any] = {"cwd": directory, "env": environment}
     if account is None:
