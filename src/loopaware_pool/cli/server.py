@@ -199,7 +199,7 @@ class EmbeddedServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            **_run_as(running.account, running.directory),
+            **_run_as(running.account, running.directory, running.bindir),
         )
         if completed.returncode:
             raise EmbeddedServerError(f"pg_ctl {' '.join(arguments)} failed: {_reason(running.directory)}")
@@ -233,7 +233,7 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            **_run_as(account, directory),
+            **_run_as(account, directory, bindir),
         )
         return _Running(directory, bindir, port, version, account, supervisor, os.getpid())
 
@@ -269,10 +269,12 @@ def _account() -> pwd.struct_passwd | None:
     raise EmbeddedServerError("PostgreSQL does not run as root, and there is no user 'postgres' or 'nobody'")
 
 
-def _run_as(account: pwd.struct_passwd | None, directory: Path) -> dict[str, Any]:
+def _run_as(account: pwd.struct_passwd | None, directory: Path, bindir: Path) -> dict[str, Any]:
     """Keyword arguments for subprocess: the account, a folder it may enter, our environment less PG*."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    common: dict[str, Any] = {"cwd": directory, "env": {**environment, "LC_ALL": "C"}}
+    # Programs that were moved find their libraries, but these not theirs: a standby got the libpq of the system.
+    environment |= {"LC_ALL": "C", "LD_LIBRARY_PATH": str(bindir.parent / "lib")}
+    common: dict[str, Any] = {"cwd": directory, "env": environment}
     if account is None:
         return common
     return {**common, "user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
@@ -285,7 +287,7 @@ def _version(bindir: Path, account: pwd.struct_passwd | None) -> str:
             check=False,
             capture_output=True,
             text=True,
-            **_run_as(account, Path("/")),
+            **_run_as(account, Path("/"), bindir),
         )
     except OSError as error:
         raise EmbeddedServerError(f"cannot run {bindir / 'postgres'}: {error.strerror}") from error
