@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import helpers
-from loopaware_pool import stats
+from loopaware_pool import growth, stats
 from loopaware_pool.asyncpg import PoolTimeout, TooManyWaiting, create_pool
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.errors import PoolClosed
@@ -981,8 +981,9 @@ def test_no_connect_starts_that_nobody_waits_for(dsn, loop_factory):
 
 
 @pytest.mark.parametrize(("options", "ceiling"), [({}, 6), ({"max_connecting": 2}, 2), ({"max_connecting": 50}, 6)])
-def test_connects_ramp_up_to_their_ceiling_and_no_further(dsn, loop_factory, options, ceiling):
+def test_connects_ramp_up_to_their_ceiling_and_no_further(dsn, loop_factory, monkeypatch, options, ceiling):
     """A burst of callers starts few connects at first, then as many as `max_connecting` and `max_size` allow."""
+    monkeypatch.setattr(growth, "STEP_SECONDS", 60.0)  # a slow machine takes longer than a step to begin
 
     async def main():
         connects = Connects()
@@ -991,6 +992,7 @@ def test_connects_ramp_up_to_their_ceiling_and_no_further(dsn, loop_factory, opt
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             assert 1 <= connects.started <= min(3, ceiling)
+            monkeypatch.undo()
             await helpers.eventually(lambda: connects.in_flight == ceiling)
             await asyncio.sleep(0.05)
             assert connects.most == ceiling
