@@ -1,5 +1,5 @@
 """
-`python -m loopaware_pool.cli.doctor [DSN]`: does what is here suit the pools that are planned?
+`loopaware-pool doctor [DSN]`: does what is here suit the pools that are planned?
 
 It looks at the interpreter, the drivers, the machine and the server, and changes nothing. Exit code 0: nothing above a
 note; 1: a warning or a problem; 2: it could not look.
@@ -7,11 +7,11 @@ note; 1: a warning or a problem; 2: it could not look.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
+from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.doctor_facts import Facts, Plan
 from loopaware_pool.cli.doctor_findings import Severity
 from loopaware_pool.cli.doctor_host import look_at_host
@@ -20,36 +20,23 @@ from loopaware_pool.cli.doctor_output import as_json, show
 from loopaware_pool.cli.doctor_server import look_at_server
 from loopaware_pool.cli.doctor_server_checks import check_server
 from loopaware_pool.cli.doctor_way_checks import check_way
-from loopaware_pool.cli.target import CONNECT_ERRORS, Unusable, explain, open_target
-from loopaware_pool.dsn import hide_passwords
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, open_target
 
 if TYPE_CHECKING:
+    import argparse
+
     from loopaware_pool.cli.doctor_findings import Finding
 
 __all__ = ["add_arguments", "diagnose", "main", "run"]
 
 _DEFAULT_POOL_SIZE: Final = 10
 _DEFAULT_PROCESSES: Final = 1
-_FOUND: Final = 1
-_CANNOT_LOOK: Final = 2
 _NO_SUCH_SETTING: Final = "async_client_compatibility"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Repeats what it does not understand, but no password."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(hide_passwords(message))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 1 if something is wrong, 2 if it could not look."""
-    parser = _Parser(
-        prog="python -m loopaware_pool.cli.doctor",
-        description="Look whether the environment and the server suit the pools that are planned.",
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
+    return run_command("doctor", lambda: (add_arguments, run), arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +69,13 @@ def run(options: argparse.Namespace) -> int:
         with open_target(options.dsn) as target:
             facts = _look(target.dsn, plan)
     except (ValueError, Unusable) as error:
-        print(f"doctor: {_with_advice(str(error))}", file=sys.stderr)
-        return _CANNOT_LOOK
+        raise Unusable(_with_advice(str(error))) from None
     findings = diagnose(facts)
     if options.json:
         print(as_json(facts, findings))
     else:
         show(target.description, facts, findings)
-    return _FOUND if any(finding.severity > Severity.NOTE for finding in findings) else 0
+    return FOUND if any(finding.severity > Severity.NOTE for finding in findings) else FINE
 
 
 def diagnose(facts: Facts) -> list[Finding]:

@@ -1,22 +1,23 @@
 """
-`python -m loopaware_pool.cli.top ADDRESS`: watch the pools of a running process, which serves a live view there.
+`loopaware-pool top ADDRESS`: watch the pools of a running process, which serves a live view there.
 
 Exit code 0: it was ended by q or Ctrl-C, or has done what it was asked for; 2: there is no view, or none any more.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Final
 
+from loopaware_pool.cli.command import FINE, Unusable, run_command
 from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
 from loopaware_pool.cli.top_source import NoView, Source
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     from loopaware_pool.live_snapshot import Snapshot
@@ -27,16 +28,11 @@ DEFAULT_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 86400.0
 _EVERYTHING: Final = Room(holders=sys.maxsize, place=sys.maxsize)
-_CANNOT_LOOK: Final = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loopaware_pool.cli.top", description="Watch the pools of a running process."
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
+    return run_command("top", lambda: (add_arguments, run), arguments)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +66,12 @@ def run(options: argparse.Namespace) -> int:
         _watch(Source(options.address, options.timeout), options)
         sys.stdout.flush()
     except (ValueError, NoView) as error:
-        print(f"top: {error}", file=sys.stderr)
-        return _CANNOT_LOOK
+        raise Unusable(str(error)) from None
     except KeyboardInterrupt:
-        return 0
+        return FINE
     except BrokenPipeError:  # whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return FINE
 
 
 def _watch(source: Source, options: argparse.Namespace) -> None:
