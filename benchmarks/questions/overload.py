@@ -80,4 +80,4 @@ async def _call(client: Client, answered: list[float], refused: list[float]) -> 
     refused.append(perf_counter() - asked)
 
 
-QUESTION = Question("overload", ask)
+QUESTION = Question("overload", ask, loops=("asyncio",))
