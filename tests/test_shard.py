@@ -392,6 +392,19 @@ class TestGrowth:
 
 
 class TestConnectFailures:
+    def test_who_came_when_a_connect_was_under_way_does_not_hear_of_its_failure(self, make):
+        """It may have failed of what was before his time; the next one is his."""
+        pool, shard = make(max_size=1)
+        early = pool.wait(shard)
+        pool.now += 1
+        late = pool.wait(shard)
+        error = pool.refuse(shard)
+        assert early.exception is error
+        assert not late.done()
+        pool.pass_time(1)
+        error = pool.refuse(shard)
+        assert late.exception is error
+
     def test_everybody_is_told_if_there_is_nothing_else_to_hope_for(self, make):
         """Without a deadline and without any connection, all who wait learn what went wrong."""
         pool, shard = make(max_size=4)
