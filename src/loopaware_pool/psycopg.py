@@ -427,7 +427,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
     def _lend(self, slot: Slot, keeper: Keeper) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
-        slot.lent_to(asyncio.current_task(keeper.loop), *acquiring_line(sys._getframe(2)))
+        slot.lent_to(asyncio.current_task(keeper.loop), *acquiring_line(sys._getframe(1)))
         session: PsycopgSession = slot.session  # type: ignore[assignment]
         return cast("ACT", session.lend(self))
 
