@@ -27,6 +27,7 @@ __all__ = ["add_arguments", "main", "run"]
 DEFAULT_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 86400.0
+_PIECE_SECONDS: Final = 0.5
 _EVERYTHING: Final = Room(holders=sys.maxsize, place=sys.maxsize)
 
 
@@ -100,7 +101,14 @@ def _repeat(source: Source, options: argparse.Namespace, write: Callable[[Snapsh
         if options.once:
             return
         before = now
-        time.sleep(options.interval)
+        _sleep(options.interval)
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep in short pieces: a Ctrl-C that comes just before a piece begins is heard of when it has ended."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _PIECE_SECONDS))
 
 
 def _plain(source: Source, now: Snapshot, before: Snapshot | None) -> str:
