@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from loopaware_pool.dsn import hide_passwords
@@ -23,9 +24,11 @@ __all__ = [
     "FINE",
     "FOUND",
     "INTERRUPTED",
+    "PIECE_SECONDS",
     "Parser",
     "Unusable",
     "attempt",
+    "pause",
     "run_command",
     "say",
     "waiting_for",
@@ -44,6 +47,8 @@ FINE: Final = 0
 FOUND: Final = 1
 COULD_NOT: Final = 2
 INTERRUPTED: Final = 130
+# The longest that a command may be deaf to Ctrl-C.
+PIECE_SECONDS: Final = 0.5
 _EXIT_CODES: Final = "exit codes: 0: fine; 1: it found something; 2: it could not do it; 130: interrupted"
 
 
@@ -133,6 +138,13 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def pause(seconds: float) -> None:
+    """Sleep for so long, in pieces: a Ctrl-C that comes just before one begins is heard of when it has ended."""
+    end = monotonic() + seconds
+    while (left := end - monotonic()) > 0:
+        sleep(min(left, PIECE_SECONDS))
 
 
 # ---- for people ----

@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Final
 
-from loopaware_pool.cli.command import FINE, Unusable, run_command
+from loopaware_pool.cli.command import FINE, Unusable, pause, run_command
 from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
 from loopaware_pool.cli.top_source import NoView, Source
 
@@ -27,7 +26,6 @@ __all__ = ["add_arguments", "main", "run"]
 DEFAULT_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 86400.0
-_PIECE_SECONDS: Final = 0.5
 _EVERYTHING: Final = Room(holders=sys.maxsize, place=sys.maxsize)
 
 
@@ -101,14 +99,7 @@ def _repeat(source: Source, options: argparse.Namespace, write: Callable[[Snapsh
         if options.once:
             return
         before = now
-        _sleep(options.interval)
-
-
-def _sleep(seconds: float) -> None:
-    """Sleep in short pieces: a Ctrl-C that comes just before a piece begins is heard of when it has ended."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _PIECE_SECONDS))
+        pause(options.interval)
 
 
 def _plain(source: Source, now: Snapshot, before: Snapshot | None) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import select
 import sys
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from loopaware_pool.cli.command import PIECE_SECONDS, pause
 from loopaware_pool.cli.top_page import Room, heading, make_pages
 
 if TYPE_CHECKING:
@@ -142,10 +143,10 @@ def _keys() -> Iterator[int | None]:
 def _is_ended(keys: int | None, seconds: float) -> bool:
     """Let *seconds* pass, unless a key ends it all: whether one did."""
     if keys is None:
-        sleep(seconds)
+        pause(seconds)
         return False
     end = monotonic() + seconds
     while (left := end - monotonic()) > 0:
-        if select.select([keys], [], [], left)[0] and os.read(keys, 1) in (b"q", b"Q", b""):
+        if select.select([keys], [], [], min(left, PIECE_SECONDS))[0] and os.read(keys, 1) in (b"q", b"Q", b""):
             return True
     return False
