@@ -194,7 +194,7 @@ def draw(looks: dict[str, list[float]], slopes: dict[str, Slope], path: Path) ->
         place.plot(minutes, looks[name], linewidth=1)
         place.axvspan(0, minutes[int(len(minutes) * WARM_UP_PART)], color="#eeeeee")
         place.set_ylabel(name, fontsize=8)
-        place.set_ylim(bottom=0)
+        place.set_ylim(0, max(looks[name]) * 1.1 or 1)
         place.set_title(slope.text, fontsize=8, loc="right")
         place.tick_params(labelsize=8)
     place.set_xlabel("minutes; the warm-up, in grey, is left out of the slopes")
