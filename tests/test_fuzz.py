@@ -52,6 +52,9 @@ class Ear:
     def learn(self, answer):
         self.clean_answer = answer
 
+    def reported(self):
+        pass
+
     def answered(self):
         self._decide("clean")
 

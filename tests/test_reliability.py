@@ -223,7 +223,7 @@ def test_a_failover_that_leaves_the_old_primary_reading(pair, run):
 
 def until_replicated(primary, standby):
     with connect(primary.dsn) as connection:
-        position = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()[0]
+        position = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()[0]
     with connect(standby.dsn) as connection:
         query = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
         eventually(lambda: connection.execute(query, [position]).fetchone()[0], "the standby has it")
@@ -375,6 +375,7 @@ def test_half_open_connections_are_found_by_their_keepalive(dsn, run, open_pool,
         with FaultProxy(dsn) as proxy:
             async with open_pool(proxy.dsn, keepalive=0.1) as client:
                 await pids(client, 2)
+                await client.pool.settled()  # else it is the answer to a reset that does not come
                 proxy.half_open()
                 await eventually_async(lambda: not client.pool.fd_report(), "the end of both")
                 proxy.heal()

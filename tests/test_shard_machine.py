@@ -22,7 +22,7 @@ from loopaware_pool.terms import Phase
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 # A slot in one of these is in no container of its shard: a caller, or a task of the pool, has it.
 HELD = {SlotState.RESERVED, SlotState.LENT, SlotState.RESETTING}
-SERVICES = ("resetting", "pinging", "reading")
+SERVICES = ("resetting", "pinging", "reading", "unanswered")
 WORK = ("opening", "closing", *SERVICES)
 RARE_EVENTS = [
     "expire",
@@ -184,7 +184,11 @@ class PoolMachine(RuleBasedStateMachine):
     # ---- connections ----
 
     def _with(self, work):
-        return [shard for shard in self.pool.shards if getattr(shard.edge, work)]
+        return [shard for shard in self.pool.shards if self._work(shard, work)]
+
+    @staticmethod
+    def _work(shard, kind):
+        return list(shard.unanswered) if kind == "unanswered" else getattr(shard.edge, kind)
 
     @precondition(lambda self: self._with("opening"))
     @rule(data=st.data(), end=st.sampled_from(CONNECT_ENDS))
@@ -205,14 +209,16 @@ class PoolMachine(RuleBasedStateMachine):
     def service_ends(self, data, is_well):
         kind = data.draw(st.sampled_from([kind for kind in SERVICES if self._with(kind)]))
         shard = data.draw(st.sampled_from(self._with(kind)))
-        work = getattr(shard.edge, kind)
+        work = self._work(shard, kind)
         slot = work.pop(data.draw(st.integers(0, len(work) - 1)))
         self._serviced(shard, slot, is_well=is_well)
 
     def _serviced(self, shard, slot, *, is_well):
         if slot.session.life is Liveness.UNREAD:
             slot.session.life = Liveness.ALIVE if is_well else Liveness.DEAD
-        if is_well:
+        if is_well and slot in shard.unanswered:
+            shard.answered(slot, self.pool.now)
+        elif is_well:
             shard.serviced(slot, self.pool.now)
         else:
             shard.broke(slot, "it was not")
@@ -269,7 +275,7 @@ class PoolMachine(RuleBasedStateMachine):
         """Whatever is under way ends well, on every loop; whoever was served has not run yet."""
         for shard in self.pool.shards:
             edge = shard.edge
-            for work in (getattr(edge, kind) for kind in SERVICES):
+            for work in (self._work(shard, kind) for kind in SERVICES):
                 while work:
                     self._serviced(shard, work.pop(0), is_well=True)
             while edge.opening:
@@ -392,7 +398,7 @@ class PoolMachine(RuleBasedStateMachine):
     def each_connection_is_in_one_place(self):
         for shard in self.pool.shards:
             edge = shard.edge
-            in_service = [*edge.resetting, *edge.pinging, *edge.reading]
+            in_service = [*edge.resetting, *edge.pinging, *edge.reading, *shard.unanswered]
             for places, state in (
                 ([shard.idle], SlotState.IDLE),
                 ([shard.connecting, edge.opening], SlotState.CONNECTING),
@@ -420,7 +426,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert stats.size == shard.size == sum(state in {SlotState.IDLE, *HELD} for state in states)
             assert stats.size + stats.connecting + stats.closing == len(states)
             assert stats.waiting == len(shard.waiters)
-            assert shard.spare in (0, len(shard.idle))
+            assert shard.spare in (0, len(shard.idle) + len(shard.unanswered))
 
     def the_queue_holds_those_who_wait(self):
         """In the order in which they came, those included who lost what they were handed, and came back."""

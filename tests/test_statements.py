@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
-from loopaware_pool.statements import LONGEST_STATEMENT, is_harmless
+from loopaware_pool import statements as statements_module
+from loopaware_pool.statements import LONGEST_STATEMENT, STATEMENTS_REMEMBERED, is_harmless, is_known_harmless
 
 EXAMPLES = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0")) or 700
 
@@ -36,6 +37,16 @@ HARMLESS = [
     "SELECT 'it''s; SET x = 1 -- no comment', \"a;b\" FROM t",
     "SELECT pg_advisory_xact_lock(1), nextval('s')",
     "SELECT größe FROM maße",
+    "BEGIN",
+    "begin transaction isolation level repeatable read, read only;",
+    "START TRANSACTION READ WRITE",
+    "COMMIT AND NO CHAIN",
+    "END",
+    "ROLLBACK WORK",
+    "ABORT",
+    'SAVEPOINT "a"',
+    "ROLLBACK TO SAVEPOINT a",
+    "RELEASE a",
 ]
 SUSPECT = [
     "",
@@ -43,7 +54,13 @@ SUSPECT = [
     "-- nothing",
     "SET work_mem = '5MB'",
     "RESET ALL",
-    "BEGIN",
+    "BEGIN; SET a.b = 1",
+    "COMMIT; SET a.b = 1",
+    "COMMIT PREPARED 'a'",
+    "ROLLBACK PREPARED 'a'",
+    "PREPARE TRANSACTION 'a'",
+    "SET TRANSACTION READ ONLY",
+    "SET LOCAL a.b = 1",
     "LISTEN a",
     "NOTIFY a",
     "LOCK TABLE a",
@@ -107,13 +124,30 @@ def test_whatever_is_not_known_is_suspect(statement):
     assert not is_harmless(statement)
 
 
-def test_judgements_are_remembered_within_bounds():
-    """One look at each text, and no more texts than a number."""
-    is_harmless.cache_clear()
+def test_a_text_is_judged_when_it_comes_again(monkeypatch):
+    """One look at each text that comes more than once, and none at those that do not."""
+    judged = []
+    monkeypatch.setattr(statements_module, "is_harmless", lambda text: judged.append(text) or is_harmless(text))
+    texts = [f"SELECT {number} AS remembered" for number in range(3)]
+    assert [is_known_harmless(text) for text in texts] == [False, False, False]
+    assert judged == []
+    assert [is_known_harmless(text) for text in [*texts, *texts]] == [True] * 6
+    assert judged == texts
     for _ in range(3):
-        is_harmless("SELECT 1")
-    assert (is_harmless.cache_info().hits, is_harmless.cache_info().misses) == (2, 1)
-    assert is_harmless.cache_info().maxsize < 10_000
+        assert not is_known_harmless("SET a.remembered = 1")
+    assert judged == [*texts, "SET a.remembered = 1"]
+
+
+def test_texts_are_remembered_within_bounds():
+    """However many there are, and however long one is."""
+    for number in range(2 * STATEMENTS_REMEMBERED + 10):
+        for _ in range(2):
+            is_known_harmless(f"SELECT {number}")
+    assert 0 < len(statements_module._verdicts) <= STATEMENTS_REMEMBERED
+    assert 0 < len(statements_module._seen_once) <= STATEMENTS_REMEMBERED
+    for _ in range(3):
+        assert not is_known_harmless("SELECT '" + "x" * LONGEST_STATEMENT + "'")
+    assert all(len(text) <= LONGEST_STATEMENT for text in statements_module._verdicts)
 
 
 # ---- against a server ----

@@ -9,6 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 
+import helpers
 import psycopg_pools
 from loopaware_pool import asyncpg_session, keeper, psycopg_session, shard, upkeep
 from loopaware_pool.psycopg import AsyncConnectionPool
@@ -135,9 +136,10 @@ def answered(_, query):
 
 
 async def execute_unanswered(server, pool):
-    """Lend and release once, with a query that is answered, and a reset that is not."""
+    """Lend and release once, with a query that is answered and leaves nothing, and a reset that is not answered."""
     server.answer = lambda session, query: None if is_reset(query) else completed(query) + READY
-    await pool.execute("dirt")
+    helpers.make_known("SELECT 1")
+    await pool.execute("SELECT 1")
     await eventually_async(lambda: is_reset(server.session.queries[-1]), "a reset")
 
 
@@ -430,6 +432,7 @@ def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkey
     async def main():
         async with FakeServer() as server, open_pool(server, keepalive=0.05) as (pool, execute):
             await execute("first")
+            await pool.settled()
             server.answer = lambda session, query: None
             await eventually_async(lambda: server.session.queries[-1] in ("", "SELECT 1"), "a ping")
             async with asyncio.timeout(2):

@@ -24,7 +24,6 @@ from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
 from loopaware_pool.pool import Core, CoreState
-from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.asyncpg_session import AsyncpgSession
     from loopaware_pool.keeper import Keeper
+    from loopaware_pool.slot import Slot
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
     from loopaware_pool.tenancy import Tenancy
 
@@ -46,9 +46,9 @@ __all__ = [
     "create_pool",
 ]
 
-SessionReset = Literal["pipelined", "when_dirty", "awaited", "never"]
+SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
-_RESETTING: Final = SlotState.RESETTING
+_RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
 
 
@@ -132,7 +132,7 @@ class Pool(PoolLikeness):
             max_queries=max_queries,
             session_reset=session_reset,
         )
-        self._proxy_class = PoolConnectionProxy if self._driver.resets_always else ReadingProxy
+        self._proxy_class = ReadingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
         self._setup = setup
         self._config = config
         self._home = None if loop is None else weakref.ref(loop)
@@ -314,7 +314,7 @@ class Pool(PoolLikeness):
                 check = session.take_back()
             finally:
                 tenancy.keeper.shard.returned(tenancy.slot, check, monotonic())
-        return tenancy if tenancy.slot.state is _RESETTING else None
+        return tenancy if check is _RESET else None
 
     # ---- asyncpg's other methods ----
 

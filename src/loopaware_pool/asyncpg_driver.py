@@ -60,8 +60,8 @@ class AsyncpgDriver:
     Attributes:
         args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
         connect_hook, init, reset_hook: The user's callbacks.
-        session_reset: One of "pipelined", "when_dirty", "awaited", "never".
-        resets_always: Whether a session counts as dirty whatever its lease has done.
+        session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        resets_always: Whether a session is reset whatever its lease has done.
         clean_answers: What the server answers to each reset query when there was nothing to reset.
     """
 
@@ -162,11 +162,11 @@ class AsyncpgDriver:
         role = await Connection.fetchval(con, "SELECT pg_catalog.current_setting('role')")
         return None if role == "none" else str(role)
 
-    def warn_once(self, cause: str) -> None:
-        """Log why resets have to be awaited although nobody asked for it, once per pool."""
+    def warn_once(self, warning: str) -> None:
+        """Log why resets are not made as they were asked for, once per pool."""
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("%s: resets are awaited", cause)
+            logger.warning("%s", warning)
 
 
 def _full_name(kind: type) -> str:

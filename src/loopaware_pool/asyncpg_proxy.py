@@ -10,11 +10,12 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
+from loopaware_pool.asyncpg_memory import CODEC_METHODS
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
 from loopaware_pool.reports import apart, logger
 from loopaware_pool.slot import acquiring_line
-from loopaware_pool.statements import is_harmless
+from loopaware_pool.statements import is_known_harmless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -58,6 +59,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     leaves_nothing = name == _TRANSACTION  # by itself
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED
+    sets_codecs = name in CODEC_METHODS
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
@@ -69,6 +71,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
         session = self._holder
         if not is_self_contained:
             session.is_exposed = True
+            session.has_set_codecs |= sets_codecs
         if reads and not leaves_nothing and not session.is_dirty:
             session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
         if is_coroutine:
@@ -81,7 +84,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
 
 def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
-    return type(statement) is not str or not is_harmless(statement)
+    return type(statement) is not str or not is_known_harmless(statement)
 
 
 async def _do(

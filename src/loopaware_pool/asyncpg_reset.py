@@ -5,9 +5,25 @@ How a session is reset without waiting
 --------------------------------------
 asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
 bytes go straight to the transport, and a small protocol (`ResetAnswer`) takes the transport over until the answer
-has come, then gives it back to asyncpg's with whatever arrived behind it. Nobody waits: the connection can be lent
-again at once, its next query travels behind the reset, and the server runs both in order. It is the full reset, run
-now; an advisory lock is free at release, not at the next use.
+has come, then gives it back to asyncpg's with whatever arrived behind it. No caller waits for it. It is the full reset,
+run now; an advisory lock is free at release, not at the next use.
+
+When the next query may travel behind a reset
+---------------------------------------------
+A reset is one implicit transaction. If it fails (a timeout that the last lease has set, a cancel request that comes
+late, a role that was revoked), the last lease's settings and role stand again, and the server goes on to the next
+message: it would run the next lease's query in them, before the pool could know. So:
+
+* Only a lease that is known to have left nothing is followed at once: its statements are harmless by their text, and
+  what the server reports of the session is what it was. After any other, the connection is lent again when the answer
+  has been read. This is also what keeps the driver's side right: asyncpg learns from that answer which encoding and
+  which settings the session has again.
+* What a text does not tell is kept in by a guard. The reset begins with `SET exit_on_error = on`, by which a failure
+  ends the session, and ends with `RESET ALL`, which takes that back. Left over is a failure of the first statement
+  itself, after a lease whose text has told nothing.
+
+Where something stands between the pool and the server, or the server knows no such guard, nothing is sent behind a
+reset at all.
 
 asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
 being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
@@ -31,13 +47,16 @@ import asyncpg
 if TYPE_CHECKING:
     from asyncpg.connection import Connection
 
-__all__ = ["Introduction", "ResetAnswer", "query_message", "reset_statements"]
+__all__ = ["GUARD", "Introduction", "ResetAnswer", "query_message", "reset_statements"]
 
 # The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
 # are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 _UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
+_RESET_ALL: Final = "RESET ALL;"
+GUARD: Final = "SET exit_on_error = on;"
+_NULL: Final = b"\xff" * 4
 
 
 class _Session(Protocol):
@@ -47,6 +66,8 @@ class _Session(Protocol):
     def clean_answer(self) -> bytes | None: ...
 
     def learn(self, answer: bytes) -> None: ...
+
+    def reported(self) -> None: ...
 
     def answered(self) -> None: ...
 
@@ -152,6 +173,8 @@ class ResetAnswer(asyncio.Protocol):
         if kind in b"SAN":
             self._is_exemplary = False
             self._protocol.data_received(message)
+            if kind == b"S":
+                self._session.reported()
         elif self.is_on_guard:
             self._fail("closed by the server" if kind == b"E" else f"said {kind!r} unasked")
             return False
@@ -207,7 +230,7 @@ class ResetAnswer(asyncio.Protocol):
 
 class Introduction:
     """
-    Hears which process does the work, in the place of a session whose reset it is.
+    Hears who does the work at the other end, in the place of a session whose reset it is.
 
     Args:
         pid: The process that the server named when the connection was made.
@@ -215,20 +238,26 @@ class Introduction:
 
     Attributes:
         is_of_announced_process: Whether the answer is that process's own.
+        has_guard: Whether it is, and the server can be told to end a session at the first error.
     """
 
-    QUERY: Final = "SELECT pg_catalog.pg_backend_pid();"
+    QUERY: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('exit_on_error', true);"
     clean_answer: Final = None
 
     def __init__(self, pid: int, answered: asyncio.Future[None]) -> None:
         self.is_of_announced_process = False
+        self.has_guard = False
         text = str(pid).encode()
-        self._row = struct.pack("!HI", 1, len(text)) + text  # of one column
+        self._row = struct.pack("!HI", 2, len(text)) + text  # of two columns
         self._answered = answered
 
     def learn(self, answer: bytes) -> None:
         """Hear an answer that has nothing else in it."""
         self.is_of_announced_process = self._row in answer
+        self.has_guard = self.is_of_announced_process and self._row + _NULL not in answer
+
+    def reported(self) -> None:
+        """Do nothing: an answer that reports something is not learned from."""
 
     def answered(self) -> None:
         """Hear that it was the answer."""
@@ -246,15 +275,26 @@ class Introduction:
             self._answered.set_exception(error)
 
 
-def reset_statements(con: Connection, role: str | None) -> list[str]:
-    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
+def reset_statements(con: Connection, role: str | None, *, is_guarded: bool) -> list[str]:
+    """
+    Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper.
+
+    Args:
+        con: Whose reset it is.
+        role: The role to restore; None for the one that the session began with.
+        is_guarded: Whether a failure is to end the session.
+    """
     statements: list[str] = con.get_reset_query().splitlines()
-    if "RESET ALL;" in statements and _UNLOCK in statements:
+    if _RESET_ALL in statements and _UNLOCK in statements:
         # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
+        statements.remove(_RESET_ALL)
         statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
         if role is not None:
             statements.append(f"SET ROLE {_quoted(role)};")
+        statements.append(_RESET_ALL)  # last: it also ends the guard
+        if is_guarded:
+            statements.insert(0, GUARD)
     return statements
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from asyncpg.connection import Connection
 
+from loopaware_pool.asyncpg_memory import ClientMemory
 from loopaware_pool.asyncpg_reach import Reach
-from loopaware_pool.asyncpg_reset import Introduction, ResetAnswer, query_message, reset_statements
+from loopaware_pool.asyncpg_reset import GUARD, Introduction, ResetAnswer, query_message, reset_statements
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
@@ -46,7 +47,7 @@ _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.ve
 
 # Bound once: see shard.py.
 _ALIVE, _DEAD, _UNREAD = Liveness
-_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+_READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
 
 
 class AsyncpgSession:
@@ -58,7 +59,8 @@ class AsyncpgSession:
         proxy: What the caller has of it, while it is lent.
         pool: The pool, while it is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
-        is_dirty: Whether there may be something to reset.
+        is_dirty: Whether the lease may have left something to reset, as far as its statements tell.
+        has_set_codecs: Whether the lease has changed type codecs.
         calls: How many calls of the proxy's have begun and not ended.
         is_exposed: Whether the caller may talk to the server by anything but those: a prepared statement, a cursor, a
             transaction, the connection itself.
@@ -67,22 +69,24 @@ class AsyncpgSession:
     __slots__ = (
         "__weakref__",
         "_answer",
+        "_can_be_followed",
         "_con",
         "_driver",
         "_identity",
-        "_is_direct",
         "_is_parked",
         "_loop",
+        "_memory",
         "_message",
         "_omen",
         "_probe",
         "_query",
         "_reach",
         "_resets",
-        "_resets_always",
+        "_starts_dirty",
         "_starts_exposed",
         "_was_writable",
         "calls",
+        "has_set_codecs",
         "is_dirty",
         "is_exposed",
         "owner",
@@ -96,10 +100,9 @@ class AsyncpgSession:
         self.proxy: PoolConnectionProxy | None = None
         self.pool: Pool | None = None
         self.reset_timeout: float | None = None
-        self.is_dirty = True
+        self.is_dirty = self._starts_dirty = True
+        self.has_set_codecs = False
         self.calls = 0
-        # What the methods of a user's own class do is not in the statements they are given.
-        self._resets_always = driver.resets_always or type(con) is not Connection
         self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._driver = driver
         self._con: Connection | None = con
@@ -107,7 +110,7 @@ class AsyncpgSession:
         self._reach = reach = Reach(con)
         self._resets = 0
         self._is_parked = False
-        self._is_direct = True
+        self._can_be_followed = False
         self._omen: Omen | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
@@ -116,23 +119,25 @@ class AsyncpgSession:
         self._query = ""
         self._message = b""
         self._answer: ResetAnswer | None = None
+        self._memory = ClientMemory(con)
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
 
     async def find_out_who_answers(self) -> None:
         """
-        Await resets if the server at the other end is not the one that does the work, as its process id tells.
+        Find out whether a query may travel behind a reset.
 
-        A PgBouncer gives a session away as soon as it has answered, whatever has been sent behind: a query behind a
-        reset would be lost, and waited for for ever. Where the answer does not come in one piece, nothing is taken for
-        granted.
+        It may not if the server at the other end is not the one that does the work, as its process id tells: a
+        PgBouncer gives a session away as soon as it has answered, whatever has been sent behind. A query behind a reset
+        would be lost, and waited for for ever. Nor may it if the server has no guard (see `asyncpg_reset.py`). Where
+        the answer does not come in one piece, nothing is taken for granted.
 
         Raises:
             TimeoutError: There was no answer for `RESET_SECONDS`.
             asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
         """
         con, reach = self._con, self._reach
-        if con is None or not self._resets_in_passing(con) or not reach.can_reset_in_passing:
+        if self._driver.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
             return
         answered = self._loop.create_future()
         introduction = Introduction(con.get_server_pid(), answered)
@@ -142,34 +147,39 @@ class AsyncpgSession:
         reach.transport.write(query_message(Introduction.QUERY))
         async with asyncio.timeout(RESET_SECONDS):
             await answered
-        self._is_direct = introduction.is_of_announced_process
+        self._can_be_followed = introduction.has_guard
+        if not introduction.is_of_announced_process:
+            self._driver.warn_once(
+                "something stands between the pool and the server, as a PgBouncer does: a connection is lent again "
+                'only when its reset has been answered, as with session_reset="confirmed"'
+            )
 
     def prepare_reset(self, role: str | None) -> None:
         """Learn how to reset the session to what it is now, *role* included if that is not the one it began with."""
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        statements = [] if self._driver.session_reset == "never" else reset_statements(con, role)
+        mode = self._driver.session_reset
+        statements = [] if mode == "never" else reset_statements(con, role, is_guarded=self._can_be_followed)
+        self._can_be_followed = GUARD in statements
         self._query = "\n".join(statements)
         self._message = query_message(self._query)
-        self._answer = self._make_answer(con, len(statements))
-
-    def _make_answer(self, con: Connection, statements: int) -> ResetAnswer | None:
-        """Prepare for resets that nobody waits for; None if they must be awaited."""
-        if self._driver.session_reset == "awaited" or self._is_custom(con):
-            return None
-        reach = self._reach
-        if not reach.can_reset_in_passing:
-            self._driver.warn_once("asyncpg's protocol or transport not found")
-            return None
-        if not self._is_direct:
-            self._driver.warn_once("something stands between the pool and the server, as a PgBouncer does")
-            return None
-        return ResetAnswer(self, reach.transport, reach.protocol, statements)
+        if self._resets_in_passing(con):
+            self._answer = ResetAnswer(self, self._reach.transport, self._reach.protocol, len(statements))
+        # What the methods of a user's own class do is not in the statements they are given.
+        judges = mode == "when_dirty" or self._can_be_followed
+        self._starts_dirty = not judges or type(con) is not Connection
+        self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
+        self._memory.keep_codecs()
 
     def _resets_in_passing(self, con: Connection) -> bool:
-        """Whether there is a reset, and nobody has asked to wait for it."""
-        return self._driver.session_reset not in ("awaited", "never") and not self._is_custom(con)
+        """Whether resets, and the guard against what comes unasked, do without a task that waits."""
+        if self._driver.session_reset == "awaited" or self._is_custom(con):
+            return False
+        if not self._reach.can_reset_in_passing:
+            self._driver.warn_once("asyncpg's protocol or transport not found: resets are awaited")
+            return False
+        return True
 
     def _is_custom(self, con: Connection) -> bool:
         """Whether the user has taken the reset into his own hands."""
@@ -251,25 +261,34 @@ class AsyncpgSession:
     def take_back(self) -> ReturnCheck:
         """Send the reset, if it need not be awaited."""
         con = self._con
-        if con is None or con.is_closed():
-            return ReturnCheck.BROKEN
-        if self._omen is Omen.GOODBYE:
+        if con is None or con.is_closed() or self._omen is Omen.GOODBYE:
             return ReturnCheck.BROKEN
         protocol = self._reach.protocol
-        if protocol.queries_count + self._resets >= self._driver.max_queries:
+        if protocol.queries_count + self._resets >= self._driver.max_queries or self._has_foreign_codecs():
             return ReturnCheck.WORN_OUT
         answer = self._answer
         if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
             return _RESET
         if con._listeners or con._log_listeners or con._query_loggers or con._termination_listeners:
             self._forget_callbacks(con)
-        # While an answer is due the last caller cannot have had one of his own: he has left the session clean.
-        if self._query and self.is_dirty and not answer.is_due:
-            self.is_dirty = self._resets_always
-            self._resets += 1
-            answer.expect()
-            self._reach.transport.write(self._message)
-        return _READY
+        if self.has_set_codecs:
+            self._restore_codecs(con)
+        # While an answer is due the caller cannot have had one of its own, and has left the session as it was.
+        if answer.is_due or not self._query:
+            return _READY
+        return self._send_reset(answer)
+
+    def _send_reset(self, answer: ResetAnswer) -> ReturnCheck:
+        """Reset the session, unless the lease has left nothing and that is enough."""
+        memory = self._memory
+        is_dirty = self.is_dirty or memory.reported != memory.expected
+        if not (is_dirty or self._driver.resets_always):
+            return _READY
+        self.is_dirty = self._starts_dirty
+        self._resets += 1
+        answer.expect()
+        self._reach.transport.write(self._message)
+        return _RESET_SENT if is_dirty else _READY
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """
@@ -308,6 +327,7 @@ class AsyncpgSession:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
         if self._is_busy():
             raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+        self._restore_codecs(con)
         if self._driver.reset_hook is not None:
             await con._reset()
             await self._driver.reset_hook(con)
@@ -318,7 +338,8 @@ class AsyncpgSession:
             if self._query:
                 await con.execute(self._query)
         self._forget_callbacks(con)
-        self.is_dirty = self._resets_always
+        self.is_dirty = self._starts_dirty
+        self._memory.expect_this()
         if self._omen is not None:
             self._omen = None
             if await Connection.fetchval(con, IS_READ_ONLY_QUERY) and self.owner is not None:
@@ -328,6 +349,16 @@ class AsyncpgSession:
         """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
         for callbacks in (con._listeners, con._log_listeners, con._query_loggers, con._termination_listeners):
             callbacks.clear()
+
+    def _has_foreign_codecs(self) -> bool:
+        """Whether the lease has set codecs that cannot be taken back."""
+        return self.has_set_codecs and not self._memory.can_restore_codecs and self._driver.session_reset != "never"
+
+    def _restore_codecs(self, con: Connection) -> None:
+        """Forget the codecs that the lease has set, unless nothing is to be reset."""
+        if self.has_set_codecs and self._driver.session_reset != "never":
+            self._memory.restore_codecs(con)
+        self.has_set_codecs = False
 
     async def ping(self) -> None:
         """Make a round trip."""
@@ -482,6 +513,10 @@ class AsyncpgSession:
     def learn(self, answer: bytes) -> None:
         """Keep what the server has just answered to a reset."""
         self._driver.clean_answers[self._query] = answer
+
+    def reported(self) -> None:
+        """Hear of a setting while nobody has the connection: by the reset, or because the server has been told so."""
+        self._memory.expect_this()
 
     def answered(self) -> None:
         """Hear that the reset is done."""

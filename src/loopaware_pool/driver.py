@@ -29,6 +29,9 @@ class ReturnCheck(Enum):
     READY = "ready"
     """Nothing: it may be lent again now."""
 
+    RESET_SENT = "reset sent"
+    """The server's answer to a reset that has just been sent: `Owner.settled` tells when it has come."""
+
     RESET = "reset"
     """An awaited `Session.reset`."""
 

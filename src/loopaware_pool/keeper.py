@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper"]
 
-_IDLE: Final = SlotState.IDLE  # bound once: see shard.py
+_IDLE, _RESETTING = SlotState.IDLE, SlotState.RESETTING  # bound once: see shard.py
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 
 # What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
@@ -455,9 +455,11 @@ class Keeper:
         return "did not answer"
 
     def notify_settled(self, slot: Slot) -> None:
-        """Park a connection whose last answer has come."""
+        """Park a connection whose last answer has come, or have it lent again if that was waited for."""
         if slot.state is _IDLE:
             self.park(slot)
+        elif slot.state is _RESETTING:
+            self.shard.answered(slot, monotonic())
         if self._changes.are_awaited():
             self.notify()
 

@@ -8,10 +8,11 @@ import functools
 import os
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import psycopg
 from psycopg import AsyncConnection, pq
+from psycopg.adapt import AdaptersMap
 
 from loopaware_pool.bounds import within
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
@@ -139,6 +140,17 @@ class ForeignWatch:
         self._pgconn.finish()
 
 
+class _Configured(NamedTuple):
+    """What a session reset comes back to: the connection's side as `configure` left it, and the role."""
+
+    settings: list[Any]
+    attributes: list[Any]
+    notice_handlers: list[Any]
+    notify_handlers: list[Any]
+    adapters: AdaptersMap | None
+    role: str
+
+
 class PsycopgSession:
     """
     One psycopg connection.
@@ -195,7 +207,7 @@ class PsycopgSession:
             connection.close = functools.partial(_close, weakref.ref(connection), foreign)  # type: ignore[method-assign]
         self._watch.custody = _USED
         self._watch.pool_name = driver.name
-        self._configured: list[Any] = []
+        self._configured: _Configured | None = None
         connection._loopaware_session = self  # type: ignore[attr-defined]
         kind = type(connection)
         self.says_goodbye = kind.close not in (AsyncConnection.close, LoopAwareConnection.close)
@@ -280,6 +292,8 @@ class PsycopgSession:
 
     async def _make_clean(self) -> None:
         await self._let_go()
+        if self._configured is not None:
+            self._restore_client_side(self._configured)
         await self._roll_back()
         await self._reset()
         if self._omen is not None:
@@ -323,8 +337,8 @@ class PsycopgSession:
 
     async def _reset(self) -> None:
         try:
-            if self._driver.session_reset == "awaited":
-                await self._reset_session()
+            if self._configured is not None:
+                await self._reset_session(self._configured)
             if self._driver.reset_hook is not None:
                 await self._driver.reset_hook(self._kept())
                 check_idle(self._kept(), "reset", self._driver.reset_hook)
@@ -332,19 +346,29 @@ class PsycopgSession:
             self._driver.logger.warning("error resetting connection: %s", error)
             raise
 
-    async def _reset_session(self) -> None:
+    def _restore_client_side(self, configured: _Configured) -> None:
+        """Have psycopg forget what it remembers of the lease; first, as what follows is done by means of it."""
+        connection = self._kept()
+        if connection._num_transactions:  # it ends when its holder is collected: in the middle of another's lease
+            raise psycopg.ProgrammingError("connection left inside a transaction() block: discarded")
+        for name, value in zip(_ATTRIBUTES, configured.attributes, strict=True):
+            setattr(connection, name, value)
+        connection._notice_handlers[:] = configured.notice_handlers
+        connection._notify_handlers[:] = configured.notify_handlers
+        connection._adapters = None if configured.adapters is None else AdaptersMap(configured.adapters)
+        connection._tpc = None
+
+    async def _reset_session(self, configured: _Configured) -> None:
         connection = self._kept()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
         await connection.execute(_RESET_QUERY, prepare=False)
-        settings, attributes, notices, notifies, role = self._configured
-        if role != "none":
-            await connection.execute("SELECT pg_catalog.set_config('role', %s, false)", [role], prepare=False)
-        for name, value in zip(_SETTINGS, settings, strict=True):
+        if configured.role != "none":
+            query = "SELECT pg_catalog.set_config('role', %s, false)"
+            await connection.execute(query, [configured.role], prepare=False)
+        for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
-        for name, value in zip(_ATTRIBUTES, attributes, strict=True):
-            setattr(connection, name, value)
-        connection._notice_handlers[:] = notices
-        connection._notify_handlers[:] = notifies
+        if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
+            backlog.clear()  # last: notifications may have come with the answers
 
     async def remember_configured(self) -> None:
         """Note what an awaited session reset is to come back to."""
@@ -357,13 +381,14 @@ class PsycopgSession:
             await cursor.execute("SELECT pg_catalog.current_setting('role')", prepare=False)
             role = (await cursor.fetchone() or ("none",))[0]
             await connection.set_autocommit(was_autocommit)
-        self._configured = [
-            [getattr(connection, name) for name in _SETTINGS],
-            [getattr(connection, name) for name in _ATTRIBUTES],
-            list(connection._notice_handlers),
-            list(connection._notify_handlers),
-            role,
-        ]
+        self._configured = _Configured(
+            settings=[getattr(connection, name) for name in _SETTINGS],
+            attributes=[getattr(connection, name) for name in _ATTRIBUTES],
+            notice_handlers=list(connection._notice_handlers),
+            notify_handlers=list(connection._notify_handlers),
+            adapters=None if connection._adapters is None else AdaptersMap(connection._adapters),
+            role=role,
+        )
 
     async def ping(self) -> None:
         """Make a round trip."""

@@ -104,7 +104,7 @@ class Queue:
 
     def _check_queue(self, keeper: Keeper) -> None:
         limit = self._config.max_waiting
-        if limit and sum(len(one.shard.waiters) for one in self._keepers()) >= limit:
+        if limit and sum(one.shard.waiting_in_line for one in self._keepers()) >= limit:
             keeper.shard.counters.refused += 1
             raise self._driver.errors.too_many_waiting(pool=self._config.name, max_waiting=limit)
 

@@ -2,8 +2,9 @@
 What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, I/O is the edge's business.
 
 A shard is touched by its own loop only, so nothing here takes a lock. Its connections are in one place each:
-`connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire), and the
-others are with a caller or a task. Callers wait in `waiters`, first come, first served, and a connection that
+`connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire),
+`unanswered` holds those that are to be idle as soon as the server has answered a reset, and the others are with a
+caller or a task. Callers wait in `waiters`, first come, first served, and a connection that
 comes free is put into the first one's hands: a running task cannot take it in between.
 """
 
@@ -37,8 +38,9 @@ _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
-_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+_READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
+_RESET_STARTED = SlotEvent.RESET_STARTED
 
 
 class Shard:
@@ -69,6 +71,7 @@ class Shard:
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
         self.closing: set[Slot] = set()
+        self.unanswered: dict[Slot, None] = {}  # in the order of their returns
         self.waiters = Line()
         self.counters = Counters()
         self.last_error: BaseException | None = None
@@ -166,8 +169,13 @@ class Shard:
         if check is _READY:
             slot.move(_RETURNED)
             self._give(slot, now)
+        elif check is _RESET_SENT:
+            slot.move(_RESET_STARTED)
+            slot.since = now
+            self.unanswered[slot] = None
+            self.wake_by(now + RESET_ANSWER_SECONDS)
         elif check is _RESET:
-            slot.move(SlotEvent.RESET_STARTED)
+            slot.move(_RESET_STARTED)
             self._edge.reset(slot)
         else:
             self.counters.returned_dead += check is ReturnCheck.BROKEN
@@ -176,6 +184,13 @@ class Shard:
                 self.drop_dead()
         if slot.reported is not None:
             self._edge.reporter.came_back(slot, held_seconds)
+
+    def answered(self, slot: Slot, now: float) -> None:
+        """Take back a connection if it was the answer to its reset that was waited for."""
+        if slot in self.unanswered:
+            del self.unanswered[slot]
+            slot.move(SlotEvent.RESET_FINISHED)
+            self._give(slot, now)
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
@@ -272,13 +287,23 @@ class Shard:
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
             return
+        if self.unanswered:
+            wanted -= self._about_to_be_idle(now)
         for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
             if not self._budget.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
                 return
             self._start_connect(now)
-        if len(self.waiters) > len(self.connecting):
+        if wanted > 0 and len(self.waiters) > len(self.connecting):
             self.wake_by(now + STEP_SECONDS)
+
+    def _about_to_be_idle(self, now: float) -> int:
+        """Count the connections that a reset's answer, due any moment, gives back; none once one has taken too long."""
+        late_at = next(iter(self.unanswered)).since + STEP_SECONDS
+        if now >= late_at:
+            return 0
+        self.wake_by(late_at)
+        return len(self.unanswered)
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
@@ -289,9 +314,11 @@ class Shard:
             self._return_permit()
 
     def asked(self, now: float) -> None:
-        """Close an idle connection if another loop is to have its permit."""
-        if self.idle and self._budget.should_yield(self, now, donor_has_waiters=False):
-            self._retire(self.idle.pop(0), "given to another loop")
+        """Close a connection that nobody here has, if another loop is to have its permit."""
+        if (self.idle or self.unanswered) and self._budget.should_yield(self, now, donor_has_waiters=False):
+            # A loop that stands still reads no answer.
+            slot = self.idle.pop(0) if self.idle else next(iter(self.unanswered))
+            self._retire(slot, "given to another loop")
 
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
@@ -405,6 +432,7 @@ class Shard:
 
     def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
         slot.move(SlotEvent.CLOSE_STARTED)
+        self.unanswered.pop(slot, None)
         self.closing.add(slot)
         self._reasons[slot] = reason
         self._edge.close(slot, politely=politely)
@@ -469,14 +497,19 @@ class Shard:
         """Live connections: neither connecting nor closing."""
         return len(self.slots) - len(self.connecting) - len(self.closing)
 
+    @property
+    def waiting_in_line(self) -> int:
+        """Callers who wait for others to be done, not just for a reset's answer."""
+        return max(0, len(self.waiters) - len(self.unanswered))
+
     def is_in_use(self) -> bool:
         """Whether callers, or tasks of the pool, have connections."""
         return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
 
     @property
     def spare(self) -> int:
-        """Idle connections that nobody here waits for."""
-        return len(self.idle) if not self.waiters else 0
+        """Connections that are idle, or about to be, and that nobody here waits for."""
+        return len(self.idle) + len(self.unanswered) if not self.waiters else 0
 
     def count(self, *states: SlotState) -> int:
         """Count the slots in any of *states*."""

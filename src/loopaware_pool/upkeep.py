@@ -65,6 +65,7 @@ class Upkeep:
     def sweep(self, now: float) -> None:
         """Do what has become due, and say when to come again. Of a pool that is closed only leases are left."""
         self.reclaim_dropped()
+        self._give_up_unanswered(now)
         if not self._shard.is_open():
             if self._shard.slots:
                 self._shard.wake_by(now + DROPPED_LOOK_SECONDS)
@@ -95,6 +96,14 @@ class Upkeep:
             self._shard.counters.dropped += 1
             self._edge.reporter.dropped(slot)
             self._shard.broke(slot, "dropped by its holder")
+
+    def _give_up_unanswered(self, now: float) -> None:
+        """Close connections whose reset the server has not answered in time."""
+        for slot in list(self._shard.unanswered):
+            if now - slot.since < RESET_ANSWER_SECONDS:
+                self._shard.wake_by(slot.since + RESET_ANSWER_SECONDS)
+                return
+            self._shard.broke(slot, "reset not answered")
 
     def connected(self, slot: Slot) -> None:
         """Note that a connect ended well."""

@@ -2,8 +2,8 @@
 A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte.
 
 It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
-so, and it hangs up. What it answers is a function of the test's; which process it is, as the pool asks when it
-connects, it answers by itself.
+so, and it hangs up. What it answers is a function of the test's; which process it is, and whether it can end a session
+at an error, as the pool asks when it connects, it answers by itself.
 """
 
 from __future__ import annotations
@@ -80,11 +80,17 @@ WELCOME: Final = (
     + READY
 )
 
-WHICH_PROCESS: Final = "SELECT pg_catalog.pg_backend_pid();"
+WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('exit_on_error', true);"
 # It is the process that its welcome announces: number 0.
 PROCESS_0: Final = (
-    message(b"T", b"\0\1pid\0" + bytes(6) + struct.pack("!IhIh", 23, 4, 0xFFFFFFFF, 0))
-    + message(b"D", struct.pack("!HI", 1, 1) + b"0")
+    message(
+        b"T",
+        b"\0\2"
+        + b"".join(
+            name + b"\0" + bytes(6) + struct.pack("!IhIh", 25, -1, 0xFFFFFFFF, 0) for name in (b"pid", b"exits")
+        ),
+    )
+    + message(b"D", struct.pack("!HI1sI3s", 2, 1, b"0", 3, b"off"))
     + completed("SELECT 1")
     + READY
 )
@@ -164,7 +170,7 @@ class FakeClient:
                 self.send(error("0A000", "FATAL", f"the fake server knows simple queries only, not {kind!r}"))
                 return
             query = body[:-1].decode()
-            if query == WHICH_PROCESS:
+            if query == WHO_ANSWERS:
                 self.send(PROCESS_0)
                 continue
             self.queries.append(query)
