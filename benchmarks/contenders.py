@@ -32,6 +32,7 @@ __all__ = [
     "CONTENDERS",
     "OURS",
     "OURS_AWAITED",
+    "OURS_CONFIRMED",
     "OURS_NEVER",
     "OURS_PSYCOPG",
     "OURS_PSYCOPG_SHEDDING",
@@ -311,6 +312,7 @@ ARTICLE = Contender("the article's", _article, max_tasks=CONNECTIONS)
 BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg, max_tasks=CONNECTIONS)
 OURS = Contender("ours", _ours("pipelined"))
 OURS_SHEDDING = Contender("ours, shed_after", _ours("pipelined", shed_after=SHED_AFTER_SECONDS))
+OURS_CONFIRMED = Contender("ours, confirmed", _ours("confirmed"))
 OURS_AWAITED = Contender("ours, awaited", _ours("awaited"))
 OURS_WHEN_DIRTY = Contender("ours, when_dirty", _ours("when_dirty"))
 OURS_NEVER = Contender("ours, never", _ours("never"))
@@ -336,6 +338,7 @@ CONTENDERS = (
     BARE_ASYNCPG,
     OURS,
     OURS_SHEDDING,
+    OURS_CONFIRMED,
     OURS_AWAITED,
     OURS_WHEN_DIRTY,
     OURS_NEVER,

@@ -12,6 +12,7 @@ from benchmarks.contenders import (
     BARE_PSYCOPG,
     OURS,
     OURS_AWAITED,
+    OURS_CONFIRMED,
     OURS_NEVER,
     OURS_PSYCOPG,
     OURS_WHEN_DIRTY,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from benchmarks.lab import Heat, Lab
 
 QUERIES = 600
-TASKS = (1, 10, 50, 500)
+TASKS = (1, 10, 20, 50, 500)
 SERVER_CPU = "server CPU us"
 ASYNCPG_CONTENDERS = (
     ASYNCPG,
@@ -38,6 +39,7 @@ ASYNCPG_CONTENDERS = (
     BARE_ASYNCPG,
     OURS,
     OURS_AWAITED,
+    OURS_CONFIRMED,
     OURS_WHEN_DIRTY,
     OURS_NEVER,
 )

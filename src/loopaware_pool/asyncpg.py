@@ -427,9 +427,8 @@ def create_pool(
         **kwargs: The pool's own options, below; every other goes to `asyncpg.connect`.
         name: In errors, logs and events; None for "pool-N".
         acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
-        session_reset: When the session is reset. "pipelined": at release, without waiting for the answer; "when_dirty":
-            as that, but only if the lease may have left something to reset, see below; "awaited": at release, waited
-            for; "never": only transactions are rolled back and callbacks removed.
+        session_reset: When the session is reset, and when the connection is lent again; see below. "pipelined",
+            "when_dirty", "confirmed", "awaited" or "never".
         max_lifetime: Seconds after which a connection is replaced; 0 never.
         lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
@@ -450,12 +449,24 @@ def create_pool(
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
 
-    With "when_dirty" a lease of asyncpg's own connection class is not reset if each of its statements ran, and is known
-    by its text to change nothing that a reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions
-    and types as `loopaware_pool.statements` lists. What a text does not tell goes unseen, and its traces stay until the
-    next reset: what functions do that the server calls by itself, for triggers, views, rules, policies, operators,
-    casts, defaults and constraints, that overload the name of one in the list, or that are written as a column; and
-    what is done to the connection behind the pool's back.
+    A lease has left nothing, as far as can be told, if the settings that the server reports are unchanged, it used
+    asyncpg's own connection class, and each of its statements ran and is known by its text to change nothing that a
+    reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
+    `loopaware_pool.statements` lists, and what begins and ends transactions. A text is judged when it comes a second
+    time; a new one may leave something. What a text does not tell goes unseen: what functions do that the server calls
+    by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints, that overload the name
+    of one in the list, or that are written as a column; and what is done to the connection behind the pool's back.
+
+    * "pipelined": each lease is reset. After one that has left nothing the connection is lent again at once, and the
+      next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
+      query. After any other lease, the connection is lent again when the server has answered the reset. Where
+      something stands between the pool and the server, this is so after every lease.
+    * "when_dirty": a lease that has left nothing is not reset. What went unseen stays until the next reset.
+    * "confirmed": each lease is reset, and the connection is lent again when the server has answered. No release waits.
+    * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with.
+    * "never": only transactions are rolled back and callbacks removed.
+
+    A reset that has not been answered within 30 seconds costs the connection. `SECURITY.md` says what each promises.
     """
     return Pool(
         dsn,
