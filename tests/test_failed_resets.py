@@ -15,6 +15,7 @@ from psycopg.adapt import Loader
 from psycopg.types.string import StrDumper
 
 import helpers
+from loopaware_pool import asyncpg_memory
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
@@ -458,6 +459,78 @@ def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, s
         async with one_connection(bank.dsn, session_reset) as pool:
             for _ in range(3):
                 assert await succeed(pool, lease, listen, waits=waits) == []
+
+    run(main)
+
+
+@with_and_without_a_waiter
+def test_where_asyncpg_hides_what_it_remembers_nothing_is_taken_for_unchanged(bank, run, monkeypatch, waits):
+    """No lease is followed before its reset is answered, and a connection with another codec is replaced."""
+    monkeypatch.setattr(asyncpg_memory, "_reported_settings", lambda _: None)
+    monkeypatch.setattr(asyncpg_memory, "_tables_of_codecs", lambda _: [])
+
+    async def lease(con):
+        await con.set_type_codec("text", schema="pg_catalog", encoder=str.upper, decoder=str.upper)
+
+    async def pid_and_text(con):
+        return con.get_server_pid(), await con.fetchval("SELECT $1::text", "a")
+
+    async def main():
+        helpers.make_known("SELECT 1", "SELECT $1::text")
+        async with one_connection(bank.dsn, "pipelined") as pool:
+            pid, text = await succeed(pool, lease, pid_and_text, waits=waits)
+            assert text == "a"
+            assert await succeed(pool, pid_and_text, pid_and_text, waits=waits) == (pid, "a")
+            async with pool.acquire() as con:
+                await con.fetchval("SELECT 1")
+            assert pool.stats().loops[0].resetting == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty"])
+def test_a_setting_that_the_server_was_told_of_is_no_leases_doing(bank, admin, run, session_reset):
+    """After a reload in the middle of a lease, and one more reset, leases that only read are clean again."""
+
+    def reload(style):
+        admin.execute(f"ALTER SYSTEM SET IntervalStyle = '{style}'")
+        admin.execute("SELECT pg_reload_conf()")
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        async with one_connection(bank.dsn, session_reset) as pool:
+            async with pool.acquire() as con:
+                reload("sql_standard")
+                while con.get_settings().IntervalStyle != "sql_standard":
+                    await con.fetchval("SELECT 1")
+            assert pool.stats().loops[0].resetting == 1
+            await pool.settled()
+            await pool.fetchval("SELECT 1")
+            assert pool.stats().loops[0].resetting == 0
+
+    try:
+        run(main)
+    finally:
+        reload("postgres")
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty"])
+def test_what_is_done_past_the_proxy_counts_as_something_left(bank, run, session_reset):
+    """Unless it only looks."""
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        async with one_connection(bank.dsn, session_reset) as pool:
+            async with pool.acquire() as con:
+                assert con.get_server_pid()
+                assert con.get_settings().client_encoding == "UTF8"
+                assert not con.is_in_transaction()
+                assert not con.is_closed()
+            assert pool.stats().loops[0].resetting == 0
+            async with pool.acquire() as con:
+                await con._con.execute("SET app.tenant = 'attacker'")
+            assert pool.stats().loops[0].resetting == 1
+            assert await pool.fetchval("SELECT nullif(current_setting('app.tenant', true), '')") is None
 
     run(main)
 

@@ -455,7 +455,7 @@ def create_pool(
     `loopaware_pool.statements` lists, and what begins and ends transactions. A text is judged when it comes a second
     time; a new one may leave something. What a text does not tell goes unseen: what functions do that the server calls
     by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints, that overload the name
-    of one in the list, or that are written as a column; and what is done to the connection behind the pool's back.
+    of one in the list, or that are written as a column.
 
     * "pipelined": each lease is reset. After one that has left nothing the connection is lent again at once, and the
       next query may travel behind the reset; if the reset fails, the server ends the session before it runs that

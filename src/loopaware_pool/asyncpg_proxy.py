@@ -33,6 +33,12 @@ _TRANSACTION = "transaction"
 # Those that have had their answer, or have had it cancelled, once they return or raise, and that leave nothing in the
 # caller's hands which talks to the server.
 _SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
+# Those that look at the client's side, or note a callback there.
+_LOCAL = (
+    *("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction"),
+    *("add_log_listener", "add_query_logger", "add_termination_listener"),
+    *("remove_log_listener", "remove_query_logger", "remove_termination_listener"),
+)
 
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
@@ -50,6 +56,8 @@ class _ProxyMeta(upstream.PoolConnectionProxyMeta):
             is_looked_after = inspect.iscoroutinefunction(method) or method_name in _FACTORIES
             if is_looked_after and not method_name.startswith("_"):
                 namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
+            elif method_name in _LOCAL:
+                namespace[method_name] = _on_any_loop(method_name, method)
         made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
         return made
 
@@ -80,6 +88,17 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
     return mark(call) if mark is not None and is_coroutine else call
+
+
+def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._connection
+        if con is None:
+            raise _released(name)
+        return getattr(con.__class__, name)(con, *args, **kwargs)
+
+    return call
 
 
 def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -140,8 +159,8 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
 
     @property
     def _con(self) -> Connection | None:
-        """The connection, by the name that asyncpg's proxy has it; whoever reads it may use it past this proxy."""
-        self._holder.is_exposed = True
+        """The connection, by the name that asyncpg's proxy has it; what reads it may use it past this proxy."""
+        self._holder.is_exposed = self._holder.is_dirty = True
         return self._connection
 
 
@@ -181,7 +200,7 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     ) -> None:
         self.done = True
         connection, self.connection = self.connection, None
-        if exc_val is not None and connection is not None and connection._con is not None:
+        if exc_val is not None and connection is not None and connection._connection is not None:
             connection._holder.heard(exc_val)  # of a cursor's, or a prepared statement's
         pending = self.pool._release(connection, None)
         if pending is None:

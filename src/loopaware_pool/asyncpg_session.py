@@ -3,9 +3,9 @@ One asyncpg connection as the core sees it: looking, parking, resetting, closing
 
 What is reached of other people's private parts
 -----------------------------------------------
-All of it is in `asyncpg_reach.py`, looked for when a connection is made. What is missing is gone without: the reset is
-awaited, the fd stays in the selector, a closed loop's socket is left to the collector. That costs, is said once, and is
-never wrong.
+All of it is in `asyncpg_reach.py` and `asyncpg_memory.py`, looked for when a connection is made. What is missing is gone
+without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket is
+left to the collector. That costs, and is never wrong.
 """
 
 from __future__ import annotations
@@ -519,7 +519,9 @@ class AsyncpgSession:
         self._memory.expect_this()
 
     def answered(self) -> None:
-        """Hear that the reset is done."""
+        """Hear that the reset is done. What the server has reported by then is what it reports of a session as made."""
+        if self.proxy is None:
+            self._memory.expect_this()
         if self.owner is not None:
             self.owner.settled()
 
