@@ -145,7 +145,7 @@ BUDGETS = {
     (asyncpg_pool, "never", 1, False): Cost(38, 0, 0, 0, 0, 1),
     (asyncpg_pool, "pipelined", 1, True): Cost(112, 2.5, 0.5, 0, 0, 7),
     (asyncpg_pool, "when_dirty", 1, True): Cost(103, 2.5, 0.5, 0, 0, 6),
-    (asyncpg_pool, "confirmed", 1, True): Cost(112, 2.5, 0.5, 0, 0, 7.5),
+    (asyncpg_pool, "confirmed", 1, True): Cost(116, 2.5, 0.5, 0, 0, 8.5),
     (asyncpg_pool, "pipelined", CROWD, True): Cost(125, 4, 0.1, 0.3, 1, 5.5),
     (asyncpg_pool, "when_dirty", CROWD, True): Cost(113, 4, 0.1, 0.3, 1, 4.5),
     (psycopg_pool, "never", 1, False): Cost(44, 0, 0, 0, 0, 1),

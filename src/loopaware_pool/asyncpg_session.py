@@ -3,9 +3,9 @@ One asyncpg connection as the core sees it: looking, parking, resetting, closing
 
 What is reached of other people's private parts
 -----------------------------------------------
-All of it is in `asyncpg_reach.py` and `asyncpg_memory.py`, looked for when a connection is made. What is missing is gone
-without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket is
-left to the collector. That costs, and is never wrong.
+All of it is in `asyncpg_reach.py` and `asyncpg_memory.py`, looked for when a connection is made. What is missing is
+gone without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket
+is left to the collector. That costs, and is never wrong.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["SCENARIOS"]
 
 RESET, BROKEN, WORN_OUT = ReturnCheck.RESET, ReturnCheck.BROKEN, ReturnCheck.WORN_OUT
+RESET_SENT = ReturnCheck.RESET_SENT
 
 
 def two_callers(stage: Stage) -> None:
@@ -73,6 +74,30 @@ def cancel_with_worn_out(stage: Stage) -> None:
     stage.caller(check=WORN_OUT)
     victim = stage.caller(hold=0)
     stage.at_any_moment(lambda: stage.cancel(victim))
+
+
+def reset_sent(stage: Stage) -> None:
+    stage.caller(check=RESET_SENT)
+    stage.caller(hold=0, check=RESET_SENT)
+    stage.caller(hold=0)
+
+
+def cancel_with_reset_sent(stage: Stage) -> None:
+    stage.caller(check=RESET_SENT)
+    for victim in (stage.caller(hold=0), stage.caller(hold=0, check=RESET_SENT)):
+        stage.at_any_moment(lambda victim=victim: stage.cancel(victim))
+
+
+def connection_dies_with_reset_sent(stage: Stage) -> None:
+    stage.caller(check=RESET_SENT)
+    stage.caller(hold=0)
+    stage.at_any_moment(stage.lose)
+
+
+def close_with_reset_sent(stage: Stage) -> None:
+    stage.caller(check=RESET_SENT)
+    stage.caller(hold=0)
+    stage.party(stage.core.close())
 
 
 def connection_dies(stage: Stage) -> None:
@@ -270,6 +295,11 @@ SCENARIOS = [
     Scenario("everybody's tasks are cancelled, the pool's too", cancel_all_tasks, warm=1),
     Scenario("cancelled, and the connection comes back broken", cancel_with_broken, warm=1),
     Scenario("cancelled, and the connection comes back worn out", cancel_with_worn_out, warm=1),
+    Scenario("a reset's answer is waited for", reset_sent, warm=1, departures=6),
+    Scenario("a reset's answer is waited for by two connections' callers", reset_sent, TWO, departures=2),
+    Scenario("a reset's answer is waited for, callers are cancelled", cancel_with_reset_sent, warm=1, departures=5),
+    Scenario("a reset's answer is waited for, the connection dies", connection_dies_with_reset_sent, warm=1),
+    Scenario("a reset's answer is waited for, close", close_with_reset_sent, warm=1, allowed=CLOSED, departures=5),
     Scenario("the connection dies", connection_dies, warm=1),
     Scenario("the connection dies, a caller is cancelled", connection_dies_and_cancel, warm=1),
     Scenario("a connect fails", connect_fails, TWO, allowed=REFUSED, departures=4),

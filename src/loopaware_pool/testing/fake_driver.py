@@ -63,8 +63,16 @@ class FakeSession:
         return self.was_dropped
 
     def take_back(self) -> ReturnCheck:
-        """Answer `check`."""
+        """Answer `check`. If that is a reset that has been sent, its answer comes in the next iteration of the loop."""
+        if self.check is ReturnCheck.RESET_SENT:
+            self.is_settled = False
+            asyncio.get_running_loop().call_soon(self._reset_answered)
         return self.check
+
+    def _reset_answered(self) -> None:
+        self.is_settled = True
+        if self.owner is not None and self.life is Liveness.ALIVE:
+            self.owner.settled()
 
     async def reset(self) -> None:
         """Wait for one iteration of the loop. Raises `failure`."""
