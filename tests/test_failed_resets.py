@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import psycopg
 import pytest
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.transaction import Transaction
 from psycopg.adapt import Loader
 from psycopg.types.string import StrDumper
 
@@ -439,6 +441,81 @@ def test_a_codec_belongs_to_the_lease_that_has_set_it(bank, run, session_reset, 
     run(main)
 
 
+class Tenant(asyncpg.Connection):
+    async def shout(self):
+        await self.set_type_codec("text", schema="pg_catalog", encoder=str.upper, decoder=str.upper)
+
+
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_codec_that_was_set_past_the_proxy_ends_with_the_lease_too(bank, admin, run, session_reset):
+    """By a method of the user's class, or on the connection itself; what asyncpg has found out by itself stays."""
+    admin.execute("DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('sad', 'ok')")
+
+    async def main():
+        async with one_connection(bank.dsn, session_reset, connection_class=Tenant) as pool:
+            for _ in range(2):
+                assert await pool.fetchval("SELECT 'ok'::mood") == "ok"
+                async with pool.acquire() as con:
+                    statements = dict(con._con._stmt_cache._entries)
+                async with pool.acquire() as con:
+                    assert con._con._stmt_cache._entries == statements
+                    await con.shout()
+                    assert await con.fetchval("SELECT $1::text", "a") == "A"
+                assert await pool.fetchval("SELECT $1::text", "a") == "a"
+                async with pool.acquire() as con:
+                    await Tenant.shout(con._con)
+                assert await pool.fetchval("SELECT $1::text", "a") == "a"
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_restored_codec_brings_back_no_outdated_type(bank, admin, run, session_reset):
+    """A composite type that `init` has read, and that has changed since, is looked up again, and once."""
+    admin.execute("DROP TABLE IF EXISTS shape; CREATE TABLE shape (a int); INSERT INTO shape VALUES (1)")
+
+    async def init(con):
+        await con.fetchval("SELECT shape FROM shape")
+
+    async def main():
+        async with one_connection(bank.dsn, session_reset, init=init) as pool:
+            admin.execute("ALTER TABLE shape ADD COLUMN b int")
+            for _ in range(2):
+                async with pool.acquire() as con:
+                    await con.set_type_codec("json", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+                assert await pool.fetchval("SELECT shape FROM shape") == (1, None)
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", [*MODES, "never"])
+def test_a_task_of_the_last_lease_begins_no_transaction_in_the_next(bank, run, session_reset):
+    """Nor runs a statement it has prepared, if its first step comes when the lease has ended."""
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        async with one_connection(bank.dsn, session_reset) as pool:
+            strays = []
+            with driver_errors():
+                async with pool.acquire() as con:
+                    statement = await con.prepare("SELECT 1")
+                    transaction = con.transaction()
+                    assert isinstance(statement, PreparedStatement)
+                    assert isinstance(transaction, Transaction)
+                    assert await statement.fetchval() == 1
+                    strays += [asyncio.ensure_future(transaction.start()), asyncio.ensure_future(statement.fetch())]
+            async with pool.acquire() as con:
+                await helpers.spin(20)
+                assert not con.is_in_transaction()
+                assert await con.fetchval("SELECT 1") == 1
+                async with con.transaction():
+                    await con.execute("SELECT 1")
+            await asyncio.wait(strays)
+            assert all(isinstance(stray.exception(), asyncpg.InterfaceError) for stray in strays)
+
+    run(main)
+
+
 @with_and_without_a_waiter
 @pytest.mark.parametrize("session_reset", MODES)
 def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, session_reset, waits):
@@ -467,7 +544,7 @@ def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, s
 def test_where_asyncpg_hides_what_it_remembers_nothing_is_taken_for_unchanged(bank, run, monkeypatch, waits):
     """No lease is followed before its reset is answered, and a connection with another codec is replaced."""
     monkeypatch.setattr(asyncpg_memory, "_reported_settings", lambda _: None)
-    monkeypatch.setattr(asyncpg_memory, "_tables_of_codecs", lambda _: [])
+    monkeypatch.setattr(asyncpg_memory, "_table_of_codecs", lambda _: None)
 
     async def lease(con):
         await con.set_type_codec("text", schema="pg_catalog", encoder=str.upper, decoder=str.upper)
@@ -649,7 +726,7 @@ def test_nothing_that_psycopg_remembers_crosses_an_awaited_reset(bank, run, leav
 
     async def look(con):
         side = psycopg_side(con)
-        query = "SELECT %s::text, current_user, nullif(current_setting('app.tenant', true), '')"
+        query = "SELECT pg_backend_pid(), %s::text, current_user, nullif(current_setting('app.tenant', true), '')"
         return side, await (await con.execute(query, ["a"])).fetchone()
 
     async def main():
@@ -661,13 +738,16 @@ def test_nothing_that_psycopg_remembers_crosses_an_awaited_reset(bank, run, leav
                     return await look(con)
 
             expected = await second()
-            assert expected[1] == ("a", "duty", None)
+            assert expected[1][1:] == ("a", "duty", None)
             for _ in range(3):
                 con = await pool.getconn()
                 task = asyncio.create_task(second()) if waits else None
                 await helpers.spin(2)
                 await leave(con)
                 await pool.putconn(con)
-                assert await (task or asyncio.create_task(second())) == expected
+                side, (pid, *row) = await (task or asyncio.create_task(second()))
+                assert (side, tuple(row)) == (expected[0], expected[1][1:])
+                # A block that is still open cannot be ended for its holder.
+                assert (pid == expected[1][0]) is (leave is not leave_a_block)
 
     run(main)

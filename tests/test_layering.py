@@ -62,6 +62,7 @@ READING_ORDER = (
     "statements",
     "asyncpg_reset",
     "asyncpg_memory",
+    "asyncpg_resources",
     "asyncpg_reach",
     "asyncpg_session",
     "asyncpg_driver",

@@ -11,6 +11,7 @@ found that way, nothing is taken for unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,8 @@ __all__ = ["CODEC_METHODS", "ClientMemory"]
 # The calls by which a lease changes codecs.
 CODEC_METHODS: Final = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
 _OWNER_OF_CODECS: Final = "DataCodecConfig"
-_TABLES_OF_CODECS: Final = 2  # those that were set, and those that were derived
+_NO_TYPE: Final = 1  # an OID that no type has
+_LAST_BUILTIN_OID: Final = 9999  # for these asyncpg brings codecs along
 
 
 class ClientMemory:
@@ -30,12 +32,12 @@ class ClientMemory:
     What asyncpg remembers of one session.
 
     Args:
-        con: The connection, which is not referred to afterwards.
+        con: The connection, which is not referred to afterwards; nobody has it yet.
 
     Attributes:
         reported: The settings that the server has reported, as asyncpg keeps them; None if they are not found.
         expected: The same, when the session was last as it was made.
-        can_restore_codecs: Whether the tables of codecs are found.
+        can_restore_codecs: Whether the table of codecs is found.
     """
 
     __slots__ = ("_codecs", "_kept_codecs", "can_restore_codecs", "expected", "reported")
@@ -43,8 +45,8 @@ class ClientMemory:
     def __init__(self, con: Connection) -> None:
         settings = con.get_settings()
         self.reported = _reported_settings(settings)
-        self._codecs = _tables_of_codecs(settings)
-        self.can_restore_codecs = bool(self._codecs)
+        self._codecs = _table_of_codecs(settings)
+        self.can_restore_codecs = self._codecs is not None
         self.expect_this()
         self.keep_codecs()
 
@@ -54,14 +56,34 @@ class ClientMemory:
 
     def keep_codecs(self) -> None:
         """Note the codecs that leases are to find."""
-        self._kept_codecs = [codecs.copy() for codecs in self._codecs]
+        self._kept_codecs = {} if self._codecs is None else self._codecs.copy()
 
     def restore_codecs(self, con: Connection) -> None:
-        """Forget what a lease has registered, and the cached statements that go by it."""
-        for codecs, kept in zip(self._codecs, self._kept_codecs, strict=True):
-            codecs.clear()
-            codecs.update(kept)
+        """Forget what a lease has set, if it has, and what asyncpg has cached by it."""
+        codecs = self._codecs
+        if codecs is None or not self._have_changed(codecs):
+            return
+        codecs.clear()
+        codecs.update(self._kept_codecs)
+        con._drop_local_type_cache()
         con._drop_local_statement_cache()
+
+    def _have_changed(self, codecs: dict[Any, Any]) -> bool:
+        """Whether a lease has set any. What asyncpg has added by itself, as for an enum it has met, is kept."""
+        if codecs == self._kept_codecs:
+            return False
+        if any(codecs.get(key) is not kept for key, kept in self._kept_codecs.items()):
+            return True
+        added = {key: codec for key, codec in codecs.items() if key not in self._kept_codecs}
+        if any(oid <= _LAST_BUILTIN_OID or _is_users(codec) for (oid, _), codec in added.items()):
+            return True
+        self._kept_codecs.update(added)
+        return False
+
+
+def _is_users(codec: Any) -> bool:
+    """Whether a codec calls functions of Python."""
+    return any(callable(found) for found in gc.get_referents(codec))
 
 
 def _reported_settings(settings: Any) -> dict[str, str] | None:
@@ -75,7 +97,8 @@ def _reported_settings(settings: Any) -> dict[str, str] | None:
     return None
 
 
-def _tables_of_codecs(settings: Any) -> list[dict[Any, Any]]:
+def _table_of_codecs(settings: Any) -> dict[Any, Any] | None:
+    """Find the table of the codecs that were set, by what changes when one is."""
     tables = [
         table
         for owner in gc.get_referents(settings)
@@ -83,4 +106,9 @@ def _tables_of_codecs(settings: Any) -> list[dict[Any, Any]]:
         for table in gc.get_referents(owner)
         if type(table) is dict
     ]
-    return tables if len(tables) == _TABLES_OF_CODECS else []
+    with contextlib.suppress(AttributeError, TypeError):
+        settings.add_python_codec(_NO_TYPE, "none", "none", [], "scalar", str, str, "text")
+        found = [table for table in tables if any(oid == _NO_TYPE for oid, _ in table)]
+        settings.remove_python_codec(_NO_TYPE, "none", "none")
+        return found[0] if found else None
+    return None

@@ -11,6 +11,7 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import CODEC_METHODS
+from loopaware_pool.asyncpg_resources import bound_to_lease
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
 from loopaware_pool.reports import apart, logger
@@ -68,6 +69,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED
     sets_codecs = name in CODEC_METHODS
+    do = _prepare if name == "prepare" else _do
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
@@ -79,12 +81,12 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
         session = self._holder
         if not is_self_contained:
             session.is_exposed = True
-            session.has_set_codecs |= sets_codecs
+            session.may_have_set_codecs |= sets_codecs
         if reads and not leaves_nothing and not session.is_dirty:
             session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
         if is_coroutine:
-            return _do(self, con, name, args, kwargs)
-        return getattr(con.__class__, name)(con, *args, **kwargs)
+            return do(self, con, name, args, kwargs)
+        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs))
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
     return mark(call) if mark is not None and is_coroutine else call
@@ -121,6 +123,12 @@ async def _do(
         raise
     finally:
         session.calls -= 1
+
+
+async def _prepare(
+    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return bound_to_lease(await _do(proxy, con, name, args, kwargs))
 
 
 def _released(name: str) -> asyncpg.InterfaceError:
@@ -160,7 +168,8 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
     @property
     def _con(self) -> Connection | None:
         """The connection, by the name that asyncpg's proxy has it; what reads it may use it past this proxy."""
-        self._holder.is_exposed = self._holder.is_dirty = True
+        session = self._holder
+        session.is_exposed = session.is_dirty = session.may_have_set_codecs = True
         return self._connection
 
 

@@ -60,7 +60,7 @@ class AsyncpgSession:
         pool: The pool, while it is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
         is_dirty: Whether the lease may have left something to reset, as far as its statements tell.
-        has_set_codecs: Whether the lease has changed type codecs.
+        may_have_set_codecs: Whether the lease has called what changes type codecs, or something unknown.
         calls: How many calls of the proxy's have begun and not ended.
         is_exposed: Whether the caller may talk to the server by anything but those: a prepared statement, a cursor, a
             transaction, the connection itself.
@@ -86,9 +86,9 @@ class AsyncpgSession:
         "_starts_exposed",
         "_was_writable",
         "calls",
-        "has_set_codecs",
         "is_dirty",
         "is_exposed",
+        "may_have_set_codecs",
         "owner",
         "pool",
         "proxy",
@@ -101,7 +101,7 @@ class AsyncpgSession:
         self.pool: Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = self._starts_dirty = True
-        self.has_set_codecs = False
+        self.may_have_set_codecs = False
         self.calls = 0
         self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._driver = driver
@@ -271,7 +271,7 @@ class AsyncpgSession:
             return _RESET
         if con._listeners or con._log_listeners or con._query_loggers or con._termination_listeners:
             self._forget_callbacks(con)
-        if self.has_set_codecs:
+        if self.may_have_set_codecs:
             self._restore_codecs(con)
         # While an answer is due the caller cannot have had one of its own, and has left the session as it was.
         if answer.is_due or not self._query:
@@ -351,14 +351,16 @@ class AsyncpgSession:
             callbacks.clear()
 
     def _has_foreign_codecs(self) -> bool:
-        """Whether the lease has set codecs that cannot be taken back."""
-        return self.has_set_codecs and not self._memory.can_restore_codecs and self._driver.session_reset != "never"
+        """Whether the lease may have set codecs that cannot be taken back."""
+        return (
+            self.may_have_set_codecs and not self._memory.can_restore_codecs and self._driver.session_reset != "never"
+        )
 
     def _restore_codecs(self, con: Connection) -> None:
         """Forget the codecs that the lease has set, unless nothing is to be reset."""
-        if self.has_set_codecs and self._driver.session_reset != "never":
+        if self.may_have_set_codecs and self._driver.session_reset != "never":
             self._memory.restore_codecs(con)
-        self.has_set_codecs = False
+        self.may_have_set_codecs = False
 
     async def ping(self) -> None:
         """Make a round trip."""
@@ -452,7 +454,8 @@ class AsyncpgSession:
             self._take_transport()
         self.proxy = proxy
         self.pool = pool
-        self.is_exposed = self._starts_exposed
+        # What the methods of a user's own class call is not seen.
+        self.is_exposed = self.may_have_set_codecs = self._starts_exposed
         con._set_proxy(proxy)
         return con
 

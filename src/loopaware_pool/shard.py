@@ -314,8 +314,8 @@ class Shard:
             self._return_permit()
 
     def asked(self, now: float) -> None:
-        """Close a connection that nobody here has, if another loop is to have its permit."""
-        if (self.idle or self.unanswered) and self._budget.should_yield(self, now, donor_has_waiters=False):
+        """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
+        if (self.idle or self.spare) and self._budget.should_yield(self, now, donor_has_waiters=False):
             # A loop that stands still reads no answer.
             slot = self.idle.pop(0) if self.idle else next(iter(self.unanswered))
             self._retire(slot, "given to another loop")
@@ -421,6 +421,8 @@ class Shard:
         self.phase = _CLOSED
         while self.idle:
             self._retire(self.idle.pop(), "pool closed")
+        for slot in list(self.unanswered):
+            self._retire(slot, "pool closed")
 
     def resume(self, now: float) -> None:
         """Serve those who waited during a suspension."""
