@@ -62,7 +62,7 @@ class AsyncpgDriver:
         connect_hook, init, reset_hook: The user's callbacks.
         session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
         resets_always: Whether a session is reset whatever its lease has done.
-        clean_answers: What the server answers to each reset query when there was nothing to reset.
+        clean_answers: What the server answers to each reset when there was nothing to reset.
     """
 
     logger = logging.getLogger("asyncpg.pool")
@@ -92,7 +92,7 @@ class AsyncpgDriver:
         self.max_queries = max_queries
         self.session_reset = session_reset
         self.resets_always = session_reset != "when_dirty"
-        self.clean_answers: dict[str, bytes] = {}
+        self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False
 

@@ -19,8 +19,9 @@ message: it would run the next lease's query in them, before the pool could know
   has been read. This is also what keeps the driver's side right: asyncpg learns from that answer which encoding and
   which settings the session has again.
 * What a text does not tell is kept in by a guard. The reset begins with `SET exit_on_error = on`, by which a failure
-  ends the session, and ends with `RESET ALL`, which takes that back. Left over is a failure of the first statement
-  itself, after a lease whose text has told nothing.
+  ends the session, and ends with `RESET ALL`, which takes that back. The first statement can fail itself, as by a
+  `statement_timeout` of a millisecond. So it is sent by the extended protocol, and without a Sync: if it fails, the
+  server skips what follows, up to the Sync of the next caller's query, which therefore is not run either.
 
 Where something stands between the pool and the server, or the server knows no such guard, nothing is sent behind a
 reset at all.
@@ -47,7 +48,7 @@ import asyncpg
 if TYPE_CHECKING:
     from asyncpg.connection import Connection
 
-__all__ = ["GUARD", "Introduction", "ResetAnswer", "query_message", "reset_statements"]
+__all__ = ["Introduction", "ResetAnswer", "can_be_guarded", "guarded", "query_message", "reset_statements"]
 
 # The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
 # are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
@@ -55,7 +56,7 @@ LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 _UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 _RESET_ALL: Final = "RESET ALL;"
-GUARD: Final = "SET exit_on_error = on;"
+_GUARD: Final = "SET exit_on_error = on"
 _NULL: Final = b"\xff" * 4
 
 
@@ -88,14 +89,17 @@ class ResetAnswer(asyncio.Protocol):
         is_wanted: Whether asyncpg is to have the transport as soon as the answer has come.
     """
 
-    def __init__(self, session: _Session, transport: Any, protocol: Any, statements: int) -> None:
+    def __init__(
+        self, session: _Session, transport: Any, protocol: Any, statements: int, *, is_guarded: bool = False
+    ) -> None:
         self.is_due = False
         self.is_on_guard = False
         self.is_wanted = True
         self._session = session
         self._transport = transport
         self._protocol = protocol
-        self._statements = statements
+        self._statements = statements + is_guarded
+        self._is_guarded = is_guarded
         self._clean: bytes | None = None
         self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
         self._received_bytes = 0
@@ -180,7 +184,7 @@ class ResetAnswer(asyncio.Protocol):
             return False
         elif kind == b"C":
             self._completed += 1
-        elif kind not in b"TDI":
+        elif kind not in b"TDI" and not (kind in b"12" and self._is_guarded and not self._completed):
             self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
             return False
         return True
@@ -275,15 +279,8 @@ class Introduction:
             self._answered.set_exception(error)
 
 
-def reset_statements(con: Connection, role: str | None, *, is_guarded: bool) -> list[str]:
-    """
-    Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper.
-
-    Args:
-        con: Whose reset it is.
-        role: The role to restore; None for the one that the session began with.
-        is_guarded: Whether a failure is to end the session.
-    """
+def reset_statements(con: Connection, role: str | None) -> list[str]:
+    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
     statements: list[str] = con.get_reset_query().splitlines()
     if _RESET_ALL in statements and _UNLOCK in statements:
         # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
@@ -293,9 +290,20 @@ def reset_statements(con: Connection, role: str | None, *, is_guarded: bool) -> 
         if role is not None:
             statements.append(f"SET ROLE {_quoted(role)};")
         statements.append(_RESET_ALL)  # last: it also ends the guard
-        if is_guarded:
-            statements.insert(0, GUARD)
     return statements
+
+
+def can_be_guarded(statements: list[str]) -> bool:
+    """Whether a reset ends with what ends the guard."""
+    return statements[-1:] == [_RESET_ALL]
+
+
+def guarded(reset: bytes) -> bytes:
+    """Have the server end the session if *reset*, a simple-query message, fails; see above."""
+    parse = b"\0" + _GUARD.encode() + b"\0\0\0"  # unnamed, without types of parameters
+    bind = bytes(8)  # an unnamed portal of it, without formats and parameters
+    execute = bytes(5)  # to its end
+    return _message(b"P", parse) + _message(b"B", bind) + _message(b"E", execute) + reset
 
 
 def _quoted(identifier: str) -> str:
@@ -308,5 +316,8 @@ def _quoted(identifier: str) -> str:
 
 def query_message(query: str) -> bytes:
     """Encode a simple-query message."""
-    body = query.encode() + b"\0"
-    return b"Q" + struct.pack("!I", len(body) + 4) + body
+    return _message(b"Q", query.encode() + b"\0")
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("!I", len(body) + 4) + body

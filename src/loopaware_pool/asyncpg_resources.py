@@ -1,9 +1,9 @@
 """
 Transactions and prepared statements that end with their lease.
 
-asyncpg looks whether the lease has ended when a method of theirs is called. The call only makes a coroutine. A task made
-of it may take its first step when the connection is lent again already, and would begin a transaction in the middle of
-the next lease. So the look is taken once more at the first step.
+asyncpg looks whether the lease has ended when a method of theirs is called. The call only makes a coroutine. A task
+made of it may take its first step when the connection is lent again already, and would begin a transaction in the
+middle of the next lease. So the look is taken once more at the first step.
 """
 
 from __future__ import annotations

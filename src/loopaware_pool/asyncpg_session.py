@@ -21,7 +21,14 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import ClientMemory
 from loopaware_pool.asyncpg_reach import Reach
-from loopaware_pool.asyncpg_reset import GUARD, Introduction, ResetAnswer, query_message, reset_statements
+from loopaware_pool.asyncpg_reset import (
+    Introduction,
+    ResetAnswer,
+    can_be_guarded,
+    guarded,
+    query_message,
+    reset_statements,
+)
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
@@ -160,12 +167,14 @@ class AsyncpgSession:
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
         mode = self._driver.session_reset
-        statements = [] if mode == "never" else reset_statements(con, role, is_guarded=self._can_be_followed)
-        self._can_be_followed = GUARD in statements
+        statements = [] if mode == "never" else reset_statements(con, role)
+        self._can_be_followed &= can_be_guarded(statements)
         self._query = "\n".join(statements)
-        self._message = query_message(self._query)
+        reset = query_message(self._query)
+        self._message = guarded(reset) if self._can_be_followed else reset
         if self._resets_in_passing(con):
-            self._answer = ResetAnswer(self, self._reach.transport, self._reach.protocol, len(statements))
+            reach, is_guarded = self._reach, self._can_be_followed
+            self._answer = ResetAnswer(self, reach.transport, reach.protocol, len(statements), is_guarded=is_guarded)
         # What the methods of a user's own class do is not in the statements they are given.
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection
@@ -511,11 +520,11 @@ class AsyncpgSession:
     @property
     def clean_answer(self) -> bytes | None:
         """What the server answers to this session's reset when there is nothing to reset; None until it has."""
-        return self._driver.clean_answers.get(self._query)
+        return self._driver.clean_answers.get(self._message)
 
     def learn(self, answer: bytes) -> None:
         """Keep what the server has just answered to a reset."""
-        self._driver.clean_answers[self._query] = answer
+        self._driver.clean_answers[self._message] = answer
 
     def reported(self) -> None:
         """Hear of a setting while nobody has the connection: by the reset, or because the server has been told so."""

@@ -3,7 +3,8 @@ A server that speaks as much of PostgreSQL's protocol as a test has it say, to t
 
 It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
 so, and it hangs up. What it answers is a function of the test's; which process it is, and whether it can end a session
-at an error, as the pool asks when it connects, it answers by itself.
+at an error, as the pool asks when it connects, it answers by itself. The guard that a reset begins with is shown as its
+first statement.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ WELCOME: Final = (
     + READY
 )
 
+GUARD: Final = "SET exit_on_error = on"
 WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('exit_on_error', true);"
 # It is the process that its welcome announces: number 0.
 PROCESS_0: Final = (
@@ -105,6 +107,8 @@ def reset_messages(query: str) -> list[bytes]:
     """Answer each statement of a reset as PostgreSQL does, and then that it is ready."""
     statements = [statement.strip() for statement in query.strip().rstrip(";").split(";")]
     answers = [ROWS + completed("SELECT 1") if one.startswith("SELECT") else completed() for one in statements]
+    if query.startswith(GUARD):
+        answers[0] = message(b"1") + message(b"2") + completed("SET")
     return [*answers, READY]
 
 
@@ -159,6 +163,7 @@ class FakeClient:
 
     async def listen(self, answer: Callable[[FakeClient, str], bytes | None]) -> None:
         """Answer queries."""
+        guard = ""
         while True:
             kind, length = struct.unpack("!cI", await self._reader.readexactly(5))
             body = await self._reader.readexactly(length - 4)
@@ -166,10 +171,14 @@ class FakeClient:
                 return
             if kind == b"X":
                 continue
+            if kind == b"P" and GUARD.encode() in body:
+                guard = f"{GUARD};\n"
+            if guard and kind in b"PBE":
+                continue
             if kind != b"Q":
                 self.send(error("0A000", "FATAL", f"the fake server knows simple queries only, not {kind!r}"))
                 return
-            query = body[:-1].decode()
+            query, guard = guard + body[:-1].decode(), ""
             if query == WHO_ANSWERS:
                 self.send(PROCESS_0)
                 continue
