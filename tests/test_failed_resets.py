@@ -424,9 +424,11 @@ def test_a_codec_belongs_to_the_lease_that_has_set_it(bank, run, session_reset, 
         await con.set_type_codec("text", schema="pg_catalog", encoder=str.upper, decoder=str.upper)
         assert await con.fetchval("SELECT '[1]'::json") == "mine: [1]"
         assert await con.fetchval("SELECT $1::text", "a") == "A"
+        assert await con.fetchval("SELECT ARRAY['a'::text]") == ["A"]
 
     async def look(con):
-        return await con.fetchval("SELECT '[1]'::json"), await con.fetchval("SELECT $1::text", "a")
+        array = await con.fetchval("SELECT ARRAY['a'::text]")
+        return await con.fetchval("SELECT '[1]'::json"), await con.fetchval("SELECT $1::text", "a"), array
 
     async def main():
         async with one_connection(bank.dsn, session_reset, init=init) as pool:
@@ -434,7 +436,8 @@ def test_a_codec_belongs_to_the_lease_that_has_set_it(bank, run, session_reset, 
                 async with pool.acquire() as con:
                     pid = con.get_server_pid()
                 found = await succeed(pool, lease, look, waits=waits)
-                assert found == (("mine: [1]", "A") if session_reset == "never" else ([1], "a"))
+                mine = ("mine: [1]", "A", ["A"])
+                assert found == (mine if session_reset == "never" else ([1], "a", ["a"]))
                 async with pool.acquire() as con:
                     assert con.get_server_pid() == pid
 
