@@ -74,6 +74,7 @@ def bank():
                 CREATE TABLE public.inbox (who text, tenant text);
                 CREATE TABLE evil.inbox (who text, tenant text);
                 CREATE TABLE public.words (word text);
+                CREATE TYPE public.wrapped AS (number int);
                 CREATE TABLE public.door (orders text);
                 CREATE FUNCTION public.obey() RETURNS trigger LANGUAGE plpgsql AS
                     $$ BEGIN EXECUTE NEW.orders; RETURN NEW; END $$;
@@ -424,11 +425,12 @@ def test_a_codec_belongs_to_the_lease_that_has_set_it(bank, run, session_reset, 
         await con.set_type_codec("text", schema="pg_catalog", encoder=str.upper, decoder=str.upper)
         assert await con.fetchval("SELECT '[1]'::json") == "mine: [1]"
         assert await con.fetchval("SELECT $1::text", "a") == "A"
-        assert await con.fetchval("SELECT ARRAY['a'::text]") == ["A"]
+        await con.set_type_codec("int4", schema="pg_catalog", format="binary", encoder=bytes, decoder=lambda _: -1)
+        assert await con.fetchval("SELECT ROW(1)::wrapped") == (-1,)
 
     async def look(con):
-        array = await con.fetchval("SELECT ARRAY['a'::text]")
-        return await con.fetchval("SELECT '[1]'::json"), await con.fetchval("SELECT $1::text", "a"), array
+        row = await con.fetchval("SELECT ROW(1)::wrapped")
+        return await con.fetchval("SELECT '[1]'::json"), await con.fetchval("SELECT $1::text", "a"), row
 
     async def main():
         async with one_connection(bank.dsn, session_reset, init=init) as pool:
@@ -436,8 +438,8 @@ def test_a_codec_belongs_to_the_lease_that_has_set_it(bank, run, session_reset, 
                 async with pool.acquire() as con:
                     pid = con.get_server_pid()
                 found = await succeed(pool, lease, look, waits=waits)
-                mine = ("mine: [1]", "A", ["A"])
-                assert found == (mine if session_reset == "never" else ([1], "a", ["a"]))
+                mine = ("mine: [1]", "A", (-1,))
+                assert found == (mine if session_reset == "never" else ([1], "a", (1,)))
                 async with pool.acquire() as con:
                     assert con.get_server_pid() == pid
 
