@@ -166,7 +166,7 @@ class Shard:
         """Take a connection back from its caller."""
         held_seconds = now - slot.since
         self.counters.used_seconds += held_seconds
-        if check is _READY:
+        if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
             slot.move(_RETURNED)
             self._give(slot, now)
         elif check is _RESET_SENT:
@@ -210,7 +210,7 @@ class Shard:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
         if self.phase is _CLOSED:
             self._retire(slot, "pool closed")
-        elif slot.generation != self._terms.generation or now >= slot.expires_at:
+        elif self._is_past_use(slot, now):
             self._retire_old(slot)
         elif self.waiters and self._hand_on(slot, now):
             pass
@@ -224,6 +224,10 @@ class Shard:
                 self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._budget.claims:
                 self.asked(now)
+
+    def _is_past_use(self, slot: Slot, now: float) -> bool:
+        """Whether *slot* is to be closed as soon as it is back, so that no answer need be waited for."""
+        return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
 
     def _hand_on(self, slot: Slot, now: float) -> bool:
         """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
