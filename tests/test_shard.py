@@ -11,6 +11,7 @@ from loopaware_pool.terms import Phase
 
 PATIENCE = 0.0625  # seconds; a sum of such is exact
 READY, RESET, WORN_OUT, BROKEN = ReturnCheck.READY, ReturnCheck.RESET, ReturnCheck.WORN_OUT, ReturnCheck.BROKEN
+RESET_SENT = ReturnCheck.RESET_SENT
 
 
 @pytest.fixture
@@ -313,6 +314,86 @@ class TestComingBack:
         assert shard.edge.parked == []
         give_back(pool, shard, pool.claim(shard, waiter))
         assert shard.edge.parked == [slot]
+
+
+class TestAwaitingAnAnswer:
+    def test_the_first_waiter_gets_the_connection_with_the_answer(self, make):
+        """Not before, and without a task."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot, RESET_SENT)
+        assert (slot.state, shard.edge.resetting, waiter.done()) == (SlotState.RESETTING, [], False)
+        shard.answered(slot, pool.now)
+        assert waiter.result is slot
+        assert not shard.unanswered
+
+    def test_an_answer_that_nobody_waits_for_changes_nothing(self, make):
+        """As of the reset of a lease that was followed at once, when a task has the connection by then."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, RESET)
+        shard.answered(slot, pool.now)
+        assert slot.state is SlotState.RESETTING
+
+    def test_who_waits_for_an_answer_opens_no_connection_for_a_while(self, make):
+        """But does when the answer is late."""
+        pool, shard = make(max_size=2)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, RESET_SENT)
+        pool.wait(shard)
+        assert shard.edge.opening == []
+        assert shard.waiting_in_line == 0
+        pool.wait(shard)
+        assert len(shard.edge.opening) == 1
+        assert shard.waiting_in_line == 1
+        pool.pass_time(0.05)
+        assert len(shard.slots) == 2
+
+    def test_an_answer_that_does_not_come_costs_the_connection(self, make):
+        """After half a minute; the others, which came back later, have their time."""
+        pool, shard = make(max_size=2)
+        first, second = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET_SENT)
+        pool.pass_time(20)
+        give_back(pool, shard, second, RESET_SENT)
+        pool.pass_time(15)
+        assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
+        assert shard.edge.reasons == ["reset not answered"]
+
+    def test_what_is_past_its_use_is_closed_without_waiting(self, make):
+        """Its answer would be of no use to anybody."""
+        pool, shard = make(max_size=2)
+        expired, last = pool.lend(shard, 2)
+        pool.terms.generation += 1
+        give_back(pool, shard, expired, RESET_SENT)
+        shard.shut(RuntimeError)
+        give_back(pool, shard, last, RESET_SENT)
+        assert shard.edge.closing == [expired, last]
+
+    def test_a_pool_that_is_shut_waits_for_no_answer(self, make):
+        """What has been sent is sent; the goodbye follows it."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, RESET_SENT)
+        shard.shut(RuntimeError)
+        assert shard.edge.closing == [slot]
+        assert not shard.unanswered
+
+    def test_a_loop_keeps_what_its_own_callers_wait_for(self, make):
+        """Another loop that has none is given it if nobody here waits, though its answer be due."""
+        pool, here = make(max_size=1, patience=PATIENCE)
+        there = pool.shard()
+        (slot,) = pool.lend(here, 1)
+        give_back(pool, here, slot, RESET_SENT)
+        pool.wait(there)
+        waiter = pool.wait(here)
+        here.asked(pool.now)
+        assert slot.state is SlotState.RESETTING
+        waiter.cancel()
+        here.leave(waiter)
+        here.asked(pool.now)
+        assert slot.state is SlotState.CLOSING
 
 
 class TestGrowth:
