@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "describe_socket",
+    "duplicate_of",
     "eventually",
     "kernel_watched_fds",
     "kill_sessions",
@@ -52,6 +53,18 @@ def make_known(*statements: str) -> None:
 def socket_count() -> int:
     """How many sockets this process holds."""
     return len(open_sockets())
+
+
+def duplicate_of(name: str, fd: int) -> socket.socket | None:
+    """Make a second socket object of an open socket, by its identity and fd; None if that fd is no longer it."""
+    try:
+        copy = os.dup(fd)
+    except OSError:
+        return None
+    if os.readlink(f"/proc/self/fd/{copy}") != name:
+        os.close(copy)
+        return None
+    return socket.socket(fileno=copy)
 
 
 def describe_socket(fd: int) -> str:

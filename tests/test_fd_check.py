@@ -64,9 +64,10 @@ class SocketDriver(FakeDriver):
     leaks = False
 
     async def connect(self):
-        await super().connect()
-        self.sessions[-1] = SocketSession(leaks=self.leaks)
-        return self.sessions[-1]
+        made = await super().connect()
+        session = SocketSession(leaks=self.leaks)
+        self.sessions[self.sessions.index(made)] = session  # loops of other threads add theirs meanwhile
+        return session
 
 
 class Bench:

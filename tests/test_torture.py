@@ -32,7 +32,9 @@ def storm(dsn, *options, path=""):
     """Let one loose, with another folder on its path; its status, and what it reports."""
     completed = command("torture", "--dsn", dsn, "--json", *options, path=path)
     assert completed.stdout, completed.stderr
-    return completed.returncode, json.loads(completed.stdout.splitlines()[-1])
+    report = json.loads(completed.stdout.splitlines()[-1])
+    assert completed.returncode == bool(report["failure"]), completed.stderr  # else the storm fell over itself
+    return completed.returncode, report
 
 
 def command(module, *options, path=""):

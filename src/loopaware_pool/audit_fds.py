@@ -179,9 +179,14 @@ def _with_ends(described: OpenFd) -> OpenFd:
     if described.kind != SOCKET or described.fd is None:
         return described
     try:
-        # SocketType is the class below socket.socket: not the one that tracing looks at.
-        same = socket.SocketType(fileno=os.dup(described.fd))
+        number = os.dup(described.fd)
     except OSError:
+        return described
+    try:
+        # SocketType is the class below socket.socket: not the one that tracing looks at.
+        same = socket.SocketType(fileno=number)
+    except OSError:  # another file has that number by now
+        os.close(number)
         return described
     try:
         words = _words(same.family, same.type)

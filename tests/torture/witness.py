@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -12,6 +12,7 @@ import helpers
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
 
 __all__ = ["Witness"]
 
@@ -41,15 +42,15 @@ class Witness:
 
     def peers(self) -> list[int]:
         """The fds of those that lead to a server."""
-        found = []
-        for fd in sorted(self.sockets().values()):
-            with socket.socket(fileno=os.dup(fd)) as duplicate:
-                try:
-                    if isinstance(duplicate.getpeername(), tuple):
-                        found.append(fd)
-                except OSError:
-                    continue
-        return found
+        return [fd for fd, duplicate in self._duplicates() if _leads_to_a_server(duplicate)]
+
+    def _duplicates(self) -> Iterator[tuple[int, socket.socket]]:
+        """Look at each socket by a duplicate; other threads close and open some meanwhile."""
+        for name, fd in sorted(self.sockets().items(), key=lambda item: item[1]):
+            duplicate = helpers.duplicate_of(name, fd)
+            if duplicate is not None:
+                with duplicate:
+                    yield fd, duplicate
 
     def sessions(self, name: str) -> int:
         """How many sessions of application *name* there are."""
@@ -69,14 +70,13 @@ class Witness:
 
     def cut(self, count: int) -> int:
         """Shut down so many sockets under their owner; returns how many there were."""
-        fds = self.peers()[:count]
-        for fd in fds:
-            with socket.socket(fileno=os.dup(fd)) as duplicate:
-                try:
+        found = 0
+        for _, duplicate in self._duplicates():
+            if found < count and _leads_to_a_server(duplicate):
+                found += 1
+                with suppress(OSError):  # the server was quicker
                     duplicate.shutdown(socket.SHUT_RDWR)
-                except OSError:  # the server was quicker
-                    continue
-        return len(fds)
+        return found
 
     def stale(self, loop: asyncio.AbstractEventLoop, *, keeps_kernel_entries: bool) -> set[int]:
         """The fds that *loop* watches although nobody waits for anything."""
@@ -87,3 +87,10 @@ class Witness:
     def close(self) -> None:
         """Go."""
         self._connection.close()
+
+
+def _leads_to_a_server(connected: socket.socket) -> bool:
+    try:
+        return isinstance(connected.getpeername(), tuple)
+    except OSError:
+        return False
