@@ -768,34 +768,6 @@ def test_a_foreign_connection_says_whose_it_is(use, dsn, loop_factory):
         home.run(use_well(connection))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda connection: connection.transaction(), lambda connection: connection.cursor("SELECT 1")],
-    ids=["transaction", "cursor"],
-)
-def test_a_foreign_connection_makes_nothing_either(make, dsn, loop_factory):
-    """Transactions and cursors, which talk to the server behind the connection's back, are no way round the rule."""
-    pool = make_pool(dsn, max_size=1)
-
-    async def open_and_acquire():
-        await pool
-        return await pool.acquire()
-
-    async def misuse(connection):
-        with pytest.raises(errors.WrongLoop):
-            make(connection)
-
-    async def use_well(connection):
-        async with connection.transaction():
-            assert [row async for row in connection.cursor("SELECT 1")] == [(1,)]
-        await pool.release(connection)
-
-    with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
-        connection = home.run(open_and_acquire())
-        abroad.run(misuse(connection))
-        home.run(use_well(connection))
-
-
 # ---- the end of the pool ----
 
 

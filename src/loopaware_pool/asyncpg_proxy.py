@@ -11,9 +11,8 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import CODEC_METHODS
-from loopaware_pool.asyncpg_resources import bound_to_lease
-from loopaware_pool.errors import WrongLoop
-from loopaware_pool.loops import label, running
+from loopaware_pool.asyncpg_resources import bound_to_lease, wrong_loop
+from loopaware_pool.loops import running
 from loopaware_pool.reports import apart, logger
 from loopaware_pool.slot import acquiring_line
 from loopaware_pool.statements import is_known_harmless
@@ -27,6 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolAcquireContext", "PoolConnectionProxy", "ReadingProxy"]
 
+# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
+# of one. What a newer asyncpg adds is recognised by itself.
+_COROUTINES = (
+    *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare"),
+    *("add_listener", "remove_listener", "set_type_codec", "set_builtin_type_codec", "reset_type_codec"),
+    *("copy_from_query", "copy_from_table", "copy_records_to_table", "copy_to_table"),
+    *("close", "reload_schema_state", "reset"),
+)
 _FACTORIES = ("cursor", "transaction")
 # Of the methods that talk to the server, those whose doing is all in the statement they are given.
 _STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
@@ -53,43 +60,84 @@ class _ProxyMeta(upstream.PoolConnectionProxyMeta):
     def __new__(
         mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, reads: bool = False
     ) -> _ProxyMeta:
-        for method_name, method in inspect.getmembers(Connection, inspect.isfunction):
-            is_looked_after = inspect.iscoroutinefunction(method) or method_name in _FACTORIES
-            if is_looked_after and not method_name.startswith("_"):
-                namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
+        for method_name, method in inspect.getmembers(Connection, callable):
+            if method_name in _FACTORIES:
+                namespace[method_name] = _making(method_name, method, reads=reads)
             elif method_name in _LOCAL:
                 namespace[method_name] = _on_any_loop(method_name, method)
+            elif _is_coroutine(method_name, method):
+                namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
         made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
         return made
 
 
+def _is_coroutine(name: str, method: Callable[..., Any]) -> bool:
+    is_new = not name.startswith("_") and inspect.iscoroutinefunction(inspect.unwrap(method))
+    return name in _COROUTINES or is_new
+
+
 def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
-    is_coroutine = inspect.iscoroutinefunction(method)
-    leaves_nothing = name == _TRANSACTION  # by itself
+    """
+    Wrap a coroutine method.
+
+    All but the lease is looked at in the coroutine's first step: the call may be made in another thread, or where no
+    loop runs, and by then another lease may have begun.
+    """
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED
+    is_prepare = name == "prepare"
     sets_codecs = name in CODEC_METHODS
-    do = _prepare if name == "prepare" else _do
+
+    async def do(proxy: PoolConnectionProxy, con: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if proxy._connection is not con:
+            raise _released(name)
+        if con._loop is not running():
+            raise wrong_loop(con, f"Connection.{name}")
+        session = proxy._holder
+        if not is_self_contained:
+            session.is_exposed = True
+            session.may_have_set_codecs |= sets_codecs
+        if reads and not session.is_dirty:
+            session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
+        session.calls += 1
+        try:
+            result = await getattr(con.__class__, name)(con, *args, **kwargs)
+        except BaseException as error:
+            session.call_failed(error)
+            raise
+        finally:
+            session.calls -= 1
+        return bound_to_lease(result) if is_prepare else result
+
+    do.__name__, do.__qualname__ = name, f"Connection.{name}"  # for who reads that it was never awaited
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
         con = self._connection
         if con is None:
             raise _released(name)
-        if con._loop is not running():
-            raise _wrong_loop(self, name)
-        session = self._holder
-        if not is_self_contained:
-            session.is_exposed = True
-            session.may_have_set_codecs |= sets_codecs
-        if reads and not leaves_nothing and not session.is_dirty:
-            session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
-        if is_coroutine:
-            return do(self, con, name, args, kwargs)
-        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs))
+        return do(self, con, args, kwargs)
 
     mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
-    return mark(call) if mark is not None and is_coroutine else call
+    return call if mark is None else mark(call)
+
+
+def _making(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
+    """Wrap a method that makes what will talk to the server, which looks at its own first step where that runs."""
+    may_leave_something = reads and name != _TRANSACTION
+
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._connection
+        if con is None:
+            raise _released(name)
+        session = self._holder
+        session.is_exposed = True
+        if may_leave_something:
+            session.is_dirty = True
+        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs))
+
+    return call
 
 
 def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,41 +156,8 @@ def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return type(statement) is not str or not is_known_harmless(statement)
 
 
-async def _do(
-    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Call a method, unless the lease has ended: a task that was made of it may take its first step only then."""
-    if proxy._connection is not con:
-        raise _released(name)
-    session = proxy._holder
-    session.calls += 1
-    try:
-        return await getattr(con.__class__, name)(con, *args, **kwargs)
-    except BaseException as error:
-        session.call_failed(error)
-        raise
-    finally:
-        session.calls -= 1
-
-
-async def _prepare(
-    proxy: PoolConnectionProxy, con: Connection, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    return bound_to_lease(await _do(proxy, con, name, args, kwargs))
-
-
 def _released(name: str) -> asyncpg.InterfaceError:
     return asyncpg.InterfaceError(f"cannot call Connection.{name}(): connection has been released back to the pool")
-
-
-def _wrong_loop(proxy: PoolConnectionProxy, name: str) -> WrongLoop:
-    here, pool = running(), proxy._holder.pool
-    pool_name = "?" if pool is None else pool.name
-    return WrongLoop(
-        f"cannot call Connection.{name}() on {'no loop' if here is None else label(here)}: the connection belongs to "
-        f"{label(proxy._holder.loop)}; acquire one of pool {pool_name!r} here",
-        pool=pool_name,
-    )
 
 
 class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):

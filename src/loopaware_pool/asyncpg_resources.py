@@ -1,9 +1,11 @@
 """
-Transactions and prepared statements that end with their lease.
+Transactions, prepared statements and cursors that end with their lease, and keep to their loop.
 
 asyncpg looks whether the lease has ended when a method of theirs is called. The call only makes a coroutine. A task
 made of it may take its first step when the connection is lent again already, and would begin a transaction in the
-middle of the next lease. So the look is taken once more at the first step.
+middle of the next lease; or it takes its first step on another loop. So the look is taken at the first step, too.
+
+They also talk to the server past the proxy: what it answers them with is told to the session here.
 """
 
 from __future__ import annotations
@@ -12,48 +14,127 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 from asyncpg.connresource import ConnectionResource
+from asyncpg.cursor import Cursor, CursorFactory, CursorIterator
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from loopaware_pool.errors import WrongLoop
+from loopaware_pool.loops import label, running
 
-__all__ = ["bound_to_lease"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from asyncpg.connection import Connection
+
+__all__ = ["bound_to_lease", "wrong_loop"]
 
 _LOOK: Final = "_check_conn_validity"
+# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
+# of one. What a newer asyncpg adds is recognised by itself.
+_COROUTINES: Final[dict[type, tuple[str, ...]]] = {
+    Transaction: ("start", "commit", "rollback", "__aenter__", "__aexit__"),
+    PreparedStatement: ("explain", "fetch", "fetchval", "fetchrow", "fetchmany", "executemany"),
+    CursorFactory: (),
+    Cursor: ("fetch", "fetchrow", "forward"),
+    CursorIterator: ("__anext__",),
+}
+# What makes another of these, without a first step.
+_MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
 
 def bound_to_lease(resource: Any) -> Any:
-    """Have *resource*, as asyncpg has just made it, refuse a first step after its lease."""
+    """Have *resource*, as asyncpg has just made it, refuse a first step after its lease, or on another loop."""
     bound = _BOUND.get(type(resource))
     if bound is not None:
         resource.__class__ = bound
     return resource
 
 
+def wrong_loop(con: Connection, what: str) -> WrongLoop:
+    """Make the error of who uses *con*, or what was made of it, on another loop; *what* is the method."""
+    here, proxy = running(), con._proxy
+    pool = None if proxy is None else proxy._holder.pool
+    name = "?" if pool is None else pool.name
+    return WrongLoop(
+        f"cannot call {what}() on {'no loop' if here is None else label(here)}: the connection belongs to "
+        f"{label(con._loop)}; acquire one of pool {name!r} here",
+        pool=name,
+    )
+
+
 def _subclass(kind: type) -> type:
-    methods = {
-        name: _looks_twice(name, method)
-        for name, method in inspect.getmembers(kind, inspect.isfunction)
-        if not name.startswith("_") and inspect.iscoroutinefunction(inspect.unwrap(method))
+    names = {
+        *(name for name in _COROUTINES[kind] if hasattr(kind, name)),
+        *(
+            name
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_") and inspect.iscoroutinefunction(inspect.unwrap(method))
+        ),
     }
+    methods: dict[str, Any] = {name: _looks_twice(kind, name) for name in names}
+    if kind in _MAKERS:
+        methods[_MAKERS[kind]] = _binds(kind, _MAKERS[kind])
+    if kind is CursorFactory:
+        methods["__await__"] = _open
     return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **methods})
 
 
-def _looks_twice(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
+def _looks_twice(kind: type, name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(kind, name))
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        getattr(self, _LOOK)(name)
-        return _call(method, self, args, kwargs)
+        if name != "__aexit__":  # which may come late, and knows what to do then
+            getattr(self, _LOOK)(name)
+        return _call(kind, self, name, args, kwargs)
 
     return call
 
 
-async def _call(method: Callable[..., Any], resource: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return await method(resource, *args, **kwargs)  # which looks itself
+async def _call(kind: type, resource: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    _check_loop(kind, resource, name)
+    try:
+        return await getattr(kind, name)(resource, *args, **kwargs)  # which looks itself
+    except asyncpg.PostgresError as error:
+        _tell_session(resource, error)
+        raise
+
+
+def _binds(kind: type, name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(kind, name))
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound_to_lease(getattr(kind, name)(self, *args, **kwargs))
+
+    return call
+
+
+def _open(factory: Any) -> Generator[Any, Any, Any]:
+    getattr(factory, _LOOK)("__await__")
+    return _opening(factory)
+
+
+def _opening(factory: Any) -> Generator[Any, Any, Any]:
+    _check_loop(CursorFactory, factory, "__await__")
+    try:
+        return bound_to_lease((yield from CursorFactory.__await__(factory)))
+    except asyncpg.PostgresError as error:
+        _tell_session(factory, error)
+        raise
+
+
+def _check_loop(kind: type, resource: Any, name: str) -> None:
+    con = resource._connection
+    is_over = con._pool_release_ctr != resource._con_release_ctr  # which asyncpg has its own words for, or takes well
+    if con._loop is not running() and not is_over:
+        raise wrong_loop(con, f"{kind.__name__}.{name}")
+
+
+def _tell_session(resource: Any, error: asyncpg.PostgresError) -> None:
+    proxy = resource._connection._proxy
+    if proxy is not None:  # else the lease has ended meanwhile
+        proxy._holder.heard(error)
 
 
 _BOUND: Final[dict[type, type]] = (
-    {kind: _subclass(kind) for kind in (Transaction, PreparedStatement)} if hasattr(ConnectionResource, _LOOK) else {}
+    {kind: _subclass(kind) for kind in _COROUTINES} if hasattr(ConnectionResource, _LOOK) else {}
 )
