@@ -12,7 +12,8 @@ from asyncpg.connection import Connection
 
 from loopaware_pool import errors
 from loopaware_pool.asyncpg_reach import cut
-from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession
+from loopaware_pool.asyncpg_reset import SessionUser
+from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession, unheard
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.dsn import may_be_misread, withhold
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
+_WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
 # What ends a password to asyncpg, which takes URIs apart as urllib does.
 ENDS_PASSWORD: Final = "/?#[]"
 
@@ -147,10 +149,12 @@ class AsyncpgDriver:
             "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
         )
 
-    async def _initialise(self, con: Connection) -> str | None:
-        """Run the user's `init`; tell which role it left, None if that is the one a reset comes back to."""
+    async def _initialise(self, con: Connection) -> SessionUser | None:
+        """Run the user's `init`; tell whom it left the session to act as, None if there is none."""
         if self.init is None and self.connect_hook is None:
             return None
+        # Of one that `connect` has given, it is not known who has logged in.
+        began_as = None if self.connect_hook is not None else getattr(con.get_settings(), "session_authorization", None)
         if self.init is not None:
             try:
                 await self.init(con)
@@ -159,8 +163,9 @@ class AsyncpgDriver:
                 raise HookFailed from error
         if con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        role = await Connection.fetchval(con, "SELECT pg_catalog.current_setting('role')")
-        return None if role == "none" else str(role)
+        with unheard(con):
+            role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
+        return SessionUser(authorization=None if user == began_as else str(user), role=str(role))
 
     def warn_once(self, warning: str) -> None:
         """Log why resets are not made as they were asked for, once per pool."""

@@ -88,12 +88,12 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     is_prepare = name == "prepare"
     sets_codecs = name in CODEC_METHODS
 
-    async def do(proxy: PoolConnectionProxy, con: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def do(proxy: PoolConnectionProxy, con: Connection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if proxy._connection is not con:
             raise _released(name)
-        if con._loop is not running():
-            raise wrong_loop(con, f"Connection.{name}")
         session = proxy._holder
+        if session._loop is not running():
+            raise wrong_loop(session._con, f"Connection.{name}")
         if not is_self_contained:
             session.is_exposed = True
             session.may_have_set_codecs |= sets_codecs
@@ -225,7 +225,7 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         self.done = True
         connection, self.connection = self.connection, None
         if exc_val is not None and connection is not None and connection._connection is not None:
-            connection._holder.heard(exc_val)  # of a cursor's, or a prepared statement's
+            connection._holder.suspect(exc_val)
         pending = self.pool._release(connection, None)
         if pending is None:
             return

@@ -41,14 +41,22 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import asyncpg
 
 if TYPE_CHECKING:
     from asyncpg.connection import Connection
 
-__all__ = ["Introduction", "ResetAnswer", "can_be_guarded", "guarded", "query_message", "reset_statements"]
+__all__ = [
+    "Introduction",
+    "ResetAnswer",
+    "SessionUser",
+    "can_be_guarded",
+    "guarded",
+    "query_message",
+    "reset_statements",
+]
 
 # The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
 # are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
@@ -279,18 +287,52 @@ class Introduction:
             self._answered.set_exception(error)
 
 
-def reset_statements(con: Connection, role: str | None) -> list[str]:
-    """Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper."""
+class SessionUser(NamedTuple):
+    """
+    Whom a session is to act as after each reset.
+
+    Attributes:
+        authorization: Its session user; None for the one that has logged in.
+        role: Its role; "none" for the session user's own.
+    """
+
+    authorization: str | None
+    role: str
+
+
+def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
+    """
+    Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper.
+
+    Args:
+        con: Tells the driver's reset.
+        user: Whom the session is to act as; None for whom it began as.
+    """
     statements: list[str] = con.get_reset_query().splitlines()
     if _RESET_ALL in statements and _UNLOCK in statements:
         # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements.remove(_RESET_ALL)
-        statements += ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
-        if role is not None:
-            statements.append(f"SET ROLE {_quoted(role)};")
-        statements.append(_RESET_ALL)  # last: it also ends the guard
+        statements += [*_become(user), _RESET_ALL]  # last: it also ends the guard
     return statements
+
+
+def _become(user: SessionUser | None) -> list[str]:
+    """
+    Tell the statements that make a session act as *user*.
+
+    The session user comes first: setting it ends the role, and it may take other roles than the last lease's. Only
+    one who has logged in as a superuser can set it to another, as `init` has done before.
+    """
+    if user is None:
+        return ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
+    return [
+        "RESET SESSION AUTHORIZATION;"
+        if user.authorization is None
+        else f"SET SESSION AUTHORIZATION {_quoted(user.authorization)};",
+        # "Reset" would bring back one that the connection began with, although `init` has given it up.
+        "SET ROLE NONE;" if user.role == "none" else f"SET ROLE {_quoted(user.role)};",
+    ]
 
 
 def can_be_guarded(statements: list[str]) -> bool:

@@ -24,6 +24,7 @@ from loopaware_pool.asyncpg_reach import Reach
 from loopaware_pool.asyncpg_reset import (
     Introduction,
     ResetAnswer,
+    SessionUser,
     can_be_guarded,
     guarded,
     query_message,
@@ -35,11 +36,13 @@ from loopaware_pool.loops import close_socket_of
 from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from loopaware_pool.asyncpg import Pool
     from loopaware_pool.asyncpg_driver import AsyncpgDriver
     from loopaware_pool.asyncpg_proxy import PoolConnectionProxy
 
-__all__ = ["RESET_SECONDS", "AsyncpgSession"]
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "unheard"]
 
 # A reset that is awaited, and was given no timeout, is given up after this.
 RESET_SECONDS: Final = 30.0
@@ -55,6 +58,16 @@ _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.ve
 # Bound once: see shard.py.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
+
+
+@contextlib.contextmanager
+def unheard(con: Connection) -> Iterator[None]:
+    """Keep what the pool itself asks of the server from the query loggers of its users."""
+    loggers, con._query_loggers = con._query_loggers, set()
+    try:
+        yield
+    finally:
+        con._query_loggers = loggers
 
 
 class AsyncpgSession:
@@ -79,6 +92,7 @@ class AsyncpgSession:
         "_can_be_followed",
         "_con",
         "_driver",
+        "_ending",
         "_identity",
         "_is_parked",
         "_loop",
@@ -87,10 +101,12 @@ class AsyncpgSession:
         "_omen",
         "_probe",
         "_query",
+        "_query_loggers",
         "_reach",
         "_resets",
         "_starts_dirty",
         "_starts_exposed",
+        "_termination_listeners",
         "_was_writable",
         "calls",
         "is_dirty",
@@ -118,6 +134,7 @@ class AsyncpgSession:
         self._resets = 0
         self._is_parked = False
         self._can_be_followed = False
+        self._ending: PoolConnectionProxy | None = None  # released, while the connection is reset or closed
         self._omen: Omen | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
@@ -127,6 +144,7 @@ class AsyncpgSession:
         self._message = b""
         self._answer: ResetAnswer | None = None
         self._memory = ClientMemory(con)
+        self._keep_callbacks(con)
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
 
@@ -161,13 +179,13 @@ class AsyncpgSession:
                 'only when its reset has been answered, as with session_reset="confirmed"'
             )
 
-    def prepare_reset(self, role: str | None) -> None:
-        """Learn how to reset the session to what it is now, *role* included if that is not the one it began with."""
+    def prepare_reset(self, user: SessionUser | None) -> None:
+        """Learn how to reset the session to what it is now, *user* included; None for the one that it began with."""
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
         mode = self._driver.session_reset
-        statements = [] if mode == "never" else reset_statements(con, role)
+        statements = [] if mode == "never" else reset_statements(con, user)
         self._can_be_followed &= can_be_guarded(statements)
         self._query = "\n".join(statements)
         reset = query_message(self._query)
@@ -180,6 +198,12 @@ class AsyncpgSession:
         self._starts_dirty = not judges or type(con) is not Connection
         self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
         self._memory.keep_codecs()
+        self._keep_callbacks(con)
+
+    def _keep_callbacks(self, con: Connection) -> None:
+        """Note the callbacks that leases are to find: those that asyncpg's own reset leaves."""
+        self._query_loggers = frozenset(con._query_loggers)
+        self._termination_listeners = frozenset(con._termination_listeners)
 
     def _resets_in_passing(self, con: Connection) -> bool:
         """Whether resets, and the guard against what comes unasked, do without a task that waits."""
@@ -255,7 +279,7 @@ class AsyncpgSession:
         Whether nobody refers to the caller's proxy, nor to the connection, as a prepared statement does.
 
         asyncpg has to refer to the proxy, for listeners are called with it; so nothing can tell when it goes, and
-        references are counted. Where there are listeners, they are what the connection is held for.
+        references are counted. Where the lease has listeners, they are what the connection is held for.
         """
         con = self._con
         return (
@@ -263,9 +287,15 @@ class AsyncpgSession:
             and con is not None
             and self.proxy is not None
             and sys.getrefcount(self.proxy) <= _REFERENCES
-            and sys.getrefcount(con) <= _REFERENCES + 1  # here
-            and not (con._listeners or con._log_listeners or con._termination_listeners)
+            and sys.getrefcount(con) <= _REFERENCES + 1 + self._count_own_callbacks(con)  # here
+            and not (con._listeners or con._log_listeners)
+            and con._termination_listeners == self._termination_listeners
         )
+
+    def _count_own_callbacks(self, con: Connection) -> int:
+        """Count the callbacks that are methods of the connection, each of which refers to it."""
+        callbacks = [*self._query_loggers, *self._termination_listeners]
+        return sum(getattr(callback.cb, "__self__", None) is con for callback in callbacks)
 
     def take_back(self) -> ReturnCheck:
         """Send the reset, if it need not be awaited."""
@@ -278,10 +308,16 @@ class AsyncpgSession:
         answer = self._answer
         if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
             return _RESET
-        if con._listeners or con._log_listeners or con._query_loggers or con._termination_listeners:
-            self._forget_callbacks(con)
+        if (
+            con._listeners
+            or con._log_listeners
+            or con._query_loggers != self._query_loggers
+            or con._termination_listeners != self._termination_listeners
+        ):
+            self._restore_callbacks(con)
         if self.may_have_set_codecs:
             self._restore_codecs(con)
+        self._ending = None
         # While an answer is due the caller cannot have had one of its own, and has left the session as it was.
         if answer.is_due or not self._query:
             return _READY
@@ -337,27 +373,59 @@ class AsyncpgSession:
         if self._is_busy():
             raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
         self._restore_codecs(con)
-        if self._driver.reset_hook is not None:
-            await con._reset()
-            await self._driver.reset_hook(con)
-        elif self._is_custom(con):
-            await con.reset()
+        if self._is_custom(con):
+            await self._reset_by_user(con)
         else:
-            await con._reset()
-            if self._query:
-                await con.execute(self._query)
-        self._forget_callbacks(con)
+            # As asyncpg's own, it is a query like others to a logger.
+            with contextlib.nullcontext() if self._driver.session_reset == "awaited" else unheard(con):
+                await con._reset()
+                if self._query:
+                    await con.execute(self._query)
+            self._restore_callbacks(con)
         self.is_dirty = self._starts_dirty
         self._memory.expect_this()
-        if self._omen is not None:
-            self._omen = None
-            if await Connection.fetchval(con, IS_READ_ONLY_QUERY) and self.owner is not None:
-                self.owner.demoted()
+        self._ending = None
+        await self._verify(con)
 
-    def _forget_callbacks(self, con: Connection) -> None:
-        """Forget what callers registered; asyncpg forgets to forget query loggers and termination listeners."""
-        for callbacks in (con._listeners, con._log_listeners, con._query_loggers, con._termination_listeners):
+    async def _reset_by_user(self, con: Connection) -> None:
+        """Reset the session by the user's own means. What callbacks they add is to stay: the lease's go before."""
+        listeners = set(con._termination_listeners)
+        self._restore_callbacks(con)
+        try:
+            if self._driver.reset_hook is not None:
+                await con._reset()
+                await self._driver.reset_hook(con)
+            else:
+                await con.reset()
+        except BaseException:
+            con._termination_listeners |= listeners  # they hear that the connection ends by this
+            raise
+
+    async def _verify(self, con: Connection) -> None:
+        """Ask the server what an error has made doubtful: that it is there, and takes writes as it did."""
+        if self._omen is None:
+            return
+        self._omen = None
+        with unheard(con):
+            is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
+        if is_read_only and self._was_writable and self.owner is not None:
+            self.owner.demoted()
+
+    def _restore_callbacks(self, con: Connection) -> None:
+        """
+        Forget what the lease registered, and bring back what it removed.
+
+        Listeners for notifications and for log messages go with each reset, as asyncpg has it; query loggers and
+        termination listeners, which asyncpg lets the lease's successors have, are again those that `init` left.
+        """
+        con._listeners.clear()
+        con._log_listeners.clear()
+        for callbacks, kept in (
+            (con._query_loggers, self._query_loggers),
+            (con._termination_listeners, self._termination_listeners),
+        ):
             callbacks.clear()
+            callbacks.update(kept)
 
     def _has_foreign_codecs(self) -> bool:
         """Whether the lease may have set codecs that cannot be taken back."""
@@ -376,13 +444,21 @@ class AsyncpgSession:
         if self._con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
         self._take_transport()
-        await self._con.execute("SELECT 1")
+        with unheard(self._con):
+            await self._con.execute("SELECT 1")
 
     async def close(self) -> None:
         """Say goodbye to the server, then close the socket."""
         if self._con is not None:
             self._take_transport()
+            self._show_proxy(self._con)
             await self._con.close()
+
+    def _show_proxy(self, con: Connection) -> None:
+        """Have termination listeners called with what the caller had, if it is his lease that ends in this."""
+        if self._ending is not None:
+            con._set_proxy(self._ending)
+            self._ending = None
 
     def _take_transport(self) -> None:
         """Let asyncpg have its transport, now or as soon as the reset's answer has come."""
@@ -398,21 +474,30 @@ class AsyncpgSession:
         if con is not None:
             if self._answer is not None:
                 self._answer.give_back()
-            self._detach()
+            self._terminate(con)
+
+    def _terminate(self, con: Connection) -> None:
+        """Terminate the connection without hearing of it. Its lease ends after: listeners are called with the proxy."""
+        self._con = None
+        self._show_proxy(con)
+        try:
             con.terminate()
+        finally:
+            self._detach()
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
         con = self._con
-        self._detach()
         if forked:
+            self._detach()
             # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
             # close: the transport would close the number once more, when it may be somebody else's.
             if self._identity is not None and self._identity.is_open():
                 replace_by_devnull(self._identity.fd)
         elif con is not None and (not self._loop.is_closed() or hasattr(self._reach.plain, "_sock")):
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
-                con.terminate()
+                self._terminate(con)
+        self._detach()
         if con is not None:  # else a goodbye was cut short: asyncpg has let go of it, its socket is open
             con._aborted = True
         is_over = forked or self._loop.is_closed()
@@ -479,14 +564,26 @@ class AsyncpgSession:
             self.heard(error)
 
     def heard(self, error: BaseException) -> None:
-        """Remember what an error that the caller has had says of the server."""
+        """Remember what an error that this connection has had says of its server."""
         omen = omen_of(error)
         if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
             self._omen = omen
 
+    def suspect(self, error: BaseException) -> None:
+        """
+        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+
+        That may be another. What this one has answered is heard by the calls that were answered, but for those of a
+        connection class's own methods, and of the connection without its proxy.
+        """
+        omen = omen_of(error)
+        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
+            self._omen = Omen.HEARSAY
+
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""
         proxy, self.proxy = self.proxy, None
+        self._ending = proxy
         self.pool = None
         if proxy is not None:
             con, proxy._connection = proxy._connection, None
@@ -509,13 +606,14 @@ class AsyncpgSession:
 
     def disown(self) -> None:
         """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
+        self._ending = self.proxy
         self.proxy = self.pool = None
         if self._con is not None:
             self._con._set_proxy(None)
 
     def _detach(self) -> None:
         self.end_lease()
-        self._con = None
+        self._con = self._ending = None
 
     @property
     def clean_answer(self) -> bytes | None:

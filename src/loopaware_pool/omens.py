@@ -25,6 +25,9 @@ class Omen(Enum):
     READ_ONLY = "read-only"
     """A write was refused: its transaction was read-only, or the server is by now."""
 
+    HEARSAY = "hearsay"
+    """One of these, but perhaps of another server: an error that says so has ended the caller's block."""
+
 
 _OMENS: Final = {
     "57P01": Omen.GOODBYE,  # admin_shutdown
