@@ -618,6 +618,150 @@ def test_a_role_outside_ascii_survives_a_change_of_encoding(address, session_res
     asyncio.run(main())
 
 
+AFTERWARDS = ["SELECT 1", "RESET SESSION AUTHORIZATION", "SET SESSION AUTHORIZATION postgres", "SET ROLE NONE"]
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+@pytest.mark.parametrize("user", [PLAIN_ROLE, ODD_ROLE, ACCENTED_ROLE])
+@pytest.mark.parametrize("role", [None, PLAIN_ROLE])
+def test_the_session_authorization_that_init_set_is_restored(address, session_reset, user, role):
+    """And the role with it: whatever a lease has changed, on the same backend. With asyncpg's own pool they stay."""
+
+    async def init(con):
+        await con.execute(f"SET SESSION AUTHORIZATION {quoted(user)}")
+        if role is not None:
+            await con.execute(f"SET ROLE {role}")
+
+    async def main():
+        clean = await pristine(address, init)
+        assert (clean["authenticated"], clean["who"]) == (user, role or user)
+        async with one_connection(address, session_reset=session_reset, init=init) as pool:
+            for statement in AFTERWARDS:
+                async with pool.acquire() as con:
+                    before = con.get_server_pid()
+                    assert await state(con) == clean
+                    await con.execute(statement)
+                async with pool.acquire() as con:
+                    assert con.get_server_pid() == before
+                    assert await state(con) == clean
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("user", [PLAIN_ROLE, ODD_ROLE, ACCENTED_ROLE])
+@pytest.mark.parametrize("role", [None, PLAIN_ROLE])
+def test_the_session_authorization_that_configure_set_is_restored(address, user, role):
+    """The same in the flavour for psycopg."""
+
+    async def configure(con):
+        await con.execute(psycopg.sql.SQL("SET SESSION AUTHORIZATION {}").format(psycopg.sql.Identifier(user)))
+        if role is not None:
+            await con.execute(f"SET ROLE {role}")
+        await con.commit()
+
+    async def main():
+        options = {"min_size": 1, "max_size": 1, "session_reset": "awaited", "configure": configure}
+        async with asyncio.timeout(20), AsyncConnectionPool(address, **options) as pool:
+            pids = set()
+            for statement in [*AFTERWARDS, "SELECT 1"]:
+                async with pool.connection() as con:
+                    pids.add(con.info.backend_pid)
+                    found = await (await con.execute("SELECT session_user, current_user")).fetchone()
+                    assert found == (user, role or user)
+                    await con.execute(statement)
+            assert len(pids) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_session_authorization_given_by_connect_is_restored(address, session_reset):
+    """One that the `connect` callback set counts as one that `init` set."""
+
+    async def connect(*args, **kwargs):
+        con = await asyncpg.connect(*args, **kwargs)
+        await con.execute(f"SET SESSION AUTHORIZATION {PLAIN_ROLE}")
+        return con
+
+    async def main():
+        async with one_connection(address, connect=connect, session_reset=session_reset) as pool:
+            async with pool.acquire() as con:
+                await con.execute("RESET SESSION AUTHORIZATION")
+            assert (await leased_state(pool))["authenticated"] == PLAIN_ROLE
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_role_that_init_gave_up_does_not_come_back(address, session_reset):
+    """Where the connection began with a role, and `init` has set none."""
+
+    async def init(con):
+        await con.execute("SET ROLE NONE")
+
+    async def main():
+        options = {"server_settings": {"role": PLAIN_ROLE}, "init": init, "session_reset": session_reset}
+        async with one_connection(address, **options) as pool:
+            for _ in range(3):
+                async with pool.acquire() as con:
+                    assert await con.fetchval("SELECT current_user::text") == "postgres"
+                    await con.execute(f"SET ROLE {PLAIN_ROLE}")
+
+    asyncio.run(main())
+
+
+def test_a_role_that_configure_gave_up_does_not_come_back(address):
+    """The same in the flavour for psycopg."""
+
+    async def configure(con):
+        await con.execute("SET ROLE NONE")
+        await con.commit()
+
+    async def main():
+        kwargs = {"options": f"-c role={PLAIN_ROLE}"}
+        options = {"min_size": 1, "max_size": 1, "session_reset": "awaited", "configure": configure, "kwargs": kwargs}
+        async with asyncio.timeout(20), AsyncConnectionPool(address, **options) as pool:
+            for _ in range(3):
+                async with pool.connection() as con:
+                    assert await (await con.execute("SELECT current_user")).fetchone() == ("postgres",)
+                    await con.execute(f"SET ROLE {PLAIN_ROLE}")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("session_reset", RESETS)
+def test_a_session_authorization_that_may_not_be_restored_costs_the_connection(dirty_server, session_reset):
+    """
+    Where the right to it was taken away meanwhile, nobody gets the session of the last lease; the next caller is told.
+
+    Up to PostgreSQL 16 the right is that of the login.
+    """
+    name = f"fallen_{session_reset}"
+
+    async def init(con):
+        await con.execute(f"SET SESSION AUTHORIZATION {PLAIN_ROLE}")
+
+    async def main():
+        dsn = dirty_server.dsn.replace("postgres@", f"{name}@")
+        async with one_connection(dsn, init=init, session_reset=session_reset) as pool:
+            con = await pool.acquire()
+            is_looked_at_once = con.get_server_version() < (17,)
+            with psycopg.connect(dirty_server.dsn, autocommit=True) as admin:
+                admin.execute(f"ALTER ROLE {name} NOSUPERUSER")
+            await con.execute("RESET SESSION AUTHORIZATION")
+            with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
+                await pool.release(con)
+            if is_looked_at_once:
+                assert (await leased_state(pool))["authenticated"] == PLAIN_ROLE
+            else:
+                with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied"):
+                    await pool.acquire()
+
+    with psycopg.connect(dirty_server.dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")
+    asyncio.run(main())
+
+
 def test_a_role_given_by_connect_is_restored(address):
     """A role that the `connect` callback set counts as one that `init` set."""
 

@@ -54,7 +54,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     ) -> None:
         connection, self._connection = self._connection, None
         if exc_val is not None:
-            self._pool._session_of(connection).heard(exc_val)
+            self._pool._session_of(connection).suspect(exc_val)
         try:
             if not self._pool._session_of(connection).has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)

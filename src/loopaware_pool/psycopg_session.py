@@ -44,6 +44,7 @@ _RESET_QUERY: Final = (
     "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
     "RESET SESSION AUTHORIZATION; RESET ROLE"
 )
+_WHO: Final = "SELECT session_user::pg_catalog.text, pg_catalog.current_setting('role')"
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
 # What a caller may change on the connection's side: by a coroutine each, or by assignment.
@@ -141,14 +142,18 @@ class ForeignWatch:
 
 
 class _Configured(NamedTuple):
-    """What a session reset comes back to: the connection's side as `configure` left it, and the role."""
+    """
+    What a session reset comes back to: the connection's side as `configure` left it, and whom it left to act as.
+
+    The latter as settings and their values, in the order in which they are to be set.
+    """
 
     settings: list[Any]
     attributes: list[Any]
     notice_handlers: list[Any]
     notify_handlers: list[Any]
     adapters: AdaptersMap | None
-    role: str
+    user: list[tuple[str, str]]
 
 
 class PsycopgSession:
@@ -167,6 +172,7 @@ class PsycopgSession:
 
     __slots__ = (
         "__weakref__",
+        "_began_as",
         "_configured",
         "_driver",
         "_identity",
@@ -194,6 +200,7 @@ class PsycopgSession:
         self._driver = driver
         self._pgconn = connection.pgconn
         self._omen: Omen | None = None
+        self._began_as = connection.pgconn.parameter_status(b"session_authorization")
         self._was_writable = all(connection.pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
         self._reference = weakref.ref(connection, self._dropped)
         fd = connection.pgconn.socket
@@ -298,7 +305,7 @@ class PsycopgSession:
         await self._reset()
         if self._omen is not None:
             self._omen = None
-            if await self._is_read_only() and self.owner is not None:
+            if await self._is_read_only() and self._was_writable and self.owner is not None:
                 self.owner.demoted()
 
     async def _is_read_only(self) -> bool:
@@ -362,9 +369,8 @@ class PsycopgSession:
         connection = self._kept()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
         await connection.execute(_RESET_QUERY, prepare=False)
-        if configured.role != "none":
-            query = "SELECT pg_catalog.set_config('role', %s, false)"
-            await connection.execute(query, [configured.role], prepare=False)
+        for setting in configured.user:
+            await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", setting, prepare=False)
         for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
         if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
@@ -373,13 +379,16 @@ class PsycopgSession:
     async def remember_configured(self) -> None:
         """Note what an awaited session reset is to come back to."""
         connection = self._kept()
-        role = "none"
+        user: list[tuple[str, str]] = []
         if self._driver.configure is not None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
             cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
-            await cursor.execute("SELECT pg_catalog.current_setting('role')", prepare=False)
-            role = (await cursor.fetchone() or ("none",))[0]
+            await cursor.execute(_WHO, prepare=False)
+            name, role = await cursor.fetchone() or ("", "none")
+            # The session user first: to set it ends the role. A reset would bring back one that it began with.
+            began_otherwise = name.encode() != self._began_as
+            user = [*([("session_authorization", name)] if began_otherwise else []), ("role", role)]
             await connection.set_autocommit(was_autocommit)
         self._configured = _Configured(
             settings=[getattr(connection, name) for name in _SETTINGS],
@@ -387,7 +396,7 @@ class PsycopgSession:
             notice_handlers=list(connection._notice_handlers),
             notify_handlers=list(connection._notify_handlers),
             adapters=None if connection._adapters is None else AdaptersMap(connection._adapters),
-            role=role,
+            user=user,
         )
 
     async def ping(self) -> None:
@@ -444,10 +453,20 @@ class PsycopgSession:
         return connection
 
     def heard(self, error: BaseException) -> None:
-        """Remember what an error that the caller has had says of the server."""
+        """Remember what an error that this connection has had says of its server."""
         omen = omen_of(error)
         if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
             self._omen = omen
+
+    def suspect(self, error: BaseException) -> None:
+        """
+        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+
+        That may be another. What this one has answered is heard by our connection class's `wait()`, by no other's.
+        """
+        omen = omen_of(error)
+        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
+            self._omen = Omen.HEARSAY
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
         """Have the caller's connection back."""
