@@ -755,3 +755,136 @@ def test_an_error_that_the_pool_has_not_seen_has_the_server_asked(dsn, run):
             assert pids[0] == pids[1] != pids[2]
 
     run(main)
+
+
+# ---- subclasses, and what programs read ----
+
+
+@pytest.fixture(params=[asyncpg.Pool, loopaware_pool.asyncpg.Pool], ids=["theirs", "ours"])
+def pool_class(request):
+    """The class of a pool: asyncpg's own, or ours."""
+    return request.param
+
+
+ALL_ARGUMENTS = {
+    "max_queries": 50000,
+    "max_inactive_connection_lifetime": 300.0,
+    "loop": None,
+    "connection_class": asyncpg.Connection,
+    "record_class": asyncpg.Record,
+}
+
+
+def test_what_a_subclass_overrides_is_called(pool_class, dsn, run):
+    """`acquire`, `release`, `terminate` and `close`, by blocks, by `pool.fetch` and its like, and by each other."""
+    calls = []
+
+    class OurPool(pool_class):
+        def acquire(self, *, timeout=None):
+            calls.append("acquire")
+            return super().acquire(timeout=timeout)
+
+        async def release(self, connection, *, timeout=None):
+            calls.append("release")
+            await super().release(connection, timeout=timeout)
+
+        async def close(self):
+            calls.append("close")
+            await super().close()
+
+        def terminate(self):
+            calls.append("terminate")
+            super().terminate()
+
+    async def main():
+        pool = OurPool(dsn, **ONE, **ALL_ARGUMENTS)
+        async with pool:
+            async with pool.acquire() as con:
+                await con.execute("SELECT 1")
+            await pool.fetch("SELECT 1")
+            await pool.execute("SELECT 1")
+            con = await pool.acquire()
+            await pool.release(con)
+        assert calls == ["acquire", "release"] * 4 + ["close"]
+
+        calls.clear()
+        pool = await OurPool(dsn, **ONE, **ALL_ARGUMENTS)
+        con = await pool.acquire()
+        await close_cancelled(pool, con)
+        assert calls == ["acquire", "close", "terminate"]
+
+    run(main)
+
+
+def test_an_error_of_an_overridden_release_does_not_replace_the_bodys(dsn, run, caplog):
+    """As with ours; where the body has none it is raised."""
+
+    class OurPool(loopaware_pool.asyncpg.Pool):
+        async def release(self, connection, *, timeout=None):
+            await super().release(connection, timeout=timeout)
+            raise LookupError("released")
+
+    async def main():
+        async with OurPool(dsn, **ONE, **ALL_ARGUMENTS) as pool:
+            with pytest.raises(LookupError):
+                await pool.execute("SELECT 1")
+            with pytest.raises(ZeroDivisionError):
+                async with pool.acquire():
+                    raise ZeroDivisionError
+            assert "released" in caplog.text
+
+    run(main)
+
+
+def test_a_release_that_was_replaced_on_the_class_is_called(dsn, run, monkeypatch):
+    """As tracers do."""
+    released = []
+    original = loopaware_pool.asyncpg.Pool.release
+
+    async def traced(self, connection, *, timeout=None):
+        released.append(connection)
+        await original(self, connection, timeout=timeout)
+
+    monkeypatch.setattr(loopaware_pool.asyncpg.Pool, "release", traced)
+
+    async def main():
+        async with make_pool(dsn) as pool:
+            await pool.execute("SELECT 1")
+            assert len(released) == 1
+
+    run(main)
+
+
+def test_private_attributes_that_programs_read_are_there(dsn, run):
+    """They tell what asyncpg's own do, for the same arguments, and after the same calls."""
+
+    async def hook(*_):
+        """Do nothing."""
+
+    async def connect(*args, **kwargs):
+        return await asyncpg.connect(*args, **kwargs)
+
+    names = set(asyncpg.Pool.__slots__) - {"_holders", "_queue", "_maintenance_task", "_loop"}
+    sets = {"command_timeout": 7}
+    options = {"min_size": 1, "max_size": 3, "max_queries": 77, "init": hook, "reset": hook, "setup": hook, **sets}
+
+    def tell(pool):
+        return {name: getattr(pool, name) for name in names}
+
+    async def main():
+        for more in ({}, {"connect": connect}, {"max_inactive_connection_lifetime": float("inf")}):
+            told = []
+            for create in (asyncpg.create_pool, loopaware_pool.asyncpg.create_pool):
+                pool = create(dsn, **options, **more)
+                states = [tell(pool)]
+                async with pool:
+                    states.append(tell(pool))
+                    assert pool._loop is asyncio.get_running_loop()
+                    await pool.expire_connections()
+                    pool.set_connect_args(dsn, command_timeout=8)
+                    states.append(tell(pool))
+                told.append([*states, tell(pool)])
+            for theirs, ours in zip(*told, strict=True):
+                assert theirs == ours
+
+    run(main)

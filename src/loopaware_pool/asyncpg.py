@@ -121,6 +121,7 @@ class Pool(PoolLikeness):
             close_timeout=close_timeout,
             on_event=on_event,
         )
+        self._max_inactive_connection_lifetime = max_inactive_connection_lifetime
         self._driver = AsyncpgDriver(
             args=connect_args,
             kwargs=connect_kwargs,
@@ -172,7 +173,11 @@ class Pool(PoolLikeness):
         if self._core.state is CoreState.CLOSED:
             return
         self._check_init()
-        await self._core.close()
+        try:
+            await self._core.close()
+        except BaseException:
+            self.terminate()  # which has been done, but a subclass may have more to do
+            raise
 
     def terminate(self) -> None:
         """
@@ -289,6 +294,8 @@ class Pool(PoolLikeness):
         if pending is not None:
             await pending.finished()
 
+    _own_release = staticmethod(release)  # as against one that overrides it
+
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
         if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
@@ -324,7 +331,7 @@ class Pool(PoolLikeness):
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
         """Connect with these arguments, and none of the former ones, from now on."""
-        self._driver.args = (dsn,)
+        self._driver.args = [dsn]  # a list, as asyncpg makes it
         self._driver.kwargs = connect_kwargs
 
     def is_closing(self) -> bool:

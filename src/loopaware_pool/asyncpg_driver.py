@@ -20,7 +20,7 @@ from loopaware_pool.dsn import may_be_misread, withhold
 from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
@@ -73,7 +73,7 @@ class AsyncpgDriver:
     def __init__(
         self,
         *,
-        args: tuple[Any, ...],
+        args: Sequence[Any],
         kwargs: dict[str, Any],
         connection_class: type[Connection],
         record_class: type,

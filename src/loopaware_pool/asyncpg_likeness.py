@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import asyncpg
@@ -11,12 +12,14 @@ from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_session import AsyncpgSession
 from loopaware_pool.config import check_callbacks, check_number, check_whole
+from loopaware_pool.loops import running
 from loopaware_pool.pool import CoreState
 from loopaware_pool.slot import SlotState
 
 if TYPE_CHECKING:
     import weakref
 
+    from loopaware_pool.asyncpg_driver import AsyncpgDriver
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
 
@@ -111,6 +114,7 @@ class PoolLikeness(Uncopied, upstream.Pool):
 
     _core: Core
     _config: PoolConfig
+    _driver: AsyncpgDriver
     _home: weakref.ref[AbstractEventLoop] | None
 
     def _sessions(self) -> list[AsyncpgSession]:
@@ -124,9 +128,27 @@ class PoolLikeness(Uncopied, upstream.Pool):
     def _drop_type_cache(self) -> None:
         self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
 
+    # Programs read these, to tell a pool's size or where it connects to.
+    _initsize = property(attrgetter("_config.init_size"))
+    _minsize = property(attrgetter("_config.min_size"))
+    _maxsize = property(attrgetter("_config.max_size"))
+    _generation = property(attrgetter("_core.terms.generation"))
+    _connect_args = property(attrgetter("_driver.args"))
+    _connect_kwargs = property(attrgetter("_driver.kwargs"))
+    _connection_class = property(attrgetter("_driver.connection_class"))
+    _record_class = property(attrgetter("_driver.record_class"))
+    _init = property(attrgetter("_driver.init"))
+    _reset = property(attrgetter("_driver.reset_hook"))
+    _max_queries = property(attrgetter("_driver.max_queries"))
+
+    @property
+    def _connect(self) -> Any:
+        return self._driver.connect_hook or asyncpg.connect
+
     @property
     def _loop(self) -> AbstractEventLoop | None:
-        return None if self._home is None else self._home()
+        """The loop that was given; else any will do, so the one that runs."""
+        return running() if self._home is None else self._home()
 
     @property
     def _holders(self) -> list[AsyncpgSession | FreeHolder]:
@@ -138,6 +160,10 @@ class PoolLikeness(Uncopied, upstream.Pool):
         return FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
 
     _maintenance_task = None
+
+    @property
+    def _initializing(self) -> bool:
+        return self._core.state is CoreState.OPENING
 
     @property
     def _initialized(self) -> bool:

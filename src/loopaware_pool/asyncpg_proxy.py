@@ -18,7 +18,7 @@ from loopaware_pool.slot import acquiring_line
 from loopaware_pool.statements import is_known_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
     from types import FrameType, TracebackType
 
     from loopaware_pool.asyncpg import Pool
@@ -226,11 +226,16 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         connection, self.connection = self.connection, None
         if exc_val is not None and connection is not None and connection._connection is not None:
             connection._holder.suspect(exc_val)
-        pending = self.pool._release(connection, None)
-        if pending is None:
-            return
+        pool = self.pool
+        if getattr(pool.release, "__func__", None) is pool._own_release:
+            tenancy = pool._release(connection, None)
+            if tenancy is None:
+                return
+            releasing: Awaitable[None] = tenancy.finished()
+        else:  # a subclass's, or a tracer's
+            releasing = pool.release(connection)  # type: ignore[arg-type]
         try:
-            await pending.finished()
+            await releasing
         except Exception as error:
             if exc_val is None:
                 raise
