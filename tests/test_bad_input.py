@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import inspect
 import re
+import ssl
 import sys
 import types
 
@@ -12,13 +15,15 @@ import asyncpg
 import pytest
 
 import helpers
-from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.asyncpg import Pool, create_pool
 from loopaware_pool.errors import PoolError, UnsupportedLoop
 
 pytestmark = pytest.mark.both_drivers
 
 NAN, INFINITY = float("nan"), float("inf")
 NOWHERE = "postgresql://postgres@127.0.0.1:1/postgres"
+REQUIRED = {"min_size": 0, "max_size": 1, "max_queries": 1, "max_inactive_connection_lifetime": 0}
+TAKEN = ("loop", "connection_class", "record_class")
 
 
 def run(loop_factory, main):
@@ -139,14 +144,125 @@ def test_classes_are_refused_in_asyncpgs_words(argument, value):
         create_pool(NOWHERE, **{argument: value})
 
 
-def test_an_unknown_argument_is_asyncpgs_to_refuse(dsn, loop_factory, zero_fd_delta):
-    """What is no option of the pool goes to `asyncpg.connect`, whose complaint comes when the pool is opened."""
+MISSPELT = {
+    "max_lifetme": "max_lifetime",
+    "acquire_timout": "acquire_timeout",
+    "minsize": "min_size",
+    "pasword": "password",
+    "statement_cache": "statement_cache_size",
+}
+
+
+@pytest.mark.parametrize("make", [create_pool, functools.partial(Pool, **REQUIRED)], ids=["create_pool", "Pool"])
+@pytest.mark.parametrize("name", MISSPELT)
+def test_an_unknown_argument_is_refused_with_the_one_that_is_meant(make, name):
+    """At once, and without its value, which may be a password."""
+    with pytest.raises(TypeError, match=f"{name!r}.*did you mean {MISSPELT[name]!r}") as caught:
+        make(NOWHERE, **{name: "secret"})
+    assert "secret" not in str(caught.value)
+
+
+def test_an_unknown_argument_like_no_other_is_refused():
+    """Nothing is suggested then."""
+    with pytest.raises(TypeError, match="unexpected argument 'xyzzy'") as caught:
+        create_pool(NOWHERE, xyzzy=1)
+    assert "did you mean" not in str(caught.value)
+
+
+def test_each_argument_of_asyncpgs_connect_is_taken():
+    """By `create_pool`, and by `set_connect_args`."""
+    names = [name for name in inspect.signature(asyncpg.connect).parameters if name not in ("dsn", *TAKEN)]
+    pool = create_pool(NOWHERE, **dict.fromkeys(names))
+    pool.set_connect_args(NOWHERE, **dict.fromkeys(names))
+    assert pool._connect_kwargs == dict.fromkeys(names)
+
+
+@pytest.mark.parametrize("name", ["pasword", "max_lifetime", *TAKEN])
+def test_connect_arguments_that_are_unknown_or_the_pools_change_nothing(name):
+    """`set_connect_args` refuses them, and the pool connects as before."""
+    pool = create_pool(NOWHERE, password="as before")
+    with pytest.raises(TypeError, match=name):
+        pool.set_connect_args(NOWHERE, **{name: "secret"})
+    assert pool._connect_kwargs == {"password": "as before"}
+
+
+def test_a_connect_callback_takes_what_it_likes(dsn, loop_factory):
+    """Its arguments are its own."""
+    given = []
+
+    async def connect(dsn, *, tenant, **options):
+        given.append(tenant)
+        return await asyncpg.connect(dsn, **options)
 
     async def main():
-        pool = create_pool(dsn, min_size=1, max_size=1, no_such_option=1)
-        with pytest.raises(TypeError, match="no_such_option"):
-            await pool
-        assert pool.is_closing()
+        async with create_pool(dsn, min_size=1, max_size=1, connect=connect, tenant="a") as pool:
+            pool.set_connect_args(dsn, tenant="b")
+            await pool.expire_connections()
+            assert await pool.fetchval("SELECT 1") == 1
+        assert given == ["a", "b"]
+
+    run(loop_factory, main)
+
+
+def test_a_traced_connect_that_tells_no_arguments_is_asked_for_none(monkeypatch):
+    """A tracer's function that passes all on: what is unknown shows when it is called."""
+    original = asyncpg.connect
+
+    def traced(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(asyncpg, "connect", traced)
+    create_pool(NOWHERE, no_such_option=1)
+
+
+# ---- connects that fail of the program ----
+
+
+def failing_with(error):
+    async def connect(*_, **__):
+        raise error
+
+    return connect
+
+
+FAULTS = {
+    "arguments": (lambda: {"max_cached_statement_lifetime": "long"}, TypeError),
+    "configuration": (lambda: {"target_session_attrs": "best"}, asyncpg.exceptions.ClientConfigurationError),
+    "a callback's TypeError": (lambda: {"connect": failing_with(TypeError("a slip"))}, TypeError),
+    "a callback's KeyError": (lambda: {"connect": failing_with(KeyError("a slip"))}, KeyError),
+    "a callback's ValueError": (lambda: {"connect": failing_with(ValueError("a slip"))}, ValueError),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_connect_that_fails_of_the_program_is_told_at_once(dsn, loop_factory, fault):
+    """To each caller, with the error itself; it is not tried again until the caller's time is up, as an outage is."""
+    options, kind = FAULTS[fault]
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=2, acquire_timeout=60, **options()) as pool:
+            async with asyncio.timeout(20):
+                callers = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(3)]
+                told = await asyncio.gather(*callers, return_exceptions=True)
+            assert [type(error) for error in told] == [kind] * 3
+            assert all(str(error) for error in told)
+
+    run(loop_factory, main)
+
+
+def test_an_error_of_the_network_is_not_taken_for_the_programs(dsn, loop_factory):
+    """A certificate that is not accepted is a `ValueError`, too; the next attempt may find another."""
+    attempts = []
+
+    async def connect(*args, **kwargs):
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise ssl.SSLCertVerificationError("certificate verify failed")
+        return await asyncpg.connect(*args, **kwargs)
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=1, acquire_timeout=20, connect=connect) as pool:
+            assert await pool.fetchval("SELECT 1") == 1
 
     run(loop_factory, main)
 

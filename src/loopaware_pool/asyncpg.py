@@ -8,6 +8,7 @@ version of asyncpg is installed; what they add is said at each place.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 import warnings
 import weakref
@@ -18,7 +19,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg_likeness import PoolLikeness, check_kinds, check_sizes
+from loopaware_pool.asyncpg_likeness import PoolLikeness, check_connect_arguments, check_kinds, check_sizes
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
@@ -50,6 +51,8 @@ SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
 _RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
+# What the pool itself passes to a connect.
+_TAKEN: Final = ("loop", "connection_class", "record_class")
 
 
 class Pool(PoolLikeness):
@@ -103,6 +106,7 @@ class Pool(PoolLikeness):
         check_kinds(connection_class, record_class, loop, connect=connect, setup=setup, init=init, reset=reset)
         if session_reset not in get_args(SessionReset):
             raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
+        check_connect_arguments(connect_kwargs, takes_any=connect is not None, own=_options())
         config = PoolConfig(
             **({} if name is None else {"name": name}),  # type: ignore[arg-type]
             min_size=min_size,
@@ -330,7 +334,17 @@ class Pool(PoolLikeness):
         self._core.expire()
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
-        """Connect with these arguments, and none of the former ones, from now on."""
+        """
+        Connect with these arguments, and none of the former ones, from now on.
+
+        Args:
+            dsn: As `create_pool` takes it.
+            **connect_kwargs: The arguments of `asyncpg.connect`; with the pool's `connect`, whatever that takes.
+
+        Raises:
+            TypeError: One is unknown, or is the pool's for good; nothing is changed.
+        """
+        check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=_TAKEN)
         self._driver.args = [dsn]  # a list, as asyncpg makes it
         self._driver.kwargs = connect_kwargs
 
@@ -410,7 +424,20 @@ def create_pool(
     loop: asyncio.AbstractEventLoop | None = None,
     connection_class: type[Connection] = Connection,
     record_class: type[asyncpg.Record] = asyncpg.Record,
-    **kwargs: Any,
+    name: str | None = None,
+    acquire_timeout: float | None = None,
+    session_reset: SessionReset = "pipelined",
+    max_lifetime: float = 0,
+    lifetime_jitter: float = 0.1,
+    keepalive: float = 0,
+    max_waiting: int = 0,
+    shed_after: float | None = None,
+    max_connecting: int | None = None,
+    leak_threshold: float | None = None,
+    fd_check: float | None = None,
+    close_timeout: float | None = None,
+    on_event: EventHook | None = None,
+    **connect_kwargs: Any,
 ) -> Pool:
     """
     Make a pool that knows which loop each of its connections belongs to. The drop-in for `asyncpg.create_pool`.
@@ -426,12 +453,13 @@ def create_pool(
         max_inactive_connection_lifetime: Seconds after which an idle connection above *min_size* is closed; 0 never.
         connect: Called instead of `asyncpg.connect`, with its arguments.
         setup: Called with each connection before it is lent.
-        init: Called with each new connection. What it sets with `SET` is reset at the first release; a role stays.
+        init: Called with each new connection. What it sets with `SET`, and listeners for notifications and log
+            messages, go with the first release, as in asyncpg; a role, a session authorization, query loggers,
+            termination listeners and type codecs stay.
         reset: Called at each release, instead of the reset query. Its release is awaited.
         loop: Accepted for compatibility; the pool goes by the loop that runs.
         connection_class: A subclass of `asyncpg.Connection`. One that overrides its reset is reset that way, awaited.
         record_class: A subclass of `asyncpg.Record`.
-        **kwargs: The pool's own options, below; every other goes to `asyncpg.connect`.
         name: In errors, logs and events; None for "pool-N".
         acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
         session_reset: When the session is reset, and when the connection is lent again; see below. "pipelined",
@@ -449,12 +477,13 @@ def create_pool(
             logged; None never looks.
         close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+        **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
 
     Returns:
         A pool that has connected to nothing yet.
 
     Raises:
-        ValueError, TypeError: An argument makes no sense; the message names it.
+        ValueError, TypeError: An argument makes no sense, or is unknown; the message names it.
 
     A lease has left nothing, as far as can be told, if the settings that the server reports are unchanged, it used
     asyncpg's own connection class, and each of its statements ran and is known by its text to change nothing that a
@@ -489,5 +518,24 @@ def create_pool(
         loop=loop,
         connection_class=connection_class,
         record_class=record_class,
-        **kwargs,
+        name=name,
+        acquire_timeout=acquire_timeout,
+        session_reset=session_reset,
+        max_lifetime=max_lifetime,
+        lifetime_jitter=lifetime_jitter,
+        keepalive=keepalive,
+        max_waiting=max_waiting,
+        shed_after=shed_after,
+        max_connecting=max_connecting,
+        leak_threshold=leak_threshold,
+        fd_check=fd_check,
+        close_timeout=close_timeout,
+        on_event=on_event,
+        **connect_kwargs,
     )
+
+
+def _options() -> list[str]:
+    """List the names of the pool's own arguments."""
+    parameters = inspect.signature(create_pool).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]

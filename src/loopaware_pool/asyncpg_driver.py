@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
 _WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
+_PROGRAMMING_ERRORS: Final = (
+    *(TypeError, NameError, ImportError, NotImplementedError),
+    asyncpg.exceptions.ClientConfigurationError,
+)
+_ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # What ends a password to asyncpg, which takes URIs apart as urllib does.
 ENDS_PASSWORD: Final = "/?#[]"
 
@@ -110,9 +115,11 @@ class AsyncpgDriver:
                 record_class=self.record_class,
                 **self.kwargs,
             )
-        except ValueError as error:
+        except Exception as error:
             if type(error) is ValueError and self._may_be_misread():
                 withhold(error)
+            if self._is_programming_error(error):
+                raise HookFailed from error
             raise
         if not isinstance(con, self.connection_class):
             raise HookFailed from asyncpg.InterfaceError(
@@ -124,6 +131,18 @@ class AsyncpgDriver:
         except BaseException:
             cut(con, loop)
             raise
+
+    def _is_programming_error(self, error: Exception) -> bool:
+        """
+        Whether a connect failed of the program, not of the server, so that another would fail of the same.
+
+        asyncpg itself may stumble in more ways over what a server, or what is taken for one, has sent.
+        """
+        if isinstance(error, OSError):  # a certificate that is not accepted counts as a `ValueError`, too
+            return False
+        if self.connect_hook is not None and isinstance(error, _ERRORS_OF_CALLBACKS):
+            return True
+        return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
 
     def _may_be_misread(self) -> bool:
         dsn = self.args[0] if self.args else self.kwargs.get("dsn")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from asyncio import AbstractEventLoop
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -18,12 +20,13 @@ from loopaware_pool.slot import SlotState
 
 if TYPE_CHECKING:
     import weakref
+    from collections.abc import Collection, Mapping
 
     from loopaware_pool.asyncpg_driver import AsyncpgDriver
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
 
-__all__ = ["PoolLikeness", "Uncopied", "check_kinds", "check_sizes"]
+__all__ = ["PoolLikeness", "Uncopied", "check_connect_arguments", "check_kinds", "check_sizes"]
 
 
 def check_sizes(
@@ -66,6 +69,34 @@ def check_kinds(
     if given is not None and not isinstance(given, AbstractEventLoop):
         raise TypeError(f"loop={loop!r}: expected an event loop, or None")
     check_callbacks(**callbacks)
+
+
+def check_connect_arguments(
+    given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
+) -> None:
+    """
+    Refuse names that no connect takes, without showing a value, which may be a password.
+
+    Args:
+        given: What is to be passed to each connect, besides the string.
+        takes_any: Whether that is a function of the user's.
+        own: The pool's own arguments, one of which may have been meant.
+        taken: Names that the pool passes itself.
+
+    Raises:
+        TypeError: There is such a name.
+    """
+    for name in given:
+        if name in taken:
+            raise TypeError(f"{name}: an argument of the pool, that it was made with; it cannot be changed")
+    known = inspect.signature(asyncpg.connect).parameters
+    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # by who passes all on
+    for name in [] if takes_any or is_traced else given:
+        if name not in known:
+            where = "of asyncpg.connect" if not own else "of the pool, nor one of asyncpg.connect"
+            near = difflib.get_close_matches(name, [*own, *known], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"unexpected argument {name!r}: not one {where}{hint}")
 
 
 def _is_subclass(kind: object, base: type) -> bool:

@@ -44,7 +44,7 @@ class ReturnCheck(Enum):
 
 class HookFailed(Exception):
     """
-    A callback of the user's failed while a connection was being opened; the cause is in `__cause__`.
+    A connect failed of the program: of a callback of the user's, or of its arguments; the cause is in `__cause__`.
 
     A caller that waits gets that cause at once: connecting again would not help.
     """
@@ -137,7 +137,7 @@ class Driver(Protocol):
         Open and initialise a connection on the running loop.
 
         Raises:
-            HookFailed: A callback of the user's failed.
+            HookFailed: A callback of the user's failed, or the arguments make no sense.
             Exception: Whatever the driver raises when it cannot connect.
 
         Cancellation: closes what was opened.

@@ -59,6 +59,16 @@ module_level = create_pool(
 )
 
 
+# Wrong ones are flagged: an ignored line that has no error is an error itself.
+create_pool(max_lifetime="3")  # type: ignore[arg-type]
+create_pool(session_reset="bogus")  # type: ignore[arg-type]
+create_pool(on_event=3)  # type: ignore[arg-type]
+create_pool(name=7)  # type: ignore[arg-type]
+create_pool(max_waiting=None)  # type: ignore[arg-type]
+create_pool(fd_check="often")  # type: ignore[arg-type]
+loopaware_pool.create_pool(close_timeout="soon")  # type: ignore[arg-type]
+
+
 class OurPool(Pool):
     """A subclass may add to it, and is what it is after it was awaited or entered."""
 
@@ -75,6 +85,11 @@ ours = OurPool(
     session_reset="never",
     on_event=lambda event: None,
 )
+
+
+OurPool(min_size=1, max_size=2, max_queries=1, max_inactive_connection_lifetime=0, max_lifetime="3")  # type: ignore[arg-type]
+OurPool(min_size=1, max_size=2, max_queries=1, max_inactive_connection_lifetime=0, session_reset="x")  # type: ignore[arg-type]
+OurPool(min_size=1, max_size=2, max_queries=1, max_inactive_connection_lifetime=0, on_event=3)  # type: ignore[arg-type]
 
 
 # ---- lending ----
