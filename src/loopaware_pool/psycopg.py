@@ -39,9 +39,9 @@ from loopaware_pool.psycopg_likeness import (
     check_workers,
     checked_class,
     checked_name,
-    finite,
-    lifetime,
     seconds,
+    span,
+    waiting_limit,
     warn_of_open,
 )
 from loopaware_pool.psycopg_surface import PoolSurface
@@ -112,9 +112,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         name: In errors, logs and events; None for "pool-N".
         close_returns: Whether a connection's `close()` returns it to the pool.
         timeout: Seconds that `connection()` and `getconn()` may take when they give none.
-        max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
-        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random.
-        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for whom
+            a connection is opened do not count.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time
+            it comes back, infinity never.
+        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
+            closes it at once, infinity never.
         reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. In difference to
             psycopg_pool's, the pool goes on trying.
         reconnect_failed: Called with the pool; plain or async.
@@ -210,18 +213,19 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             min_size=min_size,
             init_size=min_size,
             max_size=max_size or sys.maxsize,
-            max_idle=finite("max_idle", max_idle),
-            max_lifetime=lifetime(max_lifetime),
+            max_idle=span("max_idle", max_idle),
+            max_lifetime=span("max_lifetime", max_lifetime),
             lifetime_jitter=_LIFETIME_JITTER,
             keepalive=keepalive,
-            max_waiting=max_waiting,
+            max_waiting=waiting_limit(max_waiting),
+            counts_growth=self._keeps_idle,
             shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
             fd_check=fd_check,
             on_event=on_event,
             idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
-            lends_expired=discard_expired == "on_return",
+            lends_expired=discard_expired == "on_return" or not max_lifetime,
             lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = Core(self._config, self._driver, self)
