@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin
 
 import psycopg
 from psycopg import AsyncConnection
@@ -75,11 +75,11 @@ def check_workers(number: int) -> None:
 
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
     """Refuse what is no connection class, or cannot return a connection on closing it."""
-    given: object = kind
+    given: object = get_origin(kind) or kind  # `MyConnection[MyRow]` connects as `MyConnection` does
     if not isinstance(given, type) or not issubclass(given, AsyncConnection):
         raise TypeError(f"connection_class={kind!r}: expected psycopg.AsyncConnection or a subclass of it")
     version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-    if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(kind, LoopAwareConnection):
+    if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(given, LoopAwareConnection):
         raise TypeError(
             "Using 'close_returns=True' and a non-standard 'connection_class' requires psycopg 3.3 or newer, "
             "or a subclass of loopaware_pool.psycopg.LoopAwareConnection"
