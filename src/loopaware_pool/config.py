@@ -139,8 +139,10 @@ def check_number(name: str, value: object, what: str = "a number") -> None:
     """
     if not _is_number(value):
         raise TypeError(f"{name}={value!r}: expected {what}")
-    if value != value or _INFINITY > abs(value) > _LARGEST:  # noqa: PLR0124 - only NaN is not itself
+    if value != value:  # noqa: PLR0124 - only NaN is not itself
         raise ValueError(f"{name}={value!r}: expected {what}")
+    if _INFINITY > abs(value) > _LARGEST:  # arithmetic with seconds would raise OverflowError, somewhere
+        raise ValueError(f"{name} is too large: expected {what}, at most {_LARGEST}")
 
 
 def check_whole(name: str, value: object) -> None:

@@ -193,7 +193,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
         self.name = name = checked_name(name)
         self.timeout = seconds("timeout", timeout)
-        self.close_returns = close_returns and self._keeps_idle
+        self.close_returns = close_returns if self._keeps_idle else False
         self.num_workers = num_workers
         self._check, self._reconnect_failed = check, reconnect_failed
         self._driver = PsycopgDriver(
@@ -434,7 +434,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
-        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]  # a call less than `_session_of`
+        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         loop = session.loop
         if loop is not running():
             conn._pool = None
