@@ -338,7 +338,7 @@ class TestAwaitingAnAnswer:
 
     def test_who_waits_for_an_answer_opens_no_connection_for_a_while(self, make):
         """But does when the answer is late."""
-        pool, shard = make(max_size=2)
+        pool, shard = make(max_size=2, counts_growth=True)
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET_SENT)
         pool.wait(shard)

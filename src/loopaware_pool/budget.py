@@ -55,6 +55,11 @@ class Budget:
         with self._lock:
             return sum(self._held.values())
 
+    @property
+    def free(self) -> int:
+        """Permits that nobody holds."""
+        return max(0, self.max_size - self.in_use)
+
     def held(self, claimant: Claimant) -> int:
         """Permits that *claimant* holds."""
         return self._held.get(claimant, 0)

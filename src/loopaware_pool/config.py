@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from loopaware_pool.stats import EventHook
 
 __all__ = ["IdleOrder", "PoolConfig", "check_callbacks", "check_number", "check_secret", "check_whole"]
 
+_INFINITY: Final = float("inf")
+_LARGEST: Final = sys.float_info.max
 _SOME_SECONDS = "a finite number of seconds, more than 0; None turns it off"
 _numbers = itertools.count(1)
 
@@ -49,6 +54,7 @@ class PoolConfig:
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         acquire_timeout: Seconds an acquire may take when it gives none itself; None as long as it takes.
         max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
+        counts_growth: Whether those for whom a connection is, or can be, opened count towards *max_waiting*.
         shed_after: Seconds a caller may wait in a queue that stands, before he is refused for the sake of those behind
             him; None as long as it takes.
         max_connecting: Connects in flight at once; None for up to *max_size*.
@@ -76,6 +82,7 @@ class PoolConfig:
     keepalive: float = 0.0
     acquire_timeout: float | None = None
     max_waiting: int = 0
+    counts_growth: bool = False
     shed_after: float | None = None
     max_connecting: int | None = None
     leak_threshold: float | None = None
@@ -128,12 +135,14 @@ def check_number(name: str, value: object, what: str = "a number") -> None:
 
     Raises:
         TypeError: It is of another type.
-        ValueError: It is NaN.
+        ValueError: It is NaN, or a whole number too large for arithmetic with seconds.
     """
     if not _is_number(value):
         raise TypeError(f"{name}={value!r}: expected {what}")
     if value != value:  # noqa: PLR0124 - only NaN is not itself
         raise ValueError(f"{name}={value!r}: expected {what}")
+    if _INFINITY > abs(value) > _LARGEST:  # arithmetic with seconds would raise OverflowError, somewhere
+        raise ValueError(f"{name} is too large: expected {what}, at most {_LARGEST}")
 
 
 def check_whole(name: str, value: object) -> None:
@@ -170,7 +179,7 @@ def check_secret(name: str, value: object, kinds: tuple[type, ...], what: str) -
         raise TypeError(f"{name}: expected {what}, not {type(value).__name__}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

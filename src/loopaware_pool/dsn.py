@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "withhold"]
+__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "may_hold_password", "withhold"]
 
 MISREAD: Final = (
     "the connection string is not understood: expected postgresql://user:password@host:port/database, with special "
@@ -22,6 +22,7 @@ MISREAD: Final = (
 _SCHEMES: Final = ("postgresql://", "postgres://")
 _PORT: Final = re.compile(r"\d*[/?#]")
 _CREDENTIALS: Final = re.compile(r"://.*@", re.DOTALL)
+_NAME_OF_PASSWORD: Final = re.compile("pas|pw", re.IGNORECASE)
 _PASSWORD: Final = re.compile(r"(password\s*=).+", re.DOTALL | re.IGNORECASE)
 
 
@@ -47,6 +48,13 @@ def may_be_misread(dsn: str, special: str) -> bool:
     if not is_before_options and _PORT.match(password):
         return False  # a server without credentials, and an option with an @ in it
     return any(char in special for char in password)
+
+
+def may_hold_password(conninfo: str) -> bool:
+    """Whether a password may be in *conninfo*, a URI or not, under whichever name; in doubt, yes."""
+    after_host = conninfo.partition("://")[2].partition(":")[2]
+    has_colon_of_password = bool(after_host) and not _PORT.match(f"{after_host}/")
+    return "@" in conninfo or has_colon_of_password or bool(_NAME_OF_PASSWORD.search(conninfo))
 
 
 def withhold(error: Exception) -> None:

@@ -84,6 +84,8 @@ class Keeper:
 
     def open(self, slot: Slot) -> None:
         """Connect, in a task that has a second when its loop ends, see `shut`."""
+        if (core := self._core()) is not None and (size := core.size()) > core.terms.min_size:
+            self._driver.growing(size)
         loops.spare(self._spawn(slot, self._connect(slot)))
 
     def reset(self, slot: Slot) -> None:
@@ -265,7 +267,7 @@ class Keeper:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
         await self._changes.until(self._is_settled)
 
-    async def until(self, condition: Callable[[], bool], timeout: float) -> bool:
+    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """
         Wait until *condition* holds; it is looked at whenever connections have changed on this loop.
 

@@ -236,13 +236,13 @@ class Core:
                 timer.cancel()
         self._finish()
 
-    async def close_unused(self, timeout: float) -> None:
+    async def close_unused(self, timeout: float | None) -> None:
         """
         Close the pool on every loop at once, without waiting for leases: their connections close when they come back.
 
         Args:
             timeout: Seconds for other loops to take notice, and for connections that are being opened, reset or
-                closed; then those are cut.
+                closed; then those are cut. None gives them the time it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """
@@ -271,7 +271,7 @@ class Core:
             self._terminate(keeper)
         self._finish()
 
-    async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float) -> None:
+    async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
         if keeper.loop is here:
             keeper.shut(self.closed_error)

@@ -39,9 +39,9 @@ from loopaware_pool.psycopg_likeness import (
     check_workers,
     checked_class,
     checked_name,
-    finite,
-    lifetime,
     seconds,
+    span,
+    waiting_limit,
     warn_of_open,
 )
 from loopaware_pool.psycopg_surface import PoolSurface
@@ -80,6 +80,7 @@ _Order = Literal["fifo", "lifo"]
 
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_NOT_READY: Final = (SlotState.CONNECTING, SlotState.RESETTING, SlotState.CLOSING)
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 _SECONDS: Final = "a number of seconds"
 # What psycopg_pool takes off a lifetime at random.
@@ -112,9 +113,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         name: In errors, logs and events; None for "pool-N".
         close_returns: Whether a connection's `close()` returns it to the pool.
         timeout: Seconds that `connection()` and `getconn()` may take when they give none.
-        max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
-        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random.
-        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for whom
+            a connection is opened do not count.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time
+            it comes back, infinity never.
+        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
+            closes it at once, infinity never.
         reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. In difference to
             psycopg_pool's, the pool goes on trying.
         reconnect_failed: Called with the pool; plain or async.
@@ -189,7 +193,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
         self.name = name = checked_name(name)
         self.timeout = seconds("timeout", timeout)
-        self.close_returns = close_returns and self._keeps_idle
+        self.close_returns = close_returns if self._keeps_idle else False
         self.num_workers = num_workers
         self._check, self._reconnect_failed = check, reconnect_failed
         self._driver = PsycopgDriver(
@@ -210,18 +214,19 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             min_size=min_size,
             init_size=min_size,
             max_size=max_size or sys.maxsize,
-            max_idle=finite("max_idle", max_idle),
-            max_lifetime=lifetime(max_lifetime),
+            max_idle=span("max_idle", max_idle),
+            max_lifetime=span("max_lifetime", max_lifetime),
             lifetime_jitter=_LIFETIME_JITTER,
             keepalive=keepalive,
-            max_waiting=max_waiting,
+            max_waiting=waiting_limit(max_waiting),
+            counts_growth=self._keeps_idle,
             shed_after=shed_after,
             max_connecting=max_connecting,
             leak_threshold=leak_threshold,
             fd_check=fd_check,
             on_event=on_event,
             idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
-            lends_expired=discard_expired == "on_return",
+            lends_expired=discard_expired == "on_return" or not max_lifetime,
             lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = Core(self._config, self._driver, self)
@@ -231,13 +236,13 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
     # ---- opening and closing ----
 
-    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+    async def open(self, wait: bool = False, timeout: float | None = 30.0) -> None:
         """
         Open the pool, or introduce the running loop to it: *min_size* connections are opened in the background.
 
         Args:
             wait: Whether to `wait()` for them.
-            timeout: Seconds for that.
+            timeout: Seconds for that; None waits as long as it takes.
 
         Raises:
             PoolClosed: It has been closed.
@@ -262,12 +267,14 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             raise UnsupportedLoop(f"{type(self).__name__} open with no running loop", pool=self.name)
         self._core.start()
 
-    async def wait(self, timeout: float = 30.0) -> None:
+    async def wait(self, timeout: float | None = 30.0) -> None:
         """
-        Wait until *min_size* connections are open. A null pool opens one, to see whether that can be done.
+        Wait until *min_size* connections are open, and those that came back are ready again.
+
+        Connections that are lent count. A null pool opens one, to see whether that can be done.
 
         Args:
-            timeout: Seconds; after that the pool is closed.
+            timeout: Seconds, after which the pool is closed; None waits as long as it takes.
 
         Raises:
             PoolTimeout: They were not open in time; its cause is what connecting failed with last.
@@ -275,21 +282,28 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
         Cancellation: ends the waiting.
         """
-        check_number("timeout", timeout, _SECONDS)
+        seconds = _longest("timeout", timeout)
         self._check_open()
         keeper = self._core.keeper()
-        if await self._is_ready_within(keeper, timeout):
+        if self._is_full():
+            return
+        logger.info("waiting for pool %r initialization", self.name)
+        if await self._is_ready_within(keeper, seconds):
+            logger.info("pool %r is ready to use", self.name)
             return
         cause = keeper.shard.last_error
-        error = InitTimeout(timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
+        error = InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
         await self.close()
         raise error
 
-    async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
-        core, deadline = self._core, monotonic() + timeout
+    def _is_full(self) -> bool:
+        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
+
+    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
+        core, deadline = self._core, monotonic() + seconds
 
         def is_over() -> bool:
-            return core.live_size() >= core.terms.min_size or core.state is not _OPEN
+            return self._is_full() or core.state is not _OPEN
 
         # Nobody here is told of what other loops open.
         while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
@@ -298,16 +312,18 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         self._check_open()
         return True
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float | None = 5.0) -> None:
         """
         Close the pool on every loop: who waits is told, idle connections are closed, others when they come back.
 
         Args:
-            timeout: Seconds for connections that are being opened or rolled back; then they are cut.
+            timeout: Seconds for connections that are being opened or rolled back, after which they are cut; None gives
+                them the time it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """
-        check_number("timeout", timeout, _SECONDS)
+        if timeout is not None:
+            check_number("timeout", timeout, _SECONDS)
         if self._core.state is not CoreState.NEW:
             await self._core.close_unused(timeout)
 
@@ -380,6 +396,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             timeout = self.timeout
         else:
             check_number("timeout", timeout, _SECONDS)
+        if is_logged := logger.isEnabledFor(logging.INFO):
+            logger.info("connection requested from %r", self.name)
         core = self._core
         if core.state is not _OPEN or self._is_to_warn:
             self._check_open()
@@ -391,6 +409,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         connection = self._lend(slot, keeper)
         if self._check is not None:
             connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)
+        if is_logged:
+            logger.info("connection given by %r", self.name)
         return connection
 
     async def putconn(self, conn: ACT) -> None:
@@ -412,7 +432,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if lender is not self:
             whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
-        loop = self._session_of(conn).loop
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("returning connection to %r", self.name)
+        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        loop = session.loop
         if loop is not running():
             conn._pool = None
             post(loop, self._take_back, conn)
@@ -433,7 +456,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
     def _take_back(self, conn: ACT) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
-        session = self._session_of(conn)
+        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         session.end_lease(conn)
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
         if not tenancy.slot.is_lent():
@@ -481,9 +504,9 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
     def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
         super().__init__(conninfo, min_size=min_size, **options)
 
-    async def _is_ready_within(self, keeper: Keeper, timeout: float) -> bool:
+    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
         """Try to connect until it succeeds."""
-        deadline = monotonic() + timeout
+        deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._check_open()
             try:
@@ -494,3 +517,11 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
                 keeper.shard.last_error = error
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))
         return False
+
+
+def _longest(name: str, seconds: float | None) -> float:
+    """Turn a limit that may be None, for none at all, into a number of seconds."""
+    if seconds is None:
+        return float("inf")
+    check_number(name, seconds, _SECONDS)
+    return seconds

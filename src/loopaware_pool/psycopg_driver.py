@@ -17,7 +17,7 @@ import psycopg_pool
 from loopaware_pool import errors
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
-from loopaware_pool.dsn import may_be_misread, withhold
+from loopaware_pool.dsn import may_be_misread, may_hold_password, withhold
 from loopaware_pool.psycopg_connection import let_go_of_frames
 from loopaware_pool.psycopg_session import PsycopgSession, check_idle
 
@@ -163,6 +163,8 @@ class PsycopgDriver:
             raise
         self._failing_since = None
         self._failures = 0
+        if not self.tells_errors:
+            self.logger.info("adding new connection to the pool")
         return session
 
     async def _connect(self) -> PsycopgSession:
@@ -214,6 +216,11 @@ class PsycopgDriver:
             )
             outlasted()
 
+    def growing(self, size: int) -> None:
+        """Say it, as psycopg_pool; of a null pool, which opens one for each lease, it does not."""
+        if not self.tells_errors:
+            self.logger.info("growing pool %r to %s", self.name, size)
+
     def floor_not_restored(self, error: BaseException) -> None:
         """Say nothing: each failure to connect has been logged."""
 
@@ -231,13 +238,13 @@ def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
 
 
 def _is_misread(conninfo: str) -> bool:
-    """Whether libpq does not understand *conninfo*, or takes it for something else than what is meant."""
+    """Whether what libpq says of *conninfo*, which it does not understand or misunderstands, may repeat a password."""
     if may_be_misread(conninfo, ENDS_PASSWORD):
         return True
     try:
         psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        return True
+        return may_hold_password(conninfo)
     return False
 
 

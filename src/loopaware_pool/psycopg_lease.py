@@ -36,7 +36,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     async def __aenter__(self) -> ACT:
         if self._connection is not None:
             raise RuntimeError("this context is entered already; call connection() for each lease")
-        self._connection = connection = await self._pool.getconn(self._timeout)
+        self._connection = connection = await self._pool.getconn(timeout=self._timeout)
         if not self._pool._session_of(connection).leaves_plainly:
             try:
                 await connection.__aenter__()

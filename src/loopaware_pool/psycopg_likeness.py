@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin
 
 import psycopg
 from psycopg import AsyncConnection
@@ -17,21 +17,24 @@ if TYPE_CHECKING:
     from loopaware_pool.stats import PoolStats
 
 __all__ = [
+    "as_given",
     "check_choices",
     "check_sizes",
     "check_workers",
     "checked_class",
     "checked_name",
     "counted",
-    "finite",
-    "lifetime",
     "seconds",
+    "span",
+    "waiting_limit",
     "warn_of_open",
 ]
 
 Class = TypeVar("Class", bound="type[AsyncConnection[Any]]")
 
 _FIRST_THAT_CLOSES_INTO_POOLS: Final = (3, 3)
+# The shortest time there is: 0 is "at once" to psycopg_pool, and "never" to our core.
+_AT_ONCE: Final = sys.float_info.min
 
 
 def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int:
@@ -72,11 +75,11 @@ def check_workers(number: int) -> None:
 
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
     """Refuse what is no connection class, or cannot return a connection on closing it."""
-    given: object = kind
+    given: object = get_origin(kind) or kind  # `MyConnection[MyRow]` connects as `MyConnection` does
     if not isinstance(given, type) or not issubclass(given, AsyncConnection):
         raise TypeError(f"connection_class={kind!r}: expected psycopg.AsyncConnection or a subclass of it")
     version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
-    if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(kind, LoopAwareConnection):
+    if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(given, LoopAwareConnection):
         raise TypeError(
             "Using 'close_returns=True' and a non-standard 'connection_class' requires psycopg 3.3 or newer, "
             "or a subclass of loopaware_pool.psycopg.LoopAwareConnection"
@@ -98,15 +101,23 @@ def seconds(name: str, value: float) -> float:
     return value
 
 
-def finite(name: str, seconds: float) -> float:
-    """Say "never" as our core does."""
-    check_number(name, seconds)
-    return 0.0 if seconds == float("inf") else seconds
+def span(name: str, seconds: float) -> float:
+    """Turn a span of time that psycopg_pool counts from 0, at once, to infinity, never, into one of our core's."""
+    what = "a number of seconds, 0 or more; infinity turns it off"
+    check_number(name, seconds, what)
+    if seconds < 0:
+        raise ValueError(f"{name}={seconds!r}: expected {what}")
+    return 0.0 if seconds == float("inf") else seconds or _AT_ONCE
 
 
-def lifetime(seconds: float) -> float:
-    """As `finite`; a psycopg_pool connection with no time to live is replaced at each return."""
-    return finite("max_lifetime", seconds) or (0.0 if seconds else sys.float_info.min)
+def waiting_limit(number: float | None) -> int:
+    """Turn what psycopg_pool takes for "no limit" into 0, as our core does."""
+    return 0 if number is None or number == float("inf") else number  # type: ignore[return-value]  # checked later
+
+
+def as_given(span: float) -> float:
+    """Turn one of our core's spans of time back into psycopg_pool's."""
+    return 0.0 if span == _AT_ONCE else span or float("inf")
 
 
 def warn_of_open(kind: type, *, stacklevel: int) -> None:

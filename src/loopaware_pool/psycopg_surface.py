@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool.psycopg_likeness import check_sizes, checked_class, counted
+from loopaware_pool.psycopg_likeness import as_given, check_sizes, checked_class, counted
 from loopaware_pool.psycopg_session import check_connection
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
             "pool_max": self.max_size,
             "pool_size": stats.size + stats.connecting,
             "pool_available": stats.idle,
-            "requests_waiting": stats.waiting,
+            "requests_waiting": self._core.queue.waiting_in_line(),
         }
 
     @property
@@ -174,7 +174,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def max_idle(self) -> float:  # type: ignore[override]
         """As given."""
-        return self._config.max_idle or float("inf")
+        return as_given(self._config.max_idle)
 
     @property
     def reconnect_timeout(self) -> float:  # type: ignore[override]
@@ -184,8 +184,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def max_lifetime(self) -> float:  # type: ignore[override]
         """As given."""
-        given = self._config.max_lifetime
-        return 0.0 if given == sys.float_info.min else given or float("inf")
+        return as_given(self._config.max_lifetime)
 
     @property
     def _pool(self) -> list[Any]:  # type: ignore[override]

@@ -71,7 +71,7 @@ class Queue:
         if not shard.is_open():
             raise self._closed_error()
         self._check_queue(keeper)
-        now, has_come_back = began, False
+        now, has_come_back, is_counted = began, False, True
         while True:
             waiter: asyncio.Future[Slot] = keeper.loop.create_future()
             tick = None
@@ -81,18 +81,18 @@ class Queue:
             if has_come_back:
                 shard.come_back(waiter, began, now, has_deadline=timeout is not None)
             else:
-                shard.enqueue(waiter, began, has_deadline=timeout is not None)
+                is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
             try:
                 slot = await waiter
             except BaseException:
-                self._gave_up(keeper, waiter, monotonic() - began)
+                self._gave_up(keeper, waiter, monotonic() - began, is_counted=is_counted)
                 raise
             finally:
                 if tick is not None:
                     keeper.deadlines.remove(waiter, tick)
             now = monotonic()
             if slot.state is SlotState.RESERVED:
-                shard.claim(slot, now - began, now)
+                shard.claim(slot, now - began if is_counted else None, now)
                 return slot
             if not shard.is_open():
                 raise self._closed_error()
@@ -102,9 +102,15 @@ class Queue:
                 return taken
             has_come_back = True
 
+    def waiting_in_line(self) -> int:
+        """Count the callers, on all loops, who wait for others to be done."""
+        shards = [keeper.shard for keeper in self._keepers()]
+        can_be_opened = max((shard.growth_left for shard in shards), default=0)
+        return max(0, sum(shard.waiting_in_line for shard in shards) - can_be_opened)
+
     def _check_queue(self, keeper: Keeper) -> None:
         limit = self._config.max_waiting
-        if limit and sum(one.shard.waiting_in_line for one in self._keepers()) >= limit:
+        if limit and self.waiting_in_line() >= limit:
             keeper.shard.counters.refused += 1
             raise self._driver.errors.too_many_waiting(pool=self._config.name, max_waiting=limit)
 
@@ -127,11 +133,14 @@ class Queue:
         _add_own(error, keeper)
         return error
 
-    def _gave_up(self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float) -> None:
+    def _gave_up(
+        self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float, *, is_counted: bool
+    ) -> None:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""
         shard = keeper.shard
         shard.leave(waiter)
-        shard.counters.gave_up_seconds += waited_seconds
+        if is_counted:
+            shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
         if isinstance(told, PoolTimeout):
             _add_own(told, keeper)

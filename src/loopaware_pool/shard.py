@@ -11,6 +11,7 @@ comes free is put into the first one's hands: a running task cannot take it in b
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from loopaware_pool.config import IdleOrder
@@ -115,22 +116,30 @@ class Shard:
                 self._set_aside(slot, liveness)
         return None
 
-    def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> None:
-        """Queue a caller, and grow if that helps."""
+    def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> bool:
+        """
+        Queue a caller, and grow if that helps.
+
+        Returns:
+            Whether it counts as queued: a null pool's caller for whom a connection can be opened does not.
+        """
         self.waiters.join(waiter, now, has_deadline=has_deadline)
-        self.counters.queued += 1
         self.grow(now)
+        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line > self.growth_left
+        self.counters.queued += is_counted
+        return is_counted
 
     def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
         """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
         self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
         self.grow(now)
 
-    def claim(self, slot: Slot, waited: float, now: float) -> None:
-        """Begin the lease of a caller that was handed *slot* and has woken."""
+    def claim(self, slot: Slot, waited: float | None, now: float) -> None:
+        """Begin the lease of a caller that was handed *slot* and has woken; *waited* is None if it was not queued."""
         slot.move(_CLAIMED)
-        self.counters.waited += 1
-        self.counters.waited_seconds += waited
+        if waited is not None:
+            self.counters.waited += 1
+            self.counters.waited_seconds += waited
         self._lend(slot, now)
 
     def abandon(self, slot: Slot, now: float) -> None:
@@ -334,7 +343,8 @@ class Shard:
         slot.session = session
         slot.move(SlotEvent.CONNECTED)
         if self._config.max_lifetime:
-            slot.expires_at = now + self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
+            lifetime = self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
+            slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # whoever waits for it is served by it
         connect_seconds, slot.opened_at = now - slot.opened_at, now
         self.counters.connect_seconds += connect_seconds
         self._edge.opened(slot, connect_seconds)
@@ -505,8 +515,18 @@ class Shard:
 
     @property
     def waiting_in_line(self) -> int:
-        """Callers who wait for others to be done, not just for a reset's answer."""
-        return max(0, len(self.waiters) - len(self.unanswered))
+        """Callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
+        served_soon = len(self.unanswered)
+        if not self._config.counts_growth:
+            served_soon += len(self.connecting)
+        return max(0, len(self.waiters) - served_soon)
+
+    @property
+    def growth_left(self) -> int:
+        """Connections that can be opened yet for callers who wait in line; none while connecting fails."""
+        if self._config.counts_growth or self.phase is not _OPEN or self.last_error is not None:
+            return 0
+        return self._budget.free
 
     def is_in_use(self) -> bool:
         """Whether callers, or tasks of the pool, have connections."""

@@ -25,6 +25,10 @@ __all__ = ["RESET_ANSWER_SECONDS", "Upkeep"]
 NEVER: Final = float("inf")
 # A floor is kept only if its dead are noticed.
 DEAD_CHECK_SECONDS: Final = 1.0
+# The age below which no idle connection is closed for its age: a floor would else be replaced as fast as it connects.
+LEAST_AGE_SECONDS: Final = 0.1
+# Shorter than this no `max_idle` is a period to look at again and again; what is idle for so long is just closed.
+LEAST_PERIOD_SECONDS: Final = 0.01
 # The longest an idle connection's reset may stay unanswered.
 RESET_ANSWER_SECONDS: Final = 30.0
 # How often leases are looked at that may have been dropped, while somebody waits for want of a connection.
@@ -59,7 +63,7 @@ class Upkeep:
         self._pool_size = pool_size
         self._floor_pace = FloorPace()
         self._ramp = Ramp(config.max_connecting or config.max_size)
-        self._is_fifo = config.idle_order is IdleOrder.FIFO
+        self._shrinks_in_periods = config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS
         self._shrink_at = NEVER
 
     def sweep(self, now: float) -> None:
@@ -73,7 +77,7 @@ class Upkeep:
         if now < self.look_at:
             self._shard.wake_by(self.look_at)
         self._sweep_idle(now)
-        if self._is_fifo and self._config.max_idle:
+        if self._shrinks_in_periods:
             self._shrink(now)
         self._report_leases(now)
         self.restore_floor(now)
@@ -179,7 +183,7 @@ class Upkeep:
         """Say why an idle connection is to be closed; empty if it is not."""
         if slot.generation != self._terms.generation:
             return "expired"
-        if now >= slot.expires_at and not self._config.lends_expired:
+        if now >= self._expires_idle_at(slot):
             return "max_lifetime"
         if self._is_idle_too_long(now - slot.since):
             return "idle"
@@ -187,8 +191,11 @@ class Upkeep:
             return "reset not answered"
         return ""
 
+    def _expires_idle_at(self, slot: Slot) -> float:
+        return NEVER if self._config.lends_expired else max(slot.expires_at, slot.opened_at + LEAST_AGE_SECONDS)
+
     def _is_idle_too_long(self, idle_seconds: float) -> bool:
-        limit = NEVER if self._is_fifo else self._config.max_idle
+        limit = NEVER if self._shrinks_in_periods else self._config.max_idle
         return 0 < limit <= idle_seconds and self._pool_size() > self._terms.min_size
 
     def _shrink(self, now: float) -> None:
@@ -205,10 +212,10 @@ class Upkeep:
 
     def _next_look(self, slot: Slot) -> float:
         """When an idle connection that stays is to be looked at again."""
-        due = NEVER if self._config.lends_expired else slot.expires_at
+        due = self._expires_idle_at(slot)
         if self._config.keepalive:
             due = min(due, slot.since + self._config.keepalive)
-        if self._config.max_idle and not self._is_fifo and self._pool_size() > self._terms.min_size:
+        if self._config.max_idle and not self._shrinks_in_periods and self._pool_size() > self._terms.min_size:
             due = min(due, slot.since + self._config.max_idle)
         if not slot.session.is_settled:
             due = min(due, slot.since + RESET_ANSWER_SECONDS)
