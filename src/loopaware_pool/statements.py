@@ -24,6 +24,7 @@ __all__ = ["is_harmless", "is_known_harmless"]
 LONGEST_STATEMENT: Final = 4000  # characters; whatever is longer is not looked at
 STATEMENTS_REMEMBERED: Final = 2000
 
+# A comment within a comment is not understood: wherever one begins that is not a gap, the text cannot be taken apart.
 _TOKEN: Final = re.compile(
     r"""
       (?P<gap>       [ \t\n\r\f\v]+ | --[^\n\r]* | /\*(?:(?!/\*|\*/).)*\*/ )
@@ -32,7 +33,7 @@ _TOKEN: Final = re.compile(
     | (?P<word>      [A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_$\u0080-\U0010ffff]* )
     | (?P<value>     \$[0-9]+ | [0-9]+(?:\.[0-9]*)? | \.[0-9]+ )
     | (?P<cast>      :: )
-    | (?P<sign>      [-()\[\],.;:=<>+*/%^&|~!@\#?] )
+    | (?P<sign>      /(?!\*) | [-()\[\],.;:=<>+*%^&|~!@\#?] )
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -43,6 +44,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 _STATEMENTS: Final = _words("select with values insert update delete")
+_WRITES: Final = _words("insert update delete")
 # What begins or ends a transaction, or a part of one. No expression has a place in it, so nothing is called.
 _TRANSACTION_CONTROL: Final = _words("begin start commit end rollback abort savepoint release")
 
@@ -51,15 +53,13 @@ _KEYWORDS: Final = _words(
     "all and any array as between case distinct else except exists from group having in intersect lateral limit not "
     "offset on or returning select some then to union using values when where"
 )
-# Keywords that could name a function, but not behind these.
-_KEYWORDS_BEHIND: Final = {
-    "by": _words("group order partition"),
-    "conflict": _words("on"),
-    "filter": _words(")"),
-    "materialized": _words("as not"),
-    "over": _words(")"),
-    "zone": _words("time"),
-}
+# Keywords that could name a function or a type, but not behind these.
+_KEYWORDS_BEHIND: Final = {"by": _words("group order partition"), "zone": _words("time")}
+# What else an operand can stand behind, so that `like 'x'` there is a literal of a type of that name.
+_BEFORE_OPERANDS: Final = _KEYWORDS | _words(
+    "asymmetric both by default escape first for groups ilike leading like next placing range rows symmetric trailing "
+    "variadic zone"
+)
 _FUNCTIONS: Final = _words(
     """
     abs age array_agg array_append array_length array_position array_remove array_to_json array_to_string avg bit_and
@@ -149,17 +149,19 @@ def is_harmless(statement: str) -> bool:
     tokens = _tokens(statement)
     if not tokens:
         return False
-    words = {token.text for token in tokens}
     if tokens[0].text in _TRANSACTION_CONTROL:
-        return "prepared" not in words and ";" not in words
-    if tokens[0].text not in _STATEMENTS:
-        return False
+        return all(token.text not in ("prepared", ";") for token in tokens)
+    return tokens[0].text in _STATEMENTS and _is_harmless_statement([_NONE, _NONE, *tokens, _NONE, _NONE])
+
+
+def _is_harmless_statement(tokens: list[_Token]) -> bool:
+    words = {token.text for token in tokens}
     if "conflict" in words and "join" in words:
         return False  # `on conflict (`: a clause of the first, or a call in the condition of the second
-    names = _names_written_to(tokens)
-    return all(
-        _is_known(tokens[i], *_before(tokens, i), *_after(tokens, i)) for i in range(len(tokens)) if i not in names
-    )
+    targets = _names_written_to(tokens)
+    if not words.isdisjoint(_WRITES) and _names_a_system_relation(tokens, targets):
+        return False
+    return all(_is_known(tokens, i) for i in range(2, len(tokens) - 2) if i not in targets)
 
 
 def _tokens(statement: str) -> list[_Token]:
@@ -184,14 +186,6 @@ def _tokens(statement: str) -> list[_Token]:
     return tokens
 
 
-def _before(tokens: list[_Token], i: int) -> tuple[_Token, _Token]:
-    return (tokens[i - 2] if i > 1 else _NONE), (tokens[i - 1] if i else _NONE)
-
-
-def _after(tokens: list[_Token], i: int) -> tuple[_Token, _Token]:
-    return (tokens[i + 1] if i + 1 < len(tokens) else _NONE), (tokens[i + 2] if i + 2 < len(tokens) else _NONE)
-
-
 def _names_written_to(tokens: list[_Token]) -> set[int]:
     """Find the words of `INSERT INTO schema.table`, behind which a list of columns may stand that is no call."""
     found: set[int] = set()
@@ -205,45 +199,112 @@ def _names_written_to(tokens: list[_Token]) -> set[int]:
     return found
 
 
-def _is_known(token: _Token, before_last: _Token, last: _Token, following: _Token, next_but_one: _Token) -> bool:
-    """Whether *token* does no harm where it stands."""
-    if token.kind == "word":
-        return _is_known_word(token.text, before_last, last, following)
-    if token.kind == "quoted":
+def _names_a_system_relation(tokens: list[_Token], targets: set[int]) -> bool:
+    """
+    Whether a system table or view may be written to: an update of `pg_settings` sets what it is told.
+
+    Which name is the target's is not asked. What is neither called nor a column of the caller's tables is enough.
+    """
+    return any(
+        tokens[i].text.lstrip('"').startswith(("pg_", "information_schema"))
+        and (i in targets or tokens[i + 1].text != "(")
+        for i in range(len(tokens))
+        if tokens[i].kind in ("word", "quoted")
+    )
+
+
+def _is_known(tokens: list[_Token], i: int) -> bool:
+    """Whether a token does no harm where it stands."""
+    kind, text = tokens[i]
+    if kind == "word":
+        return _is_known_word(tokens, i)
+    following = tokens[i + 1]
+    if kind == "quoted":
         return following.text != "(" and following.kind != "string"
-    if token.kind == "cast":
-        return following.text in _TYPES and next_but_one.text not in (".", "(")
-    return token.text != ";"
+    if kind == "cast":
+        return following.text in _TYPES and tokens[i + 2].text not in (".", "(")
+    if kind == "string":
+        # `schema.n'x'` and `count(1) 'x'`: literals of the types schema.nchar and count.
+        return tokens[i - 1].text not in (".", ")")
+    return text != ";"
 
 
-def _is_known_word(word: str, before_last: _Token, last: _Token, following: _Token) -> bool:
+def _is_known_word(tokens: list[_Token], i: int) -> bool:
+    word, following = tokens[i].text, tokens[i + 1]
     if word == "into":
-        return last.text == "insert"
+        return tokens[i - 1].text == "insert" and not _is_in_select(tokens, i)
     if word == "uescape" or (word == "u" and following.text == "&"):
         return False
     if following.text == "(":
-        return _is_keyword(word, last) or (word in _FUNCTIONS and last.text != ".")
+        return _is_keyword(tokens, i) or _begins_clause(tokens, i) or _is_call_of_known_function(tokens, i)
     if following.kind == "string":
-        return _is_keyword(word, last) or _takes_string(word, before_last, last)
+        return _is_keyword(tokens, i) or _takes_string(tokens, i)
     return True
 
 
-def _is_keyword(word: str, last: _Token) -> bool:
-    """Whether *word* can only be a keyword, behind *last*."""
-    if last.text == ".":
-        return False
-    return word in _KEYWORDS or last.text in _KEYWORDS_BEHIND.get(word, ())
+def _is_keyword(tokens: list[_Token], i: int) -> bool:
+    """Whether a word can only be a keyword."""
+    word, last = tokens[i].text, tokens[i - 1].text
+    return last != "." and (word in _KEYWORDS or last in _KEYWORDS_BEHIND.get(word, ()))
 
 
-def _takes_string(word: str, before_last: _Token, last: _Token) -> bool:
-    """Whether a string behind *word* is an operand, or a literal of a type that the server itself brings along."""
+def _begins_clause(tokens: list[_Token], i: int) -> bool:
+    """Whether a word before a parenthesis is no function's name for what stands before and behind it."""
+    word, last = tokens[i].text, tokens[i - 1].text
+    if word == "conflict":
+        return last == "on"
+    if word == "materialized":
+        return last == "as" or (last == "not" and tokens[i - 2].text == "as")
+    if word == "filter":
+        return last == ")" and tokens[i + 2].text == "where"
+    if word == "over":  # behind `distinct on (a)`, an expression may begin
+        return last == ")" and _is_behind_call(tokens, i)
+    return False
+
+
+def _is_call_of_known_function(tokens: list[_Token], i: int) -> bool:
+    return tokens[i].text in _FUNCTIONS and tokens[i - 1].text != "."
+
+
+def _is_behind_call(tokens: list[_Token], i: int) -> bool:
+    """Whether the parenthesis that closes before a token is that of a call, or of its filter."""
+    opening = _opening(tokens, i - 1)
+    return tokens[opening - 1].text == "filter" or _is_call_of_known_function(tokens, opening - 1)
+
+
+def _is_in_select(tokens: list[_Token], i: int) -> bool:
+    """Whether a SELECT comes before a token on its level: then `insert into` may be a column, and where it goes."""
+    while i > 0:
+        i -= 1
+        if tokens[i].text == ")":
+            i = _opening(tokens, i)
+        elif tokens[i].text in ("(", "select"):
+            return tokens[i].text == "select"
+    return False
+
+
+def _opening(tokens: list[_Token], i: int) -> int:
+    """Find where the parenthesis that closes at a token is opened; 0 if nowhere."""
+    depth = 1
+    while depth and i > 0:
+        i -= 1
+        depth += (tokens[i].text == ")") - (tokens[i].text == "(")
+    return i
+
+
+def _takes_string(tokens: list[_Token], i: int) -> bool:
+    """Whether a string behind a word is an operand, or a literal of a type that the server itself brings along."""
+    word, last = tokens[i].text, tokens[i - 1].text
     if word in ("like", "ilike"):
-        return _is_operand(before_last if last.text == "not" else last)
-    return word in _TYPES_OF_LITERALS and last.text != "."
+        return _ends_operand(tokens, i - 2 if last == "not" else i - 1)
+    return word in _TYPES_OF_LITERALS and last != "."
 
 
-def _is_operand(token: _Token) -> bool:
-    """Whether an expression can end with *token*."""
-    if token.kind == "word":
-        return token.text not in _KEYWORDS
-    return token.kind in ("quoted", "value", "string") or token.text in (")", "]")
+def _ends_operand(tokens: list[_Token], i: int) -> bool:
+    """Whether an expression ends with a token."""
+    kind, text = tokens[i]
+    if text == ")":
+        return tokens[_opening(tokens, i) - 1].text != "on"  # behind `distinct on (a)`, an expression may begin
+    if kind == "word":
+        return text not in _BEFORE_OPERANDS or tokens[i - 1].text == "."
+    return kind in ("quoted", "value", "string") or text == "]"
