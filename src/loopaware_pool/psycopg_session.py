@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,11 +15,11 @@ from psycopg.adapt import AdaptersMap
 
 from loopaware_pool.bounds import within
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
-from loopaware_pool.fds import SocketIdentity, SocketProbe, peek, replace_by_devnull, selector_keys
+from loopaware_pool.fds import SocketIdentity, SocketProbe, duplicate, peek, replace_by_devnull, selector_keys
 from loopaware_pool.loops import on_closed, post
 from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 from loopaware_pool.psycopg_connection import LoopAwareConnection
-from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,16 +89,15 @@ class ForeignWatch:
     def detach(self) -> None:
         """Take the socket out of the selector, unless its number is another's by now."""
         fd = self._identity.fd
-        if not self._loop.is_closed() and (self._keys is None or fd in self._keys) and not self._identity.is_reused():
-            self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
+        if (self._keys is None or fd in self._keys) and not self._identity.is_reused():
+            unregister(self._loop, fd)
 
     detach_others = detach
 
     def fail(self, _: BaseException) -> None:
         """End the wait that is going on by shutting the socket down: nobody can be told."""
         if self.is_waited_for() and self._identity.is_open():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._identity.fd)) as own:
+            with contextlib.suppress(OSError), duplicate(self._identity.fd) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
     async def left(self) -> None:
@@ -136,8 +134,10 @@ class ForeignWatch:
             self._finish()
 
     def _finish(self) -> None:
-        self.detach()
-        self._pgconn.finish()
+        try:
+            self.detach()
+        finally:
+            self._pgconn.finish()
 
 
 class _Configured(NamedTuple):
