@@ -6,7 +6,10 @@ import asyncio
 import os
 import socket
 import struct
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import psycopg
@@ -15,11 +18,14 @@ from psycopg import pq
 from psycopg.waiting import Ready, Wait
 
 import helpers
+import servers
 from loopaware_pool.fds import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.psycopg_watch import SocketWatch
 from psycopg_pools import make_pool
 from running import eventually_async
+
+HERE = Path(__file__).parent
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -153,3 +159,31 @@ def test_an_fd_that_is_no_socket_is_left_as_it_is(look):
     assert os.listdir("/proc/self/fd") == before
     os.close(here)
     os.close(there)
+
+
+# ---- cancelling with libpq before version 17 ----
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [("silent", "cancelled, in time, closed"), ("awake", "cancelled, in time, open, 1")],
+)
+def test_an_old_libpq_cancels_a_query_in_time(dsn, loop, answers, outcome):
+    """Its blocking request holds up neither the task, nor the end of the loop, nor that of the program."""
+    try:
+        libpq = servers.postgresql(15).parent / "lib" / "libpq.so.5"
+    except servers.ServerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, HERE / "old_libpq.py", dsn, loop, answers],
+        env=os.environ | {"PSYCOPG_IMPL": "python", "LOOPAWARE_TEST_LIBPQ": str(libpq), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == outcome, done.stderr
