@@ -22,7 +22,7 @@ from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
@@ -157,9 +157,13 @@ class PsycopgSession:
 
     While it is lent nobody but the caller refers to psycopg's object, so that one he drops can be noticed.
 
+    A tracer may have wrapped it when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and the user's functions
+    are called with it. The session looks at psycopg's own object, and watches that one being dropped: a cursor refers
+    to it and not to the wrapper.
+
     Attributes:
         owner: Who hears of what happens to it.
-        connection: psycopg's; None while it is lent.
+        connection: psycopg's, or what a tracer has made of it; None while it is lent.
         loop: The loop it belongs to.
         says_goodbye: Whether its class has a `close` of its own, which is to be called.
         leaves_plainly: Whether its class leaves `async with` as psycopg's do.
@@ -170,6 +174,7 @@ class PsycopgSession:
         "_configured",
         "_driver",
         "_identity",
+        "_made",
         "_omen",
         "_pgconn",
         "_probe",
@@ -188,31 +193,33 @@ class PsycopgSession:
     def __init__(
         self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
     ) -> None:
+        layers = list(_layers(connection))
+        bare = layers[-1]
         self.owner: Owner | None = None
         self.connection: AsyncConnection[Any] | None = connection
         self.loop = loop
         self._driver = driver
-        self._pgconn = connection.pgconn
+        self._pgconn = pgconn = bare.pgconn
         self._omen: Omen | None = None
-        self._was_writable = all(connection.pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
-        self._reference = weakref.ref(connection, self._dropped)
-        fd = connection.pgconn.socket
+        self._was_writable = all(pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
+        self._made = weakref.ref(connection)
+        self._reference = weakref.ref(bare, self._dropped)
+        fd = pgconn.socket
         self._identity = SocketIdentity.of(fd)
         self._probe = SocketProbe(fd)
         self._watch: SocketWatch | ForeignWatch
-        if isinstance(connection, LoopAwareConnection):
-            self._watch = connection.watch
+        if isinstance(bare, LoopAwareConnection):
+            self._watch = bare.watch
         else:
-            self._watch = foreign = ForeignWatch(connection, loop)
-            connection.close = functools.partial(_close, weakref.ref(connection), foreign)  # type: ignore[method-assign]
+            self._watch = foreign = ForeignWatch(bare, loop)
+            bare.close = functools.partial(_close, self._reference, foreign)
         self._watch.custody = _USED
         self._watch.pool_name = driver.name
         self._configured: _Configured | None = None
-        connection._loopaware_session = self  # type: ignore[attr-defined]
-        kind = type(connection)
-        self.says_goodbye = kind.close not in (AsyncConnection.close, LoopAwareConnection.close)
+        bare._loopaware_session = self
+        self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
         self.leaves_plainly = all(
-            getattr(kind, name) is getattr(AsyncConnection, name)
+            _method(layers, name) is getattr(AsyncConnection, name)
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )
 
@@ -404,7 +411,7 @@ class PsycopgSession:
     async def close(self) -> None:
         """Call the connection's own `close`."""
         self._watch.custody = _USED
-        connection = self._reference()
+        connection = self.connection or self._reference()
         if connection is not None:
             connection._pool = None
             await connection.close()
@@ -450,9 +457,9 @@ class PsycopgSession:
             self._omen = omen
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
-        """Have the caller's connection back."""
+        """Have the caller's connection back: what was lent, though it come without the wrapper, or in one more."""
         connection._pool = None
-        self.connection = connection
+        self.connection = self._made() or self._reference()
 
     def has_nothing_to_end(self, connection: AsyncConnection[Any]) -> bool:
         """Whether a commit, or a rollback, would find nothing to do, so that neither need be called."""
@@ -473,6 +480,18 @@ class PsycopgSession:
     def _reclaim(self) -> None:
         if self.owner is not None and self._pgconn.status != _BAD:
             self.owner.dropped()
+
+
+def _layers(connection: Any) -> Iterator[Any]:
+    """Go through what tracers have wrapped a connection in, down to the connection."""
+    while connection is not None:
+        yield connection
+        connection = getattr(connection, "__wrapped__", None)
+
+
+def _method(layers: list[Any], name: str) -> object:
+    """Find what a method is, on the outermost of *layers* whose class has it."""
+    return next(getattr(type(layer), name) for layer in layers if hasattr(type(layer), name))
 
 
 async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:
