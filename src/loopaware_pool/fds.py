@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SocketIdentity",
     "SocketProbe",
+    "duplicate",
     "is_watched",
     "local_address",
     "open_fd_count",
@@ -116,6 +117,21 @@ class SocketProbe:
         return bool(mask & _GONE), bool(mask & select.POLLIN)
 
 
+def duplicate(fd: int) -> socket.socket:
+    """
+    Make a socket object, to be closed, of the socket *fd*, which stays open.
+
+    Raises:
+        OSError: It is not open, or no socket.
+    """
+    number = os.dup(fd)
+    try:
+        return socket.socket(fileno=number)
+    except BaseException:
+        os.close(number)
+        raise
+
+
 def peek(fd: int) -> bytes | None:
     """
     Look at the next byte that a socket will give, without taking it.
@@ -123,7 +139,7 @@ def peek(fd: int) -> bytes | None:
     Returns:
         Empty if none will come any more; None if none has come yet.
     """
-    with socket.socket(fileno=os.dup(fd)) as same:
+    with duplicate(fd) as same:
         try:
             return same.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -140,7 +156,7 @@ def local_address(fd: int) -> object:
         None if it has none any more, or is no socket.
     """
     try:
-        with socket.socket(fileno=os.dup(fd)) as same:
+        with duplicate(fd) as same:
             return same.getsockname()
     except OSError:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
@@ -16,7 +17,7 @@ from loopaware_pool.loops import post, running
 from loopaware_pool.psycopg_watch import SocketWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Self
 
 __all__ = ["LoopAwareConnection", "let_go_of_frames"]
@@ -152,13 +153,22 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """
-        Cancel the query that runs, as psycopg does.
+        Cancel the query that runs, as psycopg does; with libpq before version 17, too, within the time given.
 
-        Cancellation: closes the second connection that this takes.
+        Args:
+            timeout: Seconds for the server to confirm the request; 0 waits as long as it takes.
+
+        Raises:
+            psycopg.errors.CancellationTimeout: It has not.
+
+        Cancellation: closes the second connection that this takes. Before libpq 17 a thread has it, and goes on.
         """
         handled = sys.exception()
         try:
-            await super().cancel_safe(timeout=timeout)
+            if psycopg.capabilities.has_cancel_safe():
+                await super().cancel_safe(timeout=timeout)
+            elif self._should_cancel():
+                await _call_in_thread(self.pgconn.get_cancel().cancel, timeout)
         except BaseException as error:
             let_go_of_frames(error, handled)
             raise
@@ -176,6 +186,34 @@ class LoopAwareConnection(AsyncConnection[Row]):
     def _finish(self) -> None:
         self._closed = True
         self.watch.finish("closed")
+
+
+async def _call_in_thread(cancel: Callable[[], None], timeout: float) -> None:
+    """
+    Call libpq's blocking request to cancel in a thread that neither the loop nor the interpreter waits for at its end.
+
+    With a server that does not answer it may never return, and libpq gives no way to end it.
+
+    Raises:
+        psycopg.Error: What the request failed with, or `CancellationTimeout`.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[psycopg.Error | None] = loop.create_future()
+
+    def call() -> None:
+        error = None
+        try:
+            cancel()
+        except psycopg.Error as failure:
+            error = failure
+        post(loop, outcome.set_result, error)  # by then nobody may wait for it: no harm
+
+    threading.Thread(target=call, name="psycopg-cancel", daemon=True).start()
+    await asyncio.wait([outcome], timeout=timeout or None)
+    if not outcome.done():
+        raise psycopg.errors.CancellationTimeout("cancellation timeout expired")
+    if (error := outcome.result()) is not None:
+        raise error
 
 
 def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,14 +15,14 @@ from psycopg.adapt import AdaptersMap
 
 from loopaware_pool.bounds import within
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
-from loopaware_pool.fds import SocketIdentity, SocketProbe, peek, replace_by_devnull, selector_keys
+from loopaware_pool.fds import SocketIdentity, SocketProbe, duplicate, peek, replace_by_devnull, selector_keys
 from loopaware_pool.loops import on_closed, post
 from loopaware_pool.omens import IS_READ_ONLY_QUERY, Omen, omen_of
 from loopaware_pool.psycopg_connection import LoopAwareConnection
-from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
@@ -91,16 +90,15 @@ class ForeignWatch:
     def detach(self) -> None:
         """Take the socket out of the selector, unless its number is another's by now."""
         fd = self._identity.fd
-        if not self._loop.is_closed() and (self._keys is None or fd in self._keys) and not self._identity.is_reused():
-            self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
+        if (self._keys is None or fd in self._keys) and not self._identity.is_reused():
+            unregister(self._loop, fd)
 
     detach_others = detach
 
     def fail(self, _: BaseException) -> None:
         """End the wait that is going on by shutting the socket down: nobody can be told."""
         if self.is_waited_for() and self._identity.is_open():
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._identity.fd)) as own:
+            with contextlib.suppress(OSError), duplicate(self._identity.fd) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
     async def left(self) -> None:
@@ -137,8 +135,10 @@ class ForeignWatch:
             self._finish()
 
     def _finish(self) -> None:
-        self.detach()
-        self._pgconn.finish()
+        try:
+            self.detach()
+        finally:
+            self._pgconn.finish()
 
 
 class _Configured(NamedTuple):
@@ -162,9 +162,13 @@ class PsycopgSession:
 
     While it is lent nobody but the caller refers to psycopg's object, so that one he drops can be noticed.
 
+    A tracer may have wrapped it when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and the user's functions
+    are called with it. The session looks at psycopg's own object, and watches that one being dropped: a cursor refers
+    to it and not to the wrapper.
+
     Attributes:
         owner: Who hears of what happens to it.
-        connection: psycopg's; None while it is lent.
+        connection: psycopg's, or what a tracer has made of it; None while it is lent.
         loop: The loop it belongs to.
         says_goodbye: Whether its class has a `close` of its own, which is to be called.
         leaves_plainly: Whether its class leaves `async with` as psycopg's do.
@@ -176,6 +180,7 @@ class PsycopgSession:
         "_configured",
         "_driver",
         "_identity",
+        "_made",
         "_omen",
         "_pgconn",
         "_probe",
@@ -194,32 +199,34 @@ class PsycopgSession:
     def __init__(
         self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
     ) -> None:
+        layers = list(_layers(connection))
+        bare = layers[-1]
         self.owner: Owner | None = None
         self.connection: AsyncConnection[Any] | None = connection
         self.loop = loop
         self._driver = driver
-        self._pgconn = connection.pgconn
+        self._pgconn = pgconn = bare.pgconn
         self._omen: Omen | None = None
-        self._began_as = connection.pgconn.parameter_status(b"session_authorization")
-        self._was_writable = all(connection.pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
-        self._reference = weakref.ref(connection, self._dropped)
-        fd = connection.pgconn.socket
+        self._began_as = pgconn.parameter_status(b"session_authorization")
+        self._was_writable = all(pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
+        self._made = weakref.ref(connection)
+        self._reference = weakref.ref(bare, self._dropped)
+        fd = pgconn.socket
         self._identity = SocketIdentity.of(fd)
         self._probe = SocketProbe(fd)
         self._watch: SocketWatch | ForeignWatch
-        if isinstance(connection, LoopAwareConnection):
-            self._watch = connection.watch
+        if isinstance(bare, LoopAwareConnection):
+            self._watch = bare.watch
         else:
-            self._watch = foreign = ForeignWatch(connection, loop)
-            connection.close = functools.partial(_close, weakref.ref(connection), foreign)  # type: ignore[method-assign]
+            self._watch = foreign = ForeignWatch(bare, loop)
+            bare.close = functools.partial(_close, self._reference, foreign)
         self._watch.custody = _USED
         self._watch.pool_name = driver.name
         self._configured: _Configured | None = None
-        connection._loopaware_session = self  # type: ignore[attr-defined]
-        kind = type(connection)
-        self.says_goodbye = kind.close not in (AsyncConnection.close, LoopAwareConnection.close)
+        bare._loopaware_session = self
+        self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
         self.leaves_plainly = all(
-            getattr(kind, name) is getattr(AsyncConnection, name)
+            _method(layers, name) is getattr(AsyncConnection, name)
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )
 
@@ -413,7 +420,7 @@ class PsycopgSession:
     async def close(self) -> None:
         """Call the connection's own `close`."""
         self._watch.custody = _USED
-        connection = self._reference()
+        connection = self.connection or self._reference()
         if connection is not None:
             connection._pool = None
             await connection.close()
@@ -469,9 +476,9 @@ class PsycopgSession:
             self._omen = Omen.HEARSAY
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
-        """Have the caller's connection back."""
+        """Have the caller's connection back: what was lent, though it come without the wrapper, or in one more."""
         connection._pool = None
-        self.connection = connection
+        self.connection = self._made() or self._reference()
 
     def has_nothing_to_end(self, connection: AsyncConnection[Any]) -> bool:
         """Whether a commit, or a rollback, would find nothing to do, so that neither need be called."""
@@ -492,6 +499,18 @@ class PsycopgSession:
     def _reclaim(self) -> None:
         if self.owner is not None and self._pgconn.status != _BAD:
             self.owner.dropped()
+
+
+def _layers(connection: Any) -> Iterator[Any]:
+    """Go through what tracers have wrapped a connection in, down to the connection."""
+    while connection is not None:
+        yield connection
+        connection = getattr(connection, "__wrapped__", None)
+
+
+def _method(layers: list[Any], name: str) -> object:
+    """Find what a method is, on the outermost of *layers* whose class has it."""
+    return next(getattr(type(layer), name) for layer in layers if hasattr(type(layer), name))
 
 
 async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:

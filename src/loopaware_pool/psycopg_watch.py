@@ -22,6 +22,7 @@ Here one reader stays for as long as a pool has the connection lent, and this mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from enum import Enum
 from time import monotonic
@@ -39,7 +40,7 @@ from loopaware_pool.psycopg_wakeup import Wakeup
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["Custody", "SocketWatch", "WrongLoop"]
+__all__ = ["Custody", "SocketWatch", "WrongLoop", "unregister"]
 
 RV = TypeVar("RV")
 
@@ -293,9 +294,11 @@ class SocketWatch:
         """Go on with the generator, in the context of the task that waits: user's code in it may look at that."""
         context = self._wakeup.context
         if context is not None:
-            context.run(self._advance, ready)
-            if self._generator is None:
-                self._wakeup.wake()
+            try:
+                context.run(self._advance, ready)
+            finally:
+                if self._generator is None:
+                    self._wakeup.wake()
 
     def _set_timers(self, interval: float | None, timeout: float | None) -> list[asyncio.TimerHandle]:
         timers: list[asyncio.TimerHandle] = []
@@ -340,8 +343,10 @@ class SocketWatch:
             post(self.loop, self.finish, how)  # nobody else may touch that loop's selector
             return
         self.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
-        self.retire()
-        self._pgconn.finish()
+        try:
+            self.retire()
+        finally:
+            self._pgconn.finish()
 
     # ---- registrations ----
 
@@ -350,8 +355,10 @@ class SocketWatch:
         if self._pgconn.status == _BAD:  # the number may be another socket's by now
             raise psycopg.OperationalError("the connection is closed")
         try:
-            if self._keys is None and self._is_reading and self._events() & _ERRORS:
-                self._stop_reading()  # uvloop calls a reader once for an error, and then never again
+            if self._keys is None and self._events() & _ERRORS:
+                # uvloop calls once for an error, and never again until reader and writer are both gone.
+                self._is_reading = self._is_writing = False
+                unregister(self.loop, self.fd)
             if not self._is_reading or self.is_shared or self._handle.cancelled():
                 self._start_reading()
             if wanted & _WAIT_W:
@@ -373,11 +380,13 @@ class SocketWatch:
 
     def _stop_reading(self) -> None:
         self._is_reading = False
-        self.loop.remove_reader(self.fd)
+        if self.fd >= 0:  # a callback that was due when the socket was retired comes here, too
+            self.loop.remove_reader(self.fd)
 
     def _stop_writing(self) -> None:
         self._is_writing = False
-        self.loop.remove_writer(self.fd)
+        if self.fd >= 0:
+            self.loop.remove_writer(self.fd)
 
     def detach(self) -> None:
         """Take the socket out of the selector, whoever put it there. To be called on its loop."""
@@ -385,9 +394,7 @@ class SocketWatch:
             return
         if self._is_reading or self.is_shared or self._is_foreign():
             self._is_reading = self._is_writing = self.is_shared = False
-            if not self.loop.is_closed():
-                self.loop.remove_reader(self.fd)
-                self.loop.remove_writer(self.fd)
+            unregister(self.loop, self.fd)
 
     def detach_others(self) -> None:
         """Take the socket out of the selector if somebody else has put it there, or may have."""
@@ -396,8 +403,10 @@ class SocketWatch:
 
     def retire(self) -> None:
         """Have done with a socket that is about to be closed, or has been in this very step."""
-        self.detach()
-        self.fd = -1  # the number will be another socket's
+        try:
+            self.detach()
+        finally:
+            self.fd = -1  # the number will be another socket's
 
     def forget(self) -> None:
         """Have done with a socket without a word: the selector is also another process's."""
@@ -415,6 +424,20 @@ class SocketWatch:
             return False
         is_closed: bool = self._pgconn.status == _BAD
         return not is_closed  # by libpq, unasked: then the entry is a later socket's
+
+
+def unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """
+    Remove the reader and the writer of *fd*, which libpq may have closed in this very step.
+
+    With both registered, asyncio removes one by changing the selector's entry: of a closed fd the kernel has none to
+    change. The selector then drops its own entry before it raises.
+    """
+    if loop.is_closed():
+        return
+    for remove in (loop.remove_reader, loop.remove_writer):
+        with contextlib.suppress(OSError):
+            remove(fd)
 
 
 def _time_is_up() -> psycopg.OperationalError:
