@@ -18,7 +18,7 @@ import pytest
 
 from loopaware_pool import __version__
 from loopaware_pool.cli import main as command
-from running import eventually
+from running import DEADLINE_SECONDS, child_process, eventually
 
 pytestmark = pytest.mark.both_pythons
 
@@ -140,7 +140,7 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
 def test_a_reader_that_has_gone_is_no_reason_to_complain(write):
     """As with `| head`; but not all has been said, so the exit code is not 0."""
     arguments = [sys.executable, "-m", "loopaware_pool", "lint", "--rules"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with child_process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 2
@@ -167,9 +167,7 @@ def test_an_interrupted_command_leaves_nothing_running(number, what, write, tmp_
     write(STUCK, "stuck.py")
     chosen = ["--script", "stuck.py"] if what == "script" else ["--pool", "stuck:make"]
     arguments = [sys.executable, "-m", "loopaware_pool", "audit", *chosen]
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with child_process(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         eventually(began.exists, "it has begun")
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
@@ -178,6 +176,22 @@ def test_an_interrupted_command_leaves_nothing_running(number, what, write, tmp_
     assert said == "\naudit: interrupted; nothing it has started is left running\n"
     assert len(started) >= 2
     eventually(lambda: not any(one.is_running() and one.status() != "zombie" for one in started), "all have ended")
+
+
+@pytest.mark.parametrize("what", ["script", "burst"])
+def test_a_command_that_ignores_ctrl_c_ends_when_it_is_told_to(what, write, tmp_path):
+    """As it does in the background of a shell that has no jobs, and under nohup."""
+    write(STUCK, "stuck.py")
+    chosen = ["--script", "stuck.py"] if what == "script" else ["--pool", "stuck:make"]
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
+    arguments = [*ignoring, sys.executable, "-m", "loopaware_pool", "audit", *chosen]
+    with child_process(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually((tmp_path / "began").exists, "it has begun")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 130
+    assert said == "\naudit: interrupted; nothing it has started is left running\n"
 
 
 # ---- demo ----

@@ -15,6 +15,7 @@ import pytest
 
 import helpers
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from running import child_process
 from servers import OLDER_MAJORS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -132,7 +133,7 @@ def test_a_server_outlives_neither_its_process_nor_that_processs_violent_death()
         "print(server.pid, server.unix_dsn, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+    with child_process([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
         pid, unix_dsn = owner.stdout.readline().split()
         owner.kill()
     folder = Path(unix_dsn.partition("host=")[2].partition("&")[0])
