@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from servers import CACHE, ServerUnavailable
 
@@ -67,20 +68,23 @@ def _run(folder: Path, *command: str) -> str:
 
 
 @contextmanager
-def pgbouncer(program: Path, server_port: int, **options: object) -> Iterator[str]:
+def pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
     """A PgBouncer that lets everybody in as the user `postgres`; gives the DSN of the way through it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgbouncer-"))
-    folder.chmod(0o755)
+    parts = urlsplit(server_dsn)
     settings = folder / "pgbouncer.ini"
     settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={server_port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+        f"[databases]\n* = host=127.0.0.1 port={parts.port} user=postgres password={parts.password}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\n"
         f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\n"
         + "".join(f"{name} = {value}\n" for name, value in options.items())
     )
     account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
+    if account:
+        shutil.chown(folder, "nobody")
     libraries = ":".join(str(path) for path in program.parents[2].glob("usr/lib/*-linux-*"))
     environment = os.environ | {"LD_LIBRARY_PATH": libraries} if program.is_relative_to(CACHE) else None
     process = subprocess.Popen([program, "-q", *account, settings], env=environment, stderr=subprocess.DEVNULL)

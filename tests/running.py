@@ -6,7 +6,9 @@ import asyncio
 import fcntl
 import itertools
 import os
+import signal
 import struct
+import subprocess
 import termios
 import time
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEADLINE_SECONDS",
     "LoopThread",
+    "child_process",
     "end_abruptly",
     "end_politely",
     "eventually",
@@ -41,6 +44,21 @@ __all__ = [
 DEADLINE_SECONDS = 20.0
 _POLL_SECONDS = 0.005
 _numbers = itertools.count(1)
+
+
+@contextmanager
+def child_process(arguments: list[Any], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that Ctrl-C ends, even where this one ignores it (as under nohup); it is killed if the block fails."""
+    with subprocess.Popen(arguments, preexec_fn=_listen_to_ctrl_c, **options) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _listen_to_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_pool(dsn: str | None, **options: Any) -> Pool:

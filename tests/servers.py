@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 import trustme
@@ -66,13 +66,11 @@ class TlsServer:
         return f"{self.dsn}?sslmode=verify-full&sslrootcert={quote(str(self.ca_file))}"
 
 
-def ask_for_password(server: EmbeddedServer, role: str) -> None:
-    """Have *server* let *role* in by a password only."""
-    with psycopg.connect(server.dsn) as connection:
-        (name,) = connection.execute("SHOW hba_file").fetchone() or ()
-    rules = Path(name)
-    rules.write_text(f"host all {role} 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
-    server.control("reload")
+def dsn_of_role(dsn: str, role: str, password: str | None = None) -> str:
+    """Where *dsn* leads to, as another role; the password is left out if there is none."""
+    parts = urlsplit(dsn)
+    user = quote(role) if password is None else f"{quote(role)}:{quote(password)}"
+    return parts._replace(netloc=f"{user}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def use_older_binaries(major: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pytest
 
 from loopaware_pool import __version__
 from loopaware_pool.cli import main as command
-from running import eventually
+from running import DEADLINE_SECONDS, child_process, eventually
 
 pytestmark = pytest.mark.both_pythons
 
@@ -140,7 +142,7 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys):
 def test_a_reader_that_has_gone_is_no_reason_to_complain(write):
     """As with `| head`; but not all has been said, so the exit code is not 0."""
     arguments = [sys.executable, "-m", "loopaware_pool", "lint", "--rules"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with child_process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 2
@@ -167,9 +169,7 @@ def test_an_interrupted_command_leaves_nothing_running(number, what, write, tmp_
     write(STUCK, "stuck.py")
     chosen = ["--script", "stuck.py"] if what == "script" else ["--pool", "stuck:make"]
     arguments = [sys.executable, "-m", "loopaware_pool", "audit", *chosen]
-    with subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with child_process(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         eventually(began.exists, "it has begun")
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
@@ -178,6 +178,102 @@ def test_an_interrupted_command_leaves_nothing_running(number, what, write, tmp_
     assert said == "\naudit: interrupted; nothing it has started is left running\n"
     assert len(started) >= 2
     eventually(lambda: not any(one.is_running() and one.status() != "zombie" for one in started), "all have ended")
+
+
+@pytest.mark.parametrize("what", ["script", "burst"])
+def test_a_command_that_ignores_ctrl_c_ends_when_it_is_told_to(what, write, tmp_path):
+    """As it does in the background of a shell that has no jobs, and under nohup."""
+    write(STUCK, "stuck.py")
+    chosen = ["--script", "stuck.py"] if what == "script" else ["--pool", "stuck:make"]
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"]
+    arguments = [*ignoring, sys.executable, "-m", "loopaware_pool", "audit", *chosen]
+    with child_process(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually((tmp_path / "began").exists, "it has begun")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=DEADLINE_SECONDS)
+    assert process.returncode == 130
+    assert said == "\naudit: interrupted; nothing it has started is left running\n"
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A folder whose files are called as modules that the commands import, and take note if one is; and the note."""
+    note = tmp_path / "note"
+    folder = tmp_path / "trap"
+    folder.mkdir()
+    standard = sys.stdlib_module_names - {"sys", "builtins", "antigravity", "this"}
+    for name in [*standard, "asyncpg", "psycopg", "psycopg_pool", "uvloop", "rich", "rich_argparse", "loopaware_pool"]:
+        (folder / f"{name}.py").write_text(f"open({str(note)!r}, 'a').write({name!r} + ' ')\n")
+    return folder, note
+
+
+INSTALLED = str(Path(sys.executable).with_name("loopaware-pool"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lint", "."],
+        ["audit", "--queries", "10", "DSN"],
+        [
+            "audit",
+            "--queries",
+            "10",
+            "--tasks",
+            "2",
+            "--size",
+            "1",
+            "--pool",
+            "psycopg_pool",
+            "--loop",
+            "uvloop",
+            "DSN",
+        ],
+        ["audit", "--script", "../script.py"],
+        ["doctor", "DSN"],
+        ["probe", "DSN"],
+        ["top", "nowhere.sock"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_no_code_of_the_current_folder_is_run(arguments, trap, dsn, tmp_path):
+    """It may be anybody's: of a repository to be looked at, or a folder of downloads."""
+    folder, note = trap
+    (tmp_path / "script.py").write_text("import asyncio, json\n")
+    arguments = [dsn if each == "DSN" else each for each in arguments]
+    done = subprocess.run([INSTALLED, *arguments], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert not note.exists(), note.read_text()
+    assert done.returncode in (0, 2) if arguments[0] == "top" else done.returncode in (0, 1), done.stderr
+
+
+def test_the_pre_commit_hook_runs_no_code_of_the_repository(trap):
+    """`python -m` would: it looks for modules in the current folder first."""
+    folder, note = trap
+    (line,) = re.findall("^  entry: (.*)$", (ROOT / ".pre-commit-hooks.yaml").read_text(), re.MULTILINE)
+    program, *arguments = line.split()
+    found = shutil.which(program, path=Path(sys.executable).parent)
+    done = subprocess.run([found, *arguments, "ast.py"], cwd=folder, capture_output=True, timeout=60, check=False)
+    assert not note.exists(), note.read_text()
+    assert done.stdout == b"Nothing found in 1 file.\n"
+
+
+def test_a_script_finds_what_is_beside_it(write, tmp_path):
+    """As when Python runs it; and nothing in the current folder."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "not_here.py").touch()
+    write("", "beside.py")
+    script = write("import beside, sys\ntry: import not_here\nexcept ImportError: pass\nelse: sys.exit('found')\n")
+    run("audit", "--script", script, cwd=tmp_path / "elsewhere", code=0)
+
+
+def test_a_script_that_fails_in_a_library_is_told_of_by_its_own_line(write):
+    """What is to be mended is there."""
+    script = write("import asyncio, asyncpg\nasyncio.run(asyncpg.connect('postgresql://x@127.0.0.1:1/x'))\n")
+    said = run("audit", "--script", script, code=2).stderr
+    assert f"{script} raised ConnectionRefusedError: " in said
+    assert f" ({script}:2); mend that first" in said
 
 
 # ---- demo ----

@@ -58,8 +58,8 @@ def other_sessions(admin):
 @pytest.fixture
 def role(admin):
     """A role that may log in, and nothing else; gives its DSN."""
-    admin.execute(sql.SQL("CREATE ROLE {} LOGIN CONNECTION LIMIT 3").format(sql.Identifier(ROLE)))
-    yield f"postgresql://o%22brien@{admin.info.host}:{admin.info.port}/postgres"
+    admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret' CONNECTION LIMIT 3").format(sql.Identifier(ROLE)))
+    yield f"postgresql://o%22brien:secret@{admin.info.host}:{admin.info.port}/postgres"
     eventually(lambda: not other_sessions(admin), "the end of the role's sessions")
     admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(ROLE)))
 
@@ -270,7 +270,7 @@ def test_the_setting_that_does_not_exist_in_a_dsn_is_explained(private_server, c
 @pytest.mark.parametrize("pooling", [Pooling.TRANSACTION, Pooling.SESSION, Pooling.STATEMENT])
 def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, pooling):
     """Time and again: what a look leaves in the server's session does not disturb the next."""
-    with pgbouncer(pgbouncer_program, private_server.port, pool_mode=pooling.value) as dsn:
+    with pgbouncer(pgbouncer_program, private_server.dsn, pool_mode=pooling.value) as dsn:
         for _ in range(3):
             way, server = look(dsn)
             assert way.pooling is pooling
@@ -280,7 +280,7 @@ def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, p
 
 def test_what_one_look_leaves_in_a_shared_session_does_not_disturb_another(private_server, pgbouncer_program):
     """Statements have the same names in every process."""
-    with pgbouncer(pgbouncer_program, private_server.port, pool_mode="transaction") as dsn:
+    with pgbouncer(pgbouncer_program, private_server.dsn, pool_mode="transaction") as dsn:
         for _ in range(3):
             done = run_command(dsn)
             assert (done.returncode, done.stderr) == (1, "")
@@ -298,7 +298,7 @@ def test_sessions_that_are_lent_in_turn_are_shared(private_server, pgbouncer_pro
 
     options = {"pool_mode": "transaction", "server_round_robin": 1}
     for number in (2, 3):
-        with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
+        with pgbouncer(pgbouncer_program, private_server.dsn, **options) as dsn:
             open_sessions(dsn, number)
             way, _ = look(dsn)
             assert way.pooling is Pooling.TRANSACTION
@@ -308,7 +308,7 @@ def test_a_pgbouncer_that_has_no_second_session_does_not_show_its_mode(private_s
     """Which is said, after the time that a query may take."""
     monkeypatch.setattr(doctor_server, "_QUERY_SECONDS", 0.3)
     options = {"pool_mode": "session", "default_pool_size": 1}
-    with pgbouncer(pgbouncer_program, private_server.port, **options) as dsn:
+    with pgbouncer(pgbouncer_program, private_server.dsn, **options) as dsn:
         way, server = look(dsn)
     assert way.pooling is Pooling.UNKNOWN
     assert server.settings["max_connections"] == "20"
@@ -321,7 +321,7 @@ def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_s
         async with create_pool(dsn, min_size=0, max_size=3, statement_cache_size=0, session_reset="never") as pool:
             return await asyncio.gather(*(pool.fetchval("SELECT $1::int", number) for number in range(100)))
 
-    with pgbouncer(pgbouncer_program, private_server.port, pool_mode="transaction") as dsn:
+    with pgbouncer(pgbouncer_program, private_server.dsn, pool_mode="transaction") as dsn:
         found, code = diagnose(dsn, capsys)
         assert asyncio.run(asyncio.wait_for(main(), 30)) == [*range(100)]
     assert (found["proxy"]["severity"], code) == ("warning", 1)

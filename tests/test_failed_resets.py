@@ -21,6 +21,7 @@ from loopaware_pool import asyncpg_memory
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
 
@@ -69,7 +70,7 @@ def bank():
             admin.execute("""
                 CREATE ROLE low;
                 CREATE ROLE duty;
-                CREATE ROLE svc LOGIN;
+                CREATE ROLE svc LOGIN PASSWORD 'svc';
                 CREATE SCHEMA evil;
                 CREATE TABLE public.inbox (who text, tenant text);
                 CREATE TABLE evil.inbox (who text, tenant text);
@@ -236,7 +237,7 @@ def test_a_role_that_was_revoked_lends_nobody_the_last_tenants_session(bank, adm
 
     async def main():
         helpers.make_known(INSERT, OPEN_THE_DOOR)
-        dsn = bank.dsn.replace("postgres@", "svc@")
+        dsn = dsn_of_role(bank.dsn, "svc", "svc")
         for _ in range(5):
             admin.execute("GRANT duty TO svc")
             async with one_connection(dsn, session_reset, init=init) as pool:

@@ -15,7 +15,6 @@ import psycopg
 import pytest
 
 import helpers
-import servers
 from loopaware_pool import errors
 from loopaware_pool.cli.server import EmbeddedServer
 from running import DEADLINE_SECONDS, eventually_async, make_pool, no_socket_left, until_server_waits
@@ -277,7 +276,6 @@ def strict_server():
     with EmbeddedServer() as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-        servers.ask_for_password(server, "guarded")
         yield server
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -32,9 +31,8 @@ def test_callers_are_answered_through_a_pgbouncer(
                 assert await asyncio.wait_for(asyncio.gather(*questions), 60) == [str(n) for n in range(CALLERS)]
 
     caplog.set_level(logging.INFO)
-    port = urlsplit(dsn).port
     with (
-        pgbouncer(pgbouncer_program, port, pool_mode=pool_mode) as address,
+        pgbouncer(pgbouncer_program, dsn, pool_mode=pool_mode) as address,
         asyncio.Runner(loop_factory=loop_factory) as runner,
     ):
         runner.run(main(address))

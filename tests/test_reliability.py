@@ -11,18 +11,19 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 import helpers
-import servers
 from flavours import DRIVER_ERRORS, both, sqlstate_of
 from loopaware_pool import asyncpg_session, errors, psycopg_connection
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing import FaultProxy
 from running import LoopThread, eventually, eventually_async
+from servers import dsn_of_role
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 both_flavours = pytest.mark.parametrize("open_pool", both.values(), ids=both)
@@ -44,7 +45,6 @@ def run(loop_factory):
 def private_server():
     """A server that is full with six sessions, asks one role for a password, and may be mistreated."""
     with EmbeddedServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
-        servers.ask_for_password(server, "guarded")
         yield server
 
 
@@ -179,7 +179,7 @@ def pair():
 
 def failover_dsn(primary, standby):
     hosts = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
-    return f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+    return f"postgresql://{urlsplit(primary.dsn).netloc.rpartition('@')[0]}@{hosts}/postgres?target_session_attrs=read-write"
 
 
 async def demote(primary, standby):
@@ -412,7 +412,7 @@ def test_callers_of_a_full_server_keep_their_deadline_and_hear_the_reason(privat
 
 def test_a_password_that_was_changed_is_given_to_the_pool_while_it_lives(private_server, run):
     """asyncpg: by `set_connect_args`, or a function as the password. Old connections go on until they are expired."""
-    dsn = private_server.dsn.replace("postgres@", "guarded@")
+    dsn = dsn_of_role(private_server.dsn, "guarded")
     passwords = ["old"]
 
     async def main():
@@ -441,7 +441,7 @@ def test_a_password_that_was_changed_is_given_to_the_pool_while_it_lives(private
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_password_that_was_changed_is_asked_for(private_server, run, is_async):
     """psycopg: by a function as `kwargs`. Old connections go on until they are drained."""
-    dsn = private_server.dsn.replace("postgres@", "guarded@")
+    dsn = dsn_of_role(private_server.dsn, "guarded")
     passwords = ["old"]
 
     def kwargs():

@@ -21,6 +21,7 @@ from loopaware_pool.dsn import MISREAD, hide_passwords, may_be_misread
 from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.stats import AcquireFailed, ConnectFailed, LeaseDropped, LeaseOverdue
+from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
 
@@ -273,8 +274,8 @@ def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, dupl
     """A copy would share the pool's connections, or outlive its lease; a pickle would carry the password along."""
 
     async def main():
-        ours = create_pool(dsn, name="mine", min_size=0, max_size=1, password="CANARY")
-        theirs = AsyncConnectionPool(dsn, name="mine", min_size=1, open=False, kwargs={"password": "CANARY"})
+        ours = create_pool(dsn, name="mine", min_size=0, max_size=1)
+        theirs = AsyncConnectionPool(dsn, name="mine", min_size=1, open=False)
         async with ours, theirs:
             for pool in (ours, theirs):
                 with pytest.raises(TypeError, match="pool 'mine' cannot be pickled or copied"):
@@ -318,13 +319,21 @@ def all_said(events, said, caplog):
     return "\n".join([*said, caplog.text])
 
 
-def test_nothing_that_an_asyncpg_pool_says_has_a_secret(dsn, loop_factory, caplog):
+@pytest.fixture
+def canary_dsn(dsn):
+    """A connection string with a password that is looked for."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("CREATE ROLE canary LOGIN PASSWORD 'CANARY'")
+        yield dsn_of_role(dsn, "canary", "CANARY")
+        connection.execute("DROP ROLE canary")
+
+
+def test_nothing_that_an_asyncpg_pool_says_has_a_secret(canary_dsn, loop_factory, caplog):
     """Neither its password, nor its connection string, nor what a query was given."""
     told = []
 
     async def main():
-        uri = dsn.replace("postgres@", "postgres:CANARY@")
-        assert "CANARY" in uri
+        uri = canary_dsn
         options = {"leak_threshold": 0.01, "on_event": told.append, "close_timeout": 0}
         async with create_pool(uri, min_size=0, max_size=1, **options) as pool:
             said = await everything_said_of_a_lease(
@@ -344,9 +353,10 @@ def test_nothing_that_an_asyncpg_pool_says_has_a_secret(dsn, loop_factory, caplo
     assert "postgresql://" not in all_said(told, said, caplog)
 
 
-def test_nothing_that_a_psycopg_pool_says_has_a_secret(dsn, loop_factory, caplog):
+def test_nothing_that_a_psycopg_pool_says_has_a_secret(canary_dsn, loop_factory, caplog):
     """Neither its password, nor its connection string, nor what a query was given."""
     told = []
+    dsn = dsn_of_role(canary_dsn, "canary")
 
     async def main():
         options = {"min_size": 0, "max_size": 1, "open": False, "on_event": told.append}

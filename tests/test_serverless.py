@@ -13,6 +13,7 @@ import pytest
 
 import helpers
 from flavours import both
+from running import child_process
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 both_flavours = pytest.mark.parametrize("open_pool", both.values(), ids=both)
@@ -52,7 +53,7 @@ async def ask(client):
 
 def test_a_process_that_was_stopped_goes_on_as_if_nothing_had_been(dsn):
     """Its timers are long overdue when it is thawed, and its server is not who it was."""
-    with subprocess.Popen(
+    with child_process(
         [sys.executable, "-c", FROZEN, f"{dsn}?application_name=frozen"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import psutil
@@ -14,7 +17,9 @@ import psycopg
 import pytest
 
 import helpers
+import servers
 from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from running import child_process
 from servers import OLDER_MAJORS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -106,6 +111,39 @@ def test_settings_reach_the_server():
         assert ask(server.dsn, "SHOW cluster_name") == "it's"
 
 
+@pytest.mark.parametrize("password", [None, "", "wrong"])
+def test_who_has_no_password_is_not_let_in(embedded, password, tmp_path):
+    """Over TCP, which every account of the machine can reach."""
+    dsn = servers.dsn_of_role(embedded.dsn, "postgres", password)
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(dsn, passfile=str(tmp_path / "none"))
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        asyncio.run(asyncpg.connect(dsn, passfile=str(tmp_path / "none")))
+
+
+def test_no_other_account_reaches_the_unix_socket(embedded):
+    """It wants no password, as it is in a folder that only its owner may enter."""
+    folder = Path(embedded.unix_dsn.partition("host=")[2].partition("&")[0])
+    (path,) = folder.glob(".s.PGSQL.*[0-9]")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_password_is_shown_neither_by_a_server_nor_by_its_processes():
+    """Arguments can be read by every account; a standby's are made of the primary's address. No two are alike."""
+    with EmbeddedServer() as primary, EmbeddedServer(standby_of=primary.dsn) as standby, EmbeddedServer() as other:
+        password = urlsplit(primary.dsn).password
+        assert ask(standby.dsn, "SELECT pg_is_in_recovery()")
+        assert len(password) >= 32
+        assert password == urlsplit(standby.dsn).password != urlsplit(other.dsn).password
+        shown = [repr(primary), repr(standby)]
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                shown += process.cmdline()
+        assert any("loopaware-pg-" in word for word in shown)
+        assert not any(password in word for word in shown)
+
+
 def test_a_restart_keeps_the_port():
     with EmbeddedServer() as server:
         before = server.pid
@@ -132,7 +170,7 @@ def test_a_server_outlives_neither_its_process_nor_that_processs_violent_death()
         "print(server.pid, server.unix_dsn, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
+    with child_process([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as owner:
         pid, unix_dsn = owner.stdout.readline().split()
         owner.kill()
     folder = Path(unix_dsn.partition("host=")[2].partition("&")[0])

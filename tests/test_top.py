@@ -27,7 +27,7 @@ from loopaware_pool.live_snapshot import SCHEMA, PoolSnapshot, Snapshot
 from loopaware_pool.pool import Core
 from loopaware_pool.stats import ConnectionReport, Counters, LeaseInfo, LoopStats, PoolStats
 from loopaware_pool.testing import FakeDriver
-from running import DEADLINE_SECONDS
+from running import DEADLINE_SECONDS, child_process
 
 pytestmark = pytest.mark.both_pythons
 
@@ -206,7 +206,7 @@ def test_one_look_is_an_object(view):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_it_goes_on_until_its_reader_has_enough(options, view):
     """Without a word of complaint."""
-    with subprocess.Popen(
+    with child_process(
         [*COMMAND, view.address, "--interval", "0.01", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as watching:
         lines = [watching.stdout.readline() for _ in range(60)]
@@ -218,7 +218,7 @@ def test_it_goes_on_until_its_reader_has_enough(options, view):
 
 def test_it_goes_on_until_ctrl_c(view):
     """Which is how one leaves it."""
-    with subprocess.Popen([*COMMAND, view.address, "--interval", "60"], stdout=subprocess.PIPE) as watching:
+    with child_process([*COMMAND, view.address, "--interval", "60"], stdout=subprocess.PIPE) as watching:
         assert watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
         assert watching.wait(DEADLINE_SECONDS) == 0
@@ -226,7 +226,7 @@ def test_it_goes_on_until_ctrl_c(view):
 
 def test_it_tells_that_the_process_has_ended(tmp_path, view, capsys):
     """One line, and 2."""
-    with subprocess.Popen(
+    with child_process(
         [*COMMAND, view.address, "--interval", "0.01"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as watching:
         assert watching.stdout.readline()
@@ -242,7 +242,7 @@ def in_terminal(arguments, end=None, env=None):
     env = (env or os.environ) | {"TERM": "xterm", "COLUMNS": "100"}
     attributes = termios.tcgetattr(ours)
     shown, deadline = b"", time.monotonic() + DEADLINE_SECONDS
-    with subprocess.Popen([*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as watching:
+    with child_process([*COMMAND, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as watching:
         os.close(theirs)
         with contextlib.suppress(OSError):  # EIO: nobody has it open any more
             while time.monotonic() < deadline:

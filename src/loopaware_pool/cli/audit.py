@@ -116,7 +116,7 @@ def _audit_script(options: argparse.Namespace) -> dict[str, Any]:
             )
     if not os.path.isfile(path):
         raise Unusable(f"--script {hide_passwords(path)}: there is no such file; give the path of a Python script")
-    job = {"script": path, "arguments": options.arguments}
+    job = {"script": path, "arguments": options.arguments, "safe_path": sys.flags.safe_path}
     outcome = run_apart(job, path, timeout_seconds=options.timeout, is_quiet=options.json)
     passed = not outcome["leaked"] and not outcome["stale_registrations"]
     return {"script": path, **outcome, "passed": passed}

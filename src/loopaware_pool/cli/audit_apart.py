@@ -31,7 +31,8 @@ def run_apart(job: dict[str, Any], what: str, *, timeout_seconds: float, is_quie
     """
     with tempfile.TemporaryFile("w+") as answer:
         child = subprocess.Popen(
-            [sys.executable, "-m", "loopaware_pool.cli.audit_child", str(answer.fileno())],
+            # -P: a file of the current folder would else be taken for a module of ours, or of Python's.
+            [sys.executable, "-P", "-m", "loopaware_pool.cli.audit_child", str(answer.fileno())],
             stdin=subprocess.PIPE,
             stdout=sys.stderr if is_quiet else None,
             pass_fds=[answer.fileno()],

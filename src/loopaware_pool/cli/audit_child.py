@@ -13,6 +13,7 @@ import logging
 import os
 import runpy
 import sys
+import sysconfig
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
@@ -34,6 +35,11 @@ __all__ = ["main"]
 
 # Queries of each task before the count starts.
 _WARM_UP: Final = 3
+# Where code lives that is not the audited program's: ours, Python's, and what is installed.
+_LIBRARIES: Final = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+)
 
 
 def main() -> None:
@@ -46,7 +52,7 @@ def main() -> None:
         import uvloop  # noqa: F401
     try:
         if "script" in job:
-            _Script(job["script"], job["arguments"], lambda outcome: _write(answer, outcome)).run()
+            _Script(job, lambda outcome: _write(answer, outcome)).run()
         else:
             _write(answer, _audit_burst(job))
     except AuditUnavailable as error:
@@ -115,12 +121,14 @@ def _explain(error: Exception, job: dict[str, Any]) -> str:
 
 
 def _say(error: BaseException) -> str:
-    """Say what an error is, and where the innermost line is that it came through, in one line without a password."""
+    """Say what an error is, and which line of the audited program it came through, in one line without a password."""
     said = hide_passwords(" ".join(f"{type(error).__qualname__}: {error}".split()))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     if isinstance(error, SyntaxError) or not frames:
         return said
-    return f"{said} ({frames[-1].filename}:{frames[-1].lineno})"
+    # The innermost line is mostly a library's, which says nothing of what to mend.
+    frame = next((each for each in reversed(frames) if not each.filename.startswith(_LIBRARIES)), frames[-1])
+    return f"{said} ({frame.filename}:{frame.lineno})"
 
 
 # ---- a script ----
@@ -133,9 +141,10 @@ class _Script:
     By then its threads have ended and its own exit functions have run.
     """
 
-    def __init__(self, path: str, arguments: list[str], answer: Callable[[dict[str, Any]], None]) -> None:
-        self._path = path
-        self._arguments = arguments
+    def __init__(self, job: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
+        self._path: str = job["script"]
+        self._arguments: list[str] = job["arguments"]
+        self._safe_path: bool = job["safe_path"]
         self._answer = answer
         self._audit = FdAudit(trace=True)
         self._error: str | None = None
@@ -148,8 +157,8 @@ class _Script:
         atexit.unregister(logging.shutdown)
         atexit.register(logging.shutdown)
         sys.argv[:] = [self._path, *self._arguments]
-        if not sys.flags.safe_path:
-            sys.path[0] = os.path.dirname(os.path.abspath(self._path))
+        if not self._safe_path:
+            sys.path.insert(0, os.path.dirname(os.path.abspath(self._path)))
         try:
             # Kept until we have looked: at the end of a program, its globals are still there.
             self._globals = runpy.run_path(self._path, run_name="__main__")

@@ -44,7 +44,7 @@ def find_factory(pool: str) -> Callable[..., Any]:
     module, _, name = POOLS.get(pool, pool).partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), name)):
         raise Unusable(hide_passwords(f"--pool {pool!r}: no such pool; give {', '.join(POOLS)}, or module:factory"))
-    if os.getcwd() not in sys.path:
+    if pool not in POOLS and os.getcwd() not in sys.path:  # what the folder has is asked for by name alone
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(import_module(module), name, None)

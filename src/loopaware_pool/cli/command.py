@@ -133,11 +133,17 @@ def attempt(name: str, work: Callable[[], int]) -> int:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: then only SIGTERM ends it
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # for asyncio.run, which has its own way
 
 
 def pause(seconds: float) -> None:

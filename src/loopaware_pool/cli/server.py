@@ -6,18 +6,22 @@ port, takes no settings, and as root adds a system user and opens up the permiss
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
+from base64 import b64encode
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +43,12 @@ directory=$1 bin=$2 seconds=$3 primary=$4 data=$1/data
 make_data() {
     if [ "$primary" ]
     then "$bin/pg_basebackup" -D "$data" -d "$primary" --write-recovery-conf --checkpoint=fast --no-sync
-    else "$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C --no-sync --no-instructions
+    else "$bin/initdb" -D "$data" -U postgres --auth-local=trust --auth-host=scram-sha-256 \
+            --pwfile="$directory/verifier" -E UTF8 --locale=C --no-sync --no-instructions
     fi
+    made=$?
+    unset PGPASSWORD
+    return $made
 }
 make_data >"$directory/log" 2>&1 &&
     cat "$directory/settings.conf" >>"$data/postgresql.conf" &&
@@ -58,6 +66,7 @@ _THROW_AWAY_SETTINGS: Mapping[str, str | int] = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
+    "unix_socket_permissions": "0700",
     # Shared memory then lives in the folder that is removed, whatever happens to the server.
     "dynamic_shared_memory_type": "mmap",
 }
@@ -83,14 +92,17 @@ class _Running:
     account: pwd.struct_passwd | None
     supervisor: subprocess.Popen[str]
     owner_pid: int
+    password: str
 
 
 class EmbeddedServer:
     """A PostgreSQL server on 127.0.0.1 and on a Unix socket, gone without a trace when stopped.
 
     Use it as a context manager, or call `start()` and `stop()`. It also stops, and its files go, when this
-    process ends in any way. Its data are not safe from a crash, on purpose: nothing is synced to disk. Every
-    local user may connect as the superuser `postgres`.
+    process ends in any way. Its data are not safe from a crash, on purpose: nothing is synced to disk.
+
+    A superuser can run programs as the account of the server. So over TCP it wants the password that is in `dsn`, a
+    random one, and its Unix socket is in a folder that no other account may enter.
 
     As root, which PostgreSQL refuses to run as, the server runs as the user `postgres` or `nobody`.
 
@@ -105,7 +117,8 @@ class EmbeddedServer:
         start_timeout:
             Seconds the server may take until it accepts connections.
         standby_of:
-            Where to connect to the server that this one replicates, by streaming; None for a server of its own.
+            Where to connect to the server that this one replicates, by streaming, as in `standby_of=primary.dsn`;
+            None for a server of its own.
     """
 
     def __init__(
@@ -125,17 +138,18 @@ class EmbeddedServer:
         self._state: _Running | None = None
 
     def __repr__(self) -> str:
-        where = "stopped" if self._state is None else f"PostgreSQL {self.version} at {self.dsn}"
+        where = "stopped" if self._state is None else f"PostgreSQL {self.version} on port {self.port}"
         return f"<EmbeddedServer {where}>"
 
     @property
     def dsn(self) -> str:
-        """Where to connect over TCP, for asyncpg, psycopg and psql alike."""
-        return f"postgresql://postgres@{_HOST}:{self._running.port}/postgres"
+        """Where to connect over TCP, for asyncpg, psycopg and psql alike; with the password."""
+        running = self._running
+        return f"postgresql://postgres:{running.password}@{_HOST}:{running.port}/postgres"
 
     @property
     def unix_dsn(self) -> str:
-        """Where to connect over the Unix socket."""
+        """Where to connect over the Unix socket, which wants no password."""
         running = self._running
         return f"postgresql://postgres@/postgres?host={quote(str(running.directory))}&port={running.port}"
 
@@ -222,10 +236,15 @@ class EmbeddedServer:
         account = _account()
         bindir = _usable_bindir((self._bindir or _embedded_bindir()).resolve(), directory, account)
         port = _free_port()
+        primary, password = _split_password(self._standby_of or "")
+        password = password or secrets.token_hex(16)
         _write_settings(directory, self._all_settings(directory, port))
+        (directory / "verifier").write_text(_scram_verifier(password))
         _give_away(directory, account)
         version = _version(bindir, account)
-        arguments = [str(directory), str(bindir), str(max(1, round(self._start_timeout))), self._standby_of or ""]
+        arguments = [str(directory), str(bindir), str(max(1, round(self._start_timeout))), primary]
+        run_as = _run_as(account, directory, bindir)
+        run_as["env"]["PGPASSWORD"] = password  # for a standby's copy: arguments can be read by everybody
         supervisor = subprocess.Popen(
             ["/bin/sh", "-c", _LIFE_OF_A_SERVER, "embedded-server", *arguments],
             stdin=subprocess.PIPE,
@@ -233,9 +252,9 @@ class EmbeddedServer:
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            **_run_as(account, directory, bindir),
+            **run_as,
         )
-        return _Running(directory, bindir, port, version, account, supervisor, os.getpid())
+        return _Running(directory, bindir, port, version, account, supervisor, os.getpid(), password)
 
     def _all_settings(self, directory: Path, port: int) -> dict[str, str | int]:
         settings = {**_THROW_AWAY_SETTINGS, "port": port, "unix_socket_directories": str(directory)}
@@ -327,6 +346,29 @@ def _write_settings(directory: Path, settings: Mapping[str, str | int]) -> None:
     quoted = {name: str(value).replace("'", "''") for name, value in settings.items()}
     text = "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
     (directory / "settings.conf").write_text(text)
+
+
+def _split_password(dsn: str) -> tuple[str, str]:
+    """Take the password out of a URL; gives both."""
+    parts = urlsplit(dsn)
+    if parts.password is None:
+        return dsn, ""
+    user, host = parts.username or "", parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}@{host}").geturl(), unquote(parts.password)
+
+
+def _scram_verifier(password: str) -> str:
+    """
+    What PostgreSQL keeps in place of *password*, which must be ASCII.
+
+    It would hash it 4,096 times, as must every client that connects. No number of times makes a random one any safer.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, 1)
+    client_key, server_key = (hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key"))
+    stored_key = hashlib.sha256(client_key).digest()
+    salt64, stored64, server64 = (b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
 
 
 def _free_port() -> int:

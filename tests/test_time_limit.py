@@ -1,0 +1,100 @@
+"""No test hangs: the limit of `pyproject.toml` ends it, says where it stood, and leaves no process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from running import eventually
+
+pytestmark = pytest.mark.both_pythons
+
+SETTINGS = Path(__file__).parents[1] / "pyproject.toml"
+HANGS = """
+import asyncio, os, pathlib, subprocess, sys, threading, time
+import pytest, uvloop
+from running import child_process
+
+def where_another_thread_is():
+    time.sleep(60)
+
+@pytest.fixture(autouse=True)
+def another_thread():
+    threading.Thread(target=where_another_thread_is, daemon=True).start()
+
+def test_child():
+    with child_process([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1) as child:
+        child.stdout.readline()
+        pathlib.Path(os.environ["PIDS"]).write_text(str(child.pid))
+        child.wait()
+
+def test_command():
+    subprocess.run(["sleep", "60"])
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_loop(factory):
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.sleep(60))
+
+def test_deaf():
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
+def test_other():
+    pass
+"""
+
+
+def run_tests(folder, *arguments):
+    """The exit code, and what was said, of pytest with this project's settings, but for much shorter limits."""
+    path = folder / "test_hangs.py"
+    path.write_text(HANGS)
+    command = [sys.executable, "-m", "pytest", "-c", SETTINGS, "--rootdir", folder, "-p", "no:cacheprovider", path]
+    limits = ["--timeout", "0.5", "-o", "faulthandler_timeout=2.0"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, *limits, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=SETTINGS.parent,
+        env=os.environ | {"PIDS": str(folder / "pids")},
+    )
+    assert time.monotonic() - started < 55, "what was to be cut short has ended by itself"
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_a_test_that_hangs_fails_and_the_next_one_runs(workers, tmp_path):
+    """What it has started is ended; the stacks of all threads are printed."""
+    code, said = run_tests(tmp_path, *workers, "-k", "child or command or other or (loop and asyncio)")
+    assert code == 1
+    assert "3 failed, 1 passed" in said, said
+    for line in ("child.wait()", 'subprocess.run(["sleep", "60"])', "runner.run(asyncio.sleep(60))"):
+        assert re.search(f"^> +{re.escape(line)}", said, re.MULTILINE)
+    assert said.count("in where_another_thread_is") >= 3
+    pid = int((tmp_path / "pids").read_text())
+    eventually(lambda: not psutil.pid_exists(pid), "the child has ended")
+
+
+def test_a_test_that_does_not_let_itself_be_ended_is_ended_with_its_process(tmp_path):
+    """By a clock that asks no Python, all stacks are printed; xdist goes on with another process."""
+    code, said = run_tests(tmp_path, "-n", "1", "-k", "deaf or uvloop or other")
+    assert code == 1
+    assert "2 failed, 1 passed" in said, said
+    assert "crashed while running" in said
+    assert "in test_deaf" in said
+    assert "in test_loop" in said
+    assert "in where_another_thread_is" in said
