@@ -22,6 +22,8 @@ __all__ = ["CODEC_METHODS", "ClientMemory"]
 
 # The calls by which a lease changes codecs.
 CODEC_METHODS: Final = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
+# The settings in which a statement's text is read, of those that the server reports.
+_READ_WITH: Final = ("client_encoding", "DateStyle", "IntervalStyle", "standard_conforming_strings", "TimeZone")
 _OWNER_OF_CODECS: Final = "DataCodecConfig"
 _NO_TYPE: Final = 1  # an OID that no type has
 _LAST_BUILTIN_OID: Final = 9999  # for these asyncpg brings codecs along
@@ -53,6 +55,16 @@ class ClientMemory:
     def expect_this(self) -> None:
         """Take the settings that are reported now for those of an unchanged session."""
         self.expected = {} if self.reported is None else self.reported.copy()
+
+    def forget_statements(self, con: Connection) -> None:
+        """
+        Have asyncpg prepare its cached statements anew, if the lease has changed how their literals are read.
+
+        A date in a statement's text was read when it was prepared, in the `DateStyle` of that moment.
+        """
+        reported = self.reported
+        if reported is not None and any(reported.get(name) != self.expected.get(name) for name in _READ_WITH):
+            con._drop_local_statement_cache()
 
     def keep_codecs(self) -> None:
         """Note the codecs that leases are to find."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
+
+from asyncpg import connection as upstream
 
 from loopaware_pool.loops import close_socket_of
 
@@ -13,9 +16,15 @@ if TYPE_CHECKING:
 
     from asyncpg.connection import Connection
 
-__all__ = ["Reach", "cut"]
+__all__ = ["Reach", "cut", "has_own_methods"]
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
+
+# Those by which statements reach the server.
+_METHODS: Final = (
+    *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare", "transaction"),
+    *("_execute", "_executemany", "_prepare", "_do_execute", "_get_statement"),
+)
 
 
 class _HiddenProtocol:
@@ -77,6 +86,15 @@ class Reach:
         """The number of the socket."""
         sock = None if self.transport is None else self.transport.get_extra_info("socket")
         return None if sock is None else sock.fileno()
+
+
+def has_own_methods() -> bool:
+    """Whether asyncpg's connections have its own methods. Those that a tracer has put in their place may do more."""
+    return all(
+        type(method) is FunctionType and method.__globals__ is vars(upstream)
+        for name, method in vars(upstream.Connection).items()
+        if name in _METHODS
+    )
 
 
 def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:

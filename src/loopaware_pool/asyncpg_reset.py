@@ -18,10 +18,7 @@ message: it would run the next lease's query in them, before the pool could know
   what the server reports of the session is what it was. After any other, the connection is lent again when the answer
   has been read. This is also what keeps the driver's side right: asyncpg learns from that answer which encoding and
   which settings the session has again.
-* What a text does not tell is kept in by a guard. The reset begins with `SET exit_on_error = on`, by which a failure
-  ends the session, and ends with `RESET ALL`, which takes that back. The first statement can fail itself, as by a
-  `statement_timeout` of a millisecond. So it is sent by the extended protocol, and without a Sync: if it fails, the
-  server skips what follows, up to the Sync of the next caller's query, which therefore is not run either.
+* What a text does not tell is kept in by a guard, see `guarded`.
 
 Where something stands between the pool and the server, or the server knows no such guard, nothing is sent behind a
 reset at all.
@@ -64,8 +61,9 @@ LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 _UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 _RESET_ALL: Final = "RESET ALL;"
-_GUARD: Final = "SET exit_on_error = on"
-_NULL: Final = b"\xff" * 4
+# What goes ahead of the rest, and what ends it. `RESET ALL` comes first: it also ends the last lease's time limits.
+_AHEAD: Final = ("RESET ALL", "BEGIN", "SET LOCAL exit_on_error = on")
+_COMMIT: Final = "COMMIT;"
 
 
 class _Session(Protocol):
@@ -106,8 +104,8 @@ class ResetAnswer(asyncio.Protocol):
         self._session = session
         self._transport = transport
         self._protocol = protocol
-        self._statements = statements + is_guarded
-        self._is_guarded = is_guarded
+        self._ahead = len(_AHEAD) if is_guarded else 0
+        self._statements = statements + self._ahead
         self._clean: bytes | None = None
         self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
         self._received_bytes = 0
@@ -182,7 +180,7 @@ class ResetAnswer(asyncio.Protocol):
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
         """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
-        if kind in b"SAN":
+        if kind in b"SA" or (kind == b"N" and not self.is_due):
             self._is_exemplary = False
             self._protocol.data_received(message)
             if kind == b"S":
@@ -192,7 +190,10 @@ class ResetAnswer(asyncio.Protocol):
             return False
         elif kind == b"C":
             self._completed += 1
-        elif kind not in b"TDI" and not (kind in b"12" and self._is_guarded and not self._completed):
+        elif kind == b"N" or (kind == b"E" and self._completed == self._statements):
+            # A notice of the reset is for no caller. An error after the last statement comes after the commit.
+            self._is_exemplary = False
+        elif kind not in b"TDI" and not (kind in b"12" and self._completed < self._ahead):
             self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
             return False
         return True
@@ -240,44 +241,54 @@ class ResetAnswer(asyncio.Protocol):
         self._protocol.resume_writing()
 
 
-class Introduction:
+class Introduction(ResetAnswer):
     """
-    Hears who does the work at the other end, in the place of a session whose reset it is.
+    Reads who does the work at the other end, and whether the guard can be had there.
 
     Args:
-        pid: The process that the server named when the connection was made.
+        transport, protocol: asyncpg's.
         answered: Done when that is known.
 
     Attributes:
-        is_of_announced_process: Whether the answer is that process's own.
-        has_guard: Whether it is, and the server can be told to end a session at the first error.
+        row: What the server has answered, as a DataRow message; empty if it has refused to.
     """
 
-    QUERY: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('exit_on_error', true);"
+    QUERY: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
     clean_answer: Final = None
 
-    def __init__(self, pid: int, answered: asyncio.Future[None]) -> None:
-        self.is_of_announced_process = False
-        self.has_guard = False
-        text = str(pid).encode()
-        self._row = struct.pack("!HI", 2, len(text)) + text  # of two columns
+    def __init__(self, transport: Any, protocol: Any, answered: asyncio.Future[None]) -> None:
+        super().__init__(self, transport, protocol, statements=1)
+        self.row = b""
         self._answered = answered
 
+    def comes_from(self, pid: int) -> bool:
+        """Whether process *pid*, which the server named when the connection was made, has answered."""
+        text = str(pid).encode()
+        return struct.pack("!HI", 2, len(text)) + text in self.row  # the first of two columns
+
+    def _consume(self, kind: bytes, message: bytes) -> bool:
+        if kind in b"SA":
+            self._protocol.data_received(message)
+        elif kind == b"D":
+            self.row = message
+        return True
+
+    def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
+        self._finish(surplus)
+
     def learn(self, answer: bytes) -> None:
-        """Hear an answer that has nothing else in it."""
-        self.is_of_announced_process = self._row in answer
-        self.has_guard = self.is_of_announced_process and self._row + _NULL not in answer
+        """Do nothing."""
 
     def reported(self) -> None:
-        """Do nothing: an answer that reports something is not learned from."""
+        """Do nothing: `ClientMemory` looks when a lease ends."""
 
     def answered(self) -> None:
-        """Hear that it was the answer."""
+        """Hear that the answer has come."""
         if not self._answered.done():
             self._answered.set_result(None)
 
     def reset_failed(self, _: str) -> None:
-        """Hear that the server does not say, which is an answer, too."""
+        """Hear of an answer that is none, which is an answer, too."""
         self.answered()
 
     def lost(self, _: str) -> None:
@@ -313,7 +324,7 @@ def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
         # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements.remove(_RESET_ALL)
-        statements += [*_become(user), _RESET_ALL]  # last: it also ends the guard
+        statements = [_RESET_ALL, *statements, *_become(user)]
     return statements
 
 
@@ -336,16 +347,31 @@ def _become(user: SessionUser | None) -> list[str]:
 
 
 def can_be_guarded(statements: list[str]) -> bool:
-    """Whether a reset ends with what ends the guard."""
-    return statements[-1:] == [_RESET_ALL]
+    """Whether a reset begins as the guard has it."""
+    return statements[:1] == [_RESET_ALL]
 
 
-def guarded(reset: bytes) -> bytes:
-    """Have the server end the session if *reset*, a simple-query message, fails; see above."""
-    parse = b"\0" + _GUARD.encode() + b"\0\0\0"  # unnamed, without types of parameters
+def guarded(statements: list[str]) -> bytes:
+    """
+    Encode a reset that nothing survives if it fails: neither the session, nor what has been sent behind it.
+
+    A failure must be able to strike at no moment without a guard. Ahead of all, `RESET ALL`, `BEGIN` and the guard
+    itself go by the extended protocol, and without a Sync: where one of them fails, the server skips whatever follows,
+    up to the Sync of the next caller's query, which therefore is not run. From then on `exit_on_error`, which any user
+    may set, has the server end the session at the first error, up to and including the commit. As it is set for the
+    transaction alone, the commit takes it back. Set and reset as any other, it would be off from its reset to the
+    commit: a cancel request that comes then brings the last lease's settings back (seen, with much to log).
+    """
+    rest = "\n".join([*statements[1:], _COMMIT])
+    return b"".join(map(_extended, _AHEAD)) + query_message(rest)
+
+
+def _extended(statement: str) -> bytes:
+    """Encode a statement by the extended protocol, without a Sync."""
+    parse = b"\0" + statement.encode() + b"\0\0\0"  # unnamed, without types of parameters
     bind = bytes(8)  # an unnamed portal of it, without formats and parameters
     execute = bytes(5)  # to its end
-    return _message(b"P", parse) + _message(b"B", bind) + _message(b"E", execute) + reset
+    return _message(b"P", parse) + _message(b"B", bind) + _message(b"E", execute)
 
 
 def _quoted(identifier: str) -> str:

@@ -20,7 +20,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import ClientMemory
-from loopaware_pool.asyncpg_reach import Reach
+from loopaware_pool.asyncpg_reach import Reach, has_own_methods
 from loopaware_pool.asyncpg_reset import (
     Introduction,
     ResetAnswer,
@@ -154,8 +154,7 @@ class AsyncpgSession:
 
         It may not if the server at the other end is not the one that does the work, as its process id tells: a
         PgBouncer gives a session away as soon as it has answered, whatever has been sent behind. A query behind a reset
-        would be lost, and waited for for ever. Nor may it if the server has no guard (see `asyncpg_reset.py`). Where
-        the answer does not come in one piece, nothing is taken for granted.
+        would be lost, and waited for for ever. Nor may it if the server refuses the guard (see `asyncpg_reset.py`).
 
         Raises:
             TimeoutError: There was no answer for `RESET_SECONDS`.
@@ -165,18 +164,22 @@ class AsyncpgSession:
         if self._driver.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
             return
         answered = self._loop.create_future()
-        introduction = Introduction(con.get_server_pid(), answered)
-        answer = ResetAnswer(introduction, reach.transport, reach.protocol, statements=1)
+        answer = Introduction(reach.transport, reach.protocol, answered)
         answer.expect()
         answer.is_wanted = True
         reach.transport.write(query_message(Introduction.QUERY))
         async with asyncio.timeout(RESET_SECONDS):
             await answered
-        self._can_be_followed = introduction.has_guard
-        if not introduction.is_of_announced_process:
+        self._can_be_followed = answer.comes_from(con.get_server_pid())
+        if not self._can_be_followed:
+            culprit = (
+                "something stands between the pool and the server, as a PgBouncer does"
+                if answer.row
+                else "the server does not let exit_on_error be set"
+            )
             self._driver.warn_once(
-                "something stands between the pool and the server, as a PgBouncer does: a connection is lent again "
-                'only when its reset has been answered, as with session_reset="confirmed"'
+                f"{culprit}: a connection is lent again only when its reset has been answered, as with "
+                'session_reset="confirmed"'
             )
 
     def prepare_reset(self, user: SessionUser | None) -> None:
@@ -188,14 +191,13 @@ class AsyncpgSession:
         statements = [] if mode == "never" else reset_statements(con, user)
         self._can_be_followed &= can_be_guarded(statements)
         self._query = "\n".join(statements)
-        reset = query_message(self._query)
-        self._message = guarded(reset) if self._can_be_followed else reset
+        self._message = guarded(statements) if self._can_be_followed else query_message(self._query)
         if self._resets_in_passing(con):
             reach, is_guarded = self._reach, self._can_be_followed
             self._answer = ResetAnswer(self, reach.transport, reach.protocol, len(statements), is_guarded=is_guarded)
-        # What the methods of a user's own class do is not in the statements they are given.
+        # What the methods of a user's own class do, or of a tracer's, is not in the statements they are given.
         judges = mode == "when_dirty" or self._can_be_followed
-        self._starts_dirty = not judges or type(con) is not Connection
+        self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
         self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
         self._memory.keep_codecs()
         self._keep_callbacks(con)
@@ -318,15 +320,18 @@ class AsyncpgSession:
         if self.may_have_set_codecs:
             self._restore_codecs(con)
         self._ending = None
-        # While an answer is due the caller cannot have had one of its own, and has left the session as it was.
+        # While an answer is due the caller has had none of its own, and is not owed one: the session is as it was.
         if answer.is_due or not self._query:
             return _READY
-        return self._send_reset(answer)
+        return self._send_reset(con, answer)
 
-    def _send_reset(self, answer: ResetAnswer) -> ReturnCheck:
+    def _send_reset(self, con: Connection, answer: ResetAnswer) -> ReturnCheck:
         """Reset the session, unless the lease has left nothing and that is enough."""
         memory = self._memory
-        is_dirty = self.is_dirty or memory.reported != memory.expected
+        is_dirty = self.is_dirty
+        if memory.reported != memory.expected:
+            is_dirty = True
+            memory.forget_statements(con)
         if not (is_dirty or self._driver.resets_always):
             return _READY
         self.is_dirty = self._starts_dirty
@@ -373,6 +378,8 @@ class AsyncpgSession:
         if self._is_busy():
             raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
         self._restore_codecs(con)
+        if self._driver.session_reset != "never":
+            self._memory.forget_statements(con)
         if self._is_custom(con):
             await self._reset_by_user(con)
         else:
@@ -557,9 +564,10 @@ class AsyncpgSession:
         """
         Note what a call of the proxy's has failed with.
 
-        What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end.
+        What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end. What is closed in
+        the middle, or failed in the client, may run on at the server, and asyncpg waits for its answer.
         """
-        self.is_dirty = True
+        self.is_dirty = self.is_exposed = True
         if isinstance(error, asyncpg.PostgresError):
             self.heard(error)
 

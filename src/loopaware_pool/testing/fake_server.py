@@ -81,8 +81,9 @@ WELCOME: Final = (
     + READY
 )
 
-GUARD: Final = "SET exit_on_error = on"
-WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('exit_on_error', true);"
+# What goes ahead of a guarded reset, by the extended protocol.
+AHEAD: Final = ("RESET ALL", "BEGIN", "SET LOCAL exit_on_error = on")
+WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
 # It is the process that its welcome announces: number 0.
 PROCESS_0: Final = (
     message(
@@ -92,7 +93,7 @@ PROCESS_0: Final = (
             name + b"\0" + bytes(6) + struct.pack("!IhIh", 25, -1, 0xFFFFFFFF, 0) for name in (b"pid", b"exits")
         ),
     )
-    + message(b"D", struct.pack("!HI1sI3s", 2, 1, b"0", 3, b"off"))
+    + message(b"D", struct.pack("!HI1sI2s", 2, 1, b"0", 2, b"on"))
     + completed("SELECT 1")
     + READY
 )
@@ -107,8 +108,8 @@ def reset_messages(query: str) -> list[bytes]:
     """Answer each statement of a reset as PostgreSQL does, and then that it is ready."""
     statements = [statement.strip() for statement in query.strip().rstrip(";").split(";")]
     answers = [ROWS + completed("SELECT 1") if one.startswith("SELECT") else completed() for one in statements]
-    if query.startswith(GUARD):
-        answers[0] = message(b"1") + message(b"2") + completed("SET")
+    if tuple(statements[: len(AHEAD)]) == AHEAD:
+        answers[: len(AHEAD)] = [message(b"1") + message(b"2") + completed()] * len(AHEAD)
     return [*answers, READY]
 
 
@@ -163,7 +164,7 @@ class FakeClient:
 
     async def listen(self, answer: Callable[[FakeClient, str], bytes | None]) -> None:
         """Answer queries."""
-        guard = ""
+        ahead = ""
         while True:
             kind, length = struct.unpack("!cI", await self._reader.readexactly(5))
             body = await self._reader.readexactly(length - 4)
@@ -171,14 +172,14 @@ class FakeClient:
                 return
             if kind == b"X":
                 continue
-            if kind == b"P" and GUARD.encode() in body:
-                guard = f"{GUARD};\n"
-            if guard and kind in b"PBE":
+            if kind == b"P" and (statement := body[1:-3].decode()) in AHEAD:
+                ahead += f"{statement};\n"
+            if ahead and kind in b"PBE":
                 continue
             if kind != b"Q":
                 self.send(error("0A000", "FATAL", f"the fake server knows simple queries only, not {kind!r}"))
                 return
-            query, guard = guard + body[:-1].decode(), ""
+            query, ahead = ahead + body[:-1].decode(), ""
             if query == WHO_ANSWERS:
                 self.send(PROCESS_0)
                 continue
