@@ -186,6 +186,8 @@ def test_a_reset_that_times_out_lends_nobody_the_last_tenants_session(
         dirt = dirt[:2]
 
     async def attack(con):
+        if is_cached:
+            await con.execute(CACHED_INSERT, False)  # so that the next lease's is one message that runs
         await leave(con, *dirt, "SET statement_timeout = '1ms'")
 
     async def main():
@@ -319,7 +321,126 @@ def test_whatever_becomes_of_the_reset_the_next_lease_is_a_new_one(bank, admin, 
     run(main)
 
 
+@pytest.fixture
+def talkative(bank):
+    """A role whose sessions log at such length that the server looks for interrupts at every step."""
+    with psycopg.connect(bank.dsn, autocommit=True) as admin:
+        admin.execute("CREATE ROLE talkative LOGIN PASSWORD 'talkative'")
+        admin.execute("ALTER ROLE talkative SET log_min_messages = 'debug5'")
+        admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO talkative")
+        yield dsn_of_role(bank.dsn, "talkative", "talkative")
+        admin.execute("DROP OWNED BY talkative; DROP ROLE talkative")
+
+
+@pytest.mark.parametrize("session_reset", UNCONDITIONAL)
+def test_a_reset_that_times_out_between_its_last_statement_and_its_commit(talkative, admin, run, session_reset):
+    """The guard is up until then: nothing is run as the last tenant."""
+    many = "PERFORM count(set_config('zz.g' || i, 'x', false)) FROM generate_series(1, 60000) i"
+
+    async def main():
+        helpers.make_known(INSERT, OPEN_THE_DOOR)
+        async with one_connection(talkative, session_reset) as pool:
+            for milliseconds in (3, 6, 9, 12, 15) * 2:
+
+                async def tenant(con, limit=milliseconds):
+                    await by_trigger(con, many, "SET app.tenant = 'attacker'", f"SET statement_timeout = '{limit}ms'")
+
+                await succeed(pool, tenant, lambda con: insert(con, is_cached=False), waits=False)
+
+    run(main)
+    right, _ = inboxes(admin)
+    assert right <= {("talkative", None)}
+
+
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_call_that_was_closed_in_the_middle_is_not_followed(bank, run, session_reset):
+    """Its statement runs on, whether or not the reset before it has been answered; nobody is lent that."""
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        async with one_connection(bank.dsn, session_reset) as pool:
+            for _ in range(3):
+                async with pool.acquire() as con:
+                    await con.fetchval("SELECT 1")
+                with driver_errors():
+                    async with pool.acquire() as con:
+                        call = con.execute("SET app.tenant = 'attacker'")
+                        call.send(None)
+                        call.close()
+                assert await pool.fetchval("SELECT nullif(current_setting('app.tenant', true), '')") is None
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_method_that_was_replaced_may_do_more_than_its_arguments_tell(bank, run, monkeypatch, session_reset):
+    """As a tracer's does: what it leaves is reset like any other statement's."""
+    fetchval = asyncpg.Connection.fetchval
+
+    async def traced(con, query, *args, **options):
+        await con.execute("SET app.tenant = 'attacker'")
+        return await fetchval(con, query, *args, **options)
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        async with one_connection(bank.dsn, session_reset) as pool:
+            await pool.expire_connections()
+            monkeypatch.setattr(asyncpg.Connection, "fetchval", traced)
+            for _ in range(3):
+                await pool.fetchval("SELECT 1")
+            tenant = "SELECT nullif(current_setting('app.tenant', true), '')"
+            assert (await pool.fetchrow(tenant))[0] is None
+
+    run(main)
+
+
+def test_with_confirmed_no_lease_is_followed_before_its_answer(bank, run):
+    """Not even one that has left nothing, which the default follows at once."""
+
+    async def main():
+        helpers.make_known("SELECT 1")
+        for session_reset, are_reset_first in (("confirmed", 1), ("pipelined", 0)):
+            async with one_connection(bank.dsn, session_reset) as pool:
+                for _ in range(3):
+                    async with pool.acquire() as con:
+                        await con.fetchval("SELECT 1")
+                    assert pool.stats().loops[0].resetting == are_reset_first
+                    await pool.settled()
+
+    run(main)
+
+
 # ---- what the driver remembers ----
+
+
+@pytest.mark.parametrize("session_reset", MODES)
+@pytest.mark.parametrize(
+    ("setting", "query"),
+    [
+        ("SET TimeZone = 'Asia/Tokyo'", "SELECT '2024-01-01 00:00'::timestamptz"),
+        ("SET standard_conforming_strings = off", r"SELECT 'a\\b'"),
+        ("SET DateStyle = 'SQL, DMY'", "SELECT '01/02/2024'::date"),
+    ],
+)
+def test_a_cached_statement_is_not_read_by_the_settings_of_the_last_lease(bank, run, session_reset, setting, query):
+    """A literal in its text was read when it was prepared. One that was not prepared by such a lease stays cached."""
+
+    async def main():
+        async with one_connection(bank.dsn, session_reset) as pool:
+            bare = await asyncpg.connect(bank.dsn)
+            expected = await bare.fetchval(query)
+            await bare.close()
+            async with pool.acquire() as con:
+                await con.execute("SET application_name = 'somebody'")
+                await con.fetchval("SELECT 1")
+                statements = dict(con._con._stmt_cache._entries)
+            async with pool.acquire() as con:
+                assert statements.items() <= dict(con._con._stmt_cache._entries).items()
+                await con.execute(setting)
+                await con.fetchval(query)
+            assert await pool.fetchval(query) == expected
+
+    run(main)
 
 
 def client_side(con):
@@ -523,12 +644,12 @@ def test_a_task_of_the_last_lease_begins_no_transaction_in_the_next(bank, run, s
 
 
 @with_and_without_a_waiter
-@pytest.mark.parametrize("session_reset", MODES)
-def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, session_reset, waits):
+@pytest.mark.parametrize(("session_reset", "leave"), RESET_AND_WAY)
+def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, session_reset, leave, waits):
     """A reset that is told in every detail is told to nobody."""
 
     async def lease(con):
-        await con.execute("SET client_min_messages = 'debug5'")
+        await leave(con, "SET client_min_messages = 'debug5'")
 
     async def listen(con):
         heard = []
@@ -539,6 +660,7 @@ def test_notices_of_the_last_leases_reset_are_not_heard_by_the_next(bank, run, s
         return heard
 
     async def main():
+        helpers.make_known(OPEN_THE_DOOR, "SELECT 1")
         async with one_connection(bank.dsn, session_reset) as pool:
             for _ in range(3):
                 assert await succeed(pool, lease, listen, waits=waits) == []

@@ -21,6 +21,7 @@ from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg_reset import LONGEST_ANSWER_BYTES, ResetAnswer
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
 
@@ -742,7 +743,7 @@ def test_a_session_authorization_that_may_not_be_restored_costs_the_connection(d
         await con.execute(f"SET SESSION AUTHORIZATION {PLAIN_ROLE}")
 
     async def main():
-        dsn = dirty_server.dsn.replace("postgres@", f"{name}@")
+        dsn = dsn_of_role(dirty_server.dsn, name, name)
         async with one_connection(dsn, init=init, session_reset=session_reset) as pool:
             con = await pool.acquire()
             is_looked_at_once = con.get_server_version() < (17,)
@@ -758,7 +759,7 @@ def test_a_session_authorization_that_may_not_be_restored_costs_the_connection(d
                     await pool.acquire()
 
     with psycopg.connect(dirty_server.dsn, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")
+        admin.execute(f"CREATE ROLE {name} LOGIN SUPERUSER PASSWORD '{name}'")
     asyncio.run(main())
 
 
@@ -1465,8 +1466,8 @@ def assert_failed(answer, recorder):
 @pytest.mark.parametrize("reply", [CLEAN, MIXED], ids=["clean", "mixed"])
 @pytest.mark.parametrize("surplus", [b"", SURPLUS], ids=["alone", "surplus"])
 def test_an_answer_cut_anywhere_is_understood(clean, reply, surplus):
-    """An answer that arrives in any two pieces, or byte by byte, is taken out; all else reaches the driver in order."""
-    forwarded = (NOTICE + PARAMETER + NOTIFICATION if reply is MIXED else b"") + surplus
+    """An answer in any two pieces, or byte by byte, is taken out, with its notices; all else reaches the driver."""
+    forwarded = (PARAMETER + NOTIFICATION if reply is MIXED else b"") + surplus
     stream = reply + surplus
     cuts = [[cut] for cut in range(1, len(stream))] + [[], list(range(1, len(reply)))]
     for cut in cuts:
@@ -1499,9 +1500,9 @@ def test_an_answer_with_something_else_in_it_is_not_learned(pieces):
 
 
 def test_what_comes_with_the_answer_is_forwarded_at_once_and_surplus_after_the_hand_back():
-    """The driver hears of a notice while the answer is due, and of its own data when it has the transport again."""
+    """The driver hears of a setting while the answer is due, and of its own data when it has the transport again."""
     answer, recorder = expecting()
-    answer.data_received(NOTICE + CLEAN + SURPLUS)
+    answer.data_received(PARAMETER + CLEAN + SURPLUS)
     assert recorder.calls == [
         "transport to answer",
         "data while transport is with answer",
@@ -1509,6 +1510,15 @@ def test_what_comes_with_the_answer_is_forwarded_at_once_and_surplus_after_the_h
         "data while transport is with driver",
         "answered",
     ]
+
+
+def test_an_error_after_the_last_statement_comes_too_late_to_matter():
+    """As a time limit that is noticed while the server logs the commit: the session is reset, and that is no model."""
+    answer, recorder = expecting()
+    late = message(b"E", b"SERROR\0C57014\0\0")
+    answer.data_received(completed() * STATEMENTS + late + READY)
+    assert_finished(answer, recorder)
+    assert recorder.clean_answer is None
 
 
 BAD = {
@@ -1607,7 +1617,7 @@ def test_much_that_follows_the_answer_is_the_next_querys():
     answer, recorder = expecting()
     large = message(b"D", bytes(LONGEST_ANSWER_BYTES + 1))
     answer.data_received(NOTICE + CLEAN + large)
-    assert_finished(answer, recorder, NOTICE + large)
+    assert_finished(answer, recorder, large)
 
 
 def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():
