@@ -263,7 +263,7 @@ def _begins_clause(tokens: list[_Token], i: int) -> bool:
 
 
 def _is_call_of_known_function(tokens: list[_Token], i: int) -> bool:
-    return tokens[i].text in _FUNCTIONS and tokens[i - 1].text != "."
+    return tokens[i].text in _FUNCTIONS and tokens[i - 1].text not in (".", "tablesample")
 
 
 def _is_behind_call(tokens: list[_Token], i: int) -> bool:
