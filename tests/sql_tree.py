@@ -71,7 +71,7 @@ def _walk(node, found):
                 found.append(key)
             if key in _CHECKS and not _CHECKS[key](value):
                 found.append(f"{key}: {json.dumps(value)[:200]}")
-            if key != "coldeflist":  # what a function that returns a record is to return is compared, not called
+            if key != "coldeflist":  # none of our functions converts to the types there, they are compared
                 _walk(value, found)
 
 

@@ -359,6 +359,12 @@ def test_what_is_known_by_name_is_the_servers_own_and_changes_no_session(session
     )
     assert statements_module._FUNCTIONS - found.keys() == CALLS_OF_THE_GRAMMAR
     assert {name for name, is_volatile in found.items() if is_volatile} <= VOLATILE
+    # Such a function would convert to types that stand behind it, as `json_to_record(a) AS (b type)` does.
+    assert not session.execute(
+        "SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace"
+        " AND prokind = 'f' AND prorettype = 'record'::regtype AND proargmodes IS NULL AND proname = ANY (%s)",
+        [list(statements_module._FUNCTIONS)],
+    ).fetchall()
     types = session.execute(
         "SELECT typname::text FROM pg_catalog.pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype = 'b'"
     )

@@ -7,8 +7,11 @@ known to do no harm may do some: another kind of statement, a second one behind 
 below, a type that is not, a character that could mean the text is to be read otherwise.
 
 What the text does not say cannot be judged: a function that the server calls of its own accord, for a trigger, a view,
-a rule, a policy, an operator, a cast, a default or a constraint, one of yours that overloads the name of one in the
-list, and one that is written as if it were a column (`row.function`).
+a rule, a policy, an operator, a cast, a default or a constraint, a function or a type of yours that bears a name in the
+list, and a function that is written as if it were a column (`row.function`).
+
+PostgreSQL tells keywords from names by a grammar; this module, by the words next to them. Where a word could be either,
+it is taken for a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
 
 To judge a text takes about a microsecond for each of its words. A program that writes its values into its statements
 never sends one twice, and would pay for each. So a text is judged when it comes a second time.
