@@ -2,7 +2,8 @@
 Statements that are judged harmless do leave a session as it was: all of a kind by hand, the others by chance.
 
 A corpus is held against PostgreSQL's own grammar, and run on a server where functions and types have treacherous
-names. The same statements are tried every time. `LOOPAWARE_TEST_EXPLORE=200000` tries that many others of each kind.
+names. The same statements are tried every time. `LOOPAWARE_TEST_EXPLORE=20000` tries that many others of each kind,
+from `LOOPAWARE_TEST_SEED` if that is set.
 """
 
 from __future__ import annotations
