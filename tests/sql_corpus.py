@@ -13,7 +13,16 @@ from pathlib import Path
 
 from pglast import keywords
 
-__all__ = ["KEYWORDS", "ORDINARY", "POSITIONS", "TABLES", "generated", "keywords_in_every_position", "mutated"]
+__all__ = [
+    "KEYWORDS",
+    "ORDINARY",
+    "POSITIONS",
+    "TABLES",
+    "generated",
+    "keywords_in_every_position",
+    "mutated",
+    "scattered",
+]
 
 
 def _lines(name):
@@ -41,6 +50,7 @@ POSITIONS = (len(KEYWORDS) + 1) * len(_CALLS) * len(_POSITIONS)
 
 _TOKEN = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|[0-9]+\.[0-9]+|\w+|::|:=|[-+*<>=~!@%^&|#?]+|\S")
 _GAPS = ["", "\n", "\t", "\v", "/**/", "/* x */", "--x\n", "/* ' */", "--'\n", "/* /* */", "/* /* */ ' */", "*/"]
+_MARKS = ["'", '"', "/*", "*/", "--", "\n"]
 _GRAMMAR = defaultdict(list, word=KEYWORDS, string=_lines("strings.txt"), sign=_lines("signs.txt"))
 for _rule in _lines("grammar.txt"):
     _GRAMMAR[_rule.partition(":")[0]].append(_rule.partition(":")[2].strip())
@@ -79,6 +89,16 @@ def mutated(seed, count):
         for _ in range(chance.choice((1, 1, 1, 1, 2, 3))):
             _mutate(tokens, chance)
         yield _spaced(tokens, chance)
+
+
+def scattered(seed, count):
+    """Begin and end strings, names and comments at random, with a call among them, *count* times."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        marks = [*chance.sample(_MARKS, 3), chance.choice(_GRAMMAR["mark"])]
+        pieces = [*chance.choices(marks, k=chance.randrange(2, 10)), ", mine(1)"]
+        chance.shuffle(pieces)
+        yield f"SELECT 1 {chance.choice(('', ' ')).join(pieces)}"
 
 
 def _expanded(symbol, chance, depth):

@@ -222,8 +222,9 @@ KINDS = {
     "generated": sql_corpus.generated,
     "mutated": sql_corpus.mutated,
     "keywords": keywords_in_some_positions,
+    "scattered": sql_corpus.scattered,
 }
-SIZES = [("generated", 12_000), ("mutated", 12_000), ("keywords", 40_000)]
+SIZES = [("generated", 12_000), ("mutated", 12_000), ("keywords", 40_000), ("scattered", 30_000)]
 
 
 def harmless(kind, count):

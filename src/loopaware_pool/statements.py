@@ -27,7 +27,7 @@ __all__ = ["is_harmless", "is_known_harmless"]
 LONGEST_STATEMENT: Final = 4000  # characters; whatever is longer is not looked at
 STATEMENTS_REMEMBERED: Final = 2000
 
-# A comment within a comment is not understood: wherever one begins that is not a gap, the text cannot be taken apart.
+# Comments nest. One that holds another is no gap here, nor is its slash a sign: such a text cannot be taken apart.
 _TOKEN: Final = re.compile(
     r"""
       (?P<gap>       [ \t\n\r\f\v]+ | --[^\n\r]* | /\*(?:(?!/\*|\*/).)*\*/ )
@@ -58,7 +58,7 @@ _KEYWORDS: Final = _words(
 )
 # Keywords that could name a function or a type, but not behind these.
 _KEYWORDS_BEHIND: Final = {"by": _words("group order partition"), "zone": _words("time")}
-# What else an operand can stand behind, so that `like 'x'` there is a literal of a type of that name.
+# What an operand can stand behind: `like 'x'` is a literal there, of a type of that name.
 _BEFORE_OPERANDS: Final = _KEYWORDS | _words(
     "asymmetric both by default escape first for groups ilike leading like next placing range rows symmetric trailing "
     "variadic zone"
@@ -206,7 +206,7 @@ def _names_a_system_relation(tokens: list[_Token], targets: set[int]) -> bool:
     """
     Whether a system table or view may be written to: an update of `pg_settings` sets what it is told.
 
-    Which name is the target's is not asked. What is neither called nor a column of the caller's tables is enough.
+    In a statement that writes, any name that begins as theirs do is enough, unless it is that of a call.
     """
     return any(
         tokens[i].text.lstrip('"').startswith(("pg_", "information_schema"))
