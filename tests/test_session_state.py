@@ -79,7 +79,9 @@ DIRTS = [
     dirt("notices", "SET client_min_messages = 'debug5'"),
     dirt("characteristics", "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
     dirt("set-config", "SELECT set_config('app.tenant', '7', false)"),
+    dirt("settings-view", "UPDATE pg_catalog.pg_settings SET setting = '5MB' WHERE name = 'work_mem'"),
     dirt("function", "SELECT dirt.by_function()"),
+    dirt("function-like-a-keyword", "SELECT NOT materialized(42)"),
     dirt("trigger", "INSERT INTO dirt.target VALUES (1)"),
     dirt("do-block", "DO $$ BEGIN PERFORM set_config('work_mem', '6MB', false); END $$"),
     dirt("role", f"SET ROLE {PLAIN_ROLE}"),
@@ -89,6 +91,7 @@ DIRTS = [
     dirt("lock", "SELECT pg_advisory_lock(1001)"),
     dirt("lock-shared", "SELECT pg_advisory_lock_shared(1002)"),
     dirt("locks", "SELECT pg_advisory_lock(1003)", "SELECT pg_advisory_lock(1003)", "SELECT pg_advisory_lock(10, 4)"),
+    dirt("lock-between-comments", "SELECT /* /* */ ' */ pg_advisory_lock(1004) /* ' */"),
     dirt("cursor", "DECLARE held CURSOR WITH HOLD FOR SELECT generate_series(1, 1000)"),
     dirt("listen", "LISTEN dirt_channel"),
     dirt("transaction", "BEGIN", "SET LOCAL app.tenant = '7'"),
@@ -120,6 +123,8 @@ def dirty_server():
                 CREATE SCHEMA dirt;
                 CREATE FUNCTION dirt.by_function() RETURNS text LANGUAGE sql AS
                     $$ SELECT set_config('app.tenant', '7', false) $$;
+                CREATE FUNCTION materialized(int) RETURNS boolean LANGUAGE sql AS
+                    $$ SELECT dirt.by_function() IS NULL $$;
                 CREATE TABLE dirt.target (n int);
                 CREATE TABLE dirt.copied (n int);
                 CREATE TABLE dirt.kept (n int);

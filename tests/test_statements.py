@@ -1,20 +1,34 @@
-"""Statements that are judged harmless do leave a session as it was: all of a kind by hand, the others by chance."""
+"""
+Statements that are judged harmless do leave a session as it was: all of a kind by hand, the others by chance.
+
+A corpus is held against PostgreSQL's own grammar, and run on a server where functions and types have treacherous
+names. The same statements are tried every time. `LOOPAWARE_TEST_EXPLORE=20000` tries that many others of each kind,
+from `LOOPAWARE_TEST_SEED` if that is set.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+from itertools import islice
 from uuid import uuid4
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from pglast import get_postgresql_version
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 
+import sql_corpus
 from loopaware_pool import statements as statements_module
 from loopaware_pool.statements import LONGEST_STATEMENT, STATEMENTS_REMEMBERED, is_harmless, is_known_harmless
+from sql_tree import objections
 
-EXAMPLES = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0")) or 700
+EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
+EXAMPLES = EXPLORE or 500
+SEED = int(os.environ.get("LOOPAWARE_TEST_SEED", "0")) or (random.randrange(2**32) if EXPLORE else 1)
 
 HARMLESS = [
     "SELECT 1",
@@ -122,6 +136,7 @@ SUSPECT = [
     "SELECT DISTINCT ON (a) like '1' FROM b",
     "SELECT DISTINCT ON (a) '1' FROM b",
     "SELECT count(1) '1'",
+    "SELECT * FROM a TABLESAMPLE count(1)",
     "SELECT public.n'1'",
     "SELECT public . N'1'",
     "SELECT a ILIKE like 'a'",
@@ -195,6 +210,65 @@ def test_texts_are_remembered_within_bounds():
     assert all(len(text) <= LONGEST_STATEMENT for text in statements_module._verdicts)
 
 
+# ---- against PostgreSQL's grammar ----
+
+
+def keywords_in_some_positions(seed, count):
+    step = max(1, sql_corpus.POSITIONS // count)
+    return islice(sql_corpus.keywords_in_every_position(), seed % step, None, step)
+
+
+KINDS = {
+    "generated": sql_corpus.generated,
+    "mutated": sql_corpus.mutated,
+    "keywords": keywords_in_some_positions,
+    "scattered": sql_corpus.scattered,
+}
+SIZES = [("generated", 12_000), ("mutated", 12_000), ("keywords", 40_000), ("scattered", 30_000)]
+
+
+def harmless(kind, count):
+    return (statement for statement in KINDS[kind](SEED, count) if is_harmless(statement))
+
+
+@pytest.mark.parametrize(("kind", "count"), SIZES)
+def test_what_is_harmless_by_its_text_is_harmless_by_its_parse_tree(kind, count):
+    """By a rule that knows nothing of the other; what does not parse is refused by the server, and leaves nothing."""
+    opinions = {statement: objections(statement) for statement in harmless(kind, EXPLORE or count)}
+    parsed = {statement: found for statement, found in opinions.items() if found is not None}
+    assert {statement: found for statement, found in parsed.items() if found} == {}, f"seed {SEED}"
+    assert len(parsed) > 200  # or the corpus has nothing to say
+
+
+def test_the_parse_tree_tells_what_is_suspect():
+    """Else it would agree with anything."""
+    assert [statement for statement in [*HARMLESS, *sql_corpus.ORDINARY] if objections(statement) != []] == []
+    for suspect in [
+        "SET work_mem = '5MB'",
+        "SELECT 1; SELECT 2",
+        "COMMIT PREPARED 'a'",
+        "SELECT mine(1)",
+        "SELECT pg_catalog.set_config('a.b', '1', false)",
+        "SELECT 1 WHERE NOT materialized(1)",
+        "SELECT 1::mine",
+        "SELECT public.n'1'",
+        "SELECT 1 OPERATOR(public.+) 1",
+        "SELECT 1 INTO a",
+        "SELECT * FROM a TABLESAMPLE mine(1)",
+        "WITH a AS (UPDATE pg_settings SET setting = 'x' RETURNING 1) SELECT * FROM a",
+        "DELETE FROM information_schema.sql_features",
+    ]:
+        assert objections(suspect), suspect
+    assert objections("SELECT FROM WHERE") is None
+
+
+def test_what_is_ordinary_is_harmless_but_for_what_is_in_no_list():
+    """Else nothing would be gained."""
+    assert [statement for statement in sql_corpus.ORDINARY if not is_harmless(statement)] == [
+        "SELECT id, total::numeric(10, 2), trim(BOTH 'x' FROM name) FROM orders",
+    ]
+
+
 # ---- against a server ----
 
 STATE = """
@@ -213,8 +287,51 @@ MAKE = """
         $$ SELECT pg_catalog.set_config('app.tenant', '7', false) IS NOT NULL $$;
     CREATE TABLE target (n int, s text);
     CREATE TABLE sink (n int, s text);
-    INSERT INTO target VALUES (1, 'a'), (2, 'b');
 """
+FILL = """
+    TRUNCATE target, sink, orders, late, accounts, shop."Orders";
+    INSERT INTO target VALUES (1, 'a'), (2, 'b');
+    INSERT INTO orders (id, name, total, kind, placed, data, tags) VALUES (1, 'a', 2, 'x', now(), '{"a": [1]}', '{a}');
+    INSERT INTO late VALUES (1, 'a', now()), (2, 'b', now());
+    INSERT INTO shop."Orders" VALUES (1, 'a');
+"""
+# Known to the grammar alone, or written by it as another name.
+CALLS_OF_THE_GRAMMAR = {"coalesce", "greatest", "least", "nullif", "row", "trim"}
+TYPES_OF_THE_GRAMMAR = {
+    "bigint",
+    "boolean",
+    "character",
+    "decimal",
+    "double",
+    "float",
+    "int",
+    "integer",
+    "real",
+    "smallint",
+}
+# What they change is over with the transaction, or is no part of what a reset restores.
+VOLATILE = {
+    "clock_timestamp",
+    "gen_random_uuid",
+    "lastval",
+    "nextval",
+    "pg_advisory_xact_lock",
+    "pg_notify",
+    "pg_sleep",
+    "pg_try_advisory_xact_lock",
+    "random",
+}
+
+
+def traps():
+    """Have each name that is in no list of the judge's dirty the session: as a function, and as a type."""
+    names = {*sql_corpus.KEYWORDS, *TREACHEROUS}
+    for name in sorted(names - statements_module._FUNCTIONS):
+        for arguments in ("", "n int", "s text"):
+            yield f'CREATE FUNCTION "{name}"({arguments}) RETURNS boolean LANGUAGE sql AS $$ SELECT soil() $$'
+    # A type by the name of a function is called as one: `count('a')` casts.
+    for name in sorted(names - statements_module._FUNCTIONS - statements_module._TYPES - {"target"}):
+        yield f'CREATE DOMAIN "{name}" AS text CHECK (soil())'
 
 
 @pytest.fixture(scope="module")
@@ -225,16 +342,65 @@ def session(dsn):
         admin.execute(f"CREATE DATABASE {name}")
         try:
             with psycopg.connect(make_conninfo(dsn, dbname=name), autocommit=True) as connection:
-                connection.execute(MAKE)
-                for treacherous in TREACHEROUS:
-                    connection.execute(
-                        f'CREATE FUNCTION "{treacherous}"(n int) RETURNS boolean LANGUAGE sql AS $$ SELECT soil() $$;'
-                        f'CREATE DOMAIN "{treacherous}" AS text CHECK (soil())'
-                    )
-                connection.execute(CLEAN)
+                connection.execute(MAKE + sql_corpus.TABLES + FILL)
+                connection.execute(";".join(traps()))
+                connection.execute("SET statement_timeout = '200ms'; " + CLEAN)
                 yield connection
         finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_what_is_known_by_name_is_the_servers_own_and_changes_no_session(session):
+    """Each function and type of the lists is in pg_catalog, and no function changes more than a sequence."""
+    found = dict(
+        session.execute(
+            "SELECT proname::text, bool_or(provolatile = 'v') FROM pg_catalog.pg_proc"
+            " WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = ANY (%s) GROUP BY 1",
+            [list(statements_module._FUNCTIONS)],
+        ).fetchall()
+    )
+    assert statements_module._FUNCTIONS - found.keys() == CALLS_OF_THE_GRAMMAR
+    assert {name for name, is_volatile in found.items() if is_volatile} <= VOLATILE
+    # Such a function would convert to types that stand behind it, as `json_to_record(a) AS (b type)` does.
+    assert not session.execute(
+        "SELECT proname FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace"
+        " AND prokind = 'f' AND prorettype = 'record'::regtype AND proargmodes IS NULL AND proname = ANY (%s)",
+        [list(statements_module._FUNCTIONS)],
+    ).fetchall()
+    types = session.execute(
+        "SELECT typname::text FROM pg_catalog.pg_type WHERE typnamespace = 'pg_catalog'::regnamespace AND typtype = 'b'"
+    )
+    assert statements_module._TYPES.difference(name for (name,) in types) == TYPES_OF_THE_GRAMMAR
+
+
+def run(session, statement):
+    """Have the server run a statement by itself; tell whether it did."""
+    try:
+        session.execute(statement.encode(), prepare=False)
+    except psycopg.Error:
+        return False
+    finally:
+        if session.info.transaction_status != TransactionStatus.IDLE:
+            session.execute("ROLLBACK")
+    return True
+
+
+@pytest.mark.parametrize(("kind", "count"), SIZES)
+def test_what_is_harmless_by_its_text_changes_no_session(session, kind, count):
+    """However treacherous the names of functions and types are."""
+    before = session.execute(STATE).fetchone()
+    has_our_grammar = session.info.server_version // 10_000 == get_postgresql_version()[0]
+    statements = harmless(kind, EXPLORE or count)
+    if has_our_grammar:
+        statements = (statement for statement in statements if objections(statement) is not None)
+    ran = 0
+    while batch := list(islice(statements, 40)):
+        ran += sum(run(session, statement) for statement in batch)
+        if session.execute(STATE).fetchone() != before:
+            session.execute(CLEAN)
+            pytest.fail(f"seed {SEED}: one of these changed the session: {batch}")
+        session.execute(FILL)
+    assert ran > 50  # or the corpus has nothing to say
 
 
 gaps = st.sampled_from([" ", " ", " ", "", "\n", "/**/", "/* x */", "--x\n", "\t", "\v", "/* ' */", "--'\n"])

@@ -7,8 +7,11 @@ known to do no harm may do some: another kind of statement, a second one behind 
 below, a type that is not, a character that could mean the text is to be read otherwise.
 
 What the text does not say cannot be judged: a function that the server calls of its own accord, for a trigger, a view,
-a rule, a policy, an operator, a cast, a default or a constraint, one of yours that overloads the name of one in the
-list, and one that is written as if it were a column (`row.function`).
+a rule, a policy, an operator, a cast, a default or a constraint, a function or a type of yours that bears a name in the
+list, and a function that is written as if it were a column (`row.function`).
+
+PostgreSQL tells keywords from names by a grammar; this module, by the words next to them. Where a word could be either,
+it is taken for a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
 
 To judge a text takes about a microsecond for each of its words. A program that writes its values into its statements
 never sends one twice, and would pay for each. So a text is judged when it comes a second time.
@@ -24,7 +27,7 @@ __all__ = ["is_harmless", "is_known_harmless"]
 LONGEST_STATEMENT: Final = 4000  # characters; whatever is longer is not looked at
 STATEMENTS_REMEMBERED: Final = 2000
 
-# A comment within a comment is not understood: wherever one begins that is not a gap, the text cannot be taken apart.
+# Comments nest. One that holds another is no gap here, nor is its slash a sign: such a text cannot be taken apart.
 _TOKEN: Final = re.compile(
     r"""
       (?P<gap>       [ \t\n\r\f\v]+ | --[^\n\r]* | /\*(?:(?!/\*|\*/).)*\*/ )
@@ -55,7 +58,7 @@ _KEYWORDS: Final = _words(
 )
 # Keywords that could name a function or a type, but not behind these.
 _KEYWORDS_BEHIND: Final = {"by": _words("group order partition"), "zone": _words("time")}
-# What else an operand can stand behind, so that `like 'x'` there is a literal of a type of that name.
+# What an operand can stand behind: `like 'x'` is a literal there, of a type of that name.
 _BEFORE_OPERANDS: Final = _KEYWORDS | _words(
     "asymmetric both by default escape first for groups ilike leading like next placing range rows symmetric trailing "
     "variadic zone"
@@ -203,7 +206,7 @@ def _names_a_system_relation(tokens: list[_Token], targets: set[int]) -> bool:
     """
     Whether a system table or view may be written to: an update of `pg_settings` sets what it is told.
 
-    Which name is the target's is not asked. What is neither called nor a column of the caller's tables is enough.
+    In a statement that writes, any name that begins as theirs do is enough, unless it is that of a call.
     """
     return any(
         tokens[i].text.lstrip('"').startswith(("pg_", "information_schema"))
@@ -263,7 +266,7 @@ def _begins_clause(tokens: list[_Token], i: int) -> bool:
 
 
 def _is_call_of_known_function(tokens: list[_Token], i: int) -> bool:
-    return tokens[i].text in _FUNCTIONS and tokens[i - 1].text != "."
+    return tokens[i].text in _FUNCTIONS and tokens[i - 1].text not in (".", "tablesample")
 
 
 def _is_behind_call(tokens: list[_Token], i: int) -> bool:
