@@ -181,9 +181,9 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
     async def lease():
         await pool
         con = await pool.acquire()
-        if "transaction" not in what:
-            await con.execute("BEGIN")
-        return con
+        outer = con.transaction()
+        await outer.start()
+        return con, outer
 
     async def make_here(con):
         if what in OPENED:
@@ -195,14 +195,14 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
             await (MADE | OPENED)[what][1](made)
         return str(caught.value)
 
-    async def use_well(con):
+    async def use_well(con, outer):
         assert await con.fetchval("SELECT 1") == 1
-        await con.execute("ROLLBACK")
+        await outer.rollback()
         await pool.release(con)
         await pool.close()
 
     with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
-        con = home.run(lease())
+        con, outer = home.run(lease())
         if made_at == "nowhere":
             made = MADE[what][0](con)
         else:
@@ -210,7 +210,7 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
         message = abroad.run(misuse(made))
         assert pool.name in message
         assert "the connection belongs to" in message
-        home.run(use_well(con))
+        home.run(use_well(con, outer))
 
 
 # ---- methods that a tracer has replaced ----
