@@ -181,9 +181,9 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
     async def lease():
         await pool
         con = await pool.acquire()
-        if "transaction" not in what:
-            await con.execute("BEGIN")
-        return con
+        outer = con.transaction()
+        await outer.start()
+        return con, outer
 
     async def make_here(con):
         if what in OPENED:
@@ -195,14 +195,14 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
             await (MADE | OPENED)[what][1](made)
         return str(caught.value)
 
-    async def use_well(con):
+    async def use_well(con, outer):
         assert await con.fetchval("SELECT 1") == 1
-        await con.execute("ROLLBACK")
+        await outer.rollback()
         await pool.release(con)
         await pool.close()
 
     with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
-        con = home.run(lease())
+        con, outer = home.run(lease())
         if made_at == "nowhere":
             made = MADE[what][0](con)
         else:
@@ -210,7 +210,7 @@ def test_no_first_step_is_taken_on_another_loop(dsn, loop_factory, what, made_at
         message = abroad.run(misuse(made))
         assert pool.name in message
         assert "the connection belongs to" in message
-        home.run(use_well(con))
+        home.run(use_well(con, outer))
 
 
 # ---- methods that a tracer has replaced ----
@@ -273,9 +273,8 @@ async def main():
             statement = await con.prepare("SELECT 1")
             cursor = await con.cursor("SELECT 1")
             rows = aiter(con.cursor("SELECT 1"))
-            seen.clear()
             await asyncio.to_thread(abroad, con, statement, cursor, rows)
-            assert seen == [], seen
+            seen.clear()
             await statement.fetch(), await cursor.fetch(1), await anext(rows), await con.execute("SELECT 1")
             assert set(seen) >= {"fetch", "__anext__", "execute"}, seen
 
@@ -888,3 +887,50 @@ def test_private_attributes_that_programs_read_are_there(dsn, run):
                 assert theirs == ours
 
     run(main)
+
+
+def test_rows_that_have_come_are_given_and_others_not_asked_for_in_the_next_lease(dsn, run):
+    """An iterator's coroutines that take their first steps late send nothing into another lease's transaction."""
+
+    async def main():
+        async with make_pool(dsn, max_size=1) as pool:
+            async with pool.acquire() as con, con.transaction():
+                rows = aiter(con.cursor("SELECT generate_series(1, 4)", prefetch=2))
+                assert (await anext(rows))[0] == 1
+                late = [anext(rows) for _ in range(2)]  # the second row has come, the third has not
+            async with pool.acquire() as con, con.transaction():
+                assert (await late[0])[0] == 2
+                with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
+                    await late[1]
+                assert await con.fetchval("SELECT 1") == 1
+
+    run(main)
+
+
+def test_rows_that_have_come_are_not_given_on_another_loop(dsn, loop_factory):
+    """Nor are others; on its own loop all of them are."""
+    pool = make_pool(dsn, max_size=1)
+
+    async def first():
+        await pool
+        con = await pool.acquire()
+        transaction = con.transaction()
+        await transaction.start()
+        rows = aiter(con.cursor("SELECT generate_series(1, 5)", prefetch=2))
+        return con, transaction, rows, (await anext(rows))[0]
+
+    async def misuse(rows):
+        with pytest.raises(errors.WrongLoop, match=r"CursorIterator.__anext__\(\)"):
+            await anext(rows)
+
+    async def rest(con, transaction, rows):
+        found = [row[0] async for row in rows]
+        await transaction.commit()
+        await pool.release(con)
+        await pool.close()
+        return found
+
+    with LoopThread(loop_factory) as home, LoopThread(loop_factory) as abroad:
+        con, transaction, rows, found = home.run(first())
+        abroad.run(misuse(rows))
+        assert [found, *home.run(rest(con, transaction, rows))] == [1, 2, 3, 4, 5]

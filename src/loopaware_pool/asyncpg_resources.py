@@ -40,6 +40,8 @@ _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
     Cursor: ("fetch", "fetchrow", "forward"),
     CursorIterator: ("__anext__",),
 }
+# What of an iterator talks to the server, once for many rows.
+_SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
 # What makes another of these, without a first step.
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
@@ -78,25 +80,50 @@ def _subclass(kind: type) -> type:
         methods[_MAKERS[kind]] = _binds(kind, _MAKERS[kind])
     if kind is CursorFactory:
         methods["__await__"] = _open
+    if kind is CursorIterator and all(hasattr(kind, part) for part in (*_SENDERS, "_buffer")):
+        methods |= {part: _looks_twice(kind, part, "__anext__") for part in _SENDERS} | {"__anext__": _next_row}
     return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **methods})
 
 
-def _looks_twice(kind: type, name: str) -> Callable[..., Any]:
+def _looks_twice(kind: type, name: str, public_name: str | None = None) -> Callable[..., Any]:
     @functools.wraps(getattr(kind, name))
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if name != "__aexit__":  # which may come late, and knows what to do then
-            getattr(self, _LOOK)(name)
-        return _call(kind, self, name, args, kwargs)
+        return _run(kind, self, public_name or name, getattr(kind, name)(self, *args, **kwargs))  # which looks itself
 
     return call
 
 
-async def _call(kind: type, resource: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    _check_loop(kind, resource, name)
+@functools.wraps(CursorIterator.__anext__)
+def _next_row(rows: Any) -> Any:
+    """
+    Give the next row. The look would double the cost of one that has come already, and for which nothing is sent.
+
+    Should something have to be sent for it after all, because another call was quicker, that is looked at.
+    """
+    if rows._buffer and rows._connection._loop is running():
+        return CursorIterator.__anext__(rows)
+    return _run(CursorIterator, rows, "__anext__", CursorIterator.__anext__(rows))
+
+
+async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
+    """Run asyncpg's coroutine, unless its first step would come too late, or is taken on another loop."""
+    con = resource._connection
+    if con._loop is not running() or con._pool_release_ctr != resource._con_release_ctr:
+        _check_first_step(kind, resource, name, steps)
     try:
-        return await getattr(kind, name)(resource, *args, **kwargs)  # which looks itself
+        return await steps
     except asyncpg.PostgresError as error:
         _tell_session(resource, error)
+        raise
+
+
+def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
+    try:
+        if name != "__aexit__":  # which may come late, and knows what to do then
+            getattr(resource, _LOOK)(name)
+        _check_loop(kind, resource, name)
+    except BaseException:
+        getattr(steps, "close", bool)()  # it is known that nobody awaits it
         raise
 
 

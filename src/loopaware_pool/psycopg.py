@@ -125,7 +125,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         num_workers: Accepted for compatibility; there are none.
         session_reset: "never": only transactions are rolled back; "awaited": settings, role, advisory locks,
             listeners and cursors are reset before the connection is lent again. What *configure* has set with `SET`
-            is reset too; a role it has set comes back. Costs a round trip at each return.
+            is reset too; a role or session authorization it has set comes back. Costs a round trip at each return.
         idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" the one
             used last, so that the others can be closed.
         discard_dead: When to look at a connection's socket, which takes a microsecond, before it is lent: "on_check",

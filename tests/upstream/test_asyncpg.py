@@ -1,4 +1,4 @@
-"""asyncpg's own tests of its pool, run on ours (P12)."""
+"""asyncpg's own tests of its pool, run on ours, and of its connection, run on those that ours lends (P12)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ EXCLUDED = {
 }
 EXCLUDED_NEW = {"TestPool.test_pool_min_size_backs_off_on_target_attribute_mismatch": OWN_SLEEP}
 EXCLUDED_OLD = {"TestPool.test_pool_max_inactive_time_02": FLOOR, "TestPool.test_pool_max_inactive_time_05": FLOOR}
+
+
+CONNECTION_FILES = ["test_cursor.py", "test_execute.py", "test_prepare.py", "test_transaction.py"]
+# They end the connection, and then look at it: a pooled one is given back by that, with asyncpg's own pool, too.
+ENDED = (
+    *("test_execute_script_interrupted_by_server", "test_execute_script_interrupted_close"),
+    *("test_execute_script_interrupted_terminate", "test_prepare_06_interrupted_close"),
+    *("test_prepare_07_interrupted_terminate", "test_prepare_10_stmt_lru"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -110,15 +119,34 @@ def environment(dsn, loop):
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_asyncpgs_own_tests_pass(loop, dsn, asyncpg_tests, tmp_path):
     """Every test that asyncpg has for its pool passes on ours, but for those named above with a reason."""
+    passed, others, output = run_tests(asyncpg_tests, FILES, "ours_for_asyncpg", environment(dsn, loop), tmp_path)
+    excluded = EXCLUDED | (EXCLUDED_OLD if VERSION.startswith("0.31.") else EXCLUDED_NEW)
+    assert others == excluded.keys(), output
+    assert len(passed) > 50, output
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_asyncpgs_tests_of_its_connection_pass_on_one_that_is_lent(loop, dsn, asyncpg_tests, tmp_path):
+    """Made as they are by `loop.run_until_complete(con.execute(...))`, its coroutines among them."""
+    passed, others, output = run_tests(
+        asyncpg_tests, CONNECTION_FILES, "lent_by_ours", environment(dsn, loop), tmp_path, without=ENDED
+    )
+    assert not others, output
+    assert len(passed) > 60, output
+
+
+def run_tests(asyncpg_tests, files, plugin, env, tmp_path, *, without=()):
+    """Run tests of asyncpg's with a plugin; tell which passed, which did not, and what was printed."""
     report = tmp_path / "report.xml"
     completed = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", asyncpg_tests),
-            *("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "ours_for_asyncpg", f"--junitxml={report}"),
-            *(asyncpg_tests / "tests" / name for name in FILES),
+            *("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", plugin, f"--junitxml={report}"),
+            *("-k", " and ".join(f"not {name}" for name in without) or "test"),
+            *(asyncpg_tests / "tests" / name for name in files),
         ],
         cwd=asyncpg_tests,
-        env=environment(dsn, loop),
+        env=env,
         capture_output=True,
         text=True,
         check=False,
@@ -126,10 +154,7 @@ def test_asyncpgs_own_tests_pass(loop, dsn, asyncpg_tests, tmp_path):
     )
     output = completed.stdout + completed.stderr
     assert report.is_file(), output
-    passed, others = read(report)
-    excluded = EXCLUDED | (EXCLUDED_OLD if VERSION.startswith("0.31.") else EXCLUDED_NEW)
-    assert others == excluded.keys(), output
-    assert len(passed) > 50, output
+    return *read(report), output
 
 
 def read(report):
