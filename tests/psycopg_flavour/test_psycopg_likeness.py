@@ -142,6 +142,29 @@ def test_a_null_pools_caller_who_connects_does_not_wait(dsn, run, cls):
 
 
 @pytest.mark.parametrize("cls", NULL, ids=["theirs", "ours"])
+def test_a_null_pools_caller_who_gives_up_connecting_has_not_waited(dsn, run, cls):
+    """It has, of course; but not for others."""
+
+    async def main():
+        is_connecting = asyncio.Event()
+
+        async def configure(_):
+            is_connecting.set()
+            await asyncio.sleep(0.1)
+
+        async with make_pool(cls, dsn, max_size=1, configure=configure) as pool:
+            caller = asyncio.create_task(pool.getconn())
+            await is_connecting.wait()
+            await asyncio.sleep(0.02)
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            return pool.get_stats()
+
+    assert run(main()).keys().isdisjoint({"requests_queued", "requests_wait_ms"})
+
+
+@pytest.mark.parametrize("cls", NULL, ids=["theirs", "ours"])
 def test_a_null_pools_caller_who_waits_for_others_does(dsn, run, cls):
     """As long as they take; one who gives up as well."""
 
