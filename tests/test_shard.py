@@ -702,6 +702,7 @@ class TestAge:
         waiter = pool.wait(shard)
         pool.connect(shard)
         slot = pool.claim(shard, waiter)
+        pool.now += 1
         give_back(pool, shard, slot)
         assert shard.edge.closing == [slot]
 
