@@ -254,6 +254,13 @@ def test_what_makes_no_sense_is_refused_when_the_pool_is_made(kind, option, valu
         KINDS[kind][1](open=False, **{option: value})
 
 
+@pytest.mark.parametrize("option", ["max_lifetime", "max_idle"])
+def test_the_refusal_of_a_time_says_what_turns_it_off(option):
+    """Infinity, here."""
+    with pytest.raises(ValueError, match=f"{option}=-1: .*infinity turns it off"):
+        AsyncConnectionPool(open=False, **{option: -1})
+
+
 @pytest.mark.parametrize("discard_expired", ["on_return", "always"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0, LEAST])
