@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
+from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.slot import SlotState
 from loopaware_pool.terms import Phase
@@ -335,6 +336,26 @@ class TestAwaitingAnAnswer:
         give_back(pool, shard, slot, RESET)
         shard.answered(slot, pool.now)
         assert slot.state is SlotState.RESETTING
+
+    def test_who_waits_for_a_connection_of_its_own_waits_for_nobody(self, make):
+        """Nor does a caller for whom one can be opened, unless connecting fails, or the pool is suspended."""
+        pool, shard = make(max_size=5)
+        for _ in range(5):
+            pool.wait(shard)
+        assert len(shard.edge.opening) == 3
+        assert (shard.waiting_in_line, shard.growth_left) == (2, 2)
+        shard.phase = Phase.SUSPENDED
+        assert shard.growth_left == 0
+        shard.phase = Phase.OPEN
+        pool.refuse(shard)
+        assert shard.growth_left == 0
+
+    def test_growth_counts_where_it_is_to(self, make):
+        """As with psycopg_pool's pools."""
+        pool, shard = make(max_size=5, counts_growth=True)
+        for _ in range(5):
+            pool.wait(shard)
+        assert (shard.waiting_in_line, shard.growth_left) == (5, 0)
 
     def test_who_waits_for_an_answer_opens_no_connection_for_a_while(self, make):
         """But does when the answer is late."""
@@ -674,6 +695,33 @@ class TestAge:
         for _ in range(10):
             pool.pass_time(3600.0)
         assert shard.idle == slots
+
+    def test_a_connection_of_the_shortest_life_serves_who_waits_for_it(self, make):
+        """It is too old when it comes back, not when it is opened."""
+        pool, shard = make(max_lifetime=1e-9)
+        waiter = pool.wait(shard)
+        pool.connect(shard)
+        slot = pool.claim(shard, waiter)
+        pool.now += 1
+        give_back(pool, shard, slot)
+        assert shard.edge.closing == [slot]
+
+    def test_a_floor_of_the_shortest_lives_is_replaced_now_and_then(self, make):
+        """Not as fast as it connects."""
+        pool, shard = make(min_size=1, max_lifetime=1e-9)
+        (slot,) = pool.with_idle(shard, 1)
+        pool.pass_time(0.05)
+        assert shard.idle == [slot]
+        pool.pass_time(PATIENCE)
+        assert shard.edge.closing == [slot]
+
+    def test_the_shortest_idle_time_is_no_period(self, make):
+        """Where idle connections go one each `max_idle`, as psycopg_pool's, a shorter one would keep the timer busy."""
+        pool, shard = make(min_size=1, max_idle=1e-9, idle_order=IdleOrder.FIFO)
+        slots = pool.with_idle(shard, 3)
+        pool.pass_time(0.001)
+        assert shard.edge.closing == slots[:2]
+        assert shard.edge.wake >= pool.now + 0.5
 
     def test_use_makes_a_connection_young_again(self, make):
         """Idle time counts from the last release."""

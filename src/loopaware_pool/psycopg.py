@@ -512,6 +512,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
             try:
                 async with asyncio.timeout(left):
                     await keeper.open_one()
+                logger.info("adding new connection to the pool")
                 return True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
                 keeper.shard.last_error = error

@@ -39,7 +39,8 @@ class Counters:
 
     Attributes:
         acquired: Leases begun.
-        waited: Leases begun after waiting in the queue.
+        waited: Leases begun after waiting in the queue. A null pool's caller for whom a connection can be opened is not
+            counted here, nor in the next three.
         waited_seconds: Time spent in the queue by those, in seconds.
         queued: Acquires that had to queue, served or not.
         gave_up_seconds: Time spent in the queue by those who left it without a connection, in seconds.
