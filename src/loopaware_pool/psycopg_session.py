@@ -40,8 +40,8 @@ _LET_GO_SECONDS: Final = 1.0
 
 # What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
 _RESET_QUERY: Final = (
-    "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
-    "RESET SESSION AUTHORIZATION; RESET ROLE"
+    b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
+    b"RESET SESSION AUTHORIZATION; RESET ROLE"
 )
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
@@ -309,14 +309,18 @@ class PsycopgSession:
                 self.owner.demoted()
 
     async def _is_read_only(self) -> bool:
-        connection = self._kept()
+        connection = self._bare()
         was_autocommit = connection.autocommit
         await connection.set_autocommit(True)
-        cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
-        await cursor.execute(IS_READ_ONLY_QUERY, prepare=False)
-        (is_read_only,) = await cursor.fetchone() or (False,)
+        is_read_only = await _first_value(connection, IS_READ_ONLY_QUERY.encode())
         await connection.set_autocommit(was_autocommit)
-        return bool(is_read_only)
+        return is_read_only == b"t"
+
+    def _bare(self) -> AsyncConnection[Any]:
+        """Give the connection without what a tracer has made of it: for what is the pool's own."""
+        connection: AsyncConnection[Any] | None = self._reference()
+        assert connection is not None, "dropped"
+        return connection
 
     def _kept(self) -> AsyncConnection[Any]:
         assert self.connection is not None, "in use by a caller"
@@ -355,7 +359,7 @@ class PsycopgSession:
 
     def _restore_client_side(self, configured: _Configured) -> None:
         """Have psycopg forget what it remembers of the lease; first, as what follows is done by means of it."""
-        connection = self._kept()
+        connection = self._bare()
         if connection._num_transactions:  # it ends when its holder is collected: in the middle of another's lease
             raise psycopg.ProgrammingError("connection left inside a transaction() block: discarded")
         for name, value in zip(_ATTRIBUTES, configured.attributes, strict=True):
@@ -366,12 +370,12 @@ class PsycopgSession:
         connection._tpc = None
 
     async def _reset_session(self, configured: _Configured) -> None:
-        connection = self._kept()
+        connection = self._bare()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
-        await connection.execute(_RESET_QUERY, prepare=False)
+        await _first_value(connection, _RESET_QUERY)
         if configured.role != "none":
-            query = "SELECT pg_catalog.set_config('role', %s, false)"
-            await connection.execute(query, [configured.role], prepare=False)
+            role = pq.Escaping(connection.pgconn).escape_literal(configured.role.encode(connection.info.encoding))
+            await _first_value(connection, b"SELECT pg_catalog.set_config('role', %s, false)" % bytes(role))
         for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
         if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
@@ -379,14 +383,13 @@ class PsycopgSession:
 
     async def remember_configured(self) -> None:
         """Note what an awaited session reset is to come back to."""
-        connection = self._kept()
+        connection = self._bare()
         role = "none"
         if self._driver.configure is not None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
-            cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
-            await cursor.execute("SELECT pg_catalog.current_setting('role')", prepare=False)
-            role = (await cursor.fetchone() or ("none",))[0]
+            value = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')")
+            role = (value or b"none").decode(connection.info.encoding)
             await connection.set_autocommit(was_autocommit)
         self._configured = _Configured(
             settings=[getattr(connection, name) for name in _SETTINGS],
@@ -480,6 +483,19 @@ class PsycopgSession:
     def _reclaim(self) -> None:
         if self.owner is not None and self._pgconn.status != _BAD:
             self.owner.dropped()
+
+
+async def _first_value(connection: AsyncConnection[Any], query: bytes) -> bytes | None:
+    """
+    Execute a query of the pool's own, past the user's cursors, rows and adapters.
+
+    Returns:
+        The first value of its first result, as the server has written it; None for none.
+    """
+    cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+    await cursor.execute(query, prepare=False)
+    result = cursor.pgresult
+    return result.get_value(0, 0) if result is not None and result.ntuples else None
 
 
 def _layers(connection: Any) -> Iterator[Any]:
