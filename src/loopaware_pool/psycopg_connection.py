@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, pq
 from psycopg.rows import Row
 
 from loopaware_pool.loops import post, running
-from loopaware_pool.psycopg_watch import SocketWatch
+from loopaware_pool.psycopg_watch import INTERVAL_SECONDS, SocketWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -102,7 +102,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
     async def wait(
         self,
         gen: Generator[int, int, RV],
-        interval: float | None = None,
+        interval: float | None = INTERVAL_SECONDS,
         timeout: float | None = None,
     ) -> RV:
         """
@@ -110,8 +110,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         Args:
             gen: As psycopg's.
-            interval: Seconds of silence after which *gen* is told that there is nothing; None never. psycopg 3.2 needs
-                it to look at the clock in `notifies()`.
+            interval: Seconds of silence after which *gen* is sent `Ready.NONE`, so that it can look at the clock; None
+                never.
             timeout: Seconds; None waits as long as it takes.
 
         Raises:
