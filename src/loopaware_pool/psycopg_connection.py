@@ -14,10 +14,11 @@ from psycopg import AsyncConnection, pq
 from psycopg.rows import Row
 
 from loopaware_pool.loops import post, running
-from loopaware_pool.psycopg_watch import INTERVAL_SECONDS, SocketWatch
+from loopaware_pool.psycopg_watch import INTERVAL_SECONDS, Custody, SocketWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from types import TracebackType
     from typing import Self
 
 __all__ = ["LoopAwareConnection", "let_go_of_frames"]
@@ -29,6 +30,7 @@ logger = logging.getLogger("psycopg")
 # What the server has to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
 
+_BAD: Final = pq.ConnStatus.BAD
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 
 
@@ -88,6 +90,21 @@ class LoopAwareConnection(AsyncConnection[Row]):
             else:
                 post(watch.loop, watch.detach)
         super().__del__(*args)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or about to be: closed on another loop, it waits for its own to do it."""
+        return self._closed or self.pgconn.status == _BAD
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Commit, or roll back if an error passes; then close, unless it is a pool's, or has gone back to its pool."""
+        if self.watch.custody is not Custody.IDLE:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
 
     def fileno(self) -> int:
         """

@@ -219,7 +219,7 @@ class PsycopgSession:
         bare._loopaware_session = self
         self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
         self.leaves_plainly = all(
-            _method(layers, name) is getattr(AsyncConnection, name)
+            _method(layers, name) in (getattr(AsyncConnection, name), getattr(LoopAwareConnection, name))
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )
 

@@ -24,6 +24,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+from asyncio.tasks import _enter_task as enter_task  # for those who run tasks' steps themselves, says its manual
+from asyncio.tasks import _leave_task as leave_task
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,6 +41,7 @@ from loopaware_pool.psycopg_wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from contextvars import Context
 
 __all__ = ["INTERVAL_SECONDS", "Custody", "SocketWatch", "WrongLoop", "unregister"]
 
@@ -119,6 +122,7 @@ class SocketWatch:
         "_pgconn",
         "_poll",
         "_stepped_at",
+        "_task",
         "_ticker",
         "_value",
         "_wakeup",
@@ -149,6 +153,7 @@ class SocketWatch:
         self._wakeup = Wakeup(loop)
         self._poll: select.poll | None = None
         self._yielded_at = 0.0
+        self._task: asyncio.Task[Any] | None = None
         self._interval: float | None = None
         self._stepped_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
@@ -213,6 +218,7 @@ class SocketWatch:
         self._generator = generator
         self._advance(_READY_NONE if has_begun else None)
         if self.is_waited_for():
+            self._task = asyncio.current_task()
             self._interval = interval
             if interval is not None:
                 self._stepped_at = monotonic()
@@ -226,7 +232,7 @@ class SocketWatch:
                 self._value = self._error = None
                 raise
             finally:
-                self._generator = None
+                self._generator = self._task = None
                 if timer is not None:
                     timer.cancel()
                 if interval != INTERVAL_SECONDS:
@@ -314,15 +320,25 @@ class SocketWatch:
             self._step(_READY_W)
 
     def _step(self, ready: int) -> None:
-        """Go on with the generator, in the context of the task that waits: user's code in it may look at that."""
+        """Go on with the generator, in the context and the name of the task that waits: handlers may look at both."""
         context = self._wakeup.context
         if context is not None:
             self._stepped_at = monotonic()
             try:
-                context.run(self._advance, ready)
+                self._advance_as(self._task, context, ready)
             finally:
                 if self._generator is None:
                     self._wakeup.wake()
+
+    def _advance_as(self, task: asyncio.Task[Any] | None, context: Context, ready: int) -> None:
+        if task is None or asyncio.current_task(self.loop) is not None:  # a loop that runs in another's step
+            context.run(self._advance, ready)
+            return
+        enter_task(self.loop, task)
+        try:
+            context.run(self._advance, ready)
+        finally:
+            leave_task(self.loop, task)
 
     def _tick_in(self, seconds: float) -> None:
         self._stop_ticking()

@@ -363,3 +363,65 @@ def test_what_is_no_generator_is_refused_and_leaves_the_connection_as_it_was(
                 await connection.execute("SELECT 1")
 
     run(main())
+
+
+# ---- what psycopg's connection does, too ----
+
+
+@pytest.mark.parametrize("connection_class", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+def test_handlers_run_as_the_task_whose_query_brings_the_message(dsn, run, connection_class):
+    """So that what looks at the current task, as tracers do, finds it."""
+    tasks = []
+
+    def note(_):
+        tasks.append(asyncio.current_task())
+
+    async def query(connection):
+        await connection.execute("DO $$ BEGIN PERFORM pg_sleep(0.02); RAISE NOTICE 'hear'; END $$")
+        await connection.execute("NOTIFY news; SELECT pg_sleep(0.02)")
+        return asyncio.current_task()
+
+    async def main():
+        async with await connection_class.connect(dsn, autocommit=True) as connection:
+            connection.add_notice_handler(note)
+            connection.add_notify_handler(note)
+            await connection.execute("LISTEN news")
+            expected = await asyncio.create_task(query(connection))
+            assert tasks == [expected] * 2
+            assert asyncio.current_task() is not expected
+
+    run(main())
+
+
+def test_a_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn, run):
+    """Though its own loop closes the socket, when it comes to it."""
+
+    async def main():
+        connection = await LoopAwareConnection.connect(dsn)
+        loop = asyncio.get_running_loop()
+
+        def close():
+            asyncio.run(connection.close())
+            return connection.closed
+
+        closing = loop.run_in_executor(None, close)
+        is_closed = await closing
+        assert is_closed
+        await eventually_async(lambda: connection.pgconn.status == pq.ConnStatus.BAD, "a socket that is closed")
+
+    run(main())
+
+
+def test_a_connection_that_is_closed_into_its_pool_in_its_own_block_stays_there(dsn, run):
+    """The end of the block leaves it alone: it is not the caller's any more."""
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1, close_returns=True) as pool:
+            async with await pool.getconn() as connection:
+                pid = connection.info.backend_pid
+                await connection.close()
+            async with pool.connection() as connection:
+                assert connection.info.backend_pid == pid
+                await connection.execute("SELECT 1")
+
+    run(main())
