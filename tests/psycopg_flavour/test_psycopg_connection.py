@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -398,15 +399,13 @@ def test_a_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn,
 
     async def main():
         connection = await LoopAwareConnection.connect(dsn)
-        loop = asyncio.get_running_loop()
 
-        def close():
-            asyncio.run(connection.close())
+        async def close():
+            await connection.close()
             return connection.closed
 
-        closing = loop.run_in_executor(None, close)
-        is_closed = await closing
-        assert is_closed
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(asyncio.run, close()).result()  # this loop stands still meanwhile
         await eventually_async(lambda: connection.pgconn.status == pq.ConnStatus.BAD, "a socket that is closed")
 
     run(main())
