@@ -204,6 +204,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             tells_errors=not self._keeps_idle,
             reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
+            connecting=self._tell_of_growth,
         )
         self._config = PoolConfig(
             name=name,
@@ -380,6 +381,9 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             timeout = self.timeout
         else:
             check_number("timeout", timeout, _SECONDS)
+        is_told = logger.isEnabledFor(logging.INFO)
+        if is_told:
+            logger.info("connection requested from %r", self.name)
         core = self._core
         if core.state is not _OPEN or self._is_to_warn:
             self._check_open()
@@ -391,6 +395,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         connection = self._lend(slot, keeper)
         if self._check is not None:
             connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)
+        if is_told:
+            logger.info("connection given by %r", self.name)
         return connection
 
     async def putconn(self, conn: ACT) -> None:
@@ -412,6 +418,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if lender is not self:
             whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("returning connection to %r", self.name)
         loop = self._session_of(conn).loop
         if loop is not running():
             conn._pool = None
@@ -446,6 +454,11 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         finally:
             shard.returned(tenancy.slot, check, monotonic())
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+
+    def _tell_of_growth(self) -> None:
+        size = self._core.size()
+        if self._keeps_idle and size > self._core.terms.min_size:
+            logger.info("growing pool %r to %s", self.name, size)
 
     # ---- outages ----
 

@@ -16,7 +16,7 @@ Here one reader stays for as long as a pool has the connection lent, and this mo
 * Whoever asks for the fd (`fileno()`) may put a reader of his own in its place, which no loop tells. From then on each
   wait adds ours anew, and the end of the lease removes whatever is there. On asyncio the selector is looked at, too.
 * libpq closes the fd by itself when it sees the server go. That is noticed in the same step, before anything else
-  of this loop can be given the number.
+  of this loop can be given the number. Removing the registrations may raise then, and the task is woken all the same.
 """
 
 from __future__ import annotations

@@ -424,3 +424,28 @@ def test_a_connection_that_is_closed_into_its_pool_in_its_own_block_stays_there(
                 await connection.execute("SELECT 1")
 
     run(main())
+
+
+@pytest.mark.parametrize("cls", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool], ids=["ours", "theirs"])
+def test_the_log_tells_of_requests_and_of_growth(dsn, run, cls, caplog):
+    """In the words that psycopg_pool has for them."""
+
+    async def main():
+        async with make_pool(cls, dsn, min_size=1, max_size=2, name="told") as pool:
+            await pool.wait()
+            async with pool.connection():
+                caplog.clear()
+                async with pool.connection():
+                    pass
+
+    caplog.set_level("INFO", "psycopg.pool")
+    run(main())
+    told = [record.getMessage() for record in caplog.records]
+    expected = [
+        "connection requested from 'told'",
+        "growing pool 'told' to 2",
+        "adding new connection to the pool",
+        "connection given by 'told'",
+        "returning connection to 'told'",
+    ]
+    assert [line for line in told if line in expected][: len(expected)] == expected
