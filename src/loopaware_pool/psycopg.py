@@ -208,6 +208,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             tells_errors=not self._keeps_idle,
             reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
+            connecting=self._tell_of_growth,
         )
         self._config = PoolConfig(
             name=name,
@@ -469,6 +470,11 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         finally:
             shard.returned(tenancy.slot, check, monotonic())
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+
+    def _tell_of_growth(self) -> None:
+        size = self._core.size()
+        if self._keeps_idle and size > self._core.terms.min_size:
+            logger.info("growing pool %r to %s", self.name, size)
 
     # ---- outages ----
 

@@ -14,10 +14,11 @@ from psycopg import AsyncConnection, pq
 from psycopg.rows import Row
 
 from loopaware_pool.loops import post, running
-from loopaware_pool.psycopg_watch import SocketWatch
+from loopaware_pool.psycopg_watch import INTERVAL_SECONDS, Custody, SocketWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from types import TracebackType
     from typing import Self
 
 __all__ = ["LoopAwareConnection", "let_go_of_frames"]
@@ -29,6 +30,7 @@ logger = logging.getLogger("psycopg")
 # What the server has to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
 
+_BAD: Final = pq.ConnStatus.BAD
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 
 
@@ -89,6 +91,21 @@ class LoopAwareConnection(AsyncConnection[Row]):
                 post(watch.loop, watch.detach)
         super().__del__(*args)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed, or about to be: closed on another loop, it waits for its own to do it."""
+        return self._closed or self.pgconn.status == _BAD
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Commit, or roll back if an error passes; then close, unless it is a pool's, or has gone back to its pool."""
+        if self.watch.custody is not Custody.IDLE:
+            await super().__aexit__(exc_type, exc_val, exc_tb)
+
     def fileno(self) -> int:
         """
         Return the socket's number.
@@ -102,7 +119,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
     async def wait(
         self,
         gen: Generator[int, int, RV],
-        interval: float | None = None,
+        interval: float | None = INTERVAL_SECONDS,
         timeout: float | None = None,
     ) -> RV:
         """
@@ -110,8 +127,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         Args:
             gen: As psycopg's.
-            interval: Seconds of silence after which *gen* is told that there is nothing; None never. psycopg 3.2 needs
-                it to look at the clock in `notifies()`.
+            interval: Seconds of silence after which *gen* is sent `Ready.NONE`, so that it can look at the clock; None
+                never.
             timeout: Seconds; None waits as long as it takes.
 
         Raises:

@@ -94,6 +94,7 @@ class PsycopgDriver:
 
     Args:
         outlasted: Called when connecting has failed for *reconnect_seconds*; held weakly, a bound method.
+        connecting: Called before each connect, if somebody reads the log; held likewise.
 
     Attributes:
         name: The pool's.
@@ -129,6 +130,7 @@ class PsycopgDriver:
         tells_errors: bool,
         reconnect_seconds: float,
         outlasted: Callable[[], None],
+        connecting: Callable[[], None],
     ) -> None:
         check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
         check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
@@ -143,6 +145,7 @@ class PsycopgDriver:
         self.tells_errors = tells_errors
         self.reconnect_seconds = reconnect_seconds
         self._outlasted = weakref.WeakMethod(outlasted)
+        self._connecting = weakref.WeakMethod(connecting)
         self._failing_since: float | None = None
         self._failures = 0
         self._unready: set[PsycopgSession] = set()
@@ -154,6 +157,9 @@ class PsycopgDriver:
 
     async def connect(self) -> PsycopgSession:
         """Open and configure a connection on the running loop."""
+        is_told = self.logger.isEnabledFor(logging.INFO)
+        if is_told and (tell := self._connecting()) is not None:
+            tell()
         try:
             session = await self._connect()
         except Exception as error:
@@ -161,6 +167,8 @@ class PsycopgDriver:
             if self.tells_errors:
                 raise HookFailed from error
             raise
+        if is_told:
+            self.logger.info("adding new connection to the pool")
         self._failing_since = None
         self._failures = 0
         if not self.tells_errors:

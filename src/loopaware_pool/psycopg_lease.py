@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from loopaware_pool.psycopg import AsyncConnectionPool
+    from loopaware_pool.psycopg_session import PsycopgSession
 
 __all__ = ["Lease"]
 
@@ -37,7 +38,8 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         if self._connection is not None:
             raise RuntimeError("this context is entered already; call connection() for each lease")
         self._connection = connection = await self._pool.getconn(timeout=self._timeout)
-        if not self._pool._session_of(connection).leaves_plainly:
+        session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
+        if not session.leaves_plainly:
             try:
                 await connection.__aenter__()
             except BaseException:
@@ -53,10 +55,11 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_tb: TracebackType | None,
     ) -> None:
         connection, self._connection = self._connection, None
+        session: PsycopgSession = connection._loopaware_session
         if exc_val is not None:
-            self._pool._session_of(connection).suspect(exc_val)
+            session.suspect(exc_val)
         try:
-            if not self._pool._session_of(connection).has_nothing_to_end(connection):
+            if not session.has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:
             await self._pool.putconn(connection)

@@ -40,10 +40,9 @@ _LET_GO_SECONDS: Final = 1.0
 
 # What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
 _RESET_QUERY: Final = (
-    "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
-    "RESET SESSION AUTHORIZATION; RESET ROLE"
+    b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
+    b"RESET SESSION AUTHORIZATION; RESET ROLE"
 )
-_WHO: Final = "SELECT session_user::pg_catalog.text, pg_catalog.current_setting('role')"
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
 # What a caller may change on the connection's side: by a coroutine each, or by assignment.
@@ -153,7 +152,7 @@ class _Configured(NamedTuple):
     notice_handlers: list[Any]
     notify_handlers: list[Any]
     adapters: AdaptersMap | None
-    user: list[tuple[str, str]]
+    user: list[tuple[bytes, str]]
 
 
 class PsycopgSession:
@@ -226,7 +225,7 @@ class PsycopgSession:
         bare._loopaware_session = self
         self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
         self.leaves_plainly = all(
-            _method(layers, name) is getattr(AsyncConnection, name)
+            _method(layers, name) in (getattr(AsyncConnection, name), getattr(LoopAwareConnection, name))
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )
 
@@ -316,14 +315,18 @@ class PsycopgSession:
                 self.owner.demoted()
 
     async def _is_read_only(self) -> bool:
-        connection = self._kept()
+        connection = self._bare()
         was_autocommit = connection.autocommit
         await connection.set_autocommit(True)
-        cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
-        await cursor.execute(IS_READ_ONLY_QUERY, prepare=False)
-        (is_read_only,) = await cursor.fetchone() or (False,)
+        is_read_only = await _first_value(connection, IS_READ_ONLY_QUERY.encode())
         await connection.set_autocommit(was_autocommit)
-        return bool(is_read_only)
+        return is_read_only == b"t"
+
+    def _bare(self) -> AsyncConnection[Any]:
+        """Give the connection without what a tracer has made of it: for what is the pool's own."""
+        connection: AsyncConnection[Any] | None = self._reference()
+        assert connection is not None, "dropped"
+        return connection
 
     def _kept(self) -> AsyncConnection[Any]:
         assert self.connection is not None, "in use by a caller"
@@ -362,7 +365,7 @@ class PsycopgSession:
 
     def _restore_client_side(self, configured: _Configured) -> None:
         """Have psycopg forget what it remembers of the lease; first, as what follows is done by means of it."""
-        connection = self._kept()
+        connection = self._bare()
         if connection._num_transactions:  # it ends when its holder is collected: in the middle of another's lease
             raise psycopg.ProgrammingError("connection left inside a transaction() block: discarded")
         for name, value in zip(_ATTRIBUTES, configured.attributes, strict=True):
@@ -373,11 +376,12 @@ class PsycopgSession:
         connection._tpc = None
 
     async def _reset_session(self, configured: _Configured) -> None:
-        connection = self._kept()
+        connection = self._bare()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
-        await connection.execute(_RESET_QUERY, prepare=False)
-        for setting in configured.user:
-            await connection.execute("SELECT pg_catalog.set_config(%s, %s, false)", setting, prepare=False)
+        await _first_value(connection, _RESET_QUERY)
+        for name, value in configured.user:
+            literal = pq.Escaping(connection.pgconn).escape_literal(value.encode(connection.info.encoding))
+            await _first_value(connection, b"SELECT pg_catalog.set_config('%s', %s, false)" % (name, bytes(literal)))
         for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
         if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
@@ -385,17 +389,16 @@ class PsycopgSession:
 
     async def remember_configured(self) -> None:
         """Note what an awaited session reset is to come back to."""
-        connection = self._kept()
-        user: list[tuple[str, str]] = []
+        connection = self._bare()
+        user: list[tuple[bytes, str]] = []
         if self._driver.configure is not None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
-            cursor = connection.cursor(row_factory=psycopg.rows.tuple_row)
-            await cursor.execute(_WHO, prepare=False)
-            name, role = await cursor.fetchone() or ("", "none")
+            name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
+            role = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')") or b"none"
             # The session user first: to set it ends the role. A reset would bring back one that it began with.
-            began_otherwise = name.encode() != self._began_as
-            user = [*([("session_authorization", name)] if began_otherwise else []), ("role", role)]
+            found = [(b"session_authorization", name)] if name != self._began_as else []
+            user = [(what, who.decode(connection.info.encoding)) for what, who in [*found, (b"role", role)]]
             await connection.set_autocommit(was_autocommit)
         self._configured = _Configured(
             settings=[getattr(connection, name) for name in _SETTINGS],
@@ -499,6 +502,19 @@ class PsycopgSession:
     def _reclaim(self) -> None:
         if self.owner is not None and self._pgconn.status != _BAD:
             self.owner.dropped()
+
+
+async def _first_value(connection: AsyncConnection[Any], query: bytes) -> bytes | None:
+    """
+    Execute a query of the pool's own, past the user's cursors, rows and adapters.
+
+    Returns:
+        The first value of its first result, as the server has written it; None for none.
+    """
+    cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+    await cursor.execute(query, prepare=False)
+    result = cursor.pgresult
+    return result.get_value(0, 0) if result is not None and result.ntuples else None
 
 
 def _layers(connection: Any) -> Iterator[Any]:

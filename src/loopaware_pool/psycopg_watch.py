@@ -16,7 +16,7 @@ Here one reader stays for as long as a pool has the connection lent, and this mo
 * Whoever asks for the fd (`fileno()`) may put a reader of his own in its place, which no loop tells. From then on each
   wait adds ours anew, and the end of the lease removes whatever is there. On asyncio the selector is looked at, too.
 * libpq closes the fd by itself when it sees the server go. That is noticed in the same step, before anything else
-  of this loop can be given the number.
+  of this loop can be given the number. Removing the registrations may raise then, and the task is woken all the same.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+from asyncio.tasks import _enter_task as enter_task  # for those who run tasks' steps themselves, says its manual
+from asyncio.tasks import _leave_task as leave_task
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -39,13 +41,19 @@ from loopaware_pool.psycopg_wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from contextvars import Context
 
-__all__ = ["Custody", "SocketWatch", "WrongLoop", "unregister"]
+__all__ = ["INTERVAL_SECONDS", "Custody", "SocketWatch", "WrongLoop", "unregister"]
 
 RV = TypeVar("RV")
 
 # The longest the loop may be kept from other work by a connection that never has to wait, as in a long COPY.
 BUSY_SECONDS: Final = 0.005
+
+# How long psycopg lets a generator wait in silence before it has it look at the clock.
+INTERVAL_SECONDS: Final = 0.1
+# A timer may come that much early: event loops round to what their clock can tell.
+_CLOCK_SECONDS: Final = 0.002
 
 # Plain numbers, bound once: psycopg's generators in C yield such, and on 3.11 a member costs more than it is worth.
 _WAIT_R, _WAIT_W = int(Wait.R), int(Wait.W)
@@ -107,11 +115,15 @@ class SocketWatch:
         "_error",
         "_generator",
         "_handle",
+        "_interval",
         "_is_reading",
         "_is_writing",
         "_keys",
         "_pgconn",
         "_poll",
+        "_stepped_at",
+        "_task",
+        "_ticker",
         "_value",
         "_wakeup",
         "_wanted",
@@ -141,6 +153,10 @@ class SocketWatch:
         self._wakeup = Wakeup(loop)
         self._poll: select.poll | None = None
         self._yielded_at = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._interval: float | None = None
+        self._stepped_at = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
 
     # ---- waiting ----
 
@@ -149,18 +165,22 @@ class SocketWatch:
         Refuse whoever may not use the connection.
 
         Raises:
-            WrongLoop: He runs on another loop.
-            psycopg.InterfaceError: He has given it back.
+            psycopg.OperationalError: It is closed, whichever loop it was on and whoever closed it.
+            WrongLoop: The caller runs on another loop.
+            psycopg.InterfaceError: The caller has given it back.
         """
         here = running()
+        if here is self.loop and self.custody is not _IDLE and self.fd >= 0:
+            return
+        if self.fd < 0 or self._pgconn.status == _BAD:
+            raise psycopg.OperationalError("the connection is closed")
         if here is not self.loop:
             raise WrongLoop(
                 f"the connection belongs to {label(self.loop)} and cannot be used on "
                 f"{'no loop' if here is None else label(here)}: get one of pool {self.pool_name!r} here",
                 pool=self.pool_name,
             )
-        if self.custody is _IDLE:
-            raise psycopg.InterfaceError(f"the connection has been returned to pool {self.pool_name!r}")
+        raise psycopg.InterfaceError(f"the connection has been returned to pool {self.pool_name!r}")
 
     def is_waited_for(self) -> bool:
         """Whether a query is waiting for the socket."""
@@ -171,7 +191,7 @@ class SocketWatch:
         generator: Generator[int, int, RV],
         *,
         has_begun: bool = False,
-        interval: float | None = None,
+        interval: float | None = INTERVAL_SECONDS,
         timeout: float | None = None,
     ) -> RV:
         """
@@ -180,7 +200,8 @@ class SocketWatch:
         Args:
             generator: Yields `psycopg.waiting.Wait`, is sent `Ready`.
             has_begun: Whether it waits already, for what has not come yet.
-            interval: Seconds of silence after which it is sent `Ready.NONE`, again and again; None never.
+            interval: Seconds of silence after which it is sent `Ready.NONE`, again and again; None never. The timer for
+                the default goes on beside the waits, as few queries last until it is due.
             timeout: Seconds; None waits as long as it takes.
 
         Returns:
@@ -197,7 +218,13 @@ class SocketWatch:
         self._generator = generator
         self._advance(_READY_NONE if has_begun else None)
         if self.is_waited_for():
-            timers = self._set_timers(interval, timeout)
+            self._task = asyncio.current_task()
+            self._interval = interval
+            if interval is not None:
+                self._stepped_at = monotonic()
+                if self._ticker is None or interval != INTERVAL_SECONDS:
+                    self._tick_in(interval)
+            timer = None if timeout is None else self.loop.call_later(timeout, self._time_out)
             try:
                 await self._wakeup
             except BaseException:
@@ -205,9 +232,11 @@ class SocketWatch:
                 self._value = self._error = None
                 raise
             finally:
-                self._generator = None
-                for timer in timers:
+                self._generator = self._task = None
+                if timer is not None:
                     timer.cancel()
+                if interval != INTERVAL_SECONDS:
+                    self._stop_ticking()
                 self._rest()
         elif monotonic() - self._yielded_at >= BUSY_SECONDS:
             await self._yield()
@@ -226,10 +255,10 @@ class SocketWatch:
 
         A socket is nearly always writable, and asking costs less than going round the loop.
         """
-        send: Any = self._generator.send  # type: ignore[union-attr]
+        generator: Any = self._generator
         began = 0.0
         try:
-            wanted = send(ready)
+            wanted = next(generator) if ready is None else generator.send(ready)
             while wanted & _WAIT_W:
                 ready = self._ready_now(wanted)
                 if not ready:
@@ -238,7 +267,7 @@ class SocketWatch:
                 began = began or now
                 if now - began >= BUSY_SECONDS:
                     break  # the loop reports the socket as writable in its next iteration
-                wanted = send(ready)
+                wanted = generator.send(ready)
             self._watch(wanted)
         except StopIteration as done:
             self._finish(done.value, None)
@@ -291,26 +320,45 @@ class SocketWatch:
             self._step(_READY_W)
 
     def _step(self, ready: int) -> None:
-        """Go on with the generator, in the context of the task that waits: user's code in it may look at that."""
+        """Go on with the generator, in the context and the name of the task that waits: handlers may look at both."""
         context = self._wakeup.context
         if context is not None:
+            self._stepped_at = monotonic()
             try:
-                context.run(self._advance, ready)
+                self._advance_as(self._task, context, ready)
             finally:
                 if self._generator is None:
                     self._wakeup.wake()
 
-    def _set_timers(self, interval: float | None, timeout: float | None) -> list[asyncio.TimerHandle]:
-        timers: list[asyncio.TimerHandle] = []
-        if timeout is not None:
-            timers.append(self.loop.call_later(timeout, self._time_out))
-        if interval is not None:
-            timers.append(self.loop.call_later(interval, self._tick, interval, timers))
-        return timers
+    def _advance_as(self, task: asyncio.Task[Any] | None, context: Context, ready: int) -> None:
+        if task is None or asyncio.current_task(self.loop) is not None:  # a loop that runs in another's step
+            context.run(self._advance, ready)
+            return
+        enter_task(self.loop, task)
+        try:
+            context.run(self._advance, ready)
+        finally:
+            leave_task(self.loop, task)
 
-    def _tick(self, interval: float, timers: list[asyncio.TimerHandle]) -> None:
-        if self._generator is not None:
-            timers.append(self.loop.call_later(interval, self._tick, interval, timers))
+    def _tick_in(self, seconds: float) -> None:
+        self._stop_ticking()
+        self._ticker = self.loop.call_later(seconds, self._tick)
+
+    def _stop_ticking(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+
+    def _tick(self) -> None:
+        """Tell the generator of silence, if there was; else come again when there may have been."""
+        self._ticker = None
+        if self._generator is None or self._interval is None:
+            return
+        left = self._stepped_at + self._interval - monotonic()
+        if left > _CLOCK_SECONDS:
+            self._tick_in(left)
+        else:
+            self._ticker = self.loop.call_later(self._interval, self._tick)  # first: the step may end the wait
             self._step(_READY_NONE)
 
     def _time_out(self) -> None:
@@ -352,6 +400,8 @@ class SocketWatch:
 
     def _watch(self, wanted: int) -> None:
         self._wanted = wanted
+        if not wanted & (_WAIT_R | _WAIT_W):
+            raise psycopg.InternalError(f"bad poll status: {wanted}")
         if self._pgconn.status == _BAD:  # the number may be another socket's by now
             raise psycopg.OperationalError("the connection is closed")
         try:
@@ -390,6 +440,7 @@ class SocketWatch:
 
     def detach(self) -> None:
         """Take the socket out of the selector, whoever put it there. To be called on its loop."""
+        self._stop_ticking()
         if self.fd < 0:
             return
         if self._is_reading or self.is_shared or self._is_foreign():
@@ -412,7 +463,7 @@ class SocketWatch:
         """Have done with a socket without a word: the selector is also another process's."""
         self._is_reading = self._is_writing = self.is_shared = False
         self._keys = None
-        self._generator = None
+        self._generator = self._ticker = None
         self.fd = -1
 
     def _is_foreign(self) -> bool:

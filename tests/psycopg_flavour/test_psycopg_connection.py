@@ -8,11 +8,14 @@ import socket
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg import pq
 from psycopg.waiting import Ready, Wait
@@ -20,7 +23,7 @@ from psycopg.waiting import Ready, Wait
 import helpers
 import servers
 from loopaware_pool.fds import duplicate, local_address, peek
-from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
 from loopaware_pool.psycopg_watch import SocketWatch
 from psycopg_pools import make_pool
 from running import eventually_async
@@ -187,3 +190,262 @@ def test_an_old_libpq_cancels_a_query_in_time(dsn, loop, answers, outcome):
         check=False,
     )
     assert done.stdout.strip() == outcome, done.stderr
+
+
+# ---- what is the pool's own is not done by means of the user's ----
+
+
+class Picky(psycopg.AsyncCursor):
+    """A cursor that executes nothing but what its user means to."""
+
+    async def execute(self, query, params=None, **kwargs):
+        assert params == ["mine"], f"{query} is not mine"
+        return await super().execute(query, params, **kwargs)
+
+
+def picky_rows(cursor):
+    raise AssertionError("these rows are not mine")
+
+
+class Odd(psycopg.adapt.Loader):
+    def load(self, data):
+        return "odd"
+
+
+@pytest.mark.parametrize("cursor_factory", [psycopg.AsyncRawCursor, psycopg.AsyncClientCursor, Picky])
+@pytest.mark.parametrize("role", [None, "it's \u00e4 role"])
+def test_a_reset_does_without_the_users_cursors_rows_and_adapters(dsn, run, cursor_factory, role):
+    """The session is reset, and used again, whatever they make of a query."""
+
+    async def configure(connection):
+        for kind in ("text", "name", "bool"):
+            connection.adapters.register_loader(kind, Odd)
+        if role is not None:
+            cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+            await cursor.execute(psycopg.sql.SQL("SET ROLE {}").format(psycopg.sql.Identifier(role)))
+
+    async def lease(pool):
+        async with pool.connection() as connection:
+            cursor = psycopg.AsyncClientCursor(connection, row_factory=psycopg.rows.tuple_row)
+            await cursor.execute("SELECT current_user, current_setting('work_mem'), pg_backend_pid()")
+            found = [cursor.pgresult.get_value(0, number).decode() for number in range(3)]
+            await cursor.execute("SET work_mem = '3MB'; RESET ROLE; SET client_encoding = 'LATIN1'")
+            return found
+
+    async def main():
+        if role is not None:
+            with psycopg.connect(dsn, autocommit=True) as admin, suppress(psycopg.errors.DuplicateObject):
+                admin.execute(psycopg.sql.SQL("CREATE ROLE {}").format(psycopg.sql.Identifier(role)))
+        kwargs = {"cursor_factory": cursor_factory, "row_factory": picky_rows}
+        async with make_pool(
+            AsyncConnectionPool, dsn, min_size=1, session_reset="awaited", configure=configure, kwargs=kwargs
+        ) as pool:
+            first = await lease(pool)
+            assert role in (None, first[0])
+            assert await lease(pool) == first
+            assert await lease(pool) == first
+
+    run(main())
+
+
+# ---- a connection that has ended, or is another's by now ----
+
+
+USES = {
+    "execute": lambda connection: connection.execute("SELECT 1"),
+    "commit": lambda connection: connection.commit(),
+    "rollback": lambda connection: connection.rollback(),
+    "notifies": lambda connection: anext(connection.notifies()),
+    "set_autocommit": lambda connection: connection.set_autocommit(True),
+    "copy": lambda connection: connection.cursor().copy("COPY pg_class TO STDOUT").__aenter__(),
+    "transaction": lambda connection: connection.transaction().__aenter__(),
+    "wait": lambda connection: connection.wait(connection._commit_gen()),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("cls", [AsyncNullConnectionPool, psycopg_pool.AsyncNullConnectionPool], ids=["ours", "theirs"])
+def test_a_connection_that_was_closed_after_its_return_says_that_it_is_closed(dsn, run, cls, use):
+    """As psycopg's does; job queues catch that to connect anew."""
+
+    async def main():
+        async with make_pool(cls, dsn, min_size=0, max_size=1) as pool:
+            connection = await pool.getconn()
+            await pool.putconn(connection)
+        assert connection.closed
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+            await USES[use](connection)
+
+    run(main())
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_closed_connection_says_so_on_another_loop_too(dsn, run, use):
+    """It belongs to no loop any more."""
+
+    async def first():
+        async with make_pool(AsyncNullConnectionPool, dsn) as pool:
+            connection = await pool.getconn()
+            await connection.close()
+            await pool.putconn(connection)
+            return connection
+
+    async def second(connection):
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+            await USES[use](connection)
+
+    run(second(run(first())))
+
+
+# ---- a generator that looks at the clock ----
+
+
+@pytest.mark.parametrize("connection_class", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+def test_a_generator_is_told_of_silence_ten_times_a_second(dsn, run, connection_class):
+    """Unless it asks for another interval; and only of silence."""
+
+    def looks(times):
+        told = []
+        while len(told) < times:
+            told.append((yield Wait.R))
+        return told
+
+    async def main():
+        async with await connection_class.connect(dsn) as connection:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await connection.wait(looks(1), interval=60)
+            for more in ({}, {}, {"interval": 0.01}, {"interval": 0.3}, {}):
+                began = monotonic()
+                async with asyncio.timeout(10):
+                    told = await connection.wait(looks(2), **more)
+                assert [int(ready) for ready in told] == [0, 0]
+                assert monotonic() - began >= 2 * more.get("interval", 0.1) - 0.01
+
+    run(main())
+
+
+def test_a_query_that_takes_longer_than_the_interval_is_waited_for(dsn, run):
+    """And what is asked in between does not shift the time at which silence is told of."""
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1) as pool, pool.connection() as connection:
+            for seconds in (0.25, 0.01, 0.12):
+                await connection.execute("SELECT pg_sleep(%s)", [seconds])
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("malformed", "outcome"),
+    [
+        (lambda: iter([]), None),
+        (lambda: iter([Wait.W]), AttributeError),
+        (lambda: iter([0]), psycopg.InternalError),
+        (lambda: iter(["R"]), TypeError),
+        (lambda: 5, TypeError),
+    ],
+    ids=["nothing", "an iterator", "no wait", "a text", "a number"],
+)
+@pytest.mark.parametrize("connection_class", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+def test_what_is_no_generator_is_refused_and_leaves_the_connection_as_it_was(
+    dsn, run, connection_class, malformed, outcome
+):
+    """With the error it has with psycopg."""
+
+    async def main():
+        async with await connection_class.connect(dsn) as connection:
+            async with asyncio.timeout(5):
+                if outcome is None:
+                    assert await connection.wait(malformed()) is None
+                else:
+                    with pytest.raises(outcome):
+                        await connection.wait(malformed())
+                await connection.execute("SELECT 1")
+
+    run(main())
+
+
+# ---- what psycopg's connection does, too ----
+
+
+@pytest.mark.parametrize("connection_class", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+def test_handlers_run_as_the_task_whose_query_brings_the_message(dsn, run, connection_class):
+    """So that what looks at the current task, as tracers do, finds it."""
+    tasks = []
+
+    def note(_):
+        tasks.append(asyncio.current_task())
+
+    async def query(connection):
+        await connection.execute("DO $$ BEGIN PERFORM pg_sleep(0.02); RAISE NOTICE 'hear'; END $$")
+        await connection.execute("NOTIFY news; SELECT pg_sleep(0.02)")
+        return asyncio.current_task()
+
+    async def main():
+        async with await connection_class.connect(dsn, autocommit=True) as connection:
+            connection.add_notice_handler(note)
+            connection.add_notify_handler(note)
+            await connection.execute("LISTEN news")
+            expected = await asyncio.create_task(query(connection))
+            assert tasks == [expected] * 2
+            assert asyncio.current_task() is not expected
+
+    run(main())
+
+
+def test_a_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn, run):
+    """Though its own loop closes the socket, when it comes to it."""
+
+    async def main():
+        connection = await LoopAwareConnection.connect(dsn)
+
+        async def close():
+            await connection.close()
+            return connection.closed
+
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(asyncio.run, close()).result()  # this loop stands still meanwhile
+        await eventually_async(lambda: connection.pgconn.status == pq.ConnStatus.BAD, "a socket that is closed")
+
+    run(main())
+
+
+def test_a_connection_that_is_closed_into_its_pool_in_its_own_block_stays_there(dsn, run):
+    """The end of the block leaves it alone: it is not the caller's any more."""
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1, close_returns=True) as pool:
+            async with await pool.getconn() as connection:
+                pid = connection.info.backend_pid
+                await connection.close()
+            async with pool.connection() as connection:
+                assert connection.info.backend_pid == pid
+                await connection.execute("SELECT 1")
+
+    run(main())
+
+
+@pytest.mark.parametrize("cls", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool], ids=["ours", "theirs"])
+def test_the_log_tells_of_requests_and_of_growth(dsn, run, cls, caplog):
+    """In the words that psycopg_pool has for them."""
+
+    async def main():
+        async with make_pool(cls, dsn, min_size=1, max_size=2, name="told") as pool:
+            await pool.wait()
+            async with pool.connection():
+                caplog.clear()
+                async with pool.connection():
+                    pass
+
+    caplog.set_level("INFO", "psycopg.pool")
+    run(main())
+    told = [record.getMessage() for record in caplog.records]
+    expected = [
+        "connection requested from 'told'",
+        "growing pool 'told' to 2",
+        "adding new connection to the pool",
+        "connection given by 'told'",
+        "returning connection to 'told'",
+    ]
+    assert [line for line in told if line in expected][: len(expected)] == expected
