@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import select
 import socket
 import subprocess
@@ -568,6 +569,49 @@ def test_four_threads_share_max_size(dsn, runner_factory):
             watcher.result(DEADLINE_SECONDS)
     assert 0 < max(most) <= 3
     assert pool.stats().ended.acquired == 4 * 400
+    no_session_left(dsn, pool)
+
+
+def test_loops_that_run_now_and_then_share_max_size(dsn, loop_factory):
+    """What four loops have begun and stand still with is never more than `max_size` sessions at the server."""
+    pool = make_pool(dsn, max_size=2)
+    most = []
+
+    async def open_pool():
+        await pool
+
+    async def pause(seconds):
+        await asyncio.sleep(seconds)
+
+    def thread(number):
+        chance = random.Random(number)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            loop = runner.get_loop()
+            tasks = [loop.create_task(ask(pool, timeout=DEADLINE_SECONDS)) for _ in range(40)]
+            while not all(task.done() for task in tasks):
+                runner.run(pause(chance.random() * 0.01))
+                time.sleep(chance.random() * 0.02)
+            return [task.result() for task in tasks]
+
+    def watch():
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not done.is_set():
+                query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+                most.append(connection.execute(query, [pool.name]).fetchone()[0])
+
+    done = threading.Event()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(open_pool())
+    with ThreadPoolExecutor(5) as threads:
+        watcher = threads.submit(watch)
+        work = [threads.submit(thread, number) for number in range(4)]
+        try:
+            answers = [each.result(4 * DEADLINE_SECONDS) for each in work]
+        finally:
+            done.set()
+        watcher.result(DEADLINE_SECONDS)
+    assert answers == [[1] * 40] * 4
+    assert 0 < max(most) <= 2
     no_session_left(dsn, pool)
 
 

@@ -75,6 +75,7 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
+        self.errands = loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
@@ -112,8 +113,15 @@ class Keeper:
         else:
             self._cut(slot)
 
+    def is_awake(self) -> bool:
+        """Whether the loop runs."""
+        return self.loop.is_running()
+
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""
+        if self.loop is not loops.running():  # a loop that stands still may run any moment: its timers are its own
+            loops.post(self.loop, self.wake_at, due)
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(max(0.0, due - monotonic()), _sweep, self._myself)
@@ -127,6 +135,15 @@ class Keeper:
         """Ask another loop for an idle connection's permit."""
         if (core := self._core()) is not None:
             core.ask(donor)
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Have done what loops were told that have stopped."""
+        if (core := self._core()) is not None:
+            core.run_errands_of_idle_loops()
+
+    def granted(self) -> None:
+        """Hear that a permit is this loop's own."""
+        self.shard.granted(monotonic())
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Core", "CoreState"]
 
 CLOSE_WARNING_SECONDS: Final = 60.0
+# How often `close()` looks for loops that have stopped before they heard of it.
+IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
 class CoreState(Enum):
@@ -120,12 +122,10 @@ class Core:
     def tell(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
         keeper = self._by_shard.get(claimant)
-        if keeper is None or not loops.post(keeper.loop, _granted, keeper):
+        if keeper is None or keeper.loop.is_closed():
             self._forget(claimant)
-        elif loops.is_idle(keeper.loop):  # it would not hear of it, and others wait; when it runs again it claims anew
-            served = self.budget.give_back(claimant)
-            if served is not None:
-                self.tell(served)
+        else:
+            keeper.errands.add(keeper.granted)
 
     def ask(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
@@ -140,9 +140,15 @@ class Core:
 
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
-        loop = keeper.loop
-        if loop is loops.running() or loops.is_idle(loop) or not loops.post(loop, action):
+        if keeper.loop is loops.running():
             action()
+        else:
+            keeper.errands.add(action)
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Do, for loops that have stopped, what they were told and have not heard."""
+        for keeper in self.keepers():
+            keeper.errands.run_if_idle()
 
     def keepers(self) -> list[Keeper]:
         """List the keepers of all loops."""
@@ -226,7 +232,9 @@ class Core:
             for keeper in self.keepers():
                 self._on(keeper, functools.partial(keeper.shut, self.closing_error))
             self.keeper_emptied()
-            await emptied
+            while not emptied.done():
+                self.run_errands_of_idle_loops()  # one may have stopped before it heard that the pool closes
+                await asyncio.wait([emptied], timeout=IDLE_LOOP_LOOK_SECONDS)
         except BaseException:
             self.terminate()
             raise
@@ -471,10 +479,6 @@ class Core:
 
     def _closed(self, text: str) -> errors.PoolClosed:
         return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
-
-
-def _granted(keeper: Keeper) -> None:
-    keeper.shard.granted(monotonic())
 
 
 def _set(future: asyncio.Future[None]) -> None:

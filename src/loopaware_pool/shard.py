@@ -284,6 +284,9 @@ class Shard:
         wanted = len(self.waiters) - len(self.connecting)
         if wanted <= 0 or self.phase is not _OPEN:
             return
+        if not self._edge.is_awake():
+            self.wake_by(now)
+            return
         if len(self.slots) >= self._budget.max_size:
             if now >= self.upkeep.look_at:
                 self.upkeep.look_for_dropped(now)
@@ -311,11 +314,12 @@ class Shard:
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        if self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at:
+        is_wanted = self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at
+        if is_wanted and self._edge.is_awake():
             self._start_connect(now)
-            self.grow(now)
         else:
             self._return_permit()
+        self.grow(now)
 
     def asked(self, now: float) -> None:
         """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
@@ -393,6 +397,8 @@ class Shard:
         donor = self._budget.donor_for(self, now)
         if donor is not None:
             self._edge.ask(donor)
+        else:
+            self._edge.run_errands_of_idle_loops()
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
         if now >= self.upkeep.look_at:
