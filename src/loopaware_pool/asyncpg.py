@@ -270,6 +270,9 @@ class Pool(PoolLikeness):
         """
         Give a connection back. Costs no round trip unless the session has to be reset by hand (see `session_reset`).
 
+        A caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells, waits for a tenth
+        of a second at most, and so does one whose query is still being cancelled, unless each reset is awaited.
+
         It may be called on any loop; another than the connection's own only hands it over.
 
         Args:
@@ -287,7 +290,7 @@ class Pool(PoolLikeness):
             check_number("timeout", timeout, _TIMEOUT)
         pending = self._release(connection, timeout)
         if pending is not None:
-            await pending.finished()
+            await pending.finished(connection._holder.patience_after(sys.exc_info()[1]))
 
     def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""

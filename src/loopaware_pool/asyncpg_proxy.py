@@ -212,10 +212,10 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         if exc_val is not None and connection is not None and connection._connection is not None:
             connection._holder.heard(exc_val)  # of a cursor's, or a prepared statement's
         pending = self.pool._release(connection, None)
-        if pending is None:
+        if pending is None or connection is None:
             return
         try:
-            await pending.finished()
+            await pending.finished(connection._holder.patience_after(exc_val))
         except Exception as error:
             if exc_val is None:
                 raise

@@ -304,16 +304,21 @@ class Keeper:
         for slot in self.shard.upkeep.ping_all():
             await self.finished(slot)
 
-    async def finished(self, slot: Slot) -> BaseException | None:
+    async def finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
         """
-        Wait for the task that works on *slot*.
+        Wait for the task that works on *slot*, for *patience* seconds at most; None waits as long as it takes.
 
         Returns:
             What it failed with, or None.
 
         Cancellation: ends the waiting, not the task.
         """
-        return None if (task := self._tasks.get(slot)) is None else await loops.outcome_of(task)
+        task = self._tasks.get(slot)
+        if task is not None and patience is not None:
+            await asyncio.wait([task], timeout=patience)
+            if not task.done():
+                return None
+        return None if task is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
+from loopaware_pool.bounds import patience_after
 from loopaware_pool.config import IdleOrder, PoolConfig, check_callbacks, check_number
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.loops import post, running
@@ -397,8 +398,9 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         Give back a connection that `getconn()` lent. It may be called on any loop.
 
-        A transaction that is open is rolled back, which is waited for. A connection that a query is still running on is
-        closed, and that query ends with an error.
+        A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
+        caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
+        query is still running on is closed, and that query ends with an error.
 
         Args:
             conn: The connection.
@@ -419,7 +421,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             return
         pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
-            await pending.keeper.finished(pending.slot)
+            await pending.keeper.finished(pending.slot, patience_after(sys.exc_info()[1]))
 
     def _session_of(self, conn: Any) -> PsycopgSession:
         """Find what the pool knows of a connection that it has lent."""
