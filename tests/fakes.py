@@ -109,6 +109,10 @@ class FakeEdge:
         else:
             self.shard.closed(slot, self.pool.now)
 
+    def cut(self, slot):
+        self.closing.remove(slot)
+        self.shard.closed(slot, self.pool.now)
+
     def park(self, slot):
         self.parked.append(slot)
 

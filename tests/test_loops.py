@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 import helpers
+from flavours import both
 from loopaware_pool import errors
 from loopaware_pool.asyncpg import create_pool
 from running import (
@@ -752,6 +753,39 @@ def test_a_foreign_release_leaves_the_connection_to_its_loop(dsn, loop_factory, 
         finally:
             go_on.set()
         eventually(lambda: [row.state for row in pool.fd_report()] == ["idle"], "it is taken back")
+
+
+@pytest.mark.parametrize("session_reset", ["never", "awaited"])
+@pytest.mark.parametrize("flavour", both)
+def test_a_connection_released_while_its_loop_stands_still_is_free(dsn, runner_factory, flavour, session_reset):
+    """Another loop may release it: it is closed, somebody else has its place, and the pool can be closed."""
+    opening = both[flavour](dsn, max_size=1, session_reset=session_reset)
+
+    async def lend(client):
+        lease = client.lend(timeout=DEADLINE_SECONDS)
+        return lease, await lease.__aenter__()
+
+    async def release_and_ask(client, lease):
+        await lease.__aexit__(None, None, None)
+        return await client.value("SELECT 1", timeout=DEADLINE_SECONDS)
+
+    async def fail_to_ask(client, connection):
+        with pytest.raises((asyncpg.InterfaceError, psycopg.OperationalError)):
+            await client.ask(connection, "SELECT 1")
+
+    async def release_and_close(lease):
+        await lease.__aexit__(None, None, None)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await opening.__aexit__(None, None, None)
+
+    with no_socket_left(), runner_factory() as home, runner_factory() as elsewhere:
+        client = home.run(opening.__aenter__())
+        lease, connection = home.run(lend(client))
+        assert elsewhere.run(release_and_ask(client, lease)) == 1
+        home.run(fail_to_ask(client, connection))
+        lease, _ = home.run(lend(client))
+        elsewhere.run(release_and_close(lease))
+    no_session_left(dsn, client.pool)
 
 
 def test_a_connection_released_after_its_loop_is_a_no_op(dsn, loop_factory, runner_factory):

@@ -288,6 +288,58 @@ def test_a_pool_of_a_standby_is_left_alone(pair, run):
     run(main())
 
 
+@contextmanager
+def frozen(processes):
+    """Stop processes for a while."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_reset_due", [False, True])
+def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(dsn, private_server, run, is_reset_due):
+    """Connections that say goodbye to it, or wait for an answer, leave their places to callers."""
+
+    async def main():
+        async with both["asyncpg"](private_server.dsn, max_size=4) as client:
+            pool = client.pool
+            leases = [await pool.acquire() for _ in range(4)]
+            backends = [await client.ask(connection, "SELECT pg_backend_pid()") for connection in leases]
+            if not is_reset_due:
+                await asyncio.gather(*map(pool.release, leases))
+                await pool.settled()
+            with frozen(backends):
+                if is_reset_due:
+                    await asyncio.gather(*map(pool.release, leases))
+                pool.set_connect_args(dsn)
+                await pool.expire_connections()
+                with within(0.2):
+                    assert await asyncio.gather(*(client.value("SELECT 1", timeout=8) for _ in range(8))) == [1] * 8
+
+    run(main())
+
+
+def test_a_timeout_accounts_for_every_connection(private_server, run):
+    """What is lent, and what says goodbye, adds up to what the pool may have."""
+
+    async def main():
+        async with both["asyncpg"](private_server.dsn, max_size=2, max_queries=1) as client:
+            lease, other = client.lend(), client.lend()
+            connection, _ = await lease.__aenter__(), await other.__aenter__()
+            backend = await client.ask(connection, "SELECT pg_backend_pid()")
+            with frozen([backend]):
+                await lease.__aexit__(None, None, None)
+                with pytest.raises(errors.PoolTimeout, match=r"1 of 2 connections lent, 0 idle, .* 1 closing and"):
+                    await client.value("SELECT 1", timeout=0.05)
+            await other.__aexit__(None, None, None)
+
+    run(main())
+
+
 # ---- a network that is silent ----
 
 

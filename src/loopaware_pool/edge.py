@@ -74,6 +74,9 @@ class Edge(Protocol):
     def close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection; then call `closed`."""
 
+    def cut(self, slot: Slot) -> None:
+        """Close at once a connection that is being closed politely; then call `closed`."""
+
     def park(self, slot: Slot) -> None:
         """Take the fd out of the selector before the loop polls, if the slot is idle then."""
 

@@ -113,6 +113,17 @@ class Keeper:
         else:
             self._cut(slot)
 
+    def cut(self, slot: Slot) -> None:
+        """Break a goodbye off."""
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        self._cut(slot)
+
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread, and the loop runs."""
+        return self.loop is loops.running()
+
     def is_awake(self) -> bool:
         """Whether the loop runs."""
         return self.loop.is_running()

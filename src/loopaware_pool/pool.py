@@ -392,6 +392,8 @@ class Core:
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
         self.terms.generation += 1
+        for keeper in self.keepers():
+            self._on(keeper, keeper.shard.expired)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""

@@ -8,6 +8,7 @@ they do, whichever supported version of it is installed; what they add is said a
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import sys
@@ -20,7 +21,7 @@ from psycopg_pool.abc import ACT
 from loopaware_pool.bounds import patience_after
 from loopaware_pool.config import IdleOrder, PoolConfig, check_callbacks, check_number
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.loops import post, running
+from loopaware_pool.loops import running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.psycopg_checkup import Checkup
 from loopaware_pool.psycopg_connection import LoopAwareConnection
@@ -414,10 +415,11 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if lender is not self:
             whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
-        loop = self._session_of(conn).loop
-        if loop is not running():
+        session = self._session_of(conn)
+        if session.loop is not running():
             conn._pool = None
-            post(loop, self._take_back, conn)
+            tenancy: Tenancy = session.owner
+            tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
             return
         pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
@@ -448,6 +450,14 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         finally:
             shard.returned(tenancy.slot, check, monotonic())
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+
+    def _take_back_at_home(self, conn: ACT, tenancy: Tenancy) -> None:
+        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        if tenancy.keeper.is_here():
+            self._take_back(conn)
+        elif tenancy.slot.is_lent():
+            self._session_of(conn).end_lease(conn)
+            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
 
     # ---- outages ----
 
