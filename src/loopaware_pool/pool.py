@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import sys
 import threading
 import warnings
 import weakref
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from loopaware_pool import errors, loops
 from loopaware_pool.budget import Budget
@@ -27,7 +28,8 @@ from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 from loopaware_pool.terms import Phase, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from types import FrameType
 
     from loopaware_pool.budget import Claimant
     from loopaware_pool.config import PoolConfig
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "CoreState"]
 
+# The modules whose functions change what several things agree on.
+_DECIDING: Final = frozenset(
+    f"loopaware_pool.{name}" for name in ("budget", "keeper", "line", "parking", "queue", "shard", "slot", "upkeep")
+)
 CLOSE_WARNING_SECONDS: Final = 60.0
 # How often `close()` looks for loops that have stopped before they heard of it.
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
@@ -48,6 +54,20 @@ class CoreState(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+class _Census(NamedTuple):
+    """The keepers by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
+
+    keepers: Mapping[Claimant, Keeper]
+    ended: Counters
+
+    def with_one(self, keeper: Keeper) -> _Census:
+        return _Census({**self.keepers, keeper.shard: keeper}, self.ended)
+
+    def without(self, keeper: Keeper) -> _Census:
+        others = {shard: other for shard, other in self.keepers.items() if other is not keeper}
+        return _Census(others, self.ended.plus(keeper.shard.counters))
 
 
 class Core:
@@ -77,11 +97,12 @@ class Core:
     def _begin(self) -> None:
         """Start without connections, at first and in a forked child."""
         self.budget = Budget(self.max_size, self.config.patience)
-        self._lock = threading.Lock()  # guards the two below where they change together
+        # For those who change what is below. A signal handler, or the collector, may interrupt its holder and come back
+        # here, so it can be taken again; and who only looks takes none.
+        self._lock = threading.RLock()
         self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
-        self._by_shard: weakref.WeakKeyDictionary[Claimant, Keeper] = weakref.WeakKeyDictionary()
         self._recent: Keeper | None = None
-        self._ended = Counters()
+        self._census = _Census({}, Counters())
         self.ledger = Ledger()
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
@@ -106,7 +127,7 @@ class Core:
             keeper = Keeper(self, loop)
             with self._lock:
                 self._keepers[loop] = keeper
-                self._by_shard[keeper.shard] = keeper
+                self._census = self._census.with_one(keeper)
             if self._suspended:
                 keeper.shard.phase = Phase.SUSPENDED
             if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
@@ -121,7 +142,7 @@ class Core:
 
     def tell(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
-        keeper = self._by_shard.get(claimant)
+        keeper = self._census.keepers.get(claimant)
         if keeper is None or keeper.loop.is_closed():
             self._forget(claimant)
         else:
@@ -129,7 +150,7 @@ class Core:
 
     def ask(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
-        keeper = self._by_shard.get(donor)
+        keeper = self._census.keepers.get(donor)
         if keeper is not None:
             self._on(keeper, lambda: keeper.shard.asked(monotonic()))
 
@@ -151,9 +172,8 @@ class Core:
             keeper.errands.run_if_idle()
 
     def keepers(self) -> list[Keeper]:
-        """List the keepers of all loops."""
-        with self._lock:
-            return list(self._keepers.values())
+        """List the keepers of all loops. Takes no lock: making a list is one step."""
+        return list(self._keepers.values())
 
     # ---- opening ----
 
@@ -271,13 +291,22 @@ class Core:
         self.keeper_emptied()
 
     def terminate(self) -> None:
-        """Close every connection on every loop now, lent ones included. From any thread, and without a loop."""
+        """
+        Close every connection on every loop now, lent ones included. From any thread, and without a loop.
+
+        Called by what has interrupted the pool in the middle of a decision, as a signal handler or a listener may, it
+        waits for the end of that: connections on this loop are closed in its next iteration.
+        """
         if self.state is CoreState.CLOSED:
             return
         self.state = CoreState.CLOSED
-        for keeper in self.keepers():
-            self._terminate(keeper)
-        self._finish()
+        if _has_interrupted_a_decision():
+            for keeper in self.keepers():
+                keeper.errands.add(functools.partial(self._terminate, keeper))
+        else:
+            for keeper in self.keepers():
+                self._terminate(keeper)
+            self._finish()
 
     async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float) -> None:
         """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
@@ -339,9 +368,9 @@ class Core:
     def loop_ended(self, keeper: Keeper) -> None:
         """Take back the permits of a loop that has no connection left."""
         with self._lock:
-            if self._by_shard.pop(keeper.shard, None) is None:
+            if keeper.shard not in self._census.keepers:
                 return
-            self._ended = self._ended.plus(keeper.shard.counters)
+            self._census = self._census.without(keeper)
         self._forget(keeper.shard)
         if self._closers:
             self.keeper_emptied()
@@ -454,14 +483,13 @@ class Core:
         self._on(keeper, act)
 
     def stats(self) -> PoolStats:
-        """Count everything. From any thread."""
-        with self._lock:  # so that each loop is among those that live or those that have ended
-            keepers, ended = list(self._by_shard.values()), self._ended
+        """Count everything. From any thread, and from a signal handler."""
+        keepers, ended = self._census
         return PoolStats(
             name=self.config.name,
             min_size=self.terms.min_size,
             max_size=self.budget.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers),
+            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers.values()),
             ended=ended,
             state=self.state.value,
             process_fds=self.ledger.process_fds,
@@ -481,6 +509,14 @@ class Core:
 
     def _closed(self, text: str) -> errors.PoolClosed:
         return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
+
+
+def _has_interrupted_a_decision() -> bool:
+    """Whether one of the functions that the calling one was called from, or has interrupted, decides for a loop."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    while frame is not None and frame.f_globals.get("__name__") not in _DECIDING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _set(future: asyncio.Future[None]) -> None:
