@@ -12,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -527,6 +529,62 @@ def test_a_lease_keeps_its_pool_alive(dsn, runner_factory):
 
     with no_socket_left(), runner_factory() as runner:
         runner.run(main())
+
+
+# ---- loops that stand still ----
+
+
+@pytest.mark.parametrize("flavour", both)
+def test_loops_that_are_forgotten_are_collected(dsn, flavour):
+    """The pool keeps those alone that have a connection; where uvloop is used, uvloop keeps them all."""
+    opening = both[flavour](dsn, max_size=2)
+
+    async def value(client):
+        return await client.value("SELECT 1", timeout=DEADLINE_SECONDS)
+
+    def forget_one():
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(value(client)) == 1
+        return weakref.ref(loop)
+
+    with no_socket_left(), asyncio.Runner() as runner:
+        client = runner.run(opening.__aenter__())
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # unclosed event loop
+            forgotten = [forget_one() for _ in range(20)]
+            gc.collect()
+        assert sum(loop() is not None for loop in forgotten) <= 2
+        assert len(client.pool.stats().loops) <= 3
+        assert client.pool.stats().totals.acquired == 20
+        for loop in filter(None, (loop() for loop in forgotten)):
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+        runner.run(opening.__aexit__(None, None, None))
+    no_session_left(dsn, client.pool)
+
+
+def test_a_loop_that_was_let_go_of_is_as_before_when_it_runs_again(dsn, runner_factory):
+    """Its callers are served, and it looks after `min_size` as it did."""
+    pool = make_pool(dsn, min_size=1, max_size=1)
+
+    async def open_pool():
+        await pool
+
+    async def until_floor_is_restored():
+        assert await ask(pool, timeout=DEADLINE_SECONDS) == 1
+        helpers.kill_sessions(dsn, pool.name)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while pool.stats().totals.opened < opened + 2:
+                await asyncio.sleep(0.01)
+
+    with no_socket_left(), runner_factory() as home:
+        home.run(open_pool())
+        with runner_factory() as elsewhere:
+            assert elsewhere.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+            assert len(pool.stats().loops) == 1
+        opened = pool.stats().totals.opened
+        home.run(until_floor_is_restored())
+        home.run(pool.close())
+    no_session_left(dsn, pool)
 
 
 # ---- loops side by side ----

@@ -57,6 +57,9 @@ class Keeper:
     Args:
         core: The pool.
         loop: The running loop.
+
+    Attributes:
+        callers: How many are in the middle of something here, whatever they wait for.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
@@ -75,6 +78,7 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
+        self.callers = 0
         self.errands = loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
@@ -301,6 +305,18 @@ class Keeper:
             False if *timeout* (seconds) passed first.
         """
         return await self._changes.until(condition, timeout)
+
+    def is_unneeded(self) -> bool:
+        """Whether the loop stands still, and there is nothing on it: no connection, no caller, nothing to do."""
+        return loops.is_idle(self.loop) and not (
+            self.callers
+            or self.shard.slots
+            or self.shard.waiters
+            or self._tasks
+            or self._openers
+            or self.errands
+            or self._changes.are_awaited()
+        )
 
     def is_unused(self) -> bool:
         """Whether there is no connection but those that are lent."""

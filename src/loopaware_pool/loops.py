@@ -125,6 +125,10 @@ class Errands:
         self._loop = loop
         self._left: deque[Callable[[], object]] = deque()
 
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._left)
+
     def add(self, action: Callable[[], object]) -> None:
         """Have *action* done: on the loop, soon, or here and now if it stands still or is closed."""
         self._left.append(action)
@@ -135,10 +139,6 @@ class Errands:
         """Do what is left over, if the loop has stopped meanwhile."""
         if self._left and is_idle(self._loop):
             self._run()
-
-    def clear(self) -> None:
-        """Forget what is left."""
-        self._left.clear()
 
     def _run(self) -> None:
         while True:

@@ -102,6 +102,7 @@ class Core:
         self._lock = threading.RLock()
         self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
         self._recent: Keeper | None = None
+        self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._census = _Census({}, Counters())
         self.ledger = Ledger()
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -121,19 +122,45 @@ class Core:
         loop, complaint = loops.supported_loop()
         if loop is None:
             raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
-        keeper = self._keepers.get(loop)
-        if keeper is None:
-            self._bury_closed()
-            keeper = Keeper(self, loop)
-            with self._lock:
-                self._keepers[loop] = keeper
-                self._census = self._census.with_one(keeper)
-            if self._suspended:
-                keeper.shard.phase = Phase.SUSPENDED
-            if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
-                keeper.shut(self.closed_error)
-        self._recent = keeper
+        self._recent = keeper = self._keepers.get(loop) or self._make_keeper(loop)
         return keeper
+
+    def _make_keeper(self, loop: asyncio.AbstractEventLoop) -> Keeper:
+        self._bury_closed()
+        for other in self.keepers():
+            self._forget_if_unneeded(other)
+        with self._lock:
+            if (known := self._keepers.get(loop)) is not None:  # it was only looked at: see below
+                return known
+            keeper = self._keepers[loop] = Keeper(self, loop)
+            self._census = self._census.with_one(keeper)
+        if self._suspended:
+            keeper.shard.phase = Phase.SUSPENDED
+        if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
+            keeper.shut(self.closed_error)
+        elif loop in self._floor_loops:
+            keeper.shard.keep_floor(monotonic())
+        return keeper
+
+    def _forget_if_unneeded(self, keeper: Keeper) -> None:
+        """
+        Let go of a loop that stands still with nothing of the pool's on it: whoever made it may have forgotten it.
+
+        It may begin to run at any moment, and its caller find the keeper. So the way to it is barred first, and then it
+        is looked at: a caller who has come that way before has left something there, or runs.
+        """
+        if self.state is not CoreState.OPEN or not keeper.is_unneeded():
+            return
+        with self._lock:
+            self.loop_ending(keeper)
+            if keeper.is_unneeded():
+                if keeper.shard.keeps_floor:
+                    self._floor_loops.add(keeper.loop)
+                keeper.shard.phase = Phase.CLOSED
+                keeper.dismiss()
+                self.loop_ended(keeper)
+            else:
+                self._keepers[keeper.loop] = keeper
 
     def keeper_here(self) -> Keeper | None:
         """Find the running loop's part of the pool, if it has one."""
@@ -153,6 +180,7 @@ class Core:
         keeper = self._census.keepers.get(donor)
         if keeper is not None:
             self._on(keeper, lambda: keeper.shard.asked(monotonic()))
+            self._forget_if_unneeded(keeper)
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
@@ -196,6 +224,7 @@ class Core:
         if first_loop:
             self.state = CoreState.OPENING
             self._opener = weakref.ref(keeper.loop)
+        keeper.callers += 1
         try:
             missing = self.config.init_size - self.size()
             if missing > 0 and await keeper.open_one() and missing > 1:
@@ -208,6 +237,8 @@ class Core:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
+        finally:
+            keeper.callers -= 1
         if self.state is CoreState.OPENING:
             self.state = CoreState.OPEN
         keeper.shard.keep_floor(monotonic())

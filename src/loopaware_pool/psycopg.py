@@ -280,7 +280,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         check_number("timeout", timeout, _SECONDS)
         self._check_open()
         keeper = self._core.keeper()
-        if await self._is_ready_within(keeper, timeout):
+        keeper.callers += 1
+        try:
+            is_ready = await self._is_ready_within(keeper, timeout)
+        finally:
+            keeper.callers -= 1
+        if is_ready:
             return
         cause = keeper.shard.last_error
         error = InitTimeout(timeout=timeout, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
