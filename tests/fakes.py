@@ -69,6 +69,7 @@ class FakeEdge:
         self.errors = FakeDriver.errors
         self.reporter = self
         self.shard = None
+        self.is_running = True
         self.opening = []
         self.resetting = []
         self.pinging = []
@@ -82,6 +83,9 @@ class FakeEdge:
         self.reasons = []
         self.failures = []
         self.floor_failures = []
+
+    def is_awake(self):
+        return self.is_running
 
     def open(self, slot):
         self.pool.numbers[slot] = len(self.pool.numbers)
@@ -105,6 +109,10 @@ class FakeEdge:
         else:
             self.shard.closed(slot, self.pool.now)
 
+    def cut(self, slot):
+        self.closing.remove(slot)
+        self.shard.closed(slot, self.pool.now)
+
     def park(self, slot):
         self.parked.append(slot)
 
@@ -116,6 +124,9 @@ class FakeEdge:
 
     def ask(self, donor):
         self.pool.messages.append(("ask", donor))
+
+    def run_errands_of_idle_loops(self):
+        pass
 
     def look_for_dropped(self):
         for shard in self.pool.shards:

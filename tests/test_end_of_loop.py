@@ -276,6 +276,80 @@ class TestPost:
         assert notes == ["called"]
 
 
+class TestErrands:
+    """What is to be done on a loop, told by another thread."""
+
+    @pytest.fixture
+    def tell(self):
+        """Has something told to a loop by a thread that is not the loop's."""
+
+        def tell(errands, action):
+            thread = threading.Thread(target=errands.add, args=(action,))
+            thread.start()
+            thread.join(10)
+
+        return tell
+
+    def test_a_loop_that_runs_does_it_itself(self, new_loop, notes, tell):
+        """Soon, and once."""
+
+        async def main():
+            tell(errands, lambda: notes.append(threading.current_thread()))
+            assert notes == []
+            await asyncio.sleep(0)
+
+        loop = new_loop()
+        errands = loops.Errands(loop)
+        loop.run_until_complete(main())
+        errands.run_if_idle()
+        assert notes == [threading.current_thread()]
+
+    def test_it_is_done_at_once_in_the_place_of_a_loop_that_stands_still(self, new_loop, notes, tell):
+        """Or of one that is closed; the loop does not do it again."""
+        loop = new_loop()
+        errands = loops.Errands(loop)
+        tell(errands, lambda: notes.append("idle"))
+        assert notes == ["idle"]
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+        tell(errands, lambda: notes.append("closed"))
+        assert notes == ["idle", "closed"]
+
+    def test_what_a_loop_has_not_heard_when_it_stops_is_done_by_the_next_who_looks(self, new_loop, notes, tell):
+        """The call that was posted finds nothing left to do when the loop runs again."""
+
+        def stop():
+            loop.stop()
+            tell(errands, lambda: notes.append("done"))
+            tell(errands, lambda: notes.append("too"))
+            errands.run_if_idle()
+            assert notes == []
+
+        loop = new_loop()
+        errands = loops.Errands(loop)
+        loop.call_soon(stop)
+        loop.run_forever()
+        errands.run_if_idle()
+        assert notes == ["done", "too"]
+        loop.run_until_complete(asyncio.sleep(0))
+        assert notes == ["done", "too"]
+
+    def test_an_error_keeps_nothing_from_being_done(self, new_loop, notes, tell):
+        """Each thing has a call of its own."""
+
+        async def main():
+            tell(errands, lambda: 1 / 0)
+            tell(errands, lambda: notes.append("done"))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+        loop = new_loop()
+        loop.set_exception_handler(lambda loop, context: notes.append(type(context["exception"])))
+        errands = loops.Errands(loop)
+        loop.run_until_complete(main())
+        assert notes == [ZeroDivisionError, "done"]
+
+
 class TestLabels:
     def test_a_loop_keeps_its_name(self, new_loop):
         """A number, and the thread it was first seen in; another loop has another."""

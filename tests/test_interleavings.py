@@ -13,6 +13,7 @@ from interleavings.explore import explore, replay
 from interleavings.scenarios import SCENARIOS
 from interleavings.stage import Violation
 from loopaware_pool.keeper import Keeper
+from loopaware_pool.loops import Errands, is_idle, post
 from loopaware_pool.shard import Shard
 from loopaware_pool.slot import SlotState
 
@@ -60,12 +61,29 @@ def serve_the_cancelled(monkeypatch):
     monkeypatch.setattr(Shard, "leave", leave)
 
 
+def do_errands_twice(monkeypatch):
+    """What is done in the place of a loop that stands still is done by that loop as well, when it runs again."""
+
+    def add(self, action):
+        if not post(self._loop, action) or is_idle(self._loop):
+            action()
+
+    monkeypatch.setattr(Errands, "add", add)
+
+
+def lose_errands(monkeypatch):
+    """What was told to a loop that stops before it hears of it is left undone."""
+    monkeypatch.setattr(Errands, "run_if_idle", lambda self: None)
+
+
 @pytest.mark.parametrize(
     ("defect", "scenario"),
     [
         (keep_what_is_abandoned, "a caller is cancelled"),
         (forget_unstarted_tasks, "everybody's tasks are cancelled, the pool's too"),
         (serve_the_cancelled, "a caller is cancelled twice"),
+        (do_errands_twice, "two loops, one stands still"),
+        (lose_errands, "a loop stops for long"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

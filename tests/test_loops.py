@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import random
 import select
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -20,6 +23,7 @@ import psycopg
 import pytest
 
 import helpers
+from flavours import both
 from loopaware_pool import errors
 from loopaware_pool.asyncpg import create_pool
 from running import (
@@ -527,6 +531,62 @@ def test_a_lease_keeps_its_pool_alive(dsn, runner_factory):
         runner.run(main())
 
 
+# ---- loops that stand still ----
+
+
+@pytest.mark.parametrize("flavour", both)
+def test_loops_that_are_forgotten_are_collected(dsn, flavour):
+    """The pool keeps those alone that have a connection; where uvloop is used, uvloop keeps them all."""
+    opening = both[flavour](dsn, max_size=2)
+
+    async def value(client):
+        return await client.value("SELECT 1", timeout=DEADLINE_SECONDS)
+
+    def forget_one():
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(value(client)) == 1
+        return weakref.ref(loop)
+
+    with no_socket_left(), asyncio.Runner() as runner:
+        client = runner.run(opening.__aenter__())
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # unclosed event loop
+            forgotten = [forget_one() for _ in range(20)]
+            gc.collect()
+        assert sum(loop() is not None for loop in forgotten) <= 2
+        assert len(client.pool.stats().loops) <= 3
+        assert client.pool.stats().totals.acquired == 20
+        for loop in filter(None, (loop() for loop in forgotten)):
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+        runner.run(opening.__aexit__(None, None, None))
+    no_session_left(dsn, client.pool)
+
+
+def test_a_loop_that_was_let_go_of_is_as_before_when_it_runs_again(dsn, runner_factory):
+    """Its callers are served, and it looks after `min_size` as it did."""
+    pool = make_pool(dsn, min_size=1, max_size=1)
+
+    async def open_pool():
+        await pool
+
+    async def until_floor_is_restored():
+        assert await ask(pool, timeout=DEADLINE_SECONDS) == 1
+        helpers.kill_sessions(dsn, pool.name)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while pool.stats().totals.opened < opened + 2:
+                await asyncio.sleep(0.01)
+
+    with no_socket_left(), runner_factory() as home:
+        home.run(open_pool())
+        with runner_factory() as elsewhere:
+            assert elsewhere.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+            assert len(pool.stats().loops) == 1
+        opened = pool.stats().totals.opened
+        home.run(until_floor_is_restored())
+        home.run(pool.close())
+    no_session_left(dsn, pool)
+
+
 # ---- loops side by side ----
 
 
@@ -568,6 +628,49 @@ def test_four_threads_share_max_size(dsn, runner_factory):
             watcher.result(DEADLINE_SECONDS)
     assert 0 < max(most) <= 3
     assert pool.stats().ended.acquired == 4 * 400
+    no_session_left(dsn, pool)
+
+
+def test_loops_that_run_now_and_then_share_max_size(dsn, loop_factory):
+    """What four loops have begun and stand still with is never more than `max_size` sessions at the server."""
+    pool = make_pool(dsn, max_size=2)
+    most = []
+
+    async def open_pool():
+        await pool
+
+    async def pause(seconds):
+        await asyncio.sleep(seconds)
+
+    def thread(number):
+        chance = random.Random(number)
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            loop = runner.get_loop()
+            tasks = [loop.create_task(ask(pool, timeout=DEADLINE_SECONDS)) for _ in range(40)]
+            while not all(task.done() for task in tasks):
+                runner.run(pause(chance.random() * 0.01))
+                time.sleep(chance.random() * 0.02)
+            return [task.result() for task in tasks]
+
+    def watch():
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            while not done.is_set():
+                query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+                most.append(connection.execute(query, [pool.name]).fetchone()[0])
+
+    done = threading.Event()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(open_pool())
+    with ThreadPoolExecutor(5) as threads:
+        watcher = threads.submit(watch)
+        work = [threads.submit(thread, number) for number in range(4)]
+        try:
+            answers = [each.result(4 * DEADLINE_SECONDS) for each in work]
+        finally:
+            done.set()
+        watcher.result(DEADLINE_SECONDS)
+    assert answers == [[1] * 40] * 4
+    assert 0 < max(most) <= 2
     no_session_left(dsn, pool)
 
 
@@ -708,6 +811,39 @@ def test_a_foreign_release_leaves_the_connection_to_its_loop(dsn, loop_factory, 
         finally:
             go_on.set()
         eventually(lambda: [row.state for row in pool.fd_report()] == ["idle"], "it is taken back")
+
+
+@pytest.mark.parametrize("session_reset", ["never", "awaited"])
+@pytest.mark.parametrize("flavour", both)
+def test_a_connection_released_while_its_loop_stands_still_is_free(dsn, runner_factory, flavour, session_reset):
+    """Another loop may release it: it is closed, somebody else has its place, and the pool can be closed."""
+    opening = both[flavour](dsn, max_size=1, session_reset=session_reset)
+
+    async def lend(client):
+        lease = client.lend(timeout=DEADLINE_SECONDS)
+        return lease, await lease.__aenter__()
+
+    async def release_and_ask(client, lease):
+        await lease.__aexit__(None, None, None)
+        return await client.value("SELECT 1", timeout=DEADLINE_SECONDS)
+
+    async def fail_to_ask(client, connection):
+        with pytest.raises((asyncpg.InterfaceError, psycopg.OperationalError)):
+            await client.ask(connection, "SELECT 1")
+
+    async def release_and_close(lease):
+        await lease.__aexit__(None, None, None)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await opening.__aexit__(None, None, None)
+
+    with no_socket_left(), runner_factory() as home, runner_factory() as elsewhere:
+        client = home.run(opening.__aenter__())
+        lease, connection = home.run(lend(client))
+        assert elsewhere.run(release_and_ask(client, lease)) == 1
+        home.run(fail_to_ask(client, connection))
+        lease, _ = home.run(lend(client))
+        elsewhere.run(release_and_close(lease))
+    no_session_left(dsn, client.pool)
 
 
 def test_a_connection_released_after_its_loop_is_a_no_op(dsn, loop_factory, runner_factory):

@@ -288,6 +288,58 @@ def test_a_pool_of_a_standby_is_left_alone(pair, run):
     run(main())
 
 
+@contextmanager
+def frozen(processes):
+    """Stop processes for a while."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("is_reset_due", [False, True])
+def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(dsn, private_server, run, is_reset_due):
+    """Connections that say goodbye to it, or wait for an answer, leave their places to callers."""
+
+    async def main():
+        async with both["asyncpg"](private_server.dsn, max_size=4) as client:
+            pool = client.pool
+            leases = [await pool.acquire() for _ in range(4)]
+            backends = [await client.ask(connection, "SELECT pg_backend_pid()") for connection in leases]
+            if not is_reset_due:
+                await asyncio.gather(*map(pool.release, leases))
+                await pool.settled()
+            with frozen(backends):
+                if is_reset_due:
+                    await asyncio.gather(*map(pool.release, leases))
+                pool.set_connect_args(dsn)
+                await pool.expire_connections()
+                with within(0.2):
+                    assert await asyncio.gather(*(client.value("SELECT 1", timeout=8) for _ in range(8))) == [1] * 8
+
+    run(main())
+
+
+def test_a_timeout_accounts_for_every_connection(private_server, run):
+    """What is lent, and what says goodbye, adds up to what the pool may have."""
+
+    async def main():
+        async with both["asyncpg"](private_server.dsn, max_size=2, max_queries=1) as client:
+            lease, other = client.lend(), client.lend()
+            connection, _ = await lease.__aenter__(), await other.__aenter__()
+            backend = await client.ask(connection, "SELECT pg_backend_pid()")
+            with frozen([backend]):
+                await lease.__aexit__(None, None, None)
+                with pytest.raises(errors.PoolTimeout, match=r"1 of 2 connections lent, 0 idle, .* 1 closing and"):
+                    await client.value("SELECT 1", timeout=0.05)
+            await other.__aexit__(None, None, None)
+
+    run(main())
+
+
 # ---- a network that is silent ----
 
 
@@ -327,6 +379,132 @@ def test_on_a_silent_network_every_wait_has_its_bound(dsn, run, open_pool, monke
         else:
             with within(0.2), pytest.raises(TimeoutError):
                 await asyncio.wait_for(pool.close(), 0.2)
+
+    run(main())
+
+
+async def query_in_time(pool, proxy, query):
+    """The pool's own method, with a deadline for the query."""
+    proxy.freeze()
+    await pool.fetchval(query, timeout=0.2)
+
+
+async def time_out_around(pool, proxy, query):
+    """A deadline around the lease."""
+    async with asyncio.timeout(0.2), pool.acquire() as connection:
+        proxy.freeze()
+        await connection.fetchval(query)
+
+
+async def time_out_in_transaction(pool, proxy, query):
+    """The same, when the connection has something to roll back."""
+    async with asyncio.timeout(0.2), pool.acquire() as connection:
+        await connection.execute("BEGIN")
+        proxy.freeze()
+        await asyncio.sleep(60)
+
+
+async def release_by_hand(pool, proxy, query):
+    """A release while the error of the query is on its way."""
+    connection = await pool.acquire()
+    try:
+        proxy.freeze()
+        await connection.fetchval(query, timeout=0.2)
+    finally:
+        await pool.release(connection)
+
+
+async def catch_inside(pool, proxy, query):
+    """A lease that ends well, as it has caught the query's error."""
+    async with pool.acquire() as connection:
+        proxy.freeze()
+        try:
+            await connection.fetchval(query, timeout=0.2)
+        except TimeoutError as error:
+            late = error
+    raise late
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed", "awaited", "never"])
+@pytest.mark.parametrize(
+    "caller",
+    [query_in_time, time_out_around, time_out_in_transaction, release_by_hand, catch_inside],
+    ids=lambda caller: caller.__name__,
+)
+def test_a_caller_whose_time_is_up_does_not_wait_for_the_reset(dsn, run, caller, session_reset):
+    """Whatever is left to do on the connection is the pool's, and its place is free again once the network is well."""
+    if caller is catch_inside and session_reset == "awaited":
+        pytest.skip("this release is to tell what the reset fails with, and has no deadline")
+
+    async def main():
+        with FaultProxy(dsn) as proxy:
+            async with both["asyncpg"](proxy.dsn, max_size=1, session_reset=session_reset) as client:
+                assert await client.value("SELECT 1") == 1
+                await client.pool.settled()
+                with within(0.2), pytest.raises(TimeoutError):
+                    await caller(client.pool, proxy, "SELECT 1")
+                proxy.reset()
+                proxy.heal()
+                assert await client.value("SELECT 1", timeout=10) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_caller_whose_time_is_up_does_not_wait_for_the_rollback(dsn, run, by_hand, caplog):
+    """The pool rolls back in the caller's place."""
+
+    async def lend_in_time(pool, proxy):
+        async with asyncio.timeout(0.2), pool.connection() as connection:
+            await connection.execute("BEGIN")
+            proxy.freeze()
+            await asyncio.sleep(60)
+
+    async def put_back_in_time(pool, proxy):
+        async with asyncio.timeout(0.2):
+            connection = await pool.getconn()
+            try:
+                await connection.execute("BEGIN")
+                proxy.freeze()
+                await asyncio.sleep(60)
+            finally:
+                await pool.putconn(connection)
+
+    async def main():
+        with FaultProxy(dsn) as proxy:
+            async with both["psycopg"](proxy.dsn, max_size=1) as client:
+                assert await client.value("SELECT 1") == 1
+                with within(0.2), pytest.raises(TimeoutError):
+                    await (put_back_in_time if by_hand else lend_in_time)(client.pool, proxy)
+                proxy.reset()
+                proxy.heal()
+                assert await client.value("SELECT 1", timeout=10) == 1
+
+    run(main())
+    assert ("rolling back returned connection" in caplog.text) is by_hand
+
+
+@both_flavours
+def test_what_a_cancelled_caller_held_is_free_when_its_block_ends(dsn, run, open_pool):
+    """On a server that is well, a transaction is rolled back before the cancelled task goes on."""
+
+    async def main():
+        async with open_pool(dsn, max_size=2) as client:
+
+            async def hold():
+                async with client.lend() as connection:
+                    await client.run(connection, "BEGIN")
+                    await client.run(connection, "SELECT pg_advisory_xact_lock(4711)")
+                    held.set()
+                    await asyncio.sleep(60)
+
+            for _ in range(10):
+                held = asyncio.Event()
+                holder = asyncio.create_task(hold())
+                await held.wait()
+                holder.cancel()
+                await asyncio.wait([holder])
+                assert await client.value("SELECT pg_try_advisory_xact_lock(4711)") is True
 
     run(main())
 

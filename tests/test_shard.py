@@ -7,6 +7,7 @@ import pytest
 from fakes import NEVER, FakeFuture, FakePool
 from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.shard import PARTING_SECONDS
 from loopaware_pool.slot import SlotState
 from loopaware_pool.terms import Phase
 
@@ -253,7 +254,7 @@ class TestDeadConnections:
         assert slot.state is state
         shard.broke(slot, "lost")
         assert slot.state is SlotState.GONE
-        assert (shard.idle, shard.slots, shard.closing, pool.budget.in_use) == ([], set(), set(), 0)
+        assert (shard.idle, shard.slots, shard.closing, pool.budget.in_use) == ([], set(), {}, 0)
 
     def test_a_loss_is_noticed_once(self, make):
         """A driver that reports a loss again, or while the pool closes the connection, changes nothing."""
@@ -1105,10 +1106,32 @@ class TestClosing:
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
         waiter = pool.wait(shard)
-        pool.pass_time(1.0)
+        pool.pass_time(PARTING_SECONDS / 2)
         assert (pool.budget.in_use, shard.edge.opening) == (1, [])
         pool.closed(shard)
         assert pool.connect(shard) is waiter.result
+
+    def test_a_goodbye_that_takes_long_holds_nobody_up(self, make):
+        """Those that callers wait for are cut, the oldest first, and no more than they need."""
+        pool, shard = make(max_size=3)
+        for slot in pool.lend(shard, 3):
+            shard.retire(slot, "told so")
+        pool.pass_time(5.0)
+        oldest, *others = shard.edge.closing
+        pool.wait(shard)
+        assert shard.edge.closing == [oldest, *others]
+        pool.pass_time(PARTING_SECONDS)
+        assert (oldest.state, shard.edge.closing) == (SlotState.GONE, others)
+        assert len(shard.edge.opening) == 1
+
+    def test_a_goodbye_that_nobody_waits_for_takes_its_time(self, make):
+        """Nor is it cut for a caller who has gone."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.retire(slot, "told so")
+        shard.leave(pool.wait(shard))
+        pool.pass_time(5.0)
+        assert shard.edge.closing == [slot]
 
     def test_retiring_what_is_on_its_way_out_does_nothing(self, make):
         """The first reason stands."""
@@ -1263,6 +1286,35 @@ class TestTwoLoops:
         pool.deliver()
         assert len(there.edge.opening) == 1
         assert pool.budget.in_use == 2
+
+
+class TestGoodbyesElsewhere:
+    @pytest.fixture
+    def two(self, make):
+        """A caller waits on one loop while the only connection says goodbye on another."""
+        pool, there = make(max_size=1, patience=PATIENCE)
+        here = pool.shard()
+        (slot,) = pool.lend(there, 1)
+        there.retire(slot, "told so")
+        return pool, here, there
+
+    def test_a_goodbye_on_another_loop_holds_nobody_up(self, two):
+        """The loop that waits asks the one that has a connection on its way out."""
+        pool, here, there = two
+        pool.wait(here)
+        pool.deliver()
+        assert (len(there.edge.closing), here.edge.opening) == (1, [])
+        pool.pass_time(PARTING_SECONDS)
+        pool.deliver()
+        assert (there.edge.closing, len(here.edge.opening)) == ([], 1)
+
+    def test_one_on_a_loop_that_stands_still_is_cut_at_once(self, two):
+        """Nobody is there to hear the server hang up."""
+        pool, here, there = two
+        there.edge.is_running = False
+        pool.wait(here)
+        pool.deliver()
+        assert (there.edge.closing, len(here.edge.opening)) == ([], 1)
 
 
 class TestCounts:

@@ -426,7 +426,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert stats.size == shard.size == sum(state in {SlotState.IDLE, *HELD} for state in states)
             assert stats.size + stats.connecting + stats.closing == len(states)
             assert stats.waiting == len(shard.waiters)
-            assert shard.spare in (0, len(shard.idle) + len(shard.unanswered))
+            assert shard.spare in (0, len(shard.idle) + len(shard.unanswered) + len(shard.closing))
 
     def the_queue_holds_those_who_wait(self):
         """In the order in which they came, those included who lost what they were handed, and came back."""

@@ -142,7 +142,7 @@ def test_a_timeout_tells_everything(dsn, loop_factory):
         line = hold.__code__.co_firstlineno + 1
         assert isinstance(error, PoolTimeout)
         assert str(error).startswith("couldn't get a connection in 0.01 s: pool 'orders' has 2 of 2 connections lent, ")
-        assert "0 idle, 0 connecting and " in str(error)
+        assert "0 idle, 0 connecting, 0 resetting, 0 closing and " in str(error)
         assert f"{HERE}:{line} in hold" in str(error)
         assert "holder-0 for 0." in str(error)
         assert (error.pool, error.timeout, error.stats.lent, error.stats.max_size) == ("orders", 0.01, 2, 2)

@@ -8,6 +8,7 @@ version of asyncpg is installed; what they add is said at each place.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import sys
 import warnings
@@ -23,7 +24,7 @@ from loopaware_pool.asyncpg_likeness import PoolLikeness, check_connect_argument
 from loopaware_pool.asyncpg_proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
 from loopaware_pool.config import PoolConfig, check_number
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.loops import post, running
+from loopaware_pool.loops import running
 from loopaware_pool.pool import Core, CoreState
 
 if TYPE_CHECKING:
@@ -279,6 +280,9 @@ class Pool(PoolLikeness):
         """
         Give a connection back. Costs no round trip unless the session has to be reset by hand (see `session_reset`).
 
+        A caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells, waits for a tenth
+        of a second at most, and so does one whose query is still being cancelled, unless each reset is awaited.
+
         It may be called on any loop; another than the connection's own only hands it over.
 
         Args:
@@ -296,7 +300,7 @@ class Pool(PoolLikeness):
             check_number("timeout", timeout, _TIMEOUT)
         pending = self._release(connection, timeout)
         if pending is not None:
-            await pending.finished()
+            await pending.finished(connection._holder.patience_after(sys.exc_info()[1]))
 
     _own_release = staticmethod(release)  # as against one that overrides it
 
@@ -309,11 +313,11 @@ class Pool(PoolLikeness):
         con = proxy._connection
         if con is None:
             return None
-        if con._loop is not running():
-            post(con._loop, self._release, proxy, timeout)
-            return None
         session = proxy._holder
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        if con._loop is not running():
+            tenancy.keeper.errands.add(functools.partial(self._release_at_home, proxy, tenancy, timeout))
+            return None
         if timeout is not None:
             session.reset_timeout = timeout
         check = ReturnCheck.BROKEN
@@ -326,6 +330,14 @@ class Pool(PoolLikeness):
             finally:
                 tenancy.keeper.shard.returned(tenancy.slot, check, monotonic())
         return tenancy if check is _RESET else None
+
+    def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:
+        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        if tenancy.keeper.is_here():
+            self._release(proxy, timeout)
+        elif proxy._connection is not None:
+            proxy._holder.end_lease()
+            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
 
     # ---- asyncpg's other methods ----
 

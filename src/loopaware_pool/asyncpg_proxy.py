@@ -229,9 +229,9 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         pool = self.pool
         if getattr(pool.release, "__func__", None) is pool._own_release:
             tenancy = pool._release(connection, None)
-            if tenancy is None:
+            if tenancy is None or connection is None:
                 return
-            releasing: Awaitable[None] = tenancy.finished()
+            releasing: Awaitable[None] = tenancy.finished(connection._holder.patience_after(exc_val))
         else:  # a subclass's, or a tracer's
             releasing = pool.release(connection)  # type: ignore[arg-type]
         try:

@@ -30,6 +30,7 @@ from loopaware_pool.asyncpg_reset import (
     query_message,
     reset_statements,
 )
+from loopaware_pool.bounds import LATE_SECONDS, patience_after
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.fds import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.loops import close_socket_of
@@ -362,6 +363,13 @@ class AsyncpgSession:
         """
         reach = self._reach
         return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
+
+    def patience_after(self, error: BaseException | None) -> float | None:
+        """Tell how long a release with *error* on its way may wait for the reset, in seconds; None: as it takes."""
+        is_every_reset_awaited = self._answer is None
+        if not is_every_reset_awaited and self._reach.protocol._is_cancelling():
+            return LATE_SECONDS  # that query's time was up, whatever the caller has made of the error
+        return patience_after(error)
 
     async def reset(self) -> None:
         """Reset the session by a query that is waited for."""

@@ -45,15 +45,16 @@ class Budget:
     def __init__(self, max_size: int, patience: float) -> None:
         self.max_size = max_size
         self._patience = patience
-        self._lock = threading.Lock()  # guards all below; never held over a callback
+        # Guards all below; never held over a callback. A signal handler, or the collector, may interrupt its holder and
+        # come back here: so it can be taken again, and no loop over a dictionary is open to that.
+        self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
         self.claims: dict[Claimant, float] = {}
 
     @property
     def in_use(self) -> int:
-        """Permits held by all loops together."""
-        with self._lock:
-            return sum(self._held.values())
+        """Permits held by all loops together. Takes no lock: making a list is one step."""
+        return sum(list(self._held.values()))
 
     @property
     def free(self) -> int:
@@ -131,7 +132,7 @@ class Budget:
         with self._lock:
             return any(
                 self._deserves(claimant, since, donor, now, donor_has_waiters)
-                for claimant, since in self.claims.items()
+                for claimant, since in list(self.claims.items())
                 if claimant is not donor
             )
 
@@ -143,7 +144,7 @@ class Budget:
                 return None
             donors = [
                 donor
-                for donor in self._held
+                for donor in list(self._held)
                 if donor is not claimant and donor.spare and self._deserves(claimant, since, donor, now, False)
             ]
         return max(donors, key=lambda donor: donor.spare, default=None)
@@ -159,7 +160,7 @@ class Budget:
 
     def _is_free(self) -> bool:
         """Caller holds the lock. Never true while there are claims: those are served first."""
-        return sum(self._held.values()) < self.max_size
+        return self.in_use < self.max_size
 
     def _serve_claims(self) -> list[Claimant]:
         """Caller holds the lock."""
@@ -172,7 +173,7 @@ class Budget:
         """Caller holds the lock. The loop that owns least comes first, then the one that came first."""
         if not self.claims or not self._is_free():
             return None
-        claimant = min(self.claims, key=lambda claimant: self._held.get(claimant, 0))
+        claimant = min(list(self.claims), key=lambda claimant: self._held.get(claimant, 0))
         self._grant(claimant)
         return claimant
 

@@ -38,6 +38,9 @@ class ReturnCheck(Enum):
     WORN_OUT = "worn out"
     """To be closed politely and replaced."""
 
+    STRANDED = "released while its loop stood still"
+    """To be closed from another thread: its own loop is not there to reset it."""
+
     BROKEN = "broken"
     """To be aborted."""
 

@@ -56,6 +56,9 @@ class Edge(Protocol):
     def reporter(self) -> LeaseReporter:
         """Tells others of leases."""
 
+    def is_awake(self) -> bool:
+        """Whether the loop runs. If not, another thread acts in its place, and what is begun may never end."""
+
     def open(self, slot: Slot) -> None:
         """Connect; then call `connected` or `connect_failed`."""
 
@@ -71,6 +74,9 @@ class Edge(Protocol):
     def close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection; then call `closed`."""
 
+    def cut(self, slot: Slot) -> None:
+        """Close at once a connection that is being closed politely; then call `closed`."""
+
     def park(self, slot: Slot) -> None:
         """Take the fd out of the selector before the loop polls, if the slot is idle then."""
 
@@ -82,6 +88,9 @@ class Edge(Protocol):
 
     def ask(self, donor: Claimant) -> None:
         """Call `asked` of another loop's shard, on its loop."""
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Have done what other loops were told and have stopped before they heard: permits may be among it."""
 
     def look_for_dropped(self) -> None:
         """Call `reclaim_dropped` of every loop's upkeep, on its loop."""

@@ -57,6 +57,9 @@ class Keeper:
     Args:
         core: The pool.
         loop: The running loop.
+
+    Attributes:
+        callers: How many are in the middle of something here, whatever they wait for.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
@@ -75,6 +78,8 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
+        self.callers = 0
+        self.errands = loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
@@ -114,8 +119,26 @@ class Keeper:
         else:
             self._cut(slot)
 
+    def cut(self, slot: Slot) -> None:
+        """Break a goodbye off."""
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        self._cut(slot)
+
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread, and the loop runs."""
+        return self.loop is loops.running()
+
+    def is_awake(self) -> bool:
+        """Whether the loop runs."""
+        return self.loop.is_running()
+
     def wake_at(self, due: float) -> None:
         """Have the shard sweep at *due* (monotonic seconds)."""
+        if self.loop is not loops.running():  # a loop that stands still may run any moment: its timers are its own
+            loops.post(self.loop, self.wake_at, due)
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.loop.call_later(max(0.0, due - monotonic()), _sweep, self._myself)
@@ -129,6 +152,15 @@ class Keeper:
         """Ask another loop for an idle connection's permit."""
         if (core := self._core()) is not None:
             core.ask(donor)
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Have done what loops were told that have stopped."""
+        if (core := self._core()) is not None:
+            core.run_errands_of_idle_loops()
+
+    def granted(self) -> None:
+        """Hear that a permit is this loop's own."""
+        self.shard.granted(monotonic())
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
@@ -276,6 +308,18 @@ class Keeper:
         """
         return await self._changes.until(condition, timeout)
 
+    def is_unneeded(self) -> bool:
+        """Whether the loop stands still, and there is nothing on it: no connection, no caller, nothing to do."""
+        return loops.is_idle(self.loop) and not (
+            self.callers
+            or self.shard.slots
+            or self.shard.waiters
+            or self._tasks
+            or self._openers
+            or self.errands
+            or self._changes.are_awaited()
+        )
+
     def is_unused(self) -> bool:
         """Whether there is no connection but those that are lent."""
         return len(self.shard.slots) == self._lent()
@@ -289,16 +333,21 @@ class Keeper:
         for slot in self.shard.upkeep.ping_all():
             await self.finished(slot)
 
-    async def finished(self, slot: Slot) -> BaseException | None:
+    async def finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
         """
-        Wait for the task that works on *slot*.
+        Wait for the task that works on *slot*, for *patience* seconds at most; None waits as long as it takes.
 
         Returns:
             What it failed with, or None.
 
         Cancellation: ends the waiting, not the task.
         """
-        return None if (task := self._tasks.get(slot)) is None else await loops.outcome_of(task)
+        task = self._tasks.get(slot)
+        if task is not None and patience is not None:
+            await asyncio.wait([task], timeout=patience)
+            if not task.done():
+                return None
+        return None if task is None else await loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
         """Say who holds connections, longest first."""

@@ -29,6 +29,7 @@ import socket
 import sys
 import threading
 import weakref
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EndOfLoop",
+    "Errands",
     "call_in_child",
     "close_socket_of",
     "is_idle",
@@ -106,6 +108,45 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args
 def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether *loop* is not running, so that any thread may act for it and nobody else will."""
     return not loop.is_running()
+
+
+class Errands:
+    """
+    What other threads want done on a loop: each thing once, by the loop, or in its place while it stands still.
+
+    A loop may stop at any moment, with what was posted to it unheard. So a thing is kept here, and whoever comes first
+    does it: the posted call, or the next who finds the loop idle. Done by both, one permit would be used twice.
+
+    Args:
+        loop: The loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._left: deque[Callable[[], object]] = deque()
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._left)
+
+    def add(self, action: Callable[[], object]) -> None:
+        """Have *action* done: on the loop, soon, or here and now if it stands still or is closed."""
+        self._left.append(action)
+        if is_idle(self._loop) or not post(self._loop, self._run):
+            self._run()
+
+    def run_if_idle(self) -> None:
+        """Do what is left over, if the loop has stopped meanwhile."""
+        if self._left and is_idle(self._loop):
+            self._run()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                action = self._left.popleft()  # looking first would not do: there may be two who do this
+            except IndexError:
+                return
+            action()
 
 
 class EndOfLoop:

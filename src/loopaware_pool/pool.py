@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import sys
 import threading
 import warnings
 import weakref
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from loopaware_pool import errors, loops
 from loopaware_pool.budget import Budget
@@ -27,7 +28,8 @@ from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 from loopaware_pool.terms import Phase, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from types import FrameType
 
     from loopaware_pool.budget import Claimant
     from loopaware_pool.config import PoolConfig
@@ -35,7 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "CoreState"]
 
+# The modules whose functions change what several things agree on.
+_DECIDING: Final = frozenset(
+    f"loopaware_pool.{name}" for name in ("budget", "keeper", "line", "parking", "queue", "shard", "slot", "upkeep")
+)
 CLOSE_WARNING_SECONDS: Final = 60.0
+# How often `close()` looks for loops that have stopped before they heard of it.
+IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
 class CoreState(Enum):
@@ -46,6 +54,20 @@ class CoreState(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+
+
+class _Census(NamedTuple):
+    """The keepers by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
+
+    keepers: Mapping[Claimant, Keeper]
+    ended: Counters
+
+    def with_one(self, keeper: Keeper) -> _Census:
+        return _Census({**self.keepers, keeper.shard: keeper}, self.ended)
+
+    def without(self, keeper: Keeper) -> _Census:
+        others = {shard: other for shard, other in self.keepers.items() if other is not keeper}
+        return _Census(others, self.ended.plus(keeper.shard.counters))
 
 
 class Core:
@@ -75,11 +97,13 @@ class Core:
     def _begin(self) -> None:
         """Start without connections, at first and in a forked child."""
         self.budget = Budget(self.max_size, self.config.patience)
-        self._lock = threading.Lock()  # guards the two below where they change together
+        # For those who change what is below. A signal handler, or the collector, may interrupt its holder and come back
+        # here, so it can be taken again; and who only looks takes none.
+        self._lock = threading.RLock()
         self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
-        self._by_shard: weakref.WeakKeyDictionary[Claimant, Keeper] = weakref.WeakKeyDictionary()
         self._recent: Keeper | None = None
-        self._ended = Counters()
+        self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._census = _Census({}, Counters())
         self.ledger = Ledger()
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
@@ -98,19 +122,45 @@ class Core:
         loop, complaint = loops.supported_loop()
         if loop is None:
             raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
-        keeper = self._keepers.get(loop)
-        if keeper is None:
-            self._bury_closed()
-            keeper = Keeper(self, loop)
-            with self._lock:
-                self._keepers[loop] = keeper
-                self._by_shard[keeper.shard] = keeper
-            if self._suspended:
-                keeper.shard.phase = Phase.SUSPENDED
-            if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
-                keeper.shut(self.closed_error)
-        self._recent = keeper
+        self._recent = keeper = self._keepers.get(loop) or self._make_keeper(loop)
         return keeper
+
+    def _make_keeper(self, loop: asyncio.AbstractEventLoop) -> Keeper:
+        self._bury_closed()
+        for other in self.keepers():
+            self._forget_if_unneeded(other)
+        with self._lock:
+            if (known := self._keepers.get(loop)) is not None:  # it was only looked at: see below
+                return known
+            keeper = self._keepers[loop] = Keeper(self, loop)
+            self._census = self._census.with_one(keeper)
+        if self._suspended:
+            keeper.shard.phase = Phase.SUSPENDED
+        if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
+            keeper.shut(self.closed_error)
+        elif loop in self._floor_loops:
+            keeper.shard.keep_floor(monotonic())
+        return keeper
+
+    def _forget_if_unneeded(self, keeper: Keeper) -> None:
+        """
+        Let go of a loop that stands still with nothing of the pool's on it: whoever made it may have forgotten it.
+
+        It may begin to run at any moment, and its caller find the keeper. So the way to it is barred first, and then it
+        is looked at: a caller who has come that way before has left something there, or runs.
+        """
+        if self.state is not CoreState.OPEN or not keeper.is_unneeded():
+            return
+        with self._lock:
+            self.loop_ending(keeper)
+            if keeper.is_unneeded():
+                if keeper.shard.keeps_floor:
+                    self._floor_loops.add(keeper.loop)
+                keeper.shard.phase = Phase.CLOSED
+                keeper.dismiss()
+                self.loop_ended(keeper)
+            else:
+                self._keepers[keeper.loop] = keeper
 
     def keeper_here(self) -> Keeper | None:
         """Find the running loop's part of the pool, if it has one."""
@@ -119,19 +169,18 @@ class Core:
 
     def tell(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
-        keeper = self._by_shard.get(claimant)
-        if keeper is None or not loops.post(keeper.loop, _granted, keeper):
+        keeper = self._census.keepers.get(claimant)
+        if keeper is None or keeper.loop.is_closed():
             self._forget(claimant)
-        elif loops.is_idle(keeper.loop):  # it would not hear of it, and others wait; when it runs again it claims anew
-            served = self.budget.give_back(claimant)
-            if served is not None:
-                self.tell(served)
+        else:
+            keeper.errands.add(keeper.granted)
 
     def ask(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
-        keeper = self._by_shard.get(donor)
+        keeper = self._census.keepers.get(donor)
         if keeper is not None:
             self._on(keeper, lambda: keeper.shard.asked(monotonic()))
+            self._forget_if_unneeded(keeper)
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
@@ -140,14 +189,19 @@ class Core:
 
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
-        loop = keeper.loop
-        if loop is loops.running() or loops.is_idle(loop) or not loops.post(loop, action):
+        if keeper.loop is loops.running():
             action()
+        else:
+            keeper.errands.add(action)
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Do, for loops that have stopped, what they were told and have not heard."""
+        for keeper in self.keepers():
+            keeper.errands.run_if_idle()
 
     def keepers(self) -> list[Keeper]:
-        """List the keepers of all loops."""
-        with self._lock:
-            return list(self._keepers.values())
+        """List the keepers of all loops. Takes no lock: making a list is one step."""
+        return list(self._keepers.values())
 
     # ---- opening ----
 
@@ -170,6 +224,7 @@ class Core:
         if first_loop:
             self.state = CoreState.OPENING
             self._opener = weakref.ref(keeper.loop)
+        keeper.callers += 1
         try:
             missing = self.config.init_size - self.size()
             if missing > 0 and await keeper.open_one() and missing > 1:
@@ -182,6 +237,8 @@ class Core:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
+        finally:
+            keeper.callers -= 1
         if self.state is CoreState.OPENING:
             self.state = CoreState.OPEN
         keeper.shard.keep_floor(monotonic())
@@ -226,7 +283,9 @@ class Core:
             for keeper in self.keepers():
                 self._on(keeper, functools.partial(keeper.shut, self.closing_error))
             self.keeper_emptied()
-            await emptied
+            while not emptied.done():
+                self.run_errands_of_idle_loops()  # one may have stopped before it heard that the pool closes
+                await asyncio.wait([emptied], timeout=IDLE_LOOP_LOOK_SECONDS)
         except BaseException:
             self.terminate()
             raise
@@ -263,13 +322,22 @@ class Core:
         self.keeper_emptied()
 
     def terminate(self) -> None:
-        """Close every connection on every loop now, lent ones included. From any thread, and without a loop."""
+        """
+        Close every connection on every loop now, lent ones included. From any thread, and without a loop.
+
+        Called by what has interrupted the pool in the middle of a decision, as a signal handler or a listener may, it
+        waits for the end of that: connections on this loop are closed in its next iteration.
+        """
         if self.state is CoreState.CLOSED:
             return
         self.state = CoreState.CLOSED
-        for keeper in self.keepers():
-            self._terminate(keeper)
-        self._finish()
+        if _has_interrupted_a_decision():
+            for keeper in self.keepers():
+                keeper.errands.add(functools.partial(self._terminate, keeper))
+        else:
+            for keeper in self.keepers():
+                self._terminate(keeper)
+            self._finish()
 
     async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
         """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
@@ -331,9 +399,9 @@ class Core:
     def loop_ended(self, keeper: Keeper) -> None:
         """Take back the permits of a loop that has no connection left."""
         with self._lock:
-            if self._by_shard.pop(keeper.shard, None) is None:
+            if keeper.shard not in self._census.keepers:
                 return
-            self._ended = self._ended.plus(keeper.shard.counters)
+            self._census = self._census.without(keeper)
         self._forget(keeper.shard)
         if self._closers:
             self.keeper_emptied()
@@ -384,6 +452,8 @@ class Core:
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
         self.terms.generation += 1
+        for keeper in self.keepers():
+            self._on(keeper, keeper.shard.expired)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
@@ -444,14 +514,13 @@ class Core:
         self._on(keeper, act)
 
     def stats(self) -> PoolStats:
-        """Count everything. From any thread."""
-        with self._lock:  # so that each loop is among those that live or those that have ended
-            keepers, ended = list(self._by_shard.values()), self._ended
+        """Count everything. From any thread, and from a signal handler."""
+        keepers, ended = self._census
         return PoolStats(
             name=self.config.name,
             min_size=self.terms.min_size,
             max_size=self.budget.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers),
+            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers.values()),
             ended=ended,
             state=self.state.value,
             process_fds=self.ledger.process_fds,
@@ -473,8 +542,12 @@ class Core:
         return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
 
 
-def _granted(keeper: Keeper) -> None:
-    keeper.shard.granted(monotonic())
+def _has_interrupted_a_decision() -> bool:
+    """Whether one of the functions that the calling one was called from, or has interrupted, decides for a loop."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+    while frame is not None and frame.f_globals.get("__name__") not in _DECIDING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -8,6 +8,7 @@ they do, whichever supported version of it is installed; what they add is said a
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import sys
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
+from loopaware_pool.bounds import patience_after
 from loopaware_pool.config import IdleOrder, PoolConfig, check_callbacks, check_number
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.loops import post, running
+from loopaware_pool.loops import running
 from loopaware_pool.pool import Core, CoreState
 from loopaware_pool.psycopg_checkup import Checkup
 from loopaware_pool.psycopg_connection import LoopAwareConnection
@@ -289,7 +291,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if self._is_full():
             return
         logger.info("waiting for pool %r initialization", self.name)
-        if await self._is_ready_within(keeper, seconds):
+        keeper.callers += 1
+        try:
+            is_ready = await self._is_ready_within(keeper, seconds)
+        finally:
+            keeper.callers -= 1
+        if is_ready:
             logger.info("pool %r is ready to use", self.name)
             return
         cause = keeper.shard.last_error
@@ -418,8 +425,9 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         Give back a connection that `getconn()` lent. It may be called on any loop.
 
-        A transaction that is open is rolled back, which is waited for. A connection that a query is still running on is
-        closed, and that query ends with an error.
+        A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
+        caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
+        query is still running on is closed, and that query ends with an error.
 
         Args:
             conn: The connection.
@@ -436,14 +444,14 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
-        loop = session.loop
-        if loop is not running():
+        if session.loop is not running():
             conn._pool = None
-            post(loop, self._take_back, conn)
+            tenancy: Tenancy = session.owner  # type: ignore[assignment]
+            tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
             return
         pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
-            await pending.keeper.finished(pending.slot)
+            await pending.keeper.finished(pending.slot, patience_after(sys.exc_info()[1]))
 
     def _session_of(self, conn: Any) -> PsycopgSession:
         """Find what the pool knows of a connection that it has lent."""
@@ -475,6 +483,14 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         size = self._core.size()
         if self._keeps_idle and size > self._core.terms.min_size:
             logger.info("growing pool %r to %s", self.name, size)
+
+    def _take_back_at_home(self, conn: ACT, tenancy: Tenancy) -> None:
+        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        if tenancy.keeper.is_here():
+            self._take_back(conn)
+        elif tenancy.slot.is_lent():
+            self._session_of(conn).end_lease(conn)
+            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
 
     # ---- outages ----
 

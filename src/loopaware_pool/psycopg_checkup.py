@@ -67,13 +67,17 @@ class Checkup:
 
         Cancellation: the connection goes back.
         """
-        while not await self._passes(connection):
-            was_dead = connection.closed
-            self._pool._rechecks += 1
-            self._put_back(connection)
-            if not was_dead:
-                await self._pause()
-            connection = await self._another()
+        self._keeper.callers += 1
+        try:
+            while not await self._passes(connection):
+                was_dead = connection.closed
+                self._pool._rechecks += 1
+                self._put_back(connection)
+                if not was_dead:
+                    await self._pause()
+                connection = await self._another()
+        finally:
+            self._keeper.callers -= 1
         return connection
 
     def _put_back(self, connection: Any) -> None:

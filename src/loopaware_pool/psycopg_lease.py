@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from psycopg_pool.abc import ACT
 
+from loopaware_pool.bounds import patience_after
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -59,7 +61,10 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         if exc_val is not None:
             session.suspect(exc_val)
         try:
-            if not session.has_nothing_to_end(connection):
+            is_late = exc_val is not None and patience_after(exc_val) is not None
+            if is_late and session.has_only_to_roll_back(connection):
+                pass  # the pool does: once the caller's time is up, no deadline would end a rollback here
+            elif not session.has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:
             await self._pool.putconn(connection)

@@ -54,6 +54,8 @@ _ALIVE, _DEAD = Liveness.ALIVE, Liveness.DEAD
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
 _USED, _UNUSED = Custody.USED, Custody.IDLE
 _IDLE: Final = pq.TransactionStatus.IDLE
+_NO_TRANSACTION: Final = (_IDLE,)
+_IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 _UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
 _BAD: Final = pq.ConnStatus.BAD
@@ -179,6 +181,7 @@ class PsycopgSession:
         "_configured",
         "_driver",
         "_identity",
+        "_is_rollback_expected",
         "_made",
         "_omen",
         "_pgconn",
@@ -206,6 +209,7 @@ class PsycopgSession:
         self._driver = driver
         self._pgconn = pgconn = bare.pgconn
         self._omen: Omen | None = None
+        self._is_rollback_expected = False
         self._began_as = pgconn.parameter_status(b"session_authorization")
         self._was_writable = all(pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
         self._made = weakref.ref(connection)
@@ -272,7 +276,9 @@ class PsycopgSession:
         self._watch.detach_others()
         self._watch.custody = _UNUSED
         if status != _IDLE:
-            self._driver.logger.warning("rolling back returned connection: %s", self.connection)
+            if not self._is_rollback_expected:
+                self._driver.logger.warning("rolling back returned connection: %s", self.connection)
+            self._is_rollback_expected = False
             return _RESET
         return _RESET if self._driver.resets or self._omen is not None or self._kept().lock.locked() else _READY
 
@@ -379,9 +385,9 @@ class PsycopgSession:
         connection = self._bare()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
         await _first_value(connection, _RESET_QUERY)
-        for name, value in configured.user:
-            literal = pq.Escaping(connection.pgconn).escape_literal(value.encode(connection.info.encoding))
-            await _first_value(connection, b"SELECT pg_catalog.set_config('%s', %s, false)" % (name, bytes(literal)))
+        for setting, user in configured.user:
+            literal = pq.Escaping(connection.pgconn).escape_literal(user.encode(connection.info.encoding))
+            await _first_value(connection, b"SELECT pg_catalog.set_config('%s', %s, false)" % (setting, bytes(literal)))
         for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
         if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
@@ -483,16 +489,27 @@ class PsycopgSession:
         connection._pool = None
         self.connection = self._made() or self._reference()
 
-    def has_nothing_to_end(self, connection: AsyncConnection[Any]) -> bool:
-        """Whether a commit, or a rollback, would find nothing to do, so that neither need be called."""
+    def has_nothing_to_end(self, connection: AsyncConnection[Any], states: tuple[int, ...] = _NO_TRANSACTION) -> bool:
+        """
+        Whether a commit, or a rollback, would find nothing to do, so that neither need be called.
+
+        Args:
+            connection: The caller's.
+            states: Which a transaction may be in all the same.
+        """
         return (
             self.leaves_plainly
-            and self._pgconn.transaction_status == _IDLE
+            and self._pgconn.transaction_status in states
             and not connection.lock.locked()
             and connection._pipeline is None
             and not connection._num_transactions
             and connection._tpc is None
         )
+
+    def has_only_to_roll_back(self, connection: AsyncConnection[Any]) -> bool:
+        """Whether a transaction is open and all else is as it was, so that the pool can roll back instead."""
+        self._is_rollback_expected = self.has_nothing_to_end(connection, _IN_TRANSACTION)
+        return self._is_rollback_expected
 
     def _dropped(self, _: object) -> None:
         """Hear, in whichever thread collects garbage, that nobody refers to the connection any more."""

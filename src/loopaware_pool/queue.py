@@ -72,35 +72,39 @@ class Queue:
             raise self._closed_error()
         self._check_queue(keeper)
         now, has_come_back, is_counted = began, False, True
-        while True:
-            waiter: asyncio.Future[Slot] = keeper.loop.create_future()
-            tick = None
-            if timeout is not None:
-                passed = functools.partial(self._time_out, keeper, waiter, timeout)
-                tick = keeper.deadlines.add(waiter, began + timeout, passed)
-            if has_come_back:
-                shard.come_back(waiter, began, now, has_deadline=timeout is not None)
-            else:
-                is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
-            try:
-                slot = await waiter
-            except BaseException:
-                self._gave_up(keeper, waiter, monotonic() - began, is_counted=is_counted)
-                raise
-            finally:
-                if tick is not None:
-                    keeper.deadlines.remove(waiter, tick)
-            now = monotonic()
-            if slot.state is SlotState.RESERVED:
-                shard.claim(slot, now - began if is_counted else None, now)
-                return slot
-            if not shard.is_open():
-                raise self._closed_error()
-            # It was lost between the hand-over and this line: once more, with what is left of the time.
-            taken = shard.take(now)
-            if taken is not None:
-                return taken
-            has_come_back = True
+        keeper.callers += 1
+        try:
+            while True:
+                waiter: asyncio.Future[Slot] = keeper.loop.create_future()
+                tick = None
+                if timeout is not None:
+                    passed = functools.partial(self._time_out, keeper, waiter, timeout)
+                    tick = keeper.deadlines.add(waiter, began + timeout, passed)
+                if has_come_back:
+                    shard.come_back(waiter, began, now, has_deadline=timeout is not None)
+                else:
+                    is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
+                try:
+                    slot = await waiter
+                except BaseException:
+                    self._gave_up(keeper, waiter, monotonic() - began, is_counted=is_counted)
+                    raise
+                finally:
+                    if tick is not None:
+                        keeper.deadlines.remove(waiter, tick)
+                now = monotonic()
+                if slot.state is SlotState.RESERVED:
+                    shard.claim(slot, now - began if is_counted else None, now)
+                    return slot
+                if not shard.is_open():
+                    raise self._closed_error()
+                # It was lost between the hand-over and this line: once more, with what is left of the time.
+                taken = shard.take(now)
+                if taken is not None:
+                    return taken
+                has_come_back = True
+        finally:
+            keeper.callers -= 1
 
     def waiting_in_line(self) -> int:
         """Count the callers, on all loops, who wait for others to be done."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.config import IdleOrder
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from loopaware_pool.edge import Edge, Waiter
     from loopaware_pool.terms import Terms
 
-__all__ = ["Shard"]
+__all__ = ["PARTING_SECONDS", "Shard"]
 
+# How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
+PARTING_SECONDS: Final = 0.1
 _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
@@ -71,7 +73,7 @@ class Shard:
         self.idle: list[Slot] = []
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
-        self.closing: set[Slot] = set()
+        self.closing: dict[Slot, float] = {}  # until when callers let it part in peace, in the order of their closing
         self.unanswered: dict[Slot, None] = {}  # in the order of their returns
         self.waiters = Line()
         self.counters = Counters()
@@ -293,7 +295,11 @@ class Shard:
         wanted = len(self.waiters) - len(self.connecting)
         if wanted <= 0 or self.phase is not _OPEN:
             return
+        if not self._edge.is_awake():
+            self.wake_by(now)
+            return
         if len(self.slots) >= self._budget.max_size:
+            self._hurry_goodbyes(now)
             if now >= self.upkeep.look_at:
                 self.upkeep.look_for_dropped(now)
             return
@@ -320,18 +326,22 @@ class Shard:
 
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        if self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at:
+        is_wanted = self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at
+        if is_wanted and self._edge.is_awake():
             self._start_connect(now)
-            self.grow(now)
         else:
             self._return_permit()
+        self.grow(now)
 
     def asked(self, now: float) -> None:
         """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
-        if (self.idle or self.spare) and self._budget.should_yield(self, now, donor_has_waiters=False):
+        is_unused = bool(self.idle or (self.unanswered and not self.waiters))
+        if is_unused and self._budget.should_yield(self, now, donor_has_waiters=False):
             # A loop that stands still reads no answer.
             slot = self.idle.pop(0) if self.idle else next(iter(self.unanswered))
             self._retire(slot, "given to another loop")
+        elif self._budget.claims:
+            self._hurry_goodbyes(now)
 
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
@@ -400,9 +410,12 @@ class Shard:
             self._budget.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
+        self._hurry_goodbyes(now)
         donor = self._budget.donor_for(self, now)
         if donor is not None:
             self._edge.ask(donor)
+        else:
+            self._edge.run_errands_of_idle_loops()
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
         if now >= self.upkeep.look_at:
@@ -420,7 +433,7 @@ class Shard:
         if slot.state is SlotState.GONE:
             return
         slot.move(SlotEvent.CLOSED)
-        self.closing.discard(slot)
+        self.closing.pop(slot, None)
         self.slots.discard(slot)
         self.counters.closed += 1
         self._edge.gone(slot, self._reasons.pop(slot, ""))
@@ -449,9 +462,29 @@ class Shard:
     def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
         slot.move(SlotEvent.CLOSE_STARTED)
         self.unanswered.pop(slot, None)
-        self.closing.add(slot)
+        self.closing[slot] = NEVER
         self._reasons[slot] = reason
         self._edge.close(slot, politely=politely)
+
+    def _hurry_goodbyes(self, now: float) -> None:
+        """
+        Cut goodbyes short that somebody waits for, the oldest first.
+
+        A server that is well hangs up within milliseconds, and then has one session less. One that is frozen would keep
+        the permit for as long as a goodbye may take, and callers from the server that has taken its place.
+        """
+        for slot in list(self.closing):
+            if slot not in self.closing or not self._is_permit_wanted():
+                continue
+            if self.closing[slot] is NEVER:
+                self.closing[slot] = now + PARTING_SECONDS if self._edge.is_awake() else now
+            if now >= self.closing[slot]:
+                self._edge.cut(slot)
+            else:
+                self.wake_by(self.closing[slot])
+
+    def _is_permit_wanted(self) -> bool:
+        return len(self.waiters) > len(self.connecting) or bool(self._budget.claims)
 
     def _found_dead(self, slot: Slot) -> None:
         self.counters.found_dead += 1
@@ -468,7 +501,15 @@ class Shard:
         """Do what has become due."""
         self._due = NEVER
         self.upkeep.sweep(now)
+        if self._budget.claims:
+            self._hurry_goodbyes(now)
         self.grow(now)
+
+    def expired(self) -> None:
+        """Close what waits for a reset's answer and is too old to be lent again."""
+        for slot in list(self.unanswered):
+            if slot.generation != self._terms.generation:
+                self._retire_old(slot)
 
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
@@ -534,8 +575,8 @@ class Shard:
 
     @property
     def spare(self) -> int:
-        """Connections that are idle, or about to be, and that nobody here waits for."""
-        return len(self.idle) + len(self.unanswered) if not self.waiters else 0
+        """Connections that are idle, about to be, or on their way out, and that nobody here waits for."""
+        return len(self.idle) + len(self.unanswered) + len(self.closing) if not self.waiters else 0
 
     def count(self, *states: SlotState) -> int:
         """Count the slots in any of *states*."""

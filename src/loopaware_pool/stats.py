@@ -171,6 +171,16 @@ class PoolStats:
         return sum(loop.connecting for loop in self.loops)
 
     @property
+    def resetting(self) -> int:
+        """Connections being reset or checked on all loops."""
+        return sum(loop.resetting for loop in self.loops)
+
+    @property
+    def closing(self) -> int:
+        """Connections being closed on all loops."""
+        return sum(loop.closing for loop in self.loops)
+
+    @property
     def waiting(self) -> int:
         """Callers in the queues of all loops."""
         return sum(loop.waiting for loop in self.loops)
@@ -179,7 +189,8 @@ class PoolStats:
         """Tell the counts in one line."""
         return (
             f"pool {self.name!r} has {self.lent} of {self.max_size} connections lent, {self.idle} idle, "
-            f"{self.connecting} connecting and {self.waiting} callers waiting on {len(self.loops)} loop(s)"
+            f"{self.connecting} connecting, {self.resetting} resetting, {self.closing} closing "
+            f"and {self.waiting} callers waiting on {len(self.loops)} loop(s)"
         )
 
 

@@ -20,16 +20,19 @@ class Tenancy:
         self.keeper = keeper
         self.slot = slot
 
-    async def finished(self) -> None:
+    async def finished(self, patience: float | None = None) -> None:
         """
         Wait for the task that works on the connection.
+
+        Args:
+            patience: Seconds after which it is left to the pool; None waits as long as it takes.
 
         Raises:
             Exception: What it failed with.
 
         Cancellation: ends the waiting, not the task.
         """
-        error = await self.keeper.finished(self.slot)
+        error = await self.keeper.finished(self.slot, patience)
         if error is not None:
             raise error
 

@@ -131,7 +131,7 @@ class Upkeep:
             return
         self._shard.wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._terms.min_size - self._pool_size()
-        if missing <= 0:
+        if missing <= 0 or not self._edge.is_awake():
             self._ramp.demand_ended()
         elif now < self._floor_pace.retry_at:
             self._shard.wake_by(self._floor_pace.retry_at)

@@ -275,6 +275,38 @@ def two_loops_and_loss(stage: Stage) -> None:
     stage.at_any_moment(stage.lose)
 
 
+def two_loops_and_one_stands_still(stage: Stage) -> None:
+    """A permit that is granted to a loop which stops meanwhile is used there, or taken back."""
+    stage.caller(0, check=BROKEN)
+    stage.caller(1, hold=0)
+    stage.stand_still_for_a_while(1)
+
+
+def one_stands_still_with_a_connection(stage: Stage) -> None:
+    stage.caller(0, hold=0)
+    stage.caller(1, hold=0)
+    stage.stand_still_for_a_while(0)
+
+
+def one_stops_and_keeps_nobody_waiting(stage: Stage) -> None:
+    """What a loop was granted that has stopped for long, and has no connection, serves another meanwhile."""
+
+    def stop() -> None:
+        if not any(keeper.shard.slots for keeper in stage.core.keepers() if keeper.loop is stage.loops[1]):
+            stage.loops[1].stand_still()
+
+    stage.caller(0, check=BROKEN)
+    stage.caller(1, hold=0)
+    stage.caller(0, hold=0, timeout=0.5)
+    stage.at_any_moment(stop, loop=1)
+    stage.loops[0].call_later(1.0, stage.loops[1].go_on)
+
+
+def one_stands_still_and_close(stage: Stage) -> None:
+    two_loops_and_one_stands_still(stage)
+    stage.party(stage.core.close(), loop=0)
+
+
 TWO = {"max_size": 2}
 CLOSED = (PoolClosed,)
 REFUSED = (ConnectionRefusedError,)
@@ -339,5 +371,13 @@ SCENARIOS = [
     Scenario("two loops, and close", two_loops_and_close, warm=1, loops=2, allowed=CLOSED, departures=2),
     Scenario("two loops, one ends", two_loops_and_end, warm=1, loops=2, allowed=CLOSED, departures=2),
     Scenario("two loops, and terminate", two_loops_and_terminate, warm=1, loops=2, allowed=CLOSED, departures=3),
+    Scenario("two loops, one stands still", two_loops_and_one_stands_still, warm=1, loops=2, departures=3),
+    Scenario(
+        "a loop stands still with a connection", one_stands_still_with_a_connection, warm=1, loops=2, departures=3
+    ),
+    Scenario("a loop stops for long", one_stops_and_keeps_nobody_waiting, warm=1, loops=2, departures=2),
+    Scenario(
+        "a loop stands still, and close", one_stands_still_and_close, warm=1, loops=2, allowed=CLOSED, departures=2
+    ),
     Scenario("two loops, the connection dies", two_loops_and_loss, warm=1, loops=2, departures=4),
 ]

@@ -199,6 +199,15 @@ class Stage:
         if number < len(self.driver.sessions) and "abort" not in self.driver.sessions[number].calls:
             self.driver.sessions[number].lose()
 
+    def stand_still_for_a_while(self, loop: int) -> None:
+        """Have a loop stop at any moment, and run again at any moment after that, which another loop chooses."""
+
+        def stop() -> None:
+            self.loops[loop].stand_still()
+            self.at_any_moment(self.loops[loop].go_on, loop=1 - loop)
+
+        self.at_any_moment(stop, loop)
+
     def resize(self, max_size: int) -> None:
         """Have another `max_size`. There may be as many connections as there were before."""
         self.largest = max(self.largest, max_size)

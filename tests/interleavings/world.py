@@ -32,6 +32,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self, world: World) -> None:
         self._world = world
         self._alive = True
+        self._stands_still = False
         self._posted: deque[asyncio.Handle] = deque()
         super().__init__()
         self.set_exception_handler(world.complain)
@@ -40,7 +41,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._world.now
 
     def is_running(self) -> bool:
-        return self._alive
+        return self._alive and not self._stands_still
+
+    def stand_still(self) -> None:
+        """Stop, as `run_until_complete` does when it has what it was run for."""
+        self._stands_still = True
+
+    def go_on(self) -> None:
+        """Run again."""
+        self._stands_still = False
 
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
@@ -52,11 +61,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def ready(self) -> list[asyncio.Handle]:
         """What could run now, the oldest first."""
+        if self._stands_still:
+            return []
         out_of_turn = list(self._posted)[1:]
         return [handle for handle in self._ready if handle not in out_of_turn and not handle.cancelled()]
 
     def next_timer(self) -> asyncio.TimerHandle | None:
         """The first timer that will ever be due."""
+        if self._stands_still:
+            return None
         timers = [timer for timer in self._scheduled if not timer.cancelled()]
         first = min(timers, key=lambda timer: timer.when(), default=None)
         return first if first is not None and first.when() <= self._world.now + HORIZON_SECONDS else None
