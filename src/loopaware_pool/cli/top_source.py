@@ -115,6 +115,5 @@ def _read(answer: http.client.HTTPResponse, deadline: float) -> bytes:
 
 
 def _in_a_line(error: Exception) -> str:
-    """Say what it says, if that can be printed; a stranger may say anything."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(char if char.isprintable() else "?" for char in text[:100])
+    """Say what it says, but not at length; a stranger may say anything."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:100]
