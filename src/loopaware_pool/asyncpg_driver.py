@@ -16,6 +16,7 @@ from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.dsn import may_be_misread, withhold
+from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class AsyncpgDriver:
                 record_class=self.record_class,
                 **self.kwargs,
             )
-        except ValueError as error:
+        except BaseException as error:
+            let_go_of_frames(error)
             if type(error) is ValueError and self._may_be_misread():
                 withhold(error)
             raise

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.rows import Row
 
+from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.loops import post, running
 from loopaware_pool.psycopg_watch import SocketWatch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from typing import Self
 
-__all__ = ["LoopAwareConnection", "let_go_of_frames"]
+__all__ = ["LoopAwareConnection"]
 
 RV = TypeVar("RV")
 
@@ -176,25 +176,3 @@ class LoopAwareConnection(AsyncConnection[Row]):
     def _finish(self) -> None:
         self._closed = True
         self.watch.finish("closed")
-
-
-def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:
-    """
-    Let go of what the functions that *error* has passed through had in their variables.
-
-    A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
-    and whoever keeps the exception keeps the socket.
-
-    Args:
-        error: What they have raised.
-        handled: What was being handled when they were called. Its frames are others': cleared, a coroutine that is
-            suspended in one would be ended (Python 3.11 and 3.12).
-    """
-    seen = {id(handled)}
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            pending += (one.__cause__, one.__context__)
