@@ -658,6 +658,35 @@ def test_a_leak_is_measured_per_10_000():
         one.close()
 
 
+@pytest.mark.parametrize("per_leak", [50, 100, 150])
+def test_a_slow_leak_is_told_from_a_pool_that_grows(per_leak):
+    """A pool grows while it is first used, in no time that is known; a leak goes on."""
+    kept, runs = [], iter(range(100_000))
+
+    def grow_and_leak():
+        run = next(runs)
+        if (10 < run < 250 and run % 20 == 0) or run % per_leak == per_leak - 1:
+            kept.append(socket.socket())
+
+    try:
+        assert asyncio.run(fd_leak_per(10_000, grow_and_leak, runs=300, tasks=5)) == 10_000 / per_leak
+    finally:
+        for sock in kept:
+            sock.close()
+
+
+def test_a_pool_that_grows_leaks_nothing(dsn):
+    """Fifty tasks that find two connections have it open more, some of them late."""
+
+    async def measure():
+        from loopaware_pool import create_pool
+
+        async with create_pool(dsn, min_size=2, max_size=20) as pool:
+            return await fd_leak_per(10_000, lambda: pool.fetchval("SELECT 1"), runs=1000, tasks=50)
+
+    assert [asyncio.run(measure()) for _ in range(5)] == [0] * 5
+
+
 def test_what_a_pool_keeps_is_no_leak(dsn, runner):
     """Connections that are open before the count starts are not counted."""
 

@@ -88,6 +88,16 @@ def test_the_console_script_is_the_same_as_the_module():
     assert getattr(import_module(module), name) is import_module("loopaware_pool.__main__").main
 
 
+def test_each_driver_has_an_extra_that_brings_all_it_needs():
+    """psycopg's a libpq, which a slim image has not."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras, needed = project["optional-dependencies"], project["dependencies"]
+    assert extras["asyncpg"] == [each for each in needed if each.startswith("asyncpg")]
+    assert extras["psycopg"] == [
+        "psycopg[binary,pool]" + each[len("psycopg[pool]") :] for each in needed if "psycopg" in each
+    ]
+
+
 def test_lint_needs_no_package_at_all():
     """Neither a driver nor what makes the output pretty: the pre-commit hook is to be quick."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); from loopaware_pool.cli.main import main; "

@@ -410,7 +410,7 @@ def test_without_rich_the_lines_are_the_same(capsys, monkeypatch):
     doctor_output.show("PostgreSQL 17.2", facts, doctor.diagnose(facts))
     with_rich = capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setitem(sys.modules, "loopaware_pool.cli.console", None)
     doctor_output.show("PostgreSQL 17.2", facts, doctor.diagnose(facts))
     assert capsys.readouterr().out == with_rich
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import json
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from typing import ClassVar
 
@@ -286,6 +288,35 @@ def test_the_socket_is_its_owners_alone(core, path):
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     finally:
         os.umask(before)
+
+
+def test_no_mode_is_changed_by_name(core, path, monkeypatch):
+    """A link put there after the bind would lead it elsewhere. The umask is as it was, where the bind fails, too."""
+    monkeypatch.setattr(os, "chmod", None)
+    before = os.umask(0o027)
+    try:
+        with serve_live(core, path):
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        with pytest.raises(OSError, match="no live view can be opened"):
+            serve_live(core, path / "nowhere" / "x")
+    finally:
+        assert os.umask(before) == 0o027
+
+
+@pytest.mark.parametrize("silent", [20, 60])
+def test_clients_that_say_nothing_hold_up_nobody(silent, core, address, monkeypatch):
+    """Anybody can connect over TCP. What was there longest makes room."""
+    monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
+    with contextlib.ExitStack() as stack:
+        view = stack.enter_context(serve_live(core, address))
+        for _ in range(silent):
+            stack.enter_context(connect(view.address)).sendall(b"GET / HT")
+        began = time.monotonic()
+        for _ in range(3):
+            assert look(view.address).pools
+        assert time.monotonic() - began < DEADLINE_SECONDS / 4
+        for each in view._clients.copy():
+            each.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(
@@ -578,11 +609,11 @@ def test_a_forked_child_has_none(core, path, tmp_path):
 def test_a_client_gets_its_answer_although_a_child_was_forked_meanwhile(core, path):
     """The child has a copy of the client's connection, too, and closes it."""
     with serve_live(core, path) as view, connect(path) as client:
-        eventually(lambda: view._connection is not None, "the client to be accepted")
+        eventually(lambda: view._clients, "the client to be accepted")
 
         def have_none():
-            return view._connection.fileno()
+            return [each.fileno() for each in view._clients]
 
-        assert in_child(have_none) == -1
+        assert in_child(have_none) == [-1]
         client.sendall(GET)
         assert client.recv(12) == b"HTTP/1.0 200"

@@ -119,6 +119,74 @@ def test_the_articles_unit_test_has_three_lines(dsn, run):
     run(source).assert_outcomes(passed=1)
 
 
+EMPTY = """
+import asyncio, socket
+import pytest
+
+pytestmark = pytest.mark.{runner}
+
+async def test_empty(fd_audit):
+    assert fd_audit.delta == 0
+    assert fd_audit.is_clean
+
+async def test_that_waits(fd_audit):
+    await asyncio.sleep(0.01)
+    assert fd_audit.delta == 0
+
+class TestMethods:
+    @pytest.mark.parametrize("number", [1, 2])
+    async def test_method(self, fd_audit, number):
+        assert fd_audit.delta == 0
+
+@pytest.fixture
+def opened():
+    with socket.socket() as sock:
+        yield sock
+
+async def test_own_fixture(fd_audit, opened):
+    assert fd_audit.delta == 1
+
+async def test_leak(fd_audit):
+    sock = socket.socket()
+    assert fd_audit.delta == 1
+    loop = asyncio.new_event_loop()
+    assert fd_audit.delta > 2
+    loop.close()
+    sock.close()
+    assert fd_audit.delta == 0
+
+@pytest.mark.zero_fd_delta
+async def test_loop_left():
+    global left
+    left = asyncio.new_event_loop()
+
+async def test_last():
+    # A session's loop is closed behind this one: it would seem to have been replaced by the one that was left.
+    pass
+"""
+POLICY = """
+import pytest, uvloop
+@pytest.fixture(scope="session")
+def event_loop_policy():
+    return uvloop.EventLoopPolicy()
+"""
+BACKEND = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio', {{'use_uvloop': {}}}\n"
+
+
+@pytest.mark.parametrize("scope", ["function", "session"])
+@pytest.mark.parametrize(
+    ("runner", "conftest"),
+    [("asyncio", ""), ("asyncio", POLICY), ("anyio", BACKEND.format(False)), ("anyio", BACKEND.format(True))],
+    ids=["pytest-asyncio", "pytest-asyncio and uvloop", "anyio", "anyio and uvloop"],
+)
+def test_the_loop_that_an_async_test_runs_on_is_none_of_its_doing(runner, conftest, scope, run):
+    """Whatever makes it, and whenever; what the test and its own fixtures open is counted, a loop of its own too."""
+    ini = INI + f"asyncio_default_test_loop_scope = {scope}\n"
+    result = run(EMPTY.format(runner=runner), conftest=conftest, ini=ini)
+    result.assert_outcomes(passed=8, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR*test_loop_left*"])
+
+
 def test_the_fixtures_message_names_the_line(run):
     """pytest shows the audit where its delta is compared."""
     result = run("import socket\ndef test_it(fd_audit):\n    s = socket.socket()\n    assert fd_audit.delta == 0\n")

@@ -266,6 +266,44 @@ def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_
     assert "CANARY" not in caplog.text
 
 
+# ---- tracebacks that show variables ----
+
+
+def with_variables(error):
+    """What a report shows that has the variables of each frame, of *error* and those behind it; of ours and below."""
+    said, pending = [], [error]
+    while pending:
+        one = pending.pop()
+        if one is None:
+            continue
+        pending += [one.__cause__, one.__context__]
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            if frame.f_code.co_filename != __file__:
+                said.append(repr(frame.f_locals))
+    return "\n".join(said)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"], ids=["refused by the server", "nobody there"])
+@pytest.mark.parametrize("is_function", [False, True])
+def test_no_variable_of_a_failed_connect_shows_the_password(dsn, loop_factory, host, is_function):
+    """Of asyncpg's and psycopg's own functions neither: an error that is kept lets go of what they had."""
+    uri = dsn_of_role(dsn, "postgres", "CANARY").replace("127.0.0.1", host)
+    password = {"password": lambda: "CANARY"} if is_function else {}
+
+    async def main():
+        ours = create_pool(uri, min_size=0, **password)
+        theirs = AsyncConnectionPool((lambda: uri) if is_function else uri, min_size=0, max_size=1, open=False)
+        for pool in (ours, theirs):
+            async with pool:
+                with pytest.raises((PoolTimeout, TimeoutError)) as refused:
+                    await (pool.acquire if hasattr(pool, "acquire") else pool.getconn)(timeout=0.3)
+            assert refused.value.__cause__ is not None
+            assert "CANARY" not in with_variables(refused.value)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
 # ---- copies ----
 
 

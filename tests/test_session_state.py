@@ -1587,6 +1587,47 @@ def test_an_answer_without_an_end_is_given_up(flood, piece):
     assert sent <= LONGEST_ANSWER_BYTES + piece
 
 
+@pytest.mark.parametrize("piece", [61, 4096, 1 << 18])
+@pytest.mark.parametrize("comes_with_the_answer", [True, False])
+def test_settings_without_an_end_are_given_up_when_nobody_has_the_connection(comes_with_the_answer, piece):
+    """asyncpg keeps each, under whatever name. What is not kept, and may come for years, does not count."""
+    kept, numbers = bytearray(), iter(range(10_000_000))
+
+    def parameters():
+        flood = b""
+        while len(flood) < piece:
+            flood += message(b"S", b"my.setting%d\0on\0" % next(numbers))
+        return flood
+
+    answer, recorder = expecting(CLEAN)
+    recorder.data_received = kept.extend
+    answer.data_received(CLEAN + (parameters() if comes_with_the_answer else b""))
+    answer.stand_guard()
+    for _ in range(3 * LONGEST_ANSWER_BYTES // (100 * len(NOTICE + NOTIFICATION))):
+        answer.data_received((NOTICE + NOTIFICATION) * 100)
+    assert recorder.current == "answer"
+    kept.clear()
+    for _ in range(2 * LONGEST_ANSWER_BYTES // piece):
+        if recorder.current == "answer":
+            answer.data_received(parameters())
+    assert recorder.current == "driver"
+    assert len(kept) <= LONGEST_ANSWER_BYTES
+    assert not recorder.failures
+    assert "session lost: no end of what it reports after" in recorder.calls[-1]
+
+
+def test_settings_that_each_reset_reports_are_no_flood():
+    """However many leases a connection sees."""
+    answer, recorder = expecting(CLEAN)
+    recorder.data_received = lambda data: None
+    half = PARAMETER * (LONGEST_ANSWER_BYTES // len(PARAMETER) // 2)
+    for _ in range(5):
+        answer.data_received(half + CLEAN)
+        answer.give_back()
+        answer.expect()
+    assert not recorder.failures
+
+
 def test_an_answer_that_is_given_up_has_not_cost_much_memory():
     """The largest message that is waited for is kept once, and copied at most twice for a moment."""
     answer, recorder = expecting(CLEAN)

@@ -23,7 +23,7 @@ from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.fds import SocketIdentity
 from loopaware_pool.live import serve_live
-from loopaware_pool.live_snapshot import SCHEMA, PoolSnapshot, Snapshot
+from loopaware_pool.live_snapshot import SCHEMA, ForeignSnapshot, PoolSnapshot, Snapshot
 from loopaware_pool.pool import Core
 from loopaware_pool.stats import ConnectionReport, Counters, LeaseInfo, LoopStats, PoolStats
 from loopaware_pool.testing import FakeDriver
@@ -366,6 +366,76 @@ def test_a_view_that_does_not_answer_is_given_up(tmp_path, capsys):
         mute.bind(path)
         mute.listen()
         assert f"no answer from {path} within 0.1 s" in failed(capsys, path, "--timeout", "0.1")
+
+
+DRIPPING = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    while True:
+        client, _ = server.accept()
+        client.recv(1000)
+        with client:
+            try:
+                client.sendall(sys.argv[1].encode())
+                while True:
+                    time.sleep(0.05)
+                    client.sendall(b" ")
+            except OSError:
+                pass
+"""
+
+
+@pytest.mark.parametrize("begun", ["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\na: ", "HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_view_that_drips_is_given_up(begun, capsys):
+    """The time is for all of an answer, its first line and its head as well."""
+    with child_process([sys.executable, "-c", DRIPPING, begun], stdout=subprocess.PIPE, text=True) as process:
+        address = f"127.0.0.1:{process.stdout.readline().strip()}"
+        began = time.monotonic()
+        assert "within 0.5 s" in failed(capsys, address, "--timeout", "0.5")
+        assert time.monotonic() - began < DEADLINE_SECONDS / 4
+        process.kill()
+
+
+def everything():
+    """A snapshot in which nothing is left out, as what JSON makes of it."""
+    stats = pool_stats(loop_stats(lent=1), loop_stats("loop-2"), process_fds=7)
+    row = lease(1.0)
+    row = replace(row, lease=replace(row.lease, stack=("a", "b")))
+    return json.loads(snapshot((stats, [row])).to_json())
+
+
+def places_in(data, path=()):
+    """Where there is something in what JSON makes."""
+    yield path
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield from places_in(data[key], (*path, key))
+
+
+@pytest.mark.parametrize("path", [path for path in places_in(everything()) if path], ids=str)
+def test_a_view_that_tells_of_anything_else_takes_one_line(path):
+    """Whatever is in place of what belongs there: it is shown, or it is called none."""
+    for wrong in (None, True, "x", -1, 1.5, [], {}, [1], {"a": []}, 10**4000, 1e300, "NaN", "Infinity", "-Infinity"):
+        data = everything()
+        where = data
+        for key in path[:-1]:
+            where = where[key]
+        where[path[-1]] = float(wrong) if wrong in ("NaN", "Infinity", "-Infinity") else wrong
+        try:
+            read = Snapshot.from_json(json.dumps(data))
+        except ForeignSnapshot:
+            continue
+        assert heading(read, "here")
+        told(read)
+        told(read, snapshot((pool_stats(loop_stats()), []), at=0.0))
+
+
+def test_a_view_of_wrong_types_takes_one_line(capsys):
+    """No traceback."""
+    data = everything()
+    data["pools"][0]["stats"]["loops"][0]["lent"] = "many"
+    with answering(b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(data).encode()) as address:
+        assert "is no live view" in failed(capsys, address, "--once")
 
 
 def test_an_answer_that_does_not_end_is_given_up(capsys, monkeypatch):

@@ -17,6 +17,7 @@ from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession, unhear
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.dsn import may_be_misread, withhold
+from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.reports import logger
 
 if TYPE_CHECKING:
@@ -115,10 +116,11 @@ class AsyncpgDriver:
                 record_class=self.record_class,
                 **self.kwargs,
             )
-        except Exception as error:
+        except BaseException as error:
+            let_go_of_frames(error)
             if type(error) is ValueError and self._may_be_misread():
                 withhold(error)
-            if self._is_programming_error(error):
+            if isinstance(error, Exception) and self._is_programming_error(error):
                 raise HookFailed from error
             raise
         if not isinstance(con, self.connection_class):

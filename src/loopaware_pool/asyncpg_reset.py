@@ -109,6 +109,7 @@ class ResetAnswer(asyncio.Protocol):
         self._clean: bytes | None = None
         self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
         self._received_bytes = 0
+        self._reported_bytes = 0  # in the answer, and behind it until the next
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
@@ -116,7 +117,7 @@ class ResetAnswer(asyncio.Protocol):
         """Take the transport over; the query is about to be sent."""
         self.is_due = True
         self.is_wanted = False
-        self._received_bytes = 0
+        self._received_bytes = self._reported_bytes = 0
         self._completed = 0
         self._is_exemplary = True
         if self._clean is None:
@@ -180,6 +181,11 @@ class ResetAnswer(asyncio.Protocol):
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
         """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
+        if kind == b"S":  # asyncpg keeps what is reported, under whatever name, for the life of the connection
+            self._reported_bytes += len(message)
+            if self._reported_bytes > LONGEST_ANSWER_BYTES:
+                self._fail(f"no end of what it reports after {self._reported_bytes} bytes")
+                return False
         if kind in b"SA" or (kind == b"N" and not self.is_due):
             self._is_exemplary = False
             self._protocol.data_received(message)

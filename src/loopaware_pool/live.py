@@ -1,9 +1,9 @@
 """
 A live view of pools, for whoever asks from outside the process: `loopaware-pool top`, curl, a script.
 
-It is served by a thread of its own, not on an event loop: a view is needed most when a loop stands still. What it
-shows is read from `stats()` and `fd_report()`, which wait for nobody. HTTP over a Unix socket or TCP, one request after
-the other: `GET /` answers with `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
+It is served by threads of its own, not on an event loop: a view is needed most when a loop stands still. What it
+shows is read from `stats()` and `fd_report()`, which wait for nobody. HTTP over a Unix socket or TCP, one request for
+each connection: `GET /` answers with `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from loopaware_pool import loops
 from loopaware_pool.live_address import HostPort, SocketPath, parse_address
 from loopaware_pool.live_snapshot import Snapshot, Viewed
+from loopaware_pool.live_wire import UntilDeadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,13 +40,15 @@ __all__ = ["LiveView", "serve_live"]
 
 logger = logging.getLogger("loopaware_pool")
 
-# For a client to say what it wants, and as long again to take it: others wait meanwhile, and so does `close()`.
+# For a client to say what it wants, and as long again to take it: `close()` waits so long.
 REQUEST_SECONDS: Final = 1.0
+# Where there are more, whoever came first has had the longest time to ask.
+MOST_CLIENTS: Final = 16
 # After a connection could not be accepted.
 ACCEPT_RETRY_SECONDS: Final = 0.1
 _PROBE_SECONDS: Final = 1.0
-_BACKLOG: Final = 16
-_OWNER_ONLY: Final = 0o600
+_BACKLOG: Final = 128
+_NOT_OTHERS: Final = 0o177  # leaves mode 0600
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # has nothing that a child could share
 
 
@@ -91,7 +94,8 @@ class LiveView:
                 "give 127.0.0.1 or the path of a Unix socket, or allow_remote=True"
             )
         self._pools = tuple(weakref.ref(pool) for pool in pools)
-        self._connection: socket.socket | None = None
+        self._clients: dict[socket.socket, threading.Thread] = {}
+        self._spare_lock = threading.Lock()
         with ExitStack() as undo:
             self._listener = undo.enter_context(_listen(where))
             self._listener.setblocking(False)  # a client may be gone again when it is accepted
@@ -109,7 +113,7 @@ class LiveView:
 
     def close(self) -> None:
         """
-        Stop serving, and close and remove the socket. Waits for a client that is being answered, 2 s at most.
+        Stop serving, and close and remove the socket. Waits for clients that are being answered, 2 s at most.
 
         From any thread, and more than once.
         """
@@ -121,9 +125,8 @@ class LiveView:
     def forked(self) -> None:
         """Let go, in a child process, of what is the parent's."""
         atexit.unregister(self.close)
-        for inherited in (self._listener, self._spare, self._waker, self._woken, self._connection):
-            if inherited is not None:
-                inherited.close()
+        for inherited in (self._listener, self._spare, self._waker, self._woken, *self._clients):
+            inherited.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,23 +143,35 @@ class LiveView:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             while all(key.fileobj is not self._woken for key, _ in selector.select()):
-                self._answer_next()
+                self._take_next()
+            for thread in tuple(self._clients.values()):
+                thread.join()
             self._spare.close()
             if self._socket_file is not None:
                 self._socket_file.remove()
 
-    def _answer_next(self) -> None:
+    def _take_next(self) -> None:
         try:
-            self._connection = self._accept()
+            client = self._accept()
         except OSError:
             sleep(ACCEPT_RETRY_SECONDS)
             return
-        with self._connection, contextlib.suppress(OSError):  # it went away, or was too slow
-            _Answer(self._connection, self)
-            self._connection.shutdown(socket.SHUT_WR)  # a process forked meanwhile has the connection, too
-        self._connection = None
-        if self._spare.fileno() < 0:
-            with contextlib.suppress(OSError):  # there is still none to be had
+        if len(self._clients) >= MOST_CLIENTS:
+            with contextlib.suppress(OSError, StopIteration):  # it has gone by itself
+                next(iter(tuple(self._clients))).shutdown(socket.SHUT_RDWR)
+        thread = threading.Thread(target=self._answer, args=(client,), name=self._thread.name, daemon=True)
+        self._clients[client] = thread
+        thread.start()
+
+    # ---- in a thread for each client: one that says nothing holds up nobody ----
+
+    def _answer(self, client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):  # it went away, or was too slow
+            _Answer(client, self)
+            client.shutdown(socket.SHUT_WR)  # a process forked meanwhile has the connection, too
+        del self._clients[client]
+        with self._spare_lock, contextlib.suppress(OSError):  # there is still none to be had
+            if self._spare.fileno() < 0:
                 self._spare = self._listener.dup()
 
     def _accept(self) -> socket.socket:
@@ -165,8 +180,9 @@ class LiveView:
         except OSError as error:
             if error.errno != errno.EMFILE:
                 raise
-            self._spare.close()  # a process that has leaked all its fds is one to be looked at
-            return self._listener.accept()[0]
+            with self._spare_lock:
+                self._spare.close()  # a process that has leaked all its fds is one to be looked at
+                return self._listener.accept()[0]
 
     def snapshot(self) -> Snapshot:
         """Look at the pools now, as the view does for each request."""
@@ -184,7 +200,7 @@ class _Answer(BaseHTTPRequestHandler):
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # the server is asked for nothing
 
     def setup(self) -> None:
-        self.rfile = io.BufferedReader(_UntilDeadline(self.request, monotonic() + REQUEST_SECONDS))
+        self.rfile = io.BufferedReader(UntilDeadline(self.request, monotonic() + REQUEST_SECONDS))
         self.wfile = io.BytesIO()
 
     def finish(self) -> None:
@@ -215,24 +231,6 @@ class _Answer(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as the base class has it
         """Say nothing: a request is no news."""
-
-
-class _UntilDeadline(io.RawIOBase):
-    """Reads a socket, until a deadline in monotonic seconds. A timeout of its own would begin anew with each byte."""
-
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
-        self._connection = connection
-        self._deadline = deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        left = self._deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
 
 
 def _is_local_name(host: str) -> bool:
@@ -288,17 +286,25 @@ def _listen_on_path(path: str) -> socket.socket:
     with ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            listener.bind(path)
+            _bind_for_owner(listener, path)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             _remove_stale(path)
-            listener.bind(path)
+            _bind_for_owner(listener, path)
         undo.callback(os.unlink, path)
-        os.chmod(path, _OWNER_ONLY)  # nobody can connect before listen()
         listener.listen(_BACKLOG)
         undo.pop_all()
     return listener
+
+
+def _bind_for_owner(listener: socket.socket, path: str) -> None:
+    # Not by a chmod afterwards, which would follow a link that somebody has put there in between.
+    before = os.umask(_NOT_OTHERS)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(before)
 
 
 def _remove_stale(path: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from loopaware_pool.fds import SocketIdentity
@@ -19,6 +20,20 @@ __all__ = ["SCHEMA", "ForeignSnapshot", "PoolSnapshot", "Snapshot", "Viewed"]
 
 # Grows when something that was there means something else, or is gone; not when something is added.
 SCHEMA: Final = 1
+
+_TEXTS: Final = "tuple[str, ...]"
+# By the annotations of what a snapshot is made of.
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "int | None": (int, NoneType),
+    "bool | None": (bool, NoneType),
+    "str | None": (str, NoneType),
+    _TEXTS: (str,),
+}
+# An inode's number has 64 bits; 30,000 years are seconds enough.
+_LARGEST: Final = dict.fromkeys(_TYPES, 2.0**64) | {"float": 1e12}
 
 T = TypeVar("T")
 
@@ -118,5 +133,22 @@ def _connection(data: dict[str, Any]) -> ConnectionReport:
 
 def _make(kind: type[T], data: dict[str, Any], **parts: object) -> T:
     """Make a *kind* of what is known of *data*: another release may tell more."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type] # all are dataclasses
-    return kind(**{name: value for name, value in data.items() if name in names} | parts)
+    known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type] # all are dataclasses
+    read = {name: value for name, value in data.items() if name in known and name not in parts}
+    for name, value in read.items():
+        _check_type(name, known[name], value)
+    return kind(**read | parts)
+
+
+def _check_type(name: str, annotation: Any, value: object) -> None:
+    """
+    Refuse what is no value of a field: a stranger may write anything, and what is shown is reckoned with.
+
+    Raises:
+        TypeError: Its type is another, or it is a number that nothing here comes to.
+    """
+    values = value if isinstance(value, list) and annotation == _TEXTS else [value]
+    if not all(isinstance(each, _TYPES[annotation]) for each in values):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST[annotation]:
+        raise TypeError(f"{name} is {value}")

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import sys
 import threading
-import traceback
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.rows import Row
 
+from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.loops import post, running
 from loopaware_pool.psycopg_watch import INTERVAL_SECONDS, Custody, SocketWatch
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["LoopAwareConnection", "let_go_of_frames"]
+__all__ = ["LoopAwareConnection"]
 
 RV = TypeVar("RV")
 
@@ -231,25 +231,3 @@ async def _call_in_thread(cancel: Callable[[], None], timeout: float) -> None:
         raise psycopg.errors.CancellationTimeout("cancellation timeout expired")
     if (error := outcome.result()) is not None:
         raise error
-
-
-def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:
-    """
-    Let go of what the functions that *error* has passed through had in their variables.
-
-    A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
-    and whoever keeps the exception keeps the socket.
-
-    Args:
-        error: What they have raised.
-        handled: What was being handled when they were called. Its frames are others': cleared, a coroutine that is
-            suspended in one would be ended (Python 3.11 and 3.12).
-    """
-    seen = {id(handled)}
-    pending: list[BaseException | None] = [error]
-    while pending:
-        one = pending.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            pending += (one.__cause__, one.__context__)

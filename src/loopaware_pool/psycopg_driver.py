@@ -18,7 +18,7 @@ from loopaware_pool import errors
 from loopaware_pool.config import check_secret
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.dsn import may_be_misread, may_hold_password, withhold
-from loopaware_pool.psycopg_connection import let_go_of_frames
+from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.psycopg_session import PsycopgSession, check_idle
 
 if TYPE_CHECKING:
@@ -176,14 +176,10 @@ class PsycopgDriver:
         return session
 
     async def _connect(self) -> PsycopgSession:
-        conninfo = await _resolved(self.conninfo)
-        kwargs = await _resolved(self.kwargs)
         try:
-            connection = await self.connection_class.connect(conninfo or "", **(kwargs or {}))
+            connection = await self._open()
         except BaseException as error:
             let_go_of_frames(error)
-            if isinstance(error, psycopg.Error) and _is_misread(conninfo or ""):
-                withhold(error)
             raise
         connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
         session = PsycopgSession(self, connection, asyncio.get_running_loop())
@@ -201,6 +197,17 @@ class PsycopgDriver:
         finally:
             self._unready.discard(session)
         return session
+
+    async def _open(self) -> Any:
+        """Connect. What is connected with is in no frame above this one's, which has to be cleared if it raises."""
+        conninfo = await _resolved(self.conninfo)
+        kwargs = await _resolved(self.kwargs)
+        try:
+            return await self.connection_class.connect(conninfo or "", **(kwargs or {}))
+        except psycopg.Error as error:
+            if _is_misread(conninfo or ""):
+                withhold(error)
+            raise
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1

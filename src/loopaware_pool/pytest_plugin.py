@@ -7,6 +7,8 @@ judged, as its traceback holds on to what it used.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +123,40 @@ def pytest_fixture_setup(
 ) -> Generator[None, Any, Any]:
     """Leave out what outlives the test."""
     running = request.config.stash[_audits]
-    if not running or fixturedef.scope == "function":
+    if not running or (fixturedef.scope == "function" and not _is_of_a_runner(fixturedef)):
         return (yield)
     with ExitStack() as stack:
         for audit in running:
             stack.enter_context(audit.excluding())
         return (yield)
+
+
+def _is_of_a_runner(fixturedef: pytest.FixtureDef[Any]) -> bool:
+    """Whether a plugin for async tests makes a test's event loop by it, rather than the test what it works with."""
+    return fixturedef.func.__module__.partition(".")[0] in ("anyio", "pytest_asyncio")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Leave out what a plugin opens between an async test's fixtures and its first line: that is its event loop."""
+    running = item.config.stash[_audits]
+    test = getattr(item, "obj", None)
+    if not running or not inspect.iscoroutinefunction(test):
+        return (yield)
+    with ExitStack() as stack:
+        for audit in running:
+            stack.enter_context(audit.excluding())
+
+        @functools.wraps(test)
+        async def run(*arguments: Any, **fixtures: Any) -> Any:
+            stack.close()
+            return await test(*arguments, **fixtures)
+
+        item.obj = run  # type: ignore[attr-defined] # of a pytest.Function
+        try:
+            return (yield)
+        finally:
+            item.obj = test  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(wrapper=True)

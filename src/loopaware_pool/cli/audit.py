@@ -14,6 +14,7 @@ from loopaware_pool.audit import OpenFd, Registration
 from loopaware_pool.cli.audit_apart import run_apart
 from loopaware_pool.cli.audit_pools import OURS, POOLS, find_factory
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command, say, waiting_for
+from loopaware_pool.cli.output import in_one_line
 from loopaware_pool.cli.target import open_target
 from loopaware_pool.dsn import hide_passwords
 
@@ -128,19 +129,19 @@ def _audit_script(options: argparse.Namespace) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     leaked, stale = found["leaked"], found["stale_registrations"]
     if "script" in found:
-        print(found["script"])
+        print(in_one_line(found["script"]))
         print(f"  left open at its end: {len(leaked)}")
     else:
         print("{pool}: {queries:,} queries by {tasks} tasks on {size} connections; {loop}, {server}".format(**found))
         print("  fd delta: {fd_delta} ({fds_before} before, {fds_after} after)".format(**found))
         print("  left open per 10,000 queries: {leaked_per_10k:g} ({max_leak:g} let pass)".format(**found))
     for each in leaked[:_SHOWN]:
-        print(f"    {OpenFd(**each)}")
+        print(f"    {in_one_line(str(OpenFd(**each)))}")
     if len(leaked) > _SHOWN:
         print(f"    and {len(leaked) - _SHOWN} more, which --json lists")
     print(f"  registrations left with a loop: {len(stale)}")
     for each in stale:
-        print(f"    {Registration(**each)}")
+        print(f"    {in_one_line(str(Registration(**each)))}")
     for sentence in found["unseen"]:
         print(f"  not seen here: {sentence}")
     say("passed" if found["passed"] else "FAILED", style="green" if found["passed"] else "red")

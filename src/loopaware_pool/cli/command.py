@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
+from loopaware_pool.cli.output import OutputLost, in_one_line, silence, unfiltered, visible_output
 from loopaware_pool.dsn import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from _typeshed import SupportsWrite
     from rich.console import Console
 
 __all__ = [
@@ -70,7 +71,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line, and exit with 2."""
-        self.exit(COULD_NOT, f"{self.prog.split()[-1]}: {hide_passwords(message)} (see --help)\n")
+        with visible_output():
+            self.exit(COULD_NOT, f"{self.prog.split()[-1]}: {in_one_line(hide_passwords(message))} (see --help)\n")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help, which is this program's own, and may be in colour."""
+        super().print_help(unfiltered(sys.stdout) if file is None else file)
 
 
 def _make_formatter(prog: str) -> argparse.HelpFormatter:
@@ -114,21 +120,32 @@ def attempt(name: str, work: Callable[[], int]) -> int:
 
     SIGTERM, which a CI job that is cancelled gets, ends it as Ctrl-C does: what it has started is stopped.
     """
-    try:
-        with _sigterm_as_ctrl_c():
-            code = work()
-            sys.stdout.flush()
-    except Unusable as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return COULD_NOT
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; nothing it has started is left running", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone, as `| head` does. Python flushes once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return COULD_NOT
+    with visible_output():
+        try:
+            with _sigterm_as_ctrl_c():
+                code = work()
+                sys.stdout.flush()
+        except Unusable as error:
+            _complain(f"{name}: {in_one_line(str(error))}")
+            return COULD_NOT
+        except KeyboardInterrupt:
+            _complain(f"\n{name}: interrupted; nothing it has started is left running")
+            return INTERRUPTED
+        except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+            silence(sys.stdout)
+            return COULD_NOT
+        except OutputLost as error:
+            silence(sys.stdout)
+            _complain(f"{name}: {error}")
+            return COULD_NOT
     return code
+
+
+def _complain(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (OutputLost, BrokenPipeError):  # then the exit code says it alone
+        silence(sys.stderr)
 
 
 @contextmanager
@@ -175,7 +192,7 @@ def _console(file: TextIO) -> Console | None:
     if not file.isatty():
         return None
     try:
-        from rich.console import Console
+        from loopaware_pool.cli.console import VisibleConsole
     except ModuleNotFoundError:
         return None
-    return Console(file=file)
+    return VisibleConsole(file)

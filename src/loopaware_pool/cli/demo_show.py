@@ -12,18 +12,20 @@ import asyncpg
 import psycopg
 import psycopg_pool
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import loopaware_pool
 from loopaware_pool.cli import demo_scenes as scenes
+from loopaware_pool.cli.console import VisibleConsole
 from loopaware_pool.cli.demo_entrants import CONNECTIONS, QUERY, ROWS, STUCK_SECONDS, open_playground
 from loopaware_pool.cli.measure import Burst, Spread, median_of, ratios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rich.console import Console
 
     from loopaware_pool.cli.demo_entrants import Entrant, Playground
     from loopaware_pool.cli.target import Target
@@ -35,8 +37,8 @@ LOG_WIDTH = 100
 
 def make_console(file: TextIO | None = None) -> Console:
     """Make a console for *file*, by default the output; as wide as the terminal, or `LOG_WIDTH` where there is none."""
-    console = Console(file=file, highlight=False)
-    return console if console.is_terminal else Console(file=file, highlight=False, width=LOG_WIDTH)
+    console = VisibleConsole(file)
+    return console if console.is_terminal else VisibleConsole(file, width=LOG_WIDTH)
 
 
 def make_table(*headers: str) -> Table:

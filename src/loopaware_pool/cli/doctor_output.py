@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.cli.doctor_findings import Severity
+from loopaware_pool.cli.output import in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def as_json(facts: Facts, findings: Sequence[Finding]) -> str:
 
 def show(server: str, facts: Facts, findings: Sequence[Finding]) -> None:
     """Print the findings, the worst first, each with its evidence and remedy; what is well takes one line."""
-    lines = [*_lines(server, facts, findings)]
+    lines = [(label, in_one_line(text), colour) for label, text, colour in _lines(server, facts, findings)]
     if not _show_in_colour(lines):
         print("\n".join(f"{label:<{_INDENT}}{text}".rstrip() for label, text, _ in lines))
 
@@ -44,12 +45,13 @@ def show(server: str, facts: Facts, findings: Sequence[Finding]) -> None:
 def _show_in_colour(lines: Sequence[tuple[str, str, str]]) -> bool:
     """Print the lines wrapped to the width of the terminal, if there is one, and rich; tell whether that was so."""
     try:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
+
+        from loopaware_pool.cli.console import VisibleConsole
     except ModuleNotFoundError:
         return False
-    console = Console(highlight=False)
+    console = VisibleConsole()
     if not console.is_terminal:
         return False
     table = Table.grid(padding=(0, 2, 0, 0))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import __version__
 from loopaware_pool.cli.lint_rules import RULES
+from loopaware_pool.cli.output import in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ _SARIF_SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
 
 def as_text(findings: Sequence[Finding], files: int) -> str:
     """Write a line for each finding, and one for all."""
-    lines = [f"{each.path}:{each.line}:{each.column}: {each.code} {each.message}" for each in findings]
+    lines = [in_one_line(f"{each.path}:{each.line}:{each.column}: {each.code} {each.message}") for each in findings]
     looked_at = f"{files} file{'' if files == 1 else 's'}"
     if not findings:
         return f"Nothing found in {looked_at}."

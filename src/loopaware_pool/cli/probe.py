@@ -20,6 +20,7 @@ import asyncpg
 
 from loopaware_pool.audit import AuditUnavailable, FdAudit
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
+from loopaware_pool.cli.output import in_one_line
 from loopaware_pool.cli.target import CONNECT_ERRORS, explain
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
     attempt.join(max(options.timeout, 0) + _SLACK_SECONDS)
     if attempt.misunderstood is not None:
         raise Unusable(attempt.misunderstood)
-    print(json.dumps(asdict(attempt.result)) if options.json else _line(attempt.result))
+    print(json.dumps(asdict(attempt.result)) if options.json else in_one_line(_line(attempt.result)))
     code = FINE if attempt.result.is_alive and not attempt.result.fds_left else FOUND
     if attempt.is_alive():
         # A name is still being looked up, which cannot be called off: the interpreter would wait for it.

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
+from loopaware_pool.cli.output import in_one_line
 from loopaware_pool.stats import Counters
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def make_pages(now: Snapshot, before: Snapshot | None, room: Room) -> list[Page]
 def heading(now: Snapshot, address: str) -> str:
     """Tell in a line whose pools these are."""
     at = time.strftime("%H:%M:%S", time.localtime(now.time))
-    return f"{at}  process {now.pid} at {address}" + ("" if now.pools else ": no pool is left")
+    return f"{at}  process {now.pid} at {in_one_line(address)}" + ("" if now.pools else ": no pool is left")
 
 
 def as_text(page: Page) -> str:
@@ -118,7 +119,7 @@ def _make_page(pool: PoolSnapshot, before: PoolSnapshot | None, seconds: float, 
         tables.append(_holders(leases[: room.holders], room.place, has_loops=len(pool.stats.loops) > 1))
     left_out = len(leases) - room.holders
     footnote = f"and {left_out} more" if left_out > 0 else "" if leases else "no connection is lent"
-    return Page(f"pool {_printable(pool.stats.name)}", tuple(tables), footnote)
+    return Page(f"pool {in_one_line(pool.stats.name)}", tuple(tables), footnote)
 
 
 # ---- tables ----
@@ -158,7 +159,7 @@ def _loops(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table
     def row(loop: LoopStats) -> tuple[str, ...]:
         acquired = loop.counters.acquired
         count = f"{acquired:,}" if earlier is None else _rate(acquired - then.get(loop.loop, 0), seconds)
-        return (*(f"{getattr(loop, name)}" for name in _STATES), count, _printable(loop.loop))
+        return (*(f"{getattr(loop, name)}" for name in _STATES), count, in_one_line(loop.loop))
 
     return Table((*_STATES, "acquired", "loop"), tuple(map(row, stats.loops)), words=1)
 
@@ -177,9 +178,9 @@ def _holder(row: ConnectionReport, place: int) -> tuple[str, ...]:
     return (
         _age(_held(row)),
         fd,
-        _printable(task),
-        _shorten(_printable(where), place),
-        _printable(row.loop.partition(" ")[0]),
+        in_one_line(task),
+        _shorten(in_one_line(where), place),
+        in_one_line(row.loop.partition(" ")[0]),
     )
 
 
@@ -229,11 +230,6 @@ def _age(seconds: float) -> str:
 
 
 # ---- words ----
-
-
-def _printable(text: str) -> str:
-    """Let no name of a task send commands to the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _shorten(place: str, length: int) -> str:

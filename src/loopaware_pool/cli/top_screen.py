@@ -9,12 +9,13 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from loopaware_pool.cli.command import PIECE_SECONDS, pause
+from loopaware_pool.cli.console import VisibleConsole
 from loopaware_pool.cli.top_page import Room, heading, make_pages
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _NOTHING: Final = ("0", "-")
 
 def print_once(source: Source) -> None:
     """Print what there is to see now."""
-    console = Console(highlight=False)
+    console = VisibleConsole()
     console.print(_render(source, source.fetch(), None, Room(sys.maxsize, _place(console.width))))
 
 
@@ -57,7 +58,7 @@ def watch(source: Source, interval: float) -> None:
         NoView: There is none, or none any more. The terminal is as it was.
     """
     now, before = source.fetch(), None
-    console = Console(highlight=False)
+    console = VisibleConsole()
     with _keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             room = Room(_holders(console.height, now), _place(console.width))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import io
 import socket
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool.live_address import HostPort, parse_address
 from loopaware_pool.live_snapshot import ForeignSnapshot, Snapshot
+from loopaware_pool.live_wire import UntilDeadline
 
 if TYPE_CHECKING:
     from loopaware_pool.live_address import Address
@@ -65,14 +68,14 @@ class Source:
 
     def _ask(self) -> bytes:
         deadline = monotonic() + self._timeout
-        connection = _Connection(self.address, self._timeout)
+        connection = _Connection(self.address, deadline)
         try:
             # The name is not looked up: a view lets nobody ask by a name that a DNS server answers for.
             connection.request("GET", "/", headers={"Host": "localhost"})
             answer = connection.getresponse()
             if answer.status != HTTPStatus.OK:
                 raise http.client.HTTPException(f"{answer.status} {answer.reason}")
-            return _read(answer, deadline)
+            return _read(answer)
         finally:
             connection.close()
 
@@ -89,10 +92,11 @@ class Source:
 class _Connection(http.client.HTTPConnection):
     """HTTP, over a Unix socket too."""
 
-    def __init__(self, address: Address, timeout: float) -> None:
+    def __init__(self, address: Address, deadline: float) -> None:
         host, port = (address.host, address.port) if isinstance(address, HostPort) else ("localhost", 0)
-        super().__init__(host, port, timeout=timeout)
+        super().__init__(host, port, timeout=deadline - monotonic())
         self._address = address
+        self.response_class = partial(_Answer, deadline=deadline)  # type: ignore[assignment] # called as the class is
 
     def connect(self) -> None:
         if isinstance(self._address, HostPort):
@@ -103,18 +107,24 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._address.path)
 
 
-def _read(answer: http.client.HTTPResponse, deadline: float) -> bytes:
+class _Answer(http.client.HTTPResponse):
+    """Read until a deadline, its head as well."""
+
+    def __init__(self, sock: socket.socket, *args: Any, deadline: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._holds_it_open = self.fp  # the connection closes its socket when it has read the head
+        self.fp = io.BufferedReader(UntilDeadline(sock, deadline))
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
     body = b""
     while piece := answer.read1(_PIECE_BYTES):
         body += piece
-        if monotonic() > deadline:
-            raise TimeoutError
         if len(body) > LONGEST_ANSWER_BYTES:
             raise http.client.HTTPException("its answer is too long")
     return body
 
 
 def _in_a_line(error: Exception) -> str:
-    """Say what it says, if that can be printed; a stranger may say anything."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(char if char.isprintable() else "?" for char in text[:100])
+    """Say what it says, but not at length; a stranger may say anything."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:100]
