@@ -1,0 +1,67 @@
+"""What differs between two transcripts of a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from differential.program import Program
+    from differential.stage import Transcript
+
+__all__ = ["Difference", "differences"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    One.
+
+    Attributes:
+        program: The program that shows it.
+        number: The step; -1 is the opening, one behind the last the end.
+        what: What differs: "outcome", "counts", "callbacks" and so on.
+        upstream: What the driver's own pool did; None for nothing.
+        ours: What this project's did.
+    """
+
+    program: Program
+    number: int
+    what: str
+    upstream: Any
+    ours: Any
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """What the program did there."""
+        steps = self.program.steps
+        return steps[self.number] if 0 <= self.number < len(steps) else {"do": "open" if self.number < 0 else "end"}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Alike for differences that are likely of one cause: what shrinking must keep."""
+        step = self.step
+        return (self.what, step["do"], step.get("name"), _shape(self.upstream), _shape(self.ours))
+
+    def __str__(self) -> str:
+        return f"step {self.number} {self.step}: {self.what}\n  upstream: {self.upstream}\n  ours:     {self.ours}"
+
+
+def _shape(told: Any) -> Any:
+    if isinstance(told, dict):
+        return told.get("raised") or tuple(sorted(map(str, told)))
+    return told if told in ("skipped", "pending", "hangs", "closed", None) else type(told).__name__
+
+
+def differences(program: Program, upstream: Transcript, ours: Transcript) -> list[Difference]:
+    """All of them, in the order of the steps."""
+    keys = sorted(upstream.entries.keys() | ours.entries.keys())
+    pairs = ((key, upstream.entries.get(key), ours.entries.get(key)) for key in keys)
+    return [Difference(program, *key, theirs, own) for key, theirs, own in pairs if not _is_alike(theirs, own)]
+
+
+def _is_alike(theirs: Any, own: Any) -> bool:
+    """Whether they say the same; errors of our own classes have messages of their own, which are longer."""
+    if isinstance(theirs, dict) and isinstance(own, dict) and "raised" in own and "message" not in own:
+        return theirs.get("raised") == own["raised"]
+    return theirs == own

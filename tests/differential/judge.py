@@ -1,0 +1,65 @@
+"""Runs programs on both sides, and says which differences are real: they come each time, and not between upstream's own runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from differential.compare import differences
+from differential.intended import explain
+from differential.stage import HASTY, PATIENT, perform
+
+if TYPE_CHECKING:
+    from differential.compare import Difference
+    from differential.control import Control
+    from differential.program import Program
+    from differential.stage import Pace
+
+__all__ = ["Judge"]
+
+_CONFIRMATIONS = 2
+
+
+class Judge:
+    """
+    Compares.
+
+    Args:
+        control: A session of its own at the server.
+
+    Attributes:
+        met: How often each intended difference was met, by its key.
+        programs: How many programs were compared.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.met: dict[str, int] = {}
+        self.programs = 0
+
+    def examine(self, program: Program) -> Difference | None:
+        """Look for the first difference of a program that nothing explains; None if there is none, or not each time."""
+        self.programs += 1
+        if self._first(program, HASTY) is None:
+            return None
+        signatures = set()
+        for _ in range(_CONFIRMATIONS):
+            found = self._first(program, PATIENT)
+            if found is None:
+                return None
+            signatures.add(found.signature)
+        return found if len(signatures) == 1 else None
+
+    def _first(self, program: Program, pace: Pace) -> Difference | None:
+        upstream = perform(program, "upstream", self._control, pace)
+        ours = perform(program, "ours", self._control, pace)
+        return self._unexplained(program, differences(program, upstream, ours))
+
+    def _unexplained(self, program: Program, found: list[Difference]) -> Difference | None:
+        for difference in found:
+            row = explain(difference)
+            if row is None:
+                return difference
+            self.met[row.key] = self.met.get(row.key, 0) + 1
+            if row.parts_ways:
+                return None
+        return None
