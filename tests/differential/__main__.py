@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from differential.control import Control, server
 from differential.judge import Judge
+from differential.open_defects import OPEN
 from differential.program import Program
 from differential.shrink import shrink
 from differential.sides import KINDS
@@ -34,6 +35,7 @@ def _arguments() -> Any:
     parser.add_argument("--dsn", help="the server; one of its own unless told otherwise; its other sessions are ended")
     parser.add_argument("--shrink-seconds", type=float, default=60.0, help="how long each program is shrunk")
     parser.add_argument("--most", type=int, default=5, help="how many differences end the search")
+    parser.add_argument("--all", action="store_true", help="do not pass over defects that are known and open")
     return parser.parse_args()
 
 
@@ -53,31 +55,25 @@ def _programs(asked: Any) -> Iterator[tuple[str, Program]]:
 
 
 def _shrunk(judge: Judge, difference: Difference, seconds: float) -> Difference:
-    found = [difference]
-
-    def fails(smaller: Program) -> bool:
-        again = judge.examine(smaller)
-        if again is None or again.signature != difference.signature:
-            return False
-        found.append(again)
-        return True
-
-    shrink(difference.program, fails, seconds)
-    return found[-1]
+    """The same difference by a smaller program, if that shows it as surely."""
+    smaller = shrink(
+        difference.program, lambda smaller: judge.glance(smaller) == difference.signature, seconds
+    )
+    again = judge.examine(smaller)
+    return difference if again is None or again.signature != difference.signature else again
 
 
 def _search(asked: Any, judge: Judge) -> int:
     """Returns how many differences were found, of which each cause is told once."""
-    told = set()
     for name, program in _programs(asked):
         difference = judge.examine(program)
-        if difference is None or difference.signature in told:
+        if difference is None or difference.signature in judge.told:
             continue
-        told.add(difference.signature)
         print(f"{name}:\n{_tell(_shrunk(judge, difference, asked.shrink_seconds))}", flush=True)
-        if len(told) >= asked.most:
+        judge.told.add(difference.signature)
+        if len(judge.told) >= asked.most:
             break
-    return len(told)
+    return len(judge.told)
 
 
 def _tell(difference: Difference) -> str:
@@ -90,7 +86,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)  # programs break connections: that is told, and is not news
     with nullcontext() if asked.dsn else server() as own:
         control = Control(asked.dsn or own.dsn)
-        judge, began = Judge(control), monotonic()
+        judge, began = Judge(control, () if asked.all else OPEN), monotonic()
         found = _search(asked, judge)
         control.close()
     print(f"{judge.programs} programs in {monotonic() - began:.0f} s. Intended differences met: {judge.met}")

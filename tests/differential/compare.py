@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "differences"]
 
+# What came of a step is told before what else could be seen then.
+_FIRST = ("made", "at once", "outcome")
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -54,14 +57,18 @@ def _shape(told: Any) -> Any:
 
 
 def differences(program: Program, upstream: Transcript, ours: Transcript) -> list[Difference]:
-    """All of them, in the order of the steps."""
-    keys = sorted(upstream.entries.keys() | ours.entries.keys())
-    pairs = ((key, upstream.entries.get(key), ours.entries.get(key)) for key in keys)
-    return [Difference(program, *key, theirs, own) for key, theirs, own in pairs if not _is_alike(theirs, own)]
+    """All of them, in the order in which they came to be known."""
+    found = []
+    for key in upstream.entries.keys() | ours.entries.keys():
+        theirs, own = upstream.entries.get(key), ours.entries.get(key)
+        if not _is_alike(theirs, own):
+            known = min(side.known[key] for side in (upstream, ours) if key in side.known)
+            found.append((known, key[1] not in _FIRST, key, Difference(program, *key, theirs, own)))
+    return [difference for *_, difference in sorted(found, key=lambda one: one[:3])]
 
 
 def _is_alike(theirs: Any, own: Any) -> bool:
     """Whether they say the same; errors of our own classes have messages of their own, which are longer."""
-    if isinstance(theirs, dict) and isinstance(own, dict) and "raised" in own and "message" not in own:
-        return theirs.get("raised") == own["raised"]
+    if isinstance(theirs, dict) and isinstance(own, dict) and "is" in own:
+        return theirs.get("raised") in own["is"]
     return theirs == own

@@ -31,7 +31,7 @@ CREATE FUNCTION d.pg_advisory_unlock_all() RETURNS void LANGUAGE plpgsql AS
   $$ BEGIN RAISE EXCEPTION 'in the way'; END $$;
 """
 _SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'control' AND backend_type = 'client backend'"
-_GONE_SECONDS = 5.0
+_GONE_SECONDS = 2.0
 
 
 def server() -> EmbeddedServer:

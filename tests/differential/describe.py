@@ -32,6 +32,11 @@ def name_of_class(kind: type) -> str:
     return nearest.__name__
 
 
+def _is_context(value: Any) -> bool:
+    """Whether it is but a context manager, such as the one that lends a connection."""
+    return hasattr(value, "__aenter__") and not hasattr(value, "execute")
+
+
 class Describer:
     """
     Describes the values of one run.
@@ -66,7 +71,7 @@ class Describer:
             return [self.value(one) for one in value]
         if isinstance(value, io.BytesIO):
             return repr(value.getvalue())
-        return f"a {name_of_class(type(value))}"
+        return "a context" if _is_context(value) else f"a {name_of_class(type(value))}"
 
     def text(self, text: str) -> str:
         """Take out of a text what differs each time."""
@@ -78,6 +83,8 @@ class Describer:
     def error(self, error: BaseException) -> dict[str, Any]:
         """Describe what was raised: the class, upstream's; the message, unless the class is this project's own."""
         told: dict[str, Any] = {"raised": name_of_class(type(error))}
+        if is_ours(type(error)):
+            told["is"] = [base.__name__ for base in type(error).__mro__ if not is_ours(base)]
         if not is_ours(type(error)):
             told["message"] = self.text(str(error))
         source = error.diag if isinstance(error, psycopg.Error) else error

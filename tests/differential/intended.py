@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from differential.compare import Difference
 
-__all__ = ["ROWS", "Row", "explain"]
+__all__ = ["PAGE", "ROWS", "Row", "explain", "keys_of_page"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+# The recorders that programs, not callbacks of the pool, register.
+_OF_LEASES = {"one", "two"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,127 @@ class Row:
     parts_ways: bool = False
 
 
-ROWS: tuple[Row, ...] = ()
+def _raised(told: Any) -> str | None:
+    return told.get("raised") if isinstance(told, dict) else None
+
+
+def _message(told: Any) -> str:
+    return told.get("message", "") if isinstance(told, dict) else ""
+
+
+def _is_asyncpg(difference: Difference) -> bool:
+    return difference.program.kind == "asyncpg"
+
+
+def _is_refused_option(difference: Difference) -> bool:
+    """An option that is no number where one is due, or a negative one: refused at construction."""
+    return (
+        difference.what == "made"
+        and _raised(difference.ours) in ("TypeError", "ValueError")
+        and any(
+            _message(difference.ours).startswith(f"{name}={value!r}") and _is_odd(value)
+            for name, value in difference.program.options.items()
+        )
+    )
+
+
+def _is_odd(value: Any) -> bool:
+    return value is None or isinstance(value, bool | str | dict) or (isinstance(value, int | float) and value < 0)
+
+
+def _is_odd_timeout(difference: Difference) -> bool:
+    return difference.step.get("kwargs", {}).get("timeout") is True
+
+
+def _is_spent_timeout(difference: Difference) -> bool:
+    timeout = difference.step.get("kwargs", {}).get("timeout")
+    is_spent = isinstance(timeout, int | float) and timeout <= 0
+    return is_spent and difference.what in ("outcome", "counts", "callbacks")
+
+
+def _are_callbacks_of_leases(difference: Difference) -> bool:
+    if difference.what != "callbacks" or not _is_asyncpg(difference):
+        return False
+    theirs, own = ([told for told in side or [] if told[0] not in _OF_LEASES] for side in _sides(difference))
+    return theirs == own
+
+
+def _sides(difference: Difference) -> tuple[Any, Any]:
+    return difference.upstream, difference.ours
+
+
+def _is_joined_later(difference: Difference) -> bool:
+    """A caller's time was up while a connection was opened for it; the connection joins the pool."""
+    if difference.what != "counts" or difference.upstream is None or difference.ours is None:
+        return False
+    return _size(difference.ours) > _size(difference.upstream)
+
+
+def _are_counts_while_closing(difference: Difference) -> bool:
+    return difference.what == "counts" and isinstance(difference.ours, dict) and difference.ours.get("closing") is True
+
+
+def _size(counts: dict[str, Any]) -> int:
+    return counts.get("size", counts.get("pool_size", 0))
+
+
+def _is_used_after_return(difference: Difference) -> bool:
+    return not _is_asyncpg(difference) and "has been returned to pool" in _message(difference.ours)
+
+
+def _is_left_by_upstream(difference: Difference) -> bool:
+    return difference.what == "sessions left" and difference.ours == 0
+
+
+def _is_waiter_told(difference: Difference) -> bool:
+    """The pool was closed; upstream leaves who waits to it until the end of the program cancels them."""
+    return (
+        _is_asyncpg(difference)
+        and difference.step.get("on") == "pool"
+        and _raised(difference.ours) == "InterfaceError"
+        and _raised(difference.upstream) in ("CancelledError", "TimeoutError")
+        and _has_step(difference, "close")
+    )
+
+
+def _has_step(difference: Difference, name: str) -> bool:
+    return any(name in (step.get("name"), step["do"]) for step in difference.program.steps)
+
+
+def _is_out_of_queue(difference: Difference) -> bool:
+    return _count(difference, "ours", "requests_waiting") < _count(difference, "upstream", "requests_waiting")
+
+
+def _count(difference: Difference, side: str, name: str) -> int:
+    told = getattr(difference, side)
+    return told.get(name, 0) if difference.what == "counts" and isinstance(told, dict) else 0
+
+
+def _is_death_noticed_later(difference: Difference) -> bool:
+    """Sessions were ended from outside: those of idle connections are seen to be when they are lent, or once a second."""
+    return difference.what == "counts" and _has_step(difference, "kill")
+
+
+ROWS: tuple[Row, ...] = (
+    Row("options-checked", _is_refused_option, parts_ways=True),
+    Row("timeouts-checked", _is_odd_timeout, parts_ways=True),
+    Row("timeout-spent", _is_spent_timeout, parts_ways=True),
+    Row("lease-callbacks-end", _are_callbacks_of_leases),
+    Row("connect-joins", _is_joined_later),
+    Row("closing-counts", _are_counts_while_closing),
+    Row("use-after-return", _is_used_after_return, parts_ways=True),
+    Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
+    Row("timed-out-callers", _is_out_of_queue),
+    Row("deaths-seen-later", _is_death_noticed_later),
+    Row("nothing-left", _is_left_by_upstream),
+)
 
 
 def explain(difference: Difference) -> Row | None:
     """The row that a difference is of, if any."""
     return next((row for row in ROWS if row.explains(difference)), None)
+
+
+def keys_of_page() -> list[str]:
+    """The keys of the rows in docs/differences.md."""
+    return re.findall(r"^\| `([a-z-]+)` \|", PAGE.read_text(), re.MULTILINE)

@@ -65,16 +65,20 @@ class Transcript:
 
     Attributes:
         entries: By the number of the step and what is told: an outcome, the callbacks that ran, counts.
+        known: By the same, the step in which that came to be known.
     """
 
     entries: dict[tuple[int, str], Any] = field(default_factory=dict)
+    known: dict[tuple[int, str], int] = field(default_factory=dict)
 
-    def tell(self, step: int, what: str, told: Any) -> None:
+    def tell(self, step: int, what: str, told: Any, known: int | None = None) -> None:
         """Write something down, once."""
         self.entries[step, what] = told
+        self.known[step, what] = step if known is None else known
 
     def add(self, step: int, what: str, told: Any) -> None:
         """Write one of many things down, whose order does not count."""
+        self.known[step, what] = step
         found = self.entries.setdefault((step, what), [])
         found.append(told)
         found.sort(key=repr)
@@ -195,7 +199,7 @@ class Stage:
     def called(self, name: str, *args: Any) -> None:
         """Write down that a callback ran, and with what."""
         told = [self._describe_argument(argument) for argument in args]
-        self.transcript.add(self.now, "callbacks", [name, told])
+        self.transcript.add(len(self.program.steps), "callbacks", [name, told])
 
     def _describe_argument(self, argument: Any) -> Any:
         if (query := getattr(argument, "query", None)) is not None and hasattr(argument, "elapsed"):
@@ -304,9 +308,9 @@ class Stage:
         except Exception as error:
             self._kept.append(error)
             outcome = self._describe.error(error)
-        self.transcript.tell(number, "outcome", outcome)
+        self.transcript.tell(number, "outcome", outcome, self.now)
         if self.now != number:
-            self.transcript.tell(number, "ended in step", self.now)
+            self.transcript.tell(number, "ended in step", self.now, self.now)
 
     async def _outcome(self, step: Step) -> Any:
         if step["do"] == "open":
@@ -317,24 +321,20 @@ class Stage:
         found = await _ACTS[step["do"]](self, on, step)
         if "keep" in step:
             self._keep(step["keep"], found)
-        if "probe" in step and self._is_connection(found):
-            return await self._begin_lease(found, step["probe"])
+        if step["on"] in ("pool", "lease") and hasattr(found, "execute"):
+            return await self._begin_lease(found, step.get("probe"))
         return self._describe.value(found)
 
     def _keep(self, name: str, found: Any) -> None:
         self._things[name] = found
         self._kept.append(found)  # what is lent is held until the end
 
-    @staticmethod
-    def _is_connection(found: Any) -> bool:
-        return hasattr(found, "execute")
-
-    async def _begin_lease(self, connection: Any, probe: str) -> Any:
+    async def _begin_lease(self, connection: Any, probe: str | None) -> Any:
         """Look at a session as the first thing that happens in a lease."""
         self._leases.append(connection)
         pid = self.kind.pid(connection)
         self._pids.setdefault(pid, len(self._pids) + 1)
-        told = {"session": self._pids[pid], "remembered": self.kind.memory(connection)}
+        told: dict[str, Any] = {"session": self._pids[pid], "remembered": self.kind.memory(connection)}
         if probe == "outside":
             told["seen"] = self._control.look(pid)
         if probe == "asked":
@@ -377,13 +377,15 @@ class Stage:
         """End as a careful program does: who waits is cancelled, leases come back, the pool is closed."""
         number = self.now = len(self.program.steps)
         for actor in self._actors:
+            await self._see(actor)
             if not actor.done.is_set():
                 actor.task.cancel()
                 await self._see(actor)
-        for lease in self._leases:
+        for lease in {id(lease): lease for lease in self._leases}.values():
             with contextlib.suppress(BaseException):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self.kind.give_back(pool, lease)
+        await self._calm(number)
         self.transcript.tell(number, "closed", await self._closed(pool))
         self.transcript.tell(number, "actors", [actor.done.is_set() for actor in self._actors])
 

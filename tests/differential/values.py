@@ -101,7 +101,7 @@ PSYCOPG_QUERIES: tuple[tuple[str, list[Any]], ...] = tuple(
 
 INFINITY = {"$": "inf"}
 EDGES: list[Any] = [None, 0, 1, -1, 0.05, INFINITY, True, False, "x"]
-SHORT = [None, None, None, None, 0, 0.1, 5, INFINITY, -1, True]
+SHORT = [*[None] * 10, *[0.1] * 5, *[5] * 3, 0, -1, INFINITY, True]
 
 # By the name of a parameter, upstream's. What is not here, as of a method that is new, takes any of the edges.
 _PARAMETERS: dict[str, list[Any]] = {
@@ -126,7 +126,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "columns": [["text"], ["text"], None, ["none such"]],
     "records": [[["copied"], ["twice"]], [[1]], []],
     "source": [{"$": "source"}],
-    "output": [{"$": "sink"}, {"$": "sink"}, {"$": "failing sink"}],
+    "output": [*[{"$": "sink"}] * 9, {"$": "failing sink"}],
     "where": [None, "text <> 'twice'"],
     "n": [1, 2, 0, -1],
     "analyze": [False, True],

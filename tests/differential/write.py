@@ -81,6 +81,9 @@ class _Writer:
         self._rng, self._kind = rng, kind
         self._flavour = kind.partition(" ")[0]
         self._is_null = kind.endswith("null")
+        # What is likely there; a step that finds nothing is skipped, on both sides.
+        self._held: list[str] = []
+        self._made: list[str] = []
 
     def write(self) -> Program:
         rng = self._rng
@@ -129,11 +132,15 @@ class _Writer:
 
     def _step(self) -> Step:
         rng = self._rng
-        draw = rng.choices(
-            [self._acquire, self._release, self._statement, self._connection, self._thing, self._pool, self._disturb],
-            [22, 22, 22, 18, 12, 8, 8],
-        )[0]
-        step = draw()
+        draws = [self._acquire, self._pool, self._disturb]
+        weights = [22, 8, 8] if self._held else [60, 10, 5]
+        if self._held:
+            draws += [self._release, self._statement, self._connection]
+            weights += [18, 22, 18]
+        if self._made:
+            draws.append(self._thing)
+            weights.append(14)
+        step = rng.choices(draws, weights)[0]()
         if rng.random() < 0.25:
             step["hurried"] = True
         return step
@@ -141,20 +148,30 @@ class _Writer:
     def _task(self) -> int:
         return self._rng.randrange(TASKS)
 
+    def _free_slot(self) -> str:
+        slots = [f"c{number}" for number in range(_SLOTS)]
+        slot = self._rng.choice([slot for slot in slots if slot not in self._held] or slots)
+        if slot not in self._held:
+            self._held.append(slot)
+        return slot
+
     def _slot(self) -> str:
-        return f"c{self._rng.randrange(_SLOTS)}"
+        return self._rng.choice(self._held or ["c0"])
 
     def _acquire(self) -> Step:
         rng = self._rng
         name = "acquire" if self._flavour == "asyncpg" else "getconn"
         call = self._surface("pool").draw_call(rng, name)
         probe = rng.choice(["asked", "asked", "outside", "none"])
-        return {"task": self._task(), "do": "call", "on": "pool", **call, "keep": self._slot(), "probe": probe}
+        return {"task": self._task(), "do": "call", "on": "pool", **call, "keep": self._free_slot(), "probe": probe}
 
     def _release(self) -> Step:
         name = "release" if self._flavour == "asyncpg" else "putconn"
         call = self._surface("pool").draw_call(self._rng, name)
-        call["args"] = [{"$": "thing", "name": self._slot()}]
+        slot = self._slot()
+        call["args"] = [{"$": "thing", "name": slot}]
+        if slot in self._held and self._rng.random() < 0.9:
+            self._held.remove(slot)
         return {"task": self._task(), "do": "call", "on": "pool", **call}
 
     def _statement(self) -> Step:
@@ -173,12 +190,13 @@ class _Writer:
         if name in RETURNS:
             step["keep"] = RETURNS[name]
             step["lazily"] = rng.random() < 0.3
+            self._made.append(RETURNS[name])
         return step
 
     def _thing(self) -> Step:
         """Something with a thing that a step before may have made."""
         rng = self._rng
-        of = rng.choice(["transaction", "transaction", "cursor", "statement", "iterator", "context", "lease"])
+        of = rng.choice(self._made)
         if of in ("transaction", "context", "lease") and rng.random() < 0.8:
             return self._block(of)
         if of in ("iterator", "cursor") and rng.random() < 0.5:
@@ -192,7 +210,7 @@ class _Writer:
         if step["do"] == "exit":
             step["error"] = self._rng.random() < 0.3
         elif of == "lease":
-            step |= {"keep": self._slot(), "probe": "asked"}
+            step |= {"keep": self._free_slot(), "probe": "asked"}
         else:
             step["keep"] = "entered"
         return step
@@ -207,8 +225,9 @@ class _Writer:
             step["args"] = [{"$": "thing", "name": self._slot()}]
         if name in ("acquire", "connection"):
             step |= {"keep": "lease", "lazily": True}
+            self._made.append("lease")
         if name == "getconn":
-            step |= {"keep": self._slot(), "probe": "asked"}
+            step |= {"keep": self._free_slot(), "probe": "asked"}
         return step
 
     def _disturb(self) -> Step:

@@ -1,0 +1,48 @@
+"""
+Defects that are known and not yet mended: the search passes over them.
+
+Each has a program that shows it, in programs/; a test fails when it no longer does, so that the entry is removed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from differential.intended import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from differential.compare import Difference
+
+__all__ = ["OPEN"]
+
+
+def _is_init_forgotten(difference: Difference) -> bool:
+    return difference.what == "callbacks" and any("add" in does for does in difference.program.callbacks.values())
+
+
+def _is_zero(name: str) -> Callable[[Difference], bool]:
+    def is_zero(difference: Difference) -> bool:
+        value = difference.program.options.get(name)
+        return value is not None and value == 0
+
+    return is_zero
+
+
+def _is_nobody_waiting(difference: Difference) -> bool:
+    return difference.program.kind == "psycopg null" and bool(difference.program.options.get("max_waiting"))
+
+
+def _is_close_without_timeout(difference: Difference) -> bool:
+    steps = difference.program.steps
+    return any(step.get("name") in ("close", "wait") and "timeout" in step.get("kwargs", {}) for step in steps)
+
+
+OPEN: tuple[Row, ...] = (
+    Row("init-callbacks-vanish", _is_init_forgotten),
+    Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),
+    Row("max-idle-0", _is_zero("max_idle"), parts_ways=True),
+    Row("null-pool-max-waiting", _is_nobody_waiting, parts_ways=True),
+    Row("close-without-timeout", _is_close_without_timeout, parts_ways=True),
+)
