@@ -11,11 +11,15 @@ from typing import Any
 import asyncpg
 import psycopg
 
+from loopaware_pool.psycopg import LoopAwareConnection
+
 __all__ = ["Describer", "name_of_class"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _OURS = "loopaware_pool"
 _UNIQUE_NAME = re.compile(r"__asyncpg_\w+?_[0-9a-f]+__|(pool|differential|_pg3_)-?\d+")
+_FUNCTION = re.compile(r"<function (\S+) at 0x[0-9a-f]+>")
+_OUR_CONNECTION = f"{LoopAwareConnection.__module__}.{LoopAwareConnection.__qualname__}"
 _PLAIN = (type(None), bool, int, float, str, bytes)
 # Of an error of the server's: what is told of it, beside its message. Not the file and line of PostgreSQL's source.
 _DETAILS = ("sqlstate", "detail", "hint", "constraint_name", "table_name", "column_name")
@@ -66,7 +70,7 @@ class Describer:
         if isinstance(value, asyncpg.Record):
             return [type(value).__name__, [[name, self.value(one)] for name, one in value.items()]]
         if isinstance(value, Mapping):
-            return {str(name): self.value(one) for name, one in value.items()}
+            return {str(name): self.value(one) for name, one in value.items() if not str(name).endswith("_ms")}
         if isinstance(value, tuple | list):
             return [self.value(one) for one in value]
         if isinstance(value, io.BytesIO):
@@ -75,6 +79,7 @@ class Describer:
 
     def text(self, text: str) -> str:
         """Take out of a text what differs each time."""
+        text = _FUNCTION.sub(r"function \1", text.replace(_OUR_CONNECTION, "psycopg.AsyncConnection"))
         text = _UNIQUE_NAME.sub("<name>", _ADDRESS.sub("<address>", text))
         for pid, number in self._sessions.items():
             text = re.sub(rf"\b{pid}\b", f"<pid {number}>", text)

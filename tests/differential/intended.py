@@ -92,7 +92,7 @@ def _is_joined_later(difference: Difference) -> bool:
 
 
 def _are_counts_while_closing(difference: Difference) -> bool:
-    return difference.what == "counts" and isinstance(difference.ours, dict) and difference.ours.get("closing") is True
+    return difference.what == "counts" and (_has_step(difference, "close") or _has_step(difference, "terminate"))
 
 
 def _size(counts: dict[str, Any]) -> int:
@@ -123,12 +123,112 @@ def _has_step(difference: Difference, name: str) -> bool:
 
 
 def _is_out_of_queue(difference: Difference) -> bool:
+    """A null pool of upstream's resets a connection for the caller who is gone."""
+    if difference.what == "callbacks" and difference.program.kind == "psycopg null":
+        return _without_resets(difference.upstream) == _without_resets(difference.ours)
     return _count(difference, "ours", "requests_waiting") < _count(difference, "upstream", "requests_waiting")
 
 
 def _count(difference: Difference, side: str, name: str) -> int:
     told = getattr(difference, side)
     return told.get(name, 0) if difference.what == "counts" and isinstance(told, dict) else 0
+
+
+def _without_resets(told: Any) -> list[Any]:
+    return [one for one in told or [] if one[0] != "reset"]
+
+
+def _is_body_error_kept(difference: Difference) -> bool:
+    """A method of the pool that lends a connection failed, and so did the release after it."""
+    return (
+        _is_asyncpg(difference)
+        and difference.step.get("on") in ("pool", "lease")
+        and (_is_of_reset(difference.upstream) or "reset" in difference.program.callbacks)
+        and _raised(difference.upstream) is not None
+        and _raised(difference.ours) is not None
+    )
+
+
+def _is_of_reset(told: Any) -> bool:
+    """Whether an error is the reset's: the function in its way raised it, or a timeout that the session had set."""
+    return _message(told) == "in the way" or _raised(told) in ("QueryCanceledError", "LockNotAvailableError")
+
+
+def _is_reset_failure_unraised(difference: Difference) -> bool:
+    return (
+        _is_asyncpg(difference)
+        and difference.what == "outcome"
+        and difference.step.get("on") in ("pool", "lease")
+        and _is_of_reset(difference.upstream)
+        and _raised(difference.ours) is None
+    )
+
+
+_AUTHORITIES = ("SET ROLE", "SET SESSION AUTHORIZATION")
+
+
+def _is_role_reset(difference: Difference) -> bool:
+    """A lease changed its role or authorization, which asyncpg's reset leaves; what `init` set must come back."""
+    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference) or _sets_authority(difference):
+        return False
+    if difference.what != "outcome" or not any(one in _sql_of_steps(difference) for one in _AUTHORITIES):
+        return False
+    if _raised(difference.upstream) == "InsufficientPrivilegeError":
+        return True
+    return _without_authority(difference.upstream) == _without_authority(difference.ours)
+
+
+def _sql_of_steps(difference: Difference) -> str:
+    return " ".join(str(argument) for step in difference.program.steps for argument in step.get("args", []))
+
+
+def _sets_authority(difference: Difference) -> bool:
+    ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
+    return any(one.startswith(_AUTHORITIES) for one in ran)
+
+
+def _without_authority(told: Any) -> Any:
+    """A description of a lease, less what tells who it is."""
+    if isinstance(told, list):
+        return [_without_authority(one) for one in told]
+    if isinstance(told, dict):
+        parts = {name: part for name, part in told.items() if name not in ("user", "session user", "is_superuser")}
+        return {name: _without_authority(part) for name, part in parts.items()}
+    return re.sub(r" ?(role|session_authorization)=\w+", "", told) if isinstance(told, str) else told
+
+
+def _is_another_session(difference: Difference) -> bool:
+    """Which of the idle connections is lent, if their sessions are alike."""
+    theirs, own = difference.upstream, difference.ours
+    if not (isinstance(theirs, dict) and isinstance(own, dict) and "session" in theirs and "session" in own):
+        return False
+    return theirs | {"session": None} == own | {"session": None}
+
+
+def _is_complaint_of_upstream(difference: Difference) -> bool:
+    return difference.what in ("complaints", "warnings") and difference.ours is None
+
+
+def _is_cancelled_connect(difference: Difference) -> bool:
+    return _raised(difference.upstream) == "CancelledError" and _message(difference.upstream) == "raised by a callback"
+
+
+def _is_connect_retried(difference: Difference) -> bool:
+    """Connecting failed for a caller who has time left."""
+    return (
+        _is_asyncpg(difference)
+        and difference.step.get("name") == "acquire"
+        and difference.step.get("kwargs", {}).get("timeout") is not None
+        and _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    )
+
+
+def _is_grown_by_check(difference: Difference) -> bool:
+    return not _is_asyncpg(difference) and difference.what == "counts" and _has_step(difference, "check")
+
+
+def _is_infinite(difference: Difference) -> bool:
+    return _raised(difference.upstream) == "OverflowError"
 
 
 def _is_death_noticed_later(difference: Difference) -> bool:
@@ -147,6 +247,15 @@ ROWS: tuple[Row, ...] = (
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
     Row("deaths-seen-later", _is_death_noticed_later),
+    Row("body-error-kept", _is_body_error_kept),
+    Row("reset-failure-unraised", _is_reset_failure_unraised),
+    Row("role-reset", _is_role_reset, parts_ways=True),
+    Row("which-connection", _is_another_session),
+    Row("complaints", _is_complaint_of_upstream),
+    Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
+    Row("connect-retried", _is_connect_retried, parts_ways=True),
+    Row("check-opens-none", _is_grown_by_check),
+    Row("infinite-timeouts", _is_infinite, parts_ways=True),
     Row("nothing-left", _is_left_by_upstream),
 )
 

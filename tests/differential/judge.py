@@ -38,6 +38,7 @@ class Judge:
         self._control, self._open = control, open_defects
         self.met: dict[str, int] = {}
         self.programs = 0
+        self.told: set[tuple[Any, ...]] = set()
 
     def all_of(self, program: Program) -> list[Difference]:
         """Look once, patiently; everything that differs, intended or not."""
@@ -46,9 +47,13 @@ class Judge:
         return differences(program, upstream, ours)
 
     def examine(self, program: Program) -> Difference | None:
-        """Look for the first difference of a program that nothing explains; None if there is none, or not each time."""
+        """
+        Look for the first difference of a program that nothing explains.
+
+        None if there is none, or not each time, or if one of its signature is in `told`.
+        """
         self.programs += 1
-        if self._first(program, HASTY) is None:
+        if self.glance(program) in self.told | {None}:
             return None
         signatures = set()
         for _ in range(_CONFIRMATIONS):

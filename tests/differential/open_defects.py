@@ -34,6 +34,19 @@ def _is_nobody_waiting(difference: Difference) -> bool:
     return difference.program.kind == "psycopg null" and bool(difference.program.options.get("max_waiting"))
 
 
+def _is_connecting_counted_as_waiting(difference: Difference) -> bool:
+    theirs, own = difference.upstream, difference.ours
+    if not (isinstance(theirs, dict) and isinstance(own, dict) and "requests_queued" in theirs | own):
+        return False
+    return difference.program.kind == "psycopg null" and (
+        theirs | {"requests_queued": None} == own | {"requests_queued": None}
+    )
+
+
+def _is_worn_by_us(difference: Difference) -> bool:
+    return "max_queries" in difference.program.options
+
+
 def _is_close_without_timeout(difference: Difference) -> bool:
     steps = difference.program.steps
     return any(step.get("name") in ("close", "wait") and "timeout" in step.get("kwargs", {}) for step in steps)
@@ -44,5 +57,7 @@ OPEN: tuple[Row, ...] = (
     Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),
     Row("max-idle-0", _is_zero("max_idle"), parts_ways=True),
     Row("null-pool-max-waiting", _is_nobody_waiting, parts_ways=True),
+    Row("null-pool-queued", _is_connecting_counted_as_waiting),
+    Row("own-query-counted", _is_worn_by_us, parts_ways=True),
     Row("close-without-timeout", _is_close_without_timeout, parts_ways=True),
 )

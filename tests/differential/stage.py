@@ -176,6 +176,7 @@ class Stage:
         self._describe = Describer(self._pids)
         self.transcript = Transcript()
         self.now = -1
+        self._calms = 0
         self._things: dict[str, Any] = {}
         self._leases: list[Any] = []
         self._kept: list[Any] = []
@@ -248,6 +249,7 @@ class Stage:
             await _DIRECTIONS[do](self, number, step)
         else:
             actor = self._actors[step["task"]]
+            await self._see(actor)
             if not actor.done.is_set():
                 self.transcript.tell(number, "at once", _SKIPPED)
                 return
@@ -264,6 +266,7 @@ class Stage:
                 await actor.done.wait()
 
     async def _calm(self, number: int) -> None:
+        """Give what goes on behind the steps some time, and count."""
         for _ in range(3):
             await asyncio.sleep(0)
         await asyncio.sleep(self._pace.calm)
@@ -272,11 +275,13 @@ class Stage:
         except Exception as error:
             counts = self._describe.error(error)
         self.transcript.tell(number, "counts", counts)
+        self._calms += 1
 
     # ---- what the script itself does ----
 
     async def _cancel(self, number: int, step: Step) -> None:
         actor = self._actors[step["task"]]
+        await self._see(actor)
         if actor.done.is_set():
             self.transcript.tell(number, "at once", _SKIPPED)
             return
@@ -300,6 +305,7 @@ class Stage:
 
     async def act(self, number: int, step: Step) -> None:
         """Do a step, and write down what came of it."""
+        began = self._calms
         try:
             outcome = await self._outcome(step)
         except asyncio.CancelledError as error:
@@ -309,8 +315,8 @@ class Stage:
             self._kept.append(error)
             outcome = self._describe.error(error)
         self.transcript.tell(number, "outcome", outcome, self.now)
-        if self.now != number:
-            self.transcript.tell(number, "ended in step", self.now, self.now)
+        if self._calms != began:
+            self.transcript.tell(number, "ended after", self._calms - began, self.now)
 
     async def _outcome(self, step: Step) -> Any:
         if step["do"] == "open":
