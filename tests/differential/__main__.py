@@ -11,11 +11,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from differential.control import Control, server
+from differential.intended import PROGRAMS
 from differential.judge import Judge
+from differential.mends import MENDS
 from differential.open_defects import OPEN
 from differential.program import Program
 from differential.shrink import shrink
 from differential.sides import KINDS
+from differential.stage import HASTY
 from differential.write import write
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ def _arguments() -> Any:
     parser.add_argument("--dsn", help="the server; one of its own unless told otherwise; its other sessions are ended")
     parser.add_argument("--shrink-seconds", type=float, default=60.0, help="how long each program is shrunk")
     parser.add_argument("--most", type=int, default=5, help="how many differences end the search")
+    parser.add_argument("--record", action="store_true", help="write down a program for each row that has none")
+    parser.add_argument("--without", choices=MENDS, help="take a mend out, to see whether its defect is found")
     parser.add_argument("--all", action="store_true", help="do not pass over defects that are known and open")
     return parser.parse_args()
 
@@ -76,6 +81,20 @@ def _search(asked: Any, judge: Judge) -> int:
     return len(judge.told)
 
 
+def _record(asked: Any, judge: Judge) -> int:
+    """Write a program down for each row, and each open defect, that has none."""
+    for _, program in _programs(asked):
+        for key in judge.keys(program, HASTY):
+            page = PROGRAMS / f"{key}.json"
+            if page.exists():
+                continue
+            smaller = shrink(program, lambda smaller, key=key: key in judge.keys(smaller, HASTY), asked.shrink_seconds)
+            if key in judge.keys(smaller) and key in judge.keys(smaller):
+                page.write_text(f"{smaller}\n")
+                print(f"{page}:\n{smaller}", flush=True)
+    return 0
+
+
 def _tell(difference: Difference) -> str:
     return f"{difference}\n{difference.program}\n"
 
@@ -84,10 +103,11 @@ def main() -> int:
     """Returns 1 if something differs that is not meant to."""
     asked = _arguments()
     logging.disable(logging.CRITICAL)  # programs break connections: that is told, and is not news
-    with nullcontext() if asked.dsn else server() as own:
+    mend = MENDS[asked.without]() if asked.without else nullcontext()
+    with mend, nullcontext() if asked.dsn else server() as own:
         control = Control(asked.dsn or own.dsn)
         judge, began = Judge(control, () if asked.all else OPEN), monotonic()
-        found = _search(asked, judge)
+        found = (_record if asked.record else _search)(asked, judge)
         control.close()
     print(f"{judge.programs} programs in {monotonic() - began:.0f} s. Intended differences met: {judge.met}")
     print("No difference but those." if not found else f"{found} differences that are not intended.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 
     from differential.compare import Difference
 
-__all__ = ["PAGE", "ROWS", "Row", "explain", "keys_of_page"]
+__all__ = ["PAGE", "PROGRAMS", "ROWS", "Row", "explain", "keys_of_page"]
 
+PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
@@ -86,20 +88,36 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 def _is_joined_later(difference: Difference) -> bool:
     """A caller's time was up while a connection was opened for it; the connection joins the pool."""
-    if difference.what != "counts" or difference.upstream is None or difference.ours is None:
+    if not _are_counts(difference) or difference.upstream is None or difference.ours is None:
         return False
-    return _size(difference.ours) > _size(difference.upstream)
+    return _size(difference.ours) > _size(difference.upstream) and _has_impatient_caller(difference)
+
+
+def _has_impatient_caller(difference: Difference) -> bool:
+    steps = difference.program.steps
+    return any(step["do"] == "cancel" or step.get("kwargs", {}).get("timeout") is not None for step in steps)
 
 
 def _are_counts_while_closing(difference: Difference) -> bool:
-    return difference.what == "counts" and (_has_step(difference, "close") or _has_step(difference, "terminate"))
+    return _are_counts(difference) and (_has_step(difference, "close") or _has_step(difference, "terminate"))
 
 
-def _size(counts: dict[str, Any]) -> int:
+def _are_counts(difference: Difference) -> bool:
+    """Whether it is of how many connections there are: looked at after each step, or because the program asked."""
+    if difference.step.get("name") in ("get_size", "get_idle_size", "get_stats", "pop_stats"):
+        return difference.what in ("counts", "outcome")
+    return difference.what == "counts"
+
+
+def _size(counts: Any) -> int:
+    if not isinstance(counts, dict):
+        return counts
     return counts.get("size", counts.get("pool_size", 0))
 
 
 def _is_used_after_return(difference: Difference) -> bool:
+    if difference.what == "complaints" and difference.step["do"] == "exit":
+        return not _is_asyncpg(difference) and _has_step(difference, "putconn")
     return not _is_asyncpg(difference) and "has been returned to pool" in _message(difference.ours)
 
 
@@ -136,6 +154,16 @@ def _count(difference: Difference, side: str, name: str) -> int:
 
 def _without_resets(told: Any) -> list[Any]:
     return [one for one in told or [] if one[0] != "reset"]
+
+
+def _is_refused_for_the_gone(difference: Difference) -> bool:
+    """Upstream's counts callers who are gone, and refuses others for that."""
+    return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
+
+
+def _is_lost_or_closed(difference: Difference) -> bool:
+    messages = {"the connection is lost", "the connection is closed"}
+    return {_message(difference.upstream), _message(difference.ours)} == messages
 
 
 def _is_body_error_kept(difference: Difference) -> bool:
@@ -206,7 +234,9 @@ def _is_another_session(difference: Difference) -> bool:
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
-    return difference.what in ("complaints", "warnings") and difference.ours is None
+    if difference.what not in ("complaints", "warnings"):
+        return False
+    return not Counter(difference.ours or []) - Counter(difference.upstream or [])
 
 
 def _is_cancelled_connect(difference: Difference) -> bool:
@@ -224,7 +254,7 @@ def _is_connect_retried(difference: Difference) -> bool:
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
-    return not _is_asyncpg(difference) and difference.what == "counts" and _has_step(difference, "check")
+    return not _is_asyncpg(difference) and _are_counts(difference) and _has_step(difference, "check")
 
 
 def _is_infinite(difference: Difference) -> bool:
@@ -233,7 +263,7 @@ def _is_infinite(difference: Difference) -> bool:
 
 def _is_death_noticed_later(difference: Difference) -> bool:
     """Sessions were ended from outside: those of idle connections are seen to be when they are lent, or once a second."""
-    return difference.what == "counts" and _has_step(difference, "kill")
+    return _are_counts(difference) and _has_step(difference, "kill")
 
 
 ROWS: tuple[Row, ...] = (
@@ -246,9 +276,11 @@ ROWS: tuple[Row, ...] = (
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
+    Row("timed-out-callers", _is_refused_for_the_gone, parts_ways=True),
+    Row("lost-or-closed", _is_lost_or_closed),
     Row("deaths-seen-later", _is_death_noticed_later),
-    Row("body-error-kept", _is_body_error_kept),
-    Row("reset-failure-unraised", _is_reset_failure_unraised),
+    Row("body-error-kept", _is_body_error_kept, parts_ways=True),
+    Row("reset-failure-unraised", _is_reset_failure_unraised, parts_ways=True),
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("complaints", _is_complaint_of_upstream),

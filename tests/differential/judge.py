@@ -63,6 +63,13 @@ class Judge:
             signatures.add(found.signature)
         return found if len(signatures) == 1 else None
 
+    def keys(self, program: Program, pace: Pace = PATIENT) -> set[str]:
+        """The rows, and open defects, that a program shows."""
+        met, self.met = self.met, {}
+        self._first(program, pace)
+        met, self.met = self.met, met
+        return set(met)
+
     def glance(self, program: Program) -> tuple[Any, ...] | None:
         """Look once, hastily; the signature of the difference."""
         found = self._first(program, HASTY)

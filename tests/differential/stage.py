@@ -246,6 +246,7 @@ class Stage:
     async def _step(self, number: int, step: Step) -> None:
         do = step["do"]
         if do in _DIRECTIONS:
+            await asyncio.sleep(self._pace.calm)
             await _DIRECTIONS[do](self, number, step)
         else:
             actor = self._actors[step["task"]]
