@@ -16,7 +16,6 @@ DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lowly') THEN CREATE ROLE lowly LOGIN; END IF;
 END $$;
 """
-# The function shadows the one that a reset calls, for sessions that look here first.
 _SCHEMA = """
 DROP SCHEMA IF EXISTS d CASCADE;
 CREATE SCHEMA d;
@@ -27,11 +26,6 @@ GRANT ALL ON d.items, d.items_id_seq TO lowly;
 CREATE TABLE d.secret (id int);
 CREATE TYPE d.mood AS ENUM ('sad', 'ok');
 CREATE FUNCTION d.hidden_lock() RETURNS void LANGUAGE sql AS 'SELECT pg_catalog.pg_advisory_lock(44)';
-DROP SCHEMA IF EXISTS evil CASCADE;
-CREATE SCHEMA evil;
-GRANT ALL ON SCHEMA evil TO lowly;
-CREATE FUNCTION evil.pg_advisory_unlock_all() RETURNS void LANGUAGE plpgsql AS
-  $$ BEGIN RAISE EXCEPTION 'in the way'; END $$;
 """
 _SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'control' AND backend_type = 'client backend'"
 _GONE_SECONDS = 2.0

@@ -34,6 +34,26 @@ def _is_nobody_waiting(difference: Difference) -> bool:
     return difference.program.kind == "psycopg null" and bool(difference.program.options.get("max_waiting"))
 
 
+def _is_own_query_told(difference: Difference) -> bool:
+    return difference.what == "callbacks" and "current_setting('role')" in str(difference.ours)
+
+
+def _is_idle_while_reset(difference: Difference) -> bool:
+    """A release waits for its reset, and the connection is counted as idle."""
+    theirs, own = difference.upstream, difference.ours
+    return (
+        isinstance(theirs, dict)
+        and isinstance(own, dict)
+        and theirs.get("size") == own.get("size")
+        and theirs.get("idle", 0) < own.get("idle", 0)
+    )
+
+
+def _is_authorization_forgotten(difference: Difference) -> bool:
+    ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
+    return difference.what == "outcome" and "SET SESSION AUTHORIZATION lowly" in ran
+
+
 def _is_connecting_counted_as_waiting(difference: Difference) -> bool:
     theirs, own = difference.upstream, difference.ours
     if not (isinstance(theirs, dict) and isinstance(own, dict) and "requests_queued" in theirs | own):
@@ -53,6 +73,9 @@ def _is_close_without_timeout(difference: Difference) -> bool:
 
 
 OPEN: tuple[Row, ...] = (
+    Row("own-query-told", _is_own_query_told),
+    Row("idle-while-reset", _is_idle_while_reset),
+    Row("init-authorization-forgotten", _is_authorization_forgotten, parts_ways=True),
     Row("init-callbacks-vanish", _is_init_forgotten),
     Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),
     Row("max-idle-0", _is_zero("max_idle"), parts_ways=True),

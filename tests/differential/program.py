@@ -21,7 +21,8 @@ class Program:
         loop: "asyncio" or "uvloop".
         options: The pool's, by name. Values that JSON has not are written as `{"$": ...}`, see `values.py`.
         callbacks: By the pool's name for them: what each does, see `stage.Callback`.
-        steps: What happens, one after the other; see `stage.Stage`.
+        steps: What happens, one after the other; see `stage.Stage`. After a "hurried" step the next comes as soon as it
+            has ended, after one "together" with the next at once; after others there is time for what goes on behind.
     """
 
     kind: str

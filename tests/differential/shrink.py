@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["shrink"]
 
-_FRILLS = ("hurried", "lazily", "keep", "probe", "error")
+_FRILLS = ("together", "hurried", "lazily", "keep", "probe", "error")
 _NEEDED = ("min_size", "max_size", "open")
 
 

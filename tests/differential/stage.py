@@ -55,7 +55,7 @@ class Pace:
 
 
 HASTY = Pace(patience=0.06, calm=0.002)
-PATIENT = Pace(patience=0.6, calm=0.04)
+PATIENT = Pace(patience=0.6, calm=0.06)
 
 
 @dataclass
@@ -255,6 +255,8 @@ class Stage:
                 self.transcript.tell(number, "at once", _SKIPPED)
                 return
             actor.order(number, step)
+            if step.get("together"):
+                return
             await self._see(actor)
             if not actor.done.is_set():
                 self.transcript.tell(number, "at once", _PENDING)

@@ -30,7 +30,6 @@ STATEMENTS = (
     "SET TimeZone = 'Asia/Tokyo'",
     "SET standard_conforming_strings = off",
     "SET search_path = d",
-    "SET search_path = evil, pg_catalog",
     "SET app.tenant = 'left'",
     "SET default_transaction_read_only = on",
     "SET statement_timeout = '100ms'",

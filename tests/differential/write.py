@@ -143,6 +143,8 @@ class _Writer:
         step = rng.choices(draws, weights)[0]()
         if rng.random() < 0.25:
             step["hurried"] = True
+        elif rng.random() < 0.15 and step["do"] not in ("cancel", "kill", "sleep"):
+            step["together"] = True
         return step
 
     def _task(self) -> int:
