@@ -34,10 +34,10 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture reliability soak bench screens lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture differential reliability soak bench screens lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
@@ -78,6 +78,9 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 
 torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
+
+differential: .venv/.ready  ## random programs on the drivers' own pools and on ours, and what differs: SEED=1 MINUTES=10, and KIND=asyncpg or psycopg
+	@PYTHONPATH=tests $(PY) -m differential --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) $(if $(KIND),--kind $(KIND))
 
 reliability: $(BENCH)  ## all figures of docs/reliability.md, in build/reliability: SEED=1 MINUTES=1 for each kind of pool
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.report --out build/reliability --minutes $(or $(MINUTES),1) $(addprefix --seed ,$(SEED))

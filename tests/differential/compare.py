@@ -1,0 +1,79 @@
+"""What differs between two transcripts of a program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from differential.program import Program
+    from differential.stage import Transcript
+
+__all__ = ["Difference", "differences"]
+
+# What came of a step is told before what else could be seen then.
+_FIRST = ("made", "at once", "outcome")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    One.
+
+    Attributes:
+        program: The program that shows it.
+        number: The step; -1 is the opening, one behind the last the end.
+        what: What differs: "outcome", "counts", "callbacks" and so on.
+        upstream: What the driver's own pool did; None for nothing.
+        ours: What this project's did.
+    """
+
+    program: Program
+    number: int
+    what: str
+    upstream: Any
+    ours: Any
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """What the program did there."""
+        steps = self.program.steps
+        return steps[self.number] if 0 <= self.number < len(steps) else {"do": "open" if self.number < 0 else "end"}
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Alike for differences that are likely of one cause: what shrinking must keep."""
+        step = self.step
+        return (self.what, step["do"], step.get("name"), _shape(self.upstream), _shape(self.ours))
+
+    def __str__(self) -> str:
+        return f"step {self.number} {self.step}: {self.what}\n  upstream: {self.upstream}\n  ours:     {self.ours}"
+
+
+def _shape(told: Any) -> Any:
+    if isinstance(told, dict):
+        return told.get("raised") or tuple(sorted(map(str, told)))
+    return told if told in ("skipped", "pending", "hangs", "closed", None) else type(told).__name__
+
+
+def differences(program: Program, upstream: Transcript, ours: Transcript) -> list[Difference]:
+    """All of them, in the order in which they came to be known."""
+    found = []
+    for key in upstream.entries.keys() | ours.entries.keys():
+        theirs, own = upstream.entries.get(key), ours.entries.get(key)
+        if not (_is_soon(theirs, own) if key[1] == "ended after" else _is_alike(theirs, own)):
+            known = min(side.known[key] for side in (upstream, ours) if key in side.known)
+            found.append((known, key[1] not in _FIRST, key, Difference(program, *key, theirs, own)))
+    return [difference for *_, difference in sorted(found, key=lambda one: one[:3])]
+
+
+def _is_soon(theirs: int | None, own: int | None) -> bool:
+    """Whether what was waited for came at about the same time: on a busy machine it may be seen one step later."""
+    return theirs is not None and own is not None and abs(theirs - own) <= 1
+
+
+def _is_alike(theirs: Any, own: Any) -> bool:
+    """Whether they say the same; errors of our own classes have messages of their own, which are longer."""
+    if isinstance(theirs, dict) and isinstance(own, dict) and "is" in own:
+        return theirs.get("raised") in own["is"]
+    return theirs == own

@@ -1,0 +1,94 @@
+"""Runs programs on both sides, and says which differences are real: they come each time, and not between upstream's own runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from differential.compare import differences
+from differential.intended import explain
+from differential.stage import HASTY, PATIENT, perform
+
+if TYPE_CHECKING:
+    from differential.compare import Difference
+    from differential.control import Control
+    from differential.intended import Row
+    from differential.program import Program
+    from differential.stage import Pace
+
+__all__ = ["Judge"]
+
+_CONFIRMATIONS = 2
+
+
+class Judge:
+    """
+    Compares.
+
+    Args:
+        control: A session of its own at the server.
+        open_defects: What is passed over, besides what is intended.
+
+    Attributes:
+        met: How often each intended difference was met, by its key.
+        programs: How many programs were compared.
+        told: Signatures of differences that are known well enough.
+    """
+
+    def __init__(self, control: Control, open_defects: tuple[Row, ...] = ()) -> None:
+        self._control, self._open = control, open_defects
+        self.met: dict[str, int] = {}
+        self.programs = 0
+        self.told: set[tuple[Any, ...]] = set()
+
+    def all_of(self, program: Program) -> list[Difference]:
+        """Look once, patiently; everything that differs, intended or not."""
+        upstream = perform(program, "upstream", self._control, PATIENT)
+        ours = perform(program, "ours", self._control, PATIENT)
+        return differences(program, upstream, ours)
+
+    def examine(self, program: Program) -> Difference | None:
+        """
+        Look for the first difference of a program that nothing explains.
+
+        None if there is none, or not each time, or if one of its signature is in `told`.
+        """
+        self.programs += 1
+        if self.glance(program) in self.told | {None}:
+            return None
+        signatures = set()
+        for _ in range(_CONFIRMATIONS):
+            found = self._first(program, PATIENT)
+            if found is None:
+                return None
+            signatures.add(found.signature)
+        return found if len(signatures) == 1 else None
+
+    def keys(self, program: Program, pace: Pace = PATIENT) -> set[str]:
+        """The rows, and open defects, that a program shows."""
+        met, self.met = self.met, {}
+        self._first(program, pace)
+        met, self.met = self.met, met
+        return set(met)
+
+    def glance(self, program: Program) -> tuple[Any, ...] | None:
+        """Look once, hastily; the signature of the difference."""
+        found = self._first(program, HASTY)
+        return None if found is None else found.signature
+
+    def _first(self, program: Program, pace: Pace) -> Difference | None:
+        upstream = perform(program, "upstream", self._control, pace)
+        ours = perform(program, "ours", self._control, pace)
+        return self._unexplained(program, differences(program, upstream, ours))
+
+    def _known(self, difference: Difference) -> Row | None:
+        return next((row for row in self._open if row.explains(difference)), None)
+
+    def _unexplained(self, program: Program, found: list[Difference]) -> Difference | None:
+        for difference in found:
+            row = explain(difference) or self._known(difference)
+            if row is None:
+                return difference
+            self.met[row.key] = self.met.get(row.key, 0) + 1
+            if row.parts_ways:
+                return None
+        return None
