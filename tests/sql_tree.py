@@ -103,7 +103,15 @@ def _writes_to_no_system_relation(change):
     )
 
 
+def _calls_no_function_as_column(reference):
+    """Whether `row.name` names a column: a function of one argument is called if there is none."""
+    names = [part["String"]["sval"] for part in reference if "String" in part]
+    return not any(re.match("pg_(try_)?advisory_|pg_replication_origin_|setseed|ts_stat", name) for name in names)
+
+
 _CHECKS = {
+    "fields": lambda fields: _calls_no_function_as_column(fields[1:]),
+    "indirection": _calls_no_function_as_column,
     "DeleteStmt": _writes_to_no_system_relation,
     "InsertStmt": _writes_to_no_system_relation,
     "UpdateStmt": _writes_to_no_system_relation,

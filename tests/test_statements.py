@@ -168,6 +168,14 @@ SUSPECT = [
     'SELECT "unterminated',
     "SELECT `a`",
     "SELECT \u00a0mine(1)",
+    "SELECT (5::bigint).pg_advisory_lock",
+    "SELECT ($1::bigint).pg_advisory_lock",
+    'SELECT (5::bigint)."pg_advisory_lock"',
+    "SELECT (ARRAY[5::bigint])[1].pg_advisory_lock",
+    "SELECT $1.pg_advisory_lock",
+    "SELECT g.pg_advisory_lock FROM generate_series(1, 2) g",
+    "SELECT (0.5::float8).setseed",
+    "SELECT ('SELECT mine(1)'::text).ts_stat",
     "SELECT '" + "x" * LONGEST_STATEMENT + "'",
 ]
 

@@ -8,7 +8,7 @@ below, a type that is not, a character that could mean the text is to be read ot
 
 What the text does not say cannot be judged: a function that the server calls of its own accord, for a trigger, a view,
 a rule, a policy, an operator, a cast, a default or a constraint, a function or a type of yours that bears a name in the
-list, and a function that is written as if it were a column (`row.function`).
+list, and a function of yours that is written as if it were a column (`row.function`).
 
 PostgreSQL tells keywords from names by a grammar; this module, by the words next to them. Where a word could be either,
 it is taken for a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
@@ -84,6 +84,8 @@ _FUNCTIONS: Final = _words(
     variance version websearch_to_tsquery width_bucket plainto_tsquery phraseto_tsquery to_tsquery to_tsvector ts_rank
     """
 )
+# How the names of those functions begin that take one argument and may leave something.
+_CALLED_AS_COLUMNS: Final = ("pg_advisory_", "pg_try_advisory_", "pg_replication_origin_", "setseed", "ts_stat")
 _TYPES: Final = _words(
     """
     bigint bit bool boolean bytea char character cidr date decimal double float float4 float8 inet int int2 int4 int8
@@ -216,9 +218,16 @@ def _names_a_system_relation(tokens: list[_Token], targets: set[int]) -> bool:
     )
 
 
+def _may_be_called_as_column(tokens: list[_Token], i: int) -> bool:
+    """Whether a name behind a dot may call a function of the server's: `(5::bigint).pg_advisory_lock` takes a lock."""
+    return tokens[i - 1].text == "." and tokens[i].text.strip('"').startswith(_CALLED_AS_COLUMNS)
+
+
 def _is_known(tokens: list[_Token], i: int) -> bool:
     """Whether a token does no harm where it stands."""
     kind, text = tokens[i]
+    if kind in ("word", "quoted") and _may_be_called_as_column(tokens, i):
+        return False
     if kind == "word":
         return _is_known_word(tokens, i)
     following = tokens[i + 1]
