@@ -934,3 +934,43 @@ def test_rows_that_have_come_are_not_given_on_another_loop(dsn, loop_factory):
         con, transaction, rows, found = home.run(first())
         abroad.run(misuse(rows))
         assert [found, *home.run(rest(con, transaction, rows))] == [1, 2, 3, 4, 5]
+
+
+def failing_rows():
+    yield (1,)
+    raise asyncpg.AdminShutdownError("of another server")
+
+
+async def failing_source():
+    yield b"1\n"
+    raise asyncpg.AdminShutdownError("of another server")
+
+
+async def prepared_many(con):
+    await (await con.prepare("SELECT $1::int")).executemany(failing_rows())
+
+
+FED = {
+    "executemany": lambda con: con.executemany("SELECT $1::int", failing_rows()),
+    "fetchmany": lambda con: con.fetchmany("SELECT $1::int", failing_rows()),
+    "a statement's executemany": prepared_many,
+    "copy_records_to_table": lambda con: con.copy_records_to_table("fed", records=failing_rows()),
+    "copy_to_table": lambda con: con.copy_to_table("fed", source=failing_source()),
+}
+
+
+@pytest.mark.parametrize("feed", FED)
+def test_an_error_of_another_server_in_what_feeds_a_call_costs_no_connection(create_pool, dsn, run, feed):
+    """The call raises it, but it is not what this server has answered."""
+
+    async def main():
+        async with create_pool(dsn, **ONE) as pool:
+            async with pool.acquire() as con:
+                before = con.get_server_pid()
+                await con.execute("CREATE TEMP TABLE fed (n int)")
+                with pytest.raises(asyncpg.AdminShutdownError, match="of another server"):
+                    await FED[feed](con)
+            async with pool.acquire() as con:
+                assert con.get_server_pid() == before
+
+    run(main)

@@ -38,6 +38,11 @@ _FACTORIES = ("cursor", "transaction")
 # Of the methods that talk to the server, those whose doing is all in the statement they are given.
 _STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
 _TRANSACTION = "transaction"
+# Those that run code of the caller's meanwhile, as where rows come from, which may fail of another server.
+_CALL_BACK = (
+    *("executemany", "fetchmany"),
+    *("copy_from_query", "copy_from_table", "copy_records_to_table", "copy_to_table"),
+)
 # Those that have had their answer, or have had it cancelled, once they return or raise, and that leave nothing in the
 # caller's hands which talks to the server.
 _SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
@@ -87,6 +92,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     is_self_contained = name in _SELF_CONTAINED
     is_prepare = name == "prepare"
     sets_codecs = name in CODEC_METHODS
+    calls_back = name in _CALL_BACK
 
     async def do(proxy: PoolConnectionProxy, con: Connection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if proxy._connection is not con:
@@ -103,7 +109,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
         try:
             result = await getattr(con.__class__, name)(con, *args, **kwargs)
         except BaseException as error:
-            session.call_failed(error)
+            session.call_failed(error, is_hearsay=calls_back)
             raise
         finally:
             session.calls -= 1

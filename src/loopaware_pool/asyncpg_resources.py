@@ -40,6 +40,8 @@ _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
     Cursor: ("fetch", "fetchrow", "forward"),
     CursorIterator: ("__anext__",),
 }
+# Those that run code of the caller's meanwhile: what gives the arguments may fail of another server.
+_CALL_BACK: Final = ("executemany", "fetchmany")
 # What of an iterator talks to the server, once for many rows.
 _SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
 # What makes another of these, without a first step.
@@ -113,7 +115,7 @@ async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
     try:
         return await steps
     except asyncpg.PostgresError as error:
-        _tell_session(resource, error)
+        _tell_session(resource, error, is_hearsay=name in _CALL_BACK)
         raise
 
 
@@ -156,10 +158,11 @@ def _check_loop(kind: type, resource: Any, name: str) -> None:
         raise wrong_loop(con, f"{kind.__name__}.{name}")
 
 
-def _tell_session(resource: Any, error: asyncpg.PostgresError) -> None:
+def _tell_session(resource: Any, error: asyncpg.PostgresError, *, is_hearsay: bool = False) -> None:
     proxy = resource._connection._proxy
     if proxy is not None:  # else the lease has ended meanwhile
-        proxy._holder.heard(error)
+        tell = proxy._holder.suspect if is_hearsay else proxy._holder.heard
+        tell(error)
 
 
 _BOUND: Final[dict[type, type]] = (

@@ -568,15 +568,17 @@ class AsyncpgSession:
         con._set_proxy(proxy)
         return con
 
-    def call_failed(self, error: BaseException) -> None:
+    def call_failed(self, error: BaseException, *, is_hearsay: bool) -> None:
         """
-        Note what a call of the proxy's has failed with.
+        Note what a call of the proxy's has failed with, which is *hearsay* if the call has run code of the caller's.
 
         What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end. What is closed in
         the middle, or failed in the client, may run on at the server, and asyncpg waits for its answer.
         """
         self.is_dirty = self.is_exposed = True
-        if isinstance(error, asyncpg.PostgresError):
+        if is_hearsay:
+            self.suspect(error)
+        elif isinstance(error, asyncpg.PostgresError):
             self.heard(error)
 
     def heard(self, error: BaseException) -> None:
@@ -589,8 +591,8 @@ class AsyncpgSession:
         """
         Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
 
-        That may be another. What this one has answered is heard by the calls that were answered, but for those of a
-        connection class's own methods, and of the connection without its proxy.
+        That may be another. What this one has answered is heard by the calls that were answered, but for those that
+        run code of the caller's, a connection class's own methods, and the connection without its proxy.
         """
         omen = omen_of(error)
         if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
