@@ -164,9 +164,6 @@ class AsyncpgDriver:
         while self._unready:
             self._unready.pop().discard(forked=True)
 
-    def growing(self, size: int) -> None:
-        """Say nothing, as asyncpg."""
-
     def floor_not_restored(self, error: BaseException) -> None:
         """Log it in asyncpg's words."""
         self.logger.warning(

@@ -146,9 +146,6 @@ class Driver(Protocol):
         Cancellation: closes what was opened.
         """
 
-    def growing(self, size: int) -> None:
-        """Hear that a connection above `min_size` is about to be opened, the pool's *size*th."""
-
     def floor_not_restored(self, error: BaseException) -> None:
         """Hear that a connect for `min_size` has failed, and will be tried again."""
 

@@ -89,8 +89,6 @@ class Keeper:
 
     def open(self, slot: Slot) -> None:
         """Connect, in a task that has a second when its loop ends, see `shut`."""
-        if (core := self._core()) is not None and (size := core.size()) > core.terms.min_size:
-            self._driver.growing(size)
         loops.spare(self._spawn(slot, self._connect(slot)))
 
     def reset(self, slot: Slot) -> None:

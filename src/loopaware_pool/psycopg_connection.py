@@ -42,7 +42,8 @@ class _OwnersLock(asyncio.Lock):
         self._watch = watch
 
     async def acquire(self) -> Literal[True]:
-        self._watch.check_use()
+        if self._watch.fd >= 0:  # else the wait says so: as it passes here, a pipeline's end would hide why it ended
+            self._watch.check_use()
         return await super().acquire()
 
 

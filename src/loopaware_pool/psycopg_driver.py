@@ -171,8 +171,6 @@ class PsycopgDriver:
             self.logger.info("adding new connection to the pool")
         self._failing_since = None
         self._failures = 0
-        if not self.tells_errors:
-            self.logger.info("adding new connection to the pool")
         return session
 
     async def _connect(self) -> PsycopgSession:
@@ -230,11 +228,6 @@ class PsycopgDriver:
                 "reconnection attempt in pool %r failed after %s sec", self.name, self.reconnect_seconds
             )
             outlasted()
-
-    def growing(self, size: int) -> None:
-        """Say it, as psycopg_pool; of a null pool, which opens one for each lease, it does not."""
-        if not self.tells_errors:
-            self.logger.info("growing pool %r to %s", self.name, size)
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Say nothing: each failure to connect has been logged."""

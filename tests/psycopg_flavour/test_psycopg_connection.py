@@ -66,6 +66,7 @@ def test_a_session_that_ends_while_its_socket_waits_to_be_writable_ends_the_task
             await asyncio.wait([task], timeout=10)
             assert task.done(), "the task hangs"
             assert isinstance(task.exception(), psycopg.OperationalError)
+            assert "the connection is closed" not in str(task.exception()), "what ended it is hidden"
             await pool.putconn(connection)
             async with pool.connection() as connection:
                 await connection.execute("SELECT 1")

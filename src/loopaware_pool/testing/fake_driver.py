@@ -143,9 +143,6 @@ class FakeDriver:
         self.sessions.append(session)
         return session
 
-    def growing(self, size: int) -> None:
-        """Say nothing."""
-
     def floor_not_restored(self, error: BaseException) -> None:
         """Log it."""
         self.logger.warning("the floor was not restored: %s", error)
