@@ -21,8 +21,6 @@ import loopaware_pool.asyncpg
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 from running import eventually_async
 
-pytestmark = pytest.mark.both_drivers
-
 INFINITY, LARGEST, LEAST, HUGE = float("inf"), sys.float_info.max, 1e-9, 10**400
 PLAIN = (psycopg_pool.AsyncConnectionPool, AsyncConnectionPool)
 NULL = (psycopg_pool.AsyncNullConnectionPool, AsyncNullConnectionPool)
@@ -130,6 +128,7 @@ def test_leases_are_served_alike(dsn, kind, option, value):
     assert ours == theirs
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("value", [0, LEAST, 0.02, LARGEST, INFINITY])
 def test_what_is_idle_is_closed_alike(dsn, value):
     """Down to `min_size`, after `max_idle`: 0 is at once, and infinity never."""
@@ -147,6 +146,7 @@ def test_what_is_idle_is_closed_alike(dsn, value):
     assert ours == theirs == (1 if value < 1 else 3, value)
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("value", [0, None, INFINITY, 1, 2, 10**30])
 @pytest.mark.parametrize(("kind", "sizes"), [("plain", (2, 2)), ("plain", (0, 2)), ("null", (0, 2))])
 def test_callers_are_refused_alike(dsn, kind, sizes, value):
@@ -165,6 +165,7 @@ def test_callers_are_refused_alike(dsn, kind, sizes, value):
     assert ours == theirs
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("value", [-1, 0, LEAST])
 def test_no_time_at_all_is_time_for_what_is_idle(dsn, value):
     """With nothing idle it times out, as theirs; theirs does so with something idle, too, which ours lends."""
@@ -179,6 +180,7 @@ def test_no_time_at_all_is_time_for_what_is_idle(dsn, value):
     assert compared(program, PLAIN) == [(True, True), (False, True)]
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("value", [-1, 0, LEAST, 0.02, INFINITY])
 def test_an_outage_is_told_alike(value):
     """`reconnect_failed` is called after `reconnect_timeout`: 0 is after the first attempts, and infinity never."""
@@ -261,6 +263,7 @@ def test_the_refusal_of_a_time_says_what_turns_it_off(option):
         AsyncConnectionPool(open=False, **{option: -1})
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("discard_expired", ["on_return", "always"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0, LEAST])
@@ -361,6 +364,7 @@ def test_callers_for_whom_there_is_room_are_not_refused(dsn):
     assert asyncio.run(main())["served"] == 7
 
 
+@pytest.mark.both_drivers
 def test_a_lifetime_of_next_to_nothing_serves_one_lease(dsn):
     """With asyncpg's as well."""
 
@@ -377,6 +381,7 @@ def test_a_lifetime_of_next_to_nothing_serves_one_lease(dsn):
     assert opened_meanwhile <= 10
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("loop_kind", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_the_largest_numbers_are_times_every_loop_can_count_to(dsn, loop_kind):
     """Whichever option has one."""

@@ -191,11 +191,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             discard_dead=(discard_dead, DiscardDead),
             discard_expired=(discard_expired, DiscardExpired),
         )
-        check_workers(num_workers)
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
         self.name = name = checked_name(name)
         self.timeout = seconds("timeout", timeout)
-        self.close_returns, self.num_workers = close_returns and self._keeps_idle, num_workers
+        self.close_returns, self.num_workers = close_returns and self._keeps_idle, check_workers(num_workers)
         self._check, self._reconnect_failed = check, reconnect_failed
         self._driver = PsycopgDriver(
             name=name,

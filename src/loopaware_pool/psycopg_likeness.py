@@ -66,11 +66,12 @@ def check_choices(**choices: tuple[object, Any]) -> None:
             raise ValueError(f"{name}={value!r}: expected one of {get_args(literal)}")
 
 
-def check_workers(number: int) -> None:
-    """Complain as psycopg_pool does, although there are none."""
+def check_workers(number: int) -> int:
+    """Complain as psycopg_pool does, although there are none; return what was given."""
     check_whole("num_workers", number)
     if number < 1:
         raise ValueError("num_workers must be at least 1")
+    return number
 
 
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
