@@ -559,6 +559,33 @@ def test_a_lease_keeps_its_pool_alive(dsn, runner_factory):
         runner.run(main())
 
 
+@pytest.mark.parametrize("flavour", both)
+def test_a_loop_that_comes_to_the_pool_while_it_shuts_down_leaves_nothing(dsn, loop_factory, flavour):
+    """Its first acquire is in another async generator's `finally`; nobody would tell the pool of the end any more."""
+    opening = both[flavour](dsn, max_size=1)
+
+    async def generate(client):
+        try:
+            yield
+        finally:
+            for _ in range(2):
+                assert await client.value("SELECT 1", timeout=DEADLINE_SECONDS) == 1
+                await client.do("SET application_name = 'changed'")
+
+    async def begin(generator):
+        await anext(generator)
+
+    with warnings.catch_warnings(record=True) as told, no_socket_left():
+        warnings.simplefilter("always")
+        with asyncio.Runner(loop_factory=loop_factory) as home:
+            client = home.run(opening.__aenter__())
+            generator = generate(client)
+            with asyncio.Runner(loop_factory=loop_factory) as ending:
+                ending.run(begin(generator))
+            home.run(opening.__aexit__(None, None, None))
+    assert [str(warning.message) for warning in told] == []
+
+
 # ---- loops that stand still ----
 
 
