@@ -113,7 +113,7 @@ def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def is_shutting_down(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether *loop*, the running one, closes its async generators or has. uvloop shows the former only, by its tasks."""
+    """Whether *loop*, the running one, closes its async generators, or has; uvloop shows the former alone."""
     known: bool | None = getattr(loop, "_asyncgens_shutdown_called", None)
     if known is not None:
         return known
