@@ -26,6 +26,7 @@ import helpers
 from flavours import both
 from loopaware_pool import errors
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.testing import FaultProxy
 from running import (
     DEADLINE_SECONDS,
     LoopThread,
@@ -175,6 +176,33 @@ def test_a_connection_that_was_being_closed_where_nobody_is_any_more_holds_no_cl
         elsewhere.run(wear_one_out())
         with runner_factory() as here:
             here.run(close())
+    no_session_left(dsn, pool)
+
+
+def test_a_goodbye_on_a_loop_that_stops_meanwhile_holds_no_close_up(dsn, loop_factory, runner_factory):
+    """It has heard that the pool closes, and stops before the server has hung up."""
+
+    async def open_and_ask(pool):
+        await pool
+        assert await ask(pool) == 1
+
+    async def hear_of_the_end(pool):
+        await eventually_async(lambda: pool.stats().loops[0].closing, "a goodbye")
+
+    with FaultProxy(dsn) as proxy, LoopThread(loop_factory) as home:
+        pool = make_pool(proxy.dsn)
+        with runner_factory() as elsewhere:
+            elsewhere.run(open_and_ask(pool))
+            proxy.freeze()
+            go_on = threading.Event()
+            hearing = elsewhere.get_loop().create_task(hear_of_the_end(pool))
+            elsewhere.get_loop().call_soon(go_on.set)
+            with ThreadPoolExecutor(1) as thread:
+                running = thread.submit(elsewhere.get_loop().run_until_complete, hearing)
+                assert go_on.wait(DEADLINE_SECONDS)
+                closing = home.start(pool.close())
+                running.result(DEADLINE_SECONDS)
+            closing.result(DEADLINE_SECONDS)
     no_session_left(dsn, pool)
 
 
@@ -529,6 +557,33 @@ def test_a_lease_keeps_its_pool_alive(dsn, runner_factory):
 
     with no_socket_left(), runner_factory() as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("flavour", both)
+def test_a_loop_that_comes_to_the_pool_while_it_shuts_down_leaves_nothing(dsn, loop_factory, flavour):
+    """Its first acquire is in another async generator's `finally`; nobody would tell the pool of the end any more."""
+    opening = both[flavour](dsn, max_size=1)
+
+    async def generate(client):
+        try:
+            yield
+        finally:
+            for _ in range(2):
+                assert await client.value("SELECT 1", timeout=DEADLINE_SECONDS) == 1
+                await client.do("SET application_name = 'changed'")
+
+    async def begin(generator):
+        await anext(generator)
+
+    with warnings.catch_warnings(record=True) as told, no_socket_left():
+        warnings.simplefilter("always")
+        with asyncio.Runner(loop_factory=loop_factory) as home:
+            client = home.run(opening.__aenter__())
+            generator = generate(client)
+            with asyncio.Runner(loop_factory=loop_factory) as ending:
+                ending.run(begin(generator))
+            home.run(opening.__aexit__(None, None, None))
+    assert [str(warning.message) for warning in told] == []
 
 
 # ---- loops that stand still ----

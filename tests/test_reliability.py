@@ -107,6 +107,26 @@ def test_a_caller_whose_session_is_killed_hears_of_it_and_nobody_else(dsn, run, 
     run(main())
 
 
+def test_a_floor_that_was_lost_is_restored_beside_its_callers(dsn, run):
+    """All that it lacks is being opened as soon as it is lost; nobody waits for more than the first of it."""
+
+    async def main():
+        async with both["asyncpg"](dsn, min_size=3, max_size=5) as client:
+            pool = client.pool
+            helpers.kill_sessions(dsn, pool.name)
+            await eventually_async(
+                lambda: pool.stats().totals.found_dead or pool.stats().totals.closed == 3, "the loss"
+            )
+            counts = pool.stats()
+            assert counts.size + counts.connecting >= 3
+            assert await asyncio.gather(*(client.value("SELECT 1") for _ in range(10))) == [1] * 10
+            counts = pool.stats()
+            assert counts.size + counts.connecting >= 3
+            await eventually_async(lambda: pool.get_size() >= 3, "the floor")
+
+    run(main())
+
+
 # ---- the server ends ----
 
 

@@ -38,8 +38,8 @@ class ReturnCheck(Enum):
     WORN_OUT = "worn out"
     """To be closed politely and replaced."""
 
-    STRANDED = "released while its loop stood still"
-    """To be closed from another thread: its own loop is not there to reset it."""
+    STRANDED = "no loop to reset it"
+    """To be aborted: its loop stands still, or ends, and will not hear an answer."""
 
     BROKEN = "broken"
     """To be aborted."""

@@ -83,6 +83,7 @@ class Keeper:
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
+        self.shard.is_ending = self._end.is_too_late
         self._call_off = loops.on_closed(loop, functools.partial(_loop_closed, self._myself))
 
     # ---- what the shard has done ----

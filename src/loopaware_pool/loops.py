@@ -42,6 +42,7 @@ __all__ = [
     "call_in_child",
     "close_socket_of",
     "is_idle",
+    "is_shutting_down",
     "label",
     "on_closed",
     "outcome_of",
@@ -52,6 +53,7 @@ __all__ = [
     "unwind",
 ]
 
+_SHUTDOWN: Final = asyncio.AbstractEventLoop.shutdown_asyncgens.__name__
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0
 _labels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count(1)
@@ -110,6 +112,21 @@ def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
     return not loop.is_running()
 
 
+def is_shutting_down(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether *loop*, the running one, closes its async generators, or has; uvloop shows the former alone."""
+    known: bool | None = getattr(loop, "_asyncgens_shutdown_called", None)
+    if known is not None:
+        return known
+    return any(_SHUTDOWN in _names_of(task.get_coro()) for task in asyncio.all_tasks(loop))
+
+
+def _names_of(awaited: Any) -> Iterator[str]:
+    """List the names of a suspended coroutine, and of those it awaits."""
+    while hasattr(awaited, "cr_await"):
+        yield awaited.__name__
+        awaited = awaited.cr_await
+
+
 class Errands:
     """
     What other threads want done on a loop: each thing once, by the loop, or in its place while it stands still.
@@ -156,14 +173,17 @@ class EndOfLoop:
     Args:
         loop: The running loop.
         farewell: Called with no argument; awaited by the loop before it closes.
+
+    Attributes:
+        is_too_late: Whether the loop shuts down already, so that it calls nobody any more; `on_closed` remains.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, farewell: Callable[[], Awaitable[None]]) -> None:
         self._farewell: Callable[[], Awaitable[None]] | None = farewell
         self._generator = self._wait()
-        if getattr(loop, "_asyncgens_shutdown_called", False):
-            return  # too late to be told; on_closed() remains
-        self._step(self._generator.__anext__())
+        self.is_too_late = is_shutting_down(loop)
+        if not self.is_too_late:
+            self._step(self._generator.__anext__())
 
     async def _wait(self) -> AsyncGenerator[None, None]:
         try:

@@ -284,7 +284,7 @@ class Core:
                 self._on(keeper, functools.partial(keeper.shut, self.closing_error))
             self.keeper_emptied()
             while not emptied.done():
-                self.run_errands_of_idle_loops()  # one may have stopped before it heard that the pool closes
+                self._close_where_nobody_is()
                 await asyncio.wait([emptied], timeout=IDLE_LOOP_LOOK_SECONDS)
         except BaseException:
             self.terminate()
@@ -294,6 +294,12 @@ class Core:
             for timer in timers:
                 timer.cancel()
         self._finish()
+
+    def _close_where_nobody_is(self) -> None:
+        """Close what is unused on loops that have stopped since they heard of the end, or before they did."""
+        for keeper in self.keepers():
+            if loops.is_idle(keeper.loop):
+                self._on(keeper, keeper.cut_unused)
 
     async def close_unused(self, timeout: float | None) -> None:
         """

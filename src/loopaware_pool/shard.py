@@ -79,6 +79,7 @@ class Shard:
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.keeps_floor = False
+        self.is_ending = False
         self.least_idle = 0
         self._config = config
         self._budget = budget
@@ -177,6 +178,8 @@ class Shard:
         """Take a connection back from its caller."""
         held_seconds = now - slot.since
         self.counters.used_seconds += held_seconds
+        if self.is_ending and check is not _READY:
+            check = ReturnCheck.STRANDED
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
             slot.move(_RETURNED)
             self._give(slot, now)
@@ -225,6 +228,8 @@ class Shard:
             self._retire_old(slot)
         elif self.waiters and self._hand_on(slot, now):
             pass
+        elif self.is_ending:
+            self._retire(slot, "the loop ends", politely=False)
         elif self._config.idle_order is _NOBODY:
             self._retire(slot, "nobody waits for it")
         else:

@@ -37,6 +37,8 @@ EXCLUDED = {
     "TestConnectionTerminationListener.test_connection_termination_callback_called_on_remote": MANAGED,
 }
 EXCLUDED_NEW = {"TestPool.test_pool_min_size_backs_off_on_target_attribute_mismatch": OWN_SLEEP}
+# On ours the first connection that opens may have served all callers while the others are still being opened.
+RACES = {"TestPool.test_pool_min_size_restored_after_multiple_losses": "has each caller wait for a connect of its own"}
 EXCLUDED_OLD = {"TestPool.test_pool_max_inactive_time_02": FLOOR, "TestPool.test_pool_max_inactive_time_05": FLOOR}
 
 
@@ -121,7 +123,7 @@ def test_asyncpgs_own_tests_pass(loop, dsn, asyncpg_tests, tmp_path):
     """Every test that asyncpg has for its pool passes on ours, but for those named above with a reason."""
     passed, others, output = run_tests(asyncpg_tests, FILES, "ours_for_asyncpg", environment(dsn, loop), tmp_path)
     excluded = EXCLUDED | (EXCLUDED_OLD if VERSION.startswith("0.31.") else EXCLUDED_NEW)
-    assert others == excluded.keys(), output
+    assert others - RACES.keys() == excluded.keys(), output
     assert len(passed) > 50, output
 
 
