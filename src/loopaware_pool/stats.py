@@ -174,11 +174,11 @@ class PoolStats:
         """Callers in the queues of all loops."""
         return sum(loop.waiting for loop in self.loops)
 
-    def summary(self) -> str:
-        """Tell the counts in one line."""
+    def summary(self, callers: str = "callers") -> str:
+        """Tell the counts in one line; *callers* is what those who wait are called."""
         return (
             f"pool {self.name!r} has {self.lent} of {self.max_size} connections lent, {self.idle} idle, "
-            f"{self.connecting} connecting and {self.waiting} callers waiting on {len(self.loops)} loop(s)"
+            f"{self.connecting} connecting and {self.waiting} {callers} waiting on {len(self.loops)} loop(s)"
         )
 
 
