@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import loopaware_pool
-from benchmarks.instructions import count_instructions
+from benchmarks.instructions import DSN_VARIABLE, count_instructions
 from loopaware_pool import asyncpg_session, parking, slot
 from loopaware_pool.cli.target import Unusable, open_target
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -33,7 +34,11 @@ SESSION = asyncpg_session.AsyncpgSession
 def main() -> int:
     """Count, print, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.anatomy", description=__doc__)
-    parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
+    parser.add_argument(
+        "--dsn",
+        default=os.environ.get(DSN_VARIABLE),
+        help="postgresql://user:password@host:port/database; default an embedded server",
+    )
     parser.add_argument("--bytecodes", action="store_true", help="count what the interpreter executes")
     parser.add_argument("--run", nargs=2, metavar=("PART", "CYCLES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -58,7 +63,7 @@ def main() -> int:
 
 
 def _cost(dsn: str, part: str) -> float:
-    arguments = ("benchmarks.anatomy", "--dsn", dsn, "--run", part)
+    arguments = (dsn, "benchmarks.anatomy", "--run", part)
     fewer, more = (count_instructions(*arguments, str(cycles)) for cycles in (FEWER, MORE))
     return (more - fewer) / (MORE - FEWER)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ from loopaware_pool.cli.target import Unusable, open_target
 if TYPE_CHECKING:
     from benchmarks.contenders import Client
 
-__all__ = ["count_instructions"]
+__all__ = ["DSN_VARIABLE", "count_instructions"]
+
+DSN_VARIABLE = "LOOPAWARE_BENCH_DSN"
 
 FEWER, MORE = 300, 1100
 
@@ -31,7 +34,11 @@ def main() -> int:
     """Count, print, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--tasks", type=int, default=10, help=f"on {CONNECTIONS} connections; default 10")
-    parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
+    parser.add_argument(
+        "--dsn",
+        default=os.environ.get(DSN_VARIABLE),
+        help="postgresql://user:password@host:port/database; default an embedded server",
+    )
     parser.add_argument("--run", nargs=2, metavar=("CONTENDER", "QUERIES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -43,8 +50,8 @@ def main() -> int:
             for contender in CONTENDERS:
                 if contender.needs is not None or options.tasks > (contender.max_tasks or options.tasks):
                     continue
-                run = ("benchmarks.instructions", "--dsn", target.dsn, "--tasks", str(options.tasks), "--run")
-                fewer, more = (count_instructions(*run, contender.name, str(number)) for number in (FEWER, MORE))
+                run = (target.dsn, "benchmarks.instructions", "--tasks", str(options.tasks), "--run", contender.name)
+                fewer, more = (count_instructions(*run, str(number)) for number in (FEWER, MORE))
                 print(f"{contender.name:20} {(more - fewer) / (MORE - FEWER):10,.0f} instructions a query", flush=True)
     except Unusable as error:
         print(f"benchmarks.instructions: {error}", file=sys.stderr)
@@ -52,9 +59,13 @@ def main() -> int:
     return 0
 
 
-def count_instructions(*arguments: str) -> int:
+def count_instructions(dsn: str, *arguments: str) -> int:
     """
     Run `python -m` with *arguments* under valgrind.
+
+    Args:
+        dsn: For the environment, as other accounts can read arguments.
+        arguments: A module, and what it is to do.
 
     Raises:
         Unusable: There is no valgrind here.
@@ -62,7 +73,8 @@ def count_instructions(*arguments: str) -> int:
     if shutil.which("valgrind") is None:
         raise Unusable("valgrind is not installed")
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, "-m", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {DSN_VARIABLE: dsn}
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     counted = re.search(r"Collected : (\d+)", ended.stderr)
     assert counted is not None, ended.stderr
     return int(counted[1])

@@ -418,11 +418,11 @@ def test_a_pool_that_was_not_opened_is_refused(dsn, loop_factory, zero_fd_delta,
 
     async def main():
         pool = create_pool(dsn)
-        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized$"):
+        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized: await it, "):
             await use(pool)
-        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized$"):
+        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized: await it, "):
             await pool.close()
-        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized$"):
+        with pytest.raises(asyncpg.InterfaceError, match=r"^pool is not initialized: await it, "):
             pool.terminate()
         assert not pool.is_closing()
 

@@ -16,8 +16,10 @@ from importlib import import_module
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
+import servers
 from loopaware_pool import __version__
 from loopaware_pool.cli import main as command
 from running import DEADLINE_SECONDS, child_process, eventually
@@ -287,6 +289,19 @@ def test_a_script_that_fails_in_a_library_is_told_of_by_its_own_line(write):
 
 
 # ---- demo ----
+
+
+def test_the_demo_tells_what_a_user_needs_who_may_not_create(dsn):
+    """It makes a schema; and there is the embedded server."""
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        admin.execute("CREATE ROLE poor LOGIN PASSWORD 'x'")
+        try:
+            said = run("demo", "--json", servers.dsn_of_role(dsn, "poor", "x"), code=2).stderr
+        finally:
+            admin.execute("DROP ROLE poor")
+    assert said.startswith("demo: the demo makes a schema of its own, and drops it in the end, which this user may")
+    assert "permission denied" in said
+    assert "; give a user with CREATE on the database, or no DSN for an embedded server\n" in said
 
 
 # In a process of its own: what psycopg_pool leaves registered may be another's fd by then.

@@ -54,7 +54,7 @@ def test_a_timeout_tells_how_the_pool_was(stats):
     error = errors.PoolTimeout(timeout=1.5, stats=stats, holders=holders)
     assert str(error) == (
         "couldn't get a connection in 1.50 s: pool 'orders' has 3 of 7 connections lent, 1 idle, 1 connecting, "
-        "1 resetting, 1 closing and 5 callers waiting on 2 loop(s); "
+        "1 resetting, 1 closing and 5 other callers waiting on 2 loop(s); "
         "held by Task-1 for 12.3 s, from app.py:12 in handler"
     )
     assert (error.pool, error.timeout, error.stats, error.holders) == ("orders", 1.5, stats, holders)

@@ -316,7 +316,8 @@ def test_clients_that_say_nothing_hold_up_nobody(silent, core, address, monkeypa
             assert look(view.address).pools
         assert time.monotonic() - began < DEADLINE_SECONDS / 4
         for each in view._clients.copy():
-            each.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it has made room
+                each.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(

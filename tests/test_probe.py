@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from loopaware_pool.audit import assert_zero_fd_delta
 from loopaware_pool.cli import probe as command
 from loopaware_pool.cli.probe import probe
+from loopaware_pool.cli.target import Unusable, open_target
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -103,6 +105,31 @@ def test_a_dsn_that_is_not_understood_is_an_error(dsn):
     with pytest.raises(ValueError, match="the DSN is not understood") as caught:
         asyncio.run(probe(dsn, timeout=1))
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "complaint"),
+    [
+        (f"postgresql+asyncpg://u:{SECRET}@h/d", "it is in SQLAlchemy's form; leave out the + and "),
+        (f"postgres+psycopg://u:{SECRET}@h/d", "it is in SQLAlchemy's form"),
+        (f"host=127.0.0.1 user=u password={SECRET}", "it is in libpq's other form, key=value; expected postgresql://"),
+        (f"  dbname = d password={SECRET}", "it is in libpq's other form, key=value; expected postgresql://"),
+        (f"mysql://u:{SECRET}@h/d", "it does not begin with postgresql://; expected postgresql://"),
+        (f"{SECRET}://x", "it does not begin with postgresql://; expected postgresql://"),
+        (f"postgresql://u:{SECRET}@127.0.0.1:99999/d", "port 99999 is none; a port is a number from 1 to 65535"),
+        (f"postgresql://u:{SECRET}@[::1]:65536", "port 65536 is none; a port is a number from 1 to 65535"),
+        # What a driver takes for the port is the beginning of the password.
+        (f"postgresql://u:{SECRET}/99999@h/d", "expected postgresql://user:password@host:port/database, with special"),
+        (f"postgresql://u:55555/{SECRET}@127.0.0.1/d", "expected postgresql://user:password@host:port/database, with"),
+    ],
+)
+def test_what_is_wrong_with_a_dsn_is_told(dsn, complaint):
+    """So that it can be mended; nothing that may be secret is repeated."""
+    with pytest.raises(ValueError, match=f"^{re.escape(f'the DSN is not understood: {complaint}')}") as caught:
+        asyncio.run(probe(dsn, timeout=1))
+    with pytest.raises(Unusable, match=re.escape(complaint)), open_target(dsn):
+        pass
+    assert not any(secret in str(caught.value) for secret in (SECRET, "55555"))
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

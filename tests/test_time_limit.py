@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -23,30 +22,30 @@ import pytest, uvloop
 from running import child_process
 
 def where_another_thread_is():
-    time.sleep(60)
+    time.sleep(3600)
 
 @pytest.fixture(autouse=True)
 def another_thread():
     threading.Thread(target=where_another_thread_is, daemon=True).start()
 
 def test_child():
-    with child_process([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1) as child:
+    with child_process([sys.executable, "-c", "import time; print(flush=True); time.sleep(3600)"], stdout=-1) as child:
         child.stdout.readline()
         pathlib.Path(os.environ["PIDS"]).write_text(str(child.pid))
         child.wait()
 
 def test_command():
-    subprocess.run(["sleep", "60"])
+    subprocess.run(["sleep", "3600"])
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_loop(factory):
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(asyncio.sleep(60))
+        runner.run(asyncio.sleep(3600))
 
 def test_deaf():
     while True:
         try:
-            time.sleep(60)
+            time.sleep(3600)
         except BaseException:
             pass
 
@@ -61,18 +60,16 @@ def run_tests(folder, *arguments):
     path.write_text(HANGS)
     command = [sys.executable, "-m", "pytest", "-c", SETTINGS, "--rootdir", folder, "-p", "no:cacheprovider", path]
     limits = ["--timeout", "0.5", "-o", "faulthandler_timeout=2.0"]
-    started = time.monotonic()
     done = subprocess.run(
         [*command, *limits, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=200,
         check=False,
         cwd=SETTINGS.parent,
         env=os.environ | {"PIDS": str(folder / "pids")},
     )
-    assert time.monotonic() - started < 55, "what was to be cut short has ended by itself"
     return done.returncode, done.stdout
 
 
@@ -82,7 +79,7 @@ def test_a_test_that_hangs_fails_and_the_next_one_runs(workers, tmp_path):
     code, said = run_tests(tmp_path, *workers, "-k", "child or command or other or (loop and asyncio)")
     assert code == 1
     assert "3 failed, 1 passed" in said, said
-    for line in ("child.wait()", 'subprocess.run(["sleep", "60"])', "runner.run(asyncio.sleep(60))"):
+    for line in ("child.wait()", 'subprocess.run(["sleep", "3600"])', "runner.run(asyncio.sleep(3600))"):
         assert re.search(f"^> +{re.escape(line)}", said, re.MULTILINE)
     assert said.count("in where_another_thread_is") >= 3
     pid = int((tmp_path / "pids").read_text())

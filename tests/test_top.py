@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -14,11 +16,14 @@ import sys
 import termios
 import threading
 import time
+import types
 from dataclasses import replace
 
 import pytest
 
 from loopaware_pool.cli import top as command
+from loopaware_pool.cli import top_screen
+from loopaware_pool.cli.console import VisibleConsole
 from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.fds import SocketIdentity
@@ -281,6 +286,21 @@ def test_one_look_on_a_terminal_stays_there(view):
     assert code == 0
     assert "orders" in shown
     assert "\x1b[?1049h" not in shown
+
+
+@pytest.mark.parametrize("width", [100, 60, 50, 40, 30])
+def test_a_narrow_terminal_cuts_no_figure(width):
+    """Tables of figures are cut into such as fit; the words about who holds what have less room."""
+    console = VisibleConsole(io.StringIO(), width=width)
+    counters = Counters(acquired=1234, waited=5678)
+    stats = pool_stats(loop_stats(lent=2, waiting=97, counters=counters), loop_stats("loop-2"))
+    now = snapshot((stats, [lease(12.3, "Task-1 of a long name", "/srv/app/shop/orders.py:123 in take_the_order")]))
+    source = types.SimpleNamespace(address="/run/pool.sock")
+    console.print(top_screen._render(source, now, None, Room(9, top_screen._place(width)), width))
+    said = console.file.getvalue()
+    for word in ("lent", "idle", "2/10", "connecting", "97", "mean use", "1,234", "5,678", "errors", "12.3 s", "fd"):
+        assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", said), f"{word}:\n{said}"
+    assert max(map(len, said.splitlines())) <= width
 
 
 def test_without_rich_it_says_what_to_install(view, tmp_path):

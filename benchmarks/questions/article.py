@@ -7,7 +7,16 @@ import gc
 import os
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders import ARTICLE, ASYNCPG, BARE_ASYNCPG, OURS, OURS_PSYCOPG, OURS_WHEN_DIRTY, PSYCOPG_POOL
+from benchmarks.contenders import (
+    ARTICLE,
+    ASYNCPG,
+    BARE_ASYNCPG,
+    CONNECTIONS,
+    OURS,
+    OURS_PSYCOPG,
+    OURS_WHEN_DIRTY,
+    PSYCOPG_POOL,
+)
 from benchmarks.lab import CPU, P50, P99, SPEED, Heat, Question, application_name
 from benchmarks.scratch import scratch_table
 from loopaware_pool.cli.measure import run_burst
@@ -35,7 +44,7 @@ async def ask(lab: Lab) -> list[Heat]:
         for _ in range(lab.few_rounds):
             for contender in lab.among(CONTENDERS):
                 rounds.setdefault(contender.name, []).append(await _run(lab, contender, query))
-    return [Heat(f"the article's workload, {TASKS} tasks", rounds, note=NOTE)]
+    return [Heat(f"the article's workload, {TASKS} tasks; article's pool and bare: {CONNECTIONS}", rounds, note=NOTE)]
 
 
 async def _run(lab: Lab, contender: Contender, query: str) -> dict[str, float]:

@@ -199,7 +199,9 @@ class Pool(PoolLikeness):
     def _check_init(self) -> None:
         state = self._core.state
         if state is CoreState.NEW:
-            raise asyncpg.InterfaceError("pool is not initialized")
+            raise asyncpg.InterfaceError(
+                "pool is not initialized: await it, or use it in `async with`, before its first use"
+            )
         if state is CoreState.OPENING:
             raise asyncpg.InterfaceError(
                 "pool is being initialized, but not yet ready: likely there is a race between creating a pool and "

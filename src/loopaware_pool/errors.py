@@ -130,10 +130,9 @@ class PoolTimeout(PoolError, TimeoutError):
         cause: BaseException | None = None,
     ) -> None:
         held = "; ".join(str(lease) for lease in holders[:3]) or "nobody on this loop"
+        counts = stats.summary("other callers")  # who is told has left the queue
         failed = "" if cause is None else f"; connecting failed last with {reason(cause)}"
-        super().__init__(
-            f"{self.complaint.format(timeout)}{during}: {stats.summary()}; held by {held}{failed}", pool=stats.name
-        )
+        super().__init__(f"{self.complaint.format(timeout)}{during}: {counts}; held by {held}{failed}", pool=stats.name)
         self.__cause__ = cause
         self.timeout = timeout
         self.stats = stats

@@ -185,12 +185,12 @@ class PoolStats:
         """Callers in the queues of all loops."""
         return sum(loop.waiting for loop in self.loops)
 
-    def summary(self) -> str:
-        """Tell the counts in one line."""
+    def summary(self, callers: str = "callers") -> str:
+        """Tell the counts in one line; *callers* is what those who wait are called."""
         return (
             f"pool {self.name!r} has {self.lent} of {self.max_size} connections lent, {self.idle} idle, "
             f"{self.connecting} connecting, {self.resetting} resetting, {self.closing} closing "
-            f"and {self.waiting} callers waiting on {len(self.loops)} loop(s)"
+            f"and {self.waiting} {callers} waiting on {len(self.loops)} loop(s)"
         )
 
 

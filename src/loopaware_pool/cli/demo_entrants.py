@@ -12,6 +12,7 @@ import asyncpg
 import psycopg_pool
 
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.cli.command import Unusable
 from loopaware_pool.psycopg import AsyncConnectionPool
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ def open_playground(dsn: str) -> Iterator[Playground]:
     playground = Playground(dsn, f"loopaware_demo_{uuid4().hex[:12]}")
     try:
         asyncio.run(_execute(dsn, _SET_UP.format(schema=playground.schema, rows=ROWS)))
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Unusable(
+            f"the demo makes a schema of its own, and drops it in the end, which this user may not do: {error}; "
+            "give a user with CREATE on the database, or no DSN for an embedded server"
+        ) from None
+    try:
         yield playground
     finally:
         asyncio.run(_execute(dsn, f"DROP SCHEMA IF EXISTS {playground.schema} CASCADE"))

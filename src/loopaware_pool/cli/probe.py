@@ -21,7 +21,7 @@ import asyncpg
 from loopaware_pool.audit import AuditUnavailable, FdAudit
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.output import in_one_line
-from loopaware_pool.cli.target import CONNECT_ERRORS, explain
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, refuse_malformed
 
 if TYPE_CHECKING:
     import argparse
@@ -71,6 +71,7 @@ async def probe(dsn: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> ProbeR
     """
     if not timeout > 0:
         raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
+    refuse_malformed(dsn)
     started = perf_counter()
     try:
         async with asyncio.timeout(timeout):

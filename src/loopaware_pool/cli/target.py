@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from loopaware_pool.dsn import may_be_misread
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target"]
+__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target", "refuse_malformed"]
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
@@ -33,10 +34,19 @@ def _psycopg_error() -> type[Exception]:
 # What a server, or the way to it, may answer at any moment.
 CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, _psycopg_error())
 
+_EXPECTED = "postgresql://user:password@host:port/database"
 _MALFORMED = (
-    "the DSN is not understood: expected postgresql://user:password@host:port/database, "
+    f"the DSN is not understood: expected {_EXPECTED}, "
     "with special characters of the password percent-encoded (@ is %40, / is %2F)"
 )
+_OTHER_FORM = f"the DSN is not understood: it is in libpq's other form, key=value; expected {_EXPECTED}"
+_SQLALCHEMYS_FORM = (
+    f"the DSN is not understood: it is in SQLAlchemy's form; leave out the + and the driver behind it: {_EXPECTED}"
+)
+_SCHEMES = ("postgresql", "postgres")
+_KEY_AND_VALUE = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|service|sslmode)\s*=")
+_PORT = re.compile(r":(\d{1,20})$", re.ASCII)
+_ENDS_PASSWORD = "/?#[]@"
 
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     (
@@ -89,7 +99,10 @@ def open_target(dsn: str | None, *, max_connections: int = 100) -> Iterator[Targ
     """
     with ExitStack() as stack:
         if dsn:
-            _refuse_malformed(dsn)
+            try:
+                refuse_malformed(dsn)
+            except ValueError as error:
+                raise Unusable(str(error)) from None
             where = f"at {_address(dsn)}"
         else:
             try:
@@ -116,21 +129,45 @@ async def _ask_version(dsn: str) -> str:
 def explain(error: BaseException, dsn: str) -> str:
     """Say in one line what *error* means for whoever gave *dsn*."""
     if isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
-        # The driver's own words may repeat a part of the password that it took for something else.
-        return _MALFORMED
+        return _why_malformed(dsn)
     reason = " ".join(str(error).split()) or type(error).__name__
     template = next(template for kind, template in _ADVICE if isinstance(error, kind))
     return template.format(where=_address(dsn), reason=reason, seconds=CONNECT_TIMEOUT_SECONDS)
 
 
-def _refuse_malformed(dsn: str) -> None:
-    """Refuse what only looks like a DSN, and what one of the drivers takes for another."""
-    if "://" not in dsn or may_be_misread(dsn, "/?#[]@"):
-        raise Unusable(_MALFORMED)
+def refuse_malformed(dsn: str) -> None:
+    """
+    Refuse what only looks like a DSN, and what one of the drivers takes for another.
+
+    Raises:
+        ValueError: It is one of these; the message shows nothing secret.
+    """
     try:
-        urlsplit(dsn)
+        is_understood = "://" in dsn and not may_be_misread(dsn, _ENDS_PASSWORD) and urlsplit(dsn)
     except ValueError:
-        raise Unusable(_MALFORMED) from None
+        is_understood = False
+    if not is_understood:
+        raise ValueError(_why_malformed(dsn))
+
+
+def _why_malformed(dsn: str) -> str:
+    """
+    Say what is wrong with a DSN, and nothing else of it.
+
+    The drivers' own words may repeat a part of the password that they took for something else.
+    """
+    scheme, is_uri, rest = dsn.partition("://")
+    if not is_uri:
+        return _OTHER_FORM if _KEY_AND_VALUE.match(dsn) else _MALFORMED
+    if scheme not in _SCHEMES:
+        database, is_sqlalchemys, _ = scheme.partition("+")
+        if is_sqlalchemys and database in _SCHEMES:
+            return _SQLALCHEMYS_FORM
+        return f"the DSN is not understood: it does not begin with postgresql://; expected {_EXPECTED}"
+    port = _PORT.search(rest.partition("/")[0])
+    if port is not None and not may_be_misread(dsn, _ENDS_PASSWORD) and not 0 < int(port[1]) < 65536:
+        return f"the DSN is not understood: port {port[1]} is none; a port is a number from 1 to 65535"
+    return _MALFORMED
 
 
 def _address(dsn: str) -> str:
