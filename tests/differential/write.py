@@ -88,7 +88,7 @@ class _Writer:
     def write(self) -> Program:
         rng = self._rng
         options = self._options()
-        steps = tuple(self._step() for _ in range(rng.randint(4, 24)))
+        steps = tuple(step for _ in range(rng.randint(4, 20)) for step in self._next())
         return Program(self._kind, rng.choice(["asyncio", "asyncio", "uvloop"]), options, self._callbacks(), steps)
 
     def _options(self) -> dict[str, Any]:
@@ -130,6 +130,13 @@ class _Writer:
 
     # ---- steps ----
 
+    def _next(self) -> list[Step]:
+        """A step, or several callers at once."""
+        if self._rng.random() >= 0.05:
+            return [self._step()]
+        callers = [self._acquire() | {"task": task, "together": True} for task in range(self._rng.randint(2, TASKS))]
+        return [*callers[:-1], {name: part for name, part in callers[-1].items() if name != "together"}]
+
     def _step(self) -> Step:
         rng = self._rng
         draws = [self._acquire, self._pool, self._disturb]
@@ -143,8 +150,6 @@ class _Writer:
         step = rng.choices(draws, weights)[0]()
         if rng.random() < 0.25:
             step["hurried"] = True
-        elif rng.random() < 0.15 and step["do"] not in ("cancel", "kill", "sleep"):
-            step["together"] = True
         return step
 
     def _task(self) -> int:
