@@ -261,6 +261,8 @@ def _is_grown_by_check(difference: Difference) -> bool:
 
 
 def _is_resized(difference: Difference) -> bool:
+    if difference.what in ("at once", "outcome", "ended after") and difference.step.get("on") in ("pool", "lease"):
+        return _has_step(difference, "resize") and not _is_asyncpg(difference)
     return _are_counts(difference) and _has_step(difference, "resize") and _opened_fewer(difference)
 
 
@@ -312,7 +314,7 @@ ROWS: tuple[Row, ...] = (
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
-    Row("resize-opens-missing", _is_resized),
+    Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
