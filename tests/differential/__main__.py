@@ -18,7 +18,7 @@ from differential.open_defects import OPEN
 from differential.program import Program
 from differential.shrink import shrink
 from differential.sides import KINDS
-from differential.stage import HASTY
+from differential.stage import HASTY, PATIENT
 from differential.write import write
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def _programs(asked: Any) -> Iterator[tuple[str, Program]]:
 
 def _shrunk(judge: Judge, difference: Difference, seconds: float) -> Difference:
     """The same difference by a smaller program, if that shows it as surely."""
-    smaller = shrink(
-        difference.program, lambda smaller: judge.glance(smaller) == difference.signature, seconds
-    )
+    pace = HASTY if judge.glance(difference.program) == difference.signature else PATIENT
+    smaller = shrink(difference.program, lambda one: judge.glance(one, pace) == difference.signature, seconds)
     again = judge.examine(smaller)
     return difference if again is None or again.signature != difference.signature else again
 

@@ -79,7 +79,7 @@ class Describer:
 
     def text(self, text: str) -> str:
         """Take out of a text what differs each time."""
-        text = _FUNCTION.sub(r"function \1", text.replace(_OUR_CONNECTION, "psycopg.AsyncConnection"))
+        text = _FUNCTION.sub(r"\1", text.replace(_OUR_CONNECTION, "psycopg.AsyncConnection"))
         text = _UNIQUE_NAME.sub("<name>", _ADDRESS.sub("<address>", text))
         for pid, number in self._sessions.items():
             text = re.sub(rf"\b{pid}\b", f"<pid {number}>", text)

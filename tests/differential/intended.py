@@ -260,6 +260,30 @@ def _is_grown_by_check(difference: Difference) -> bool:
     return not _is_asyncpg(difference) and _are_counts(difference) and _has_step(difference, "check")
 
 
+def _is_resized(difference: Difference) -> bool:
+    if difference.what in ("at once", "outcome", "ended after") and difference.step.get("on") in ("pool", "lease"):
+        return _has_step(difference, "resize") and not _is_asyncpg(difference)
+    return _are_counts(difference) and _has_step(difference, "resize") and _opened_fewer(difference)
+
+
+def _opened_fewer(difference: Difference) -> bool:
+    """Fewer connections, and nobody waits for one."""
+    if not isinstance(difference.ours, dict) or not isinstance(difference.upstream, dict):
+        return False
+    return _size(difference.ours) < _size(difference.upstream) and not difference.ours.get("requests_waiting")
+
+
+def _is_grown_less(difference: Difference) -> bool:
+    return not _is_asyncpg(difference) and _are_counts(difference) and _opened_fewer(difference)
+
+
+def _is_misused_lease(difference: Difference) -> bool:
+    """What `connection()` gave was left before it was entered, or entered twice."""
+    if difference.step.get("on") != "lease" or difference.step["do"] not in ("enter", "exit"):
+        return False
+    return _raised(difference.upstream) is not None and _raised(difference.ours) is not None
+
+
 def _is_infinite(difference: Difference) -> bool:
     return _raised(difference.upstream) == "OverflowError"
 
@@ -290,6 +314,9 @@ ROWS: tuple[Row, ...] = (
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
+    Row("resize-opens-missing", _is_resized, parts_ways=True),
+    Row("growth", _is_grown_less),
+    Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
     Row("nothing-left", _is_left_by_upstream),
 )

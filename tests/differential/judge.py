@@ -70,9 +70,9 @@ class Judge:
         met, self.met = self.met, met
         return set(met)
 
-    def glance(self, program: Program) -> tuple[Any, ...] | None:
-        """Look once, hastily; the signature of the difference."""
-        found = self._first(program, HASTY)
+    def glance(self, program: Program, pace: Pace = HASTY) -> tuple[Any, ...] | None:
+        """Look once; the signature of the difference."""
+        found = self._first(program, pace)
         return None if found is None else found.signature
 
     def _first(self, program: Program, pace: Pace) -> Difference | None:

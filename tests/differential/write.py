@@ -60,8 +60,9 @@ _CALLBACKS: dict[str, dict[str, list[str]]] = {
         "reset": ["run", "await"],
     },
 }
-# What `init` may do to a session, for good.
-_SET_UP = [one for one in values.STATEMENTS if one.startswith(("SET ", "SELECT 42", "LISTEN", "CREATE TEMP", "SELECT pg_adv"))]
+# What `init` may do to a session, for good. No callback takes a lock, as others of the pool would wait for it.
+_SET_UP = [one for one in values.STATEMENTS if one.startswith(("SET ", "SELECT 42", "LISTEN", "CREATE TEMP"))]
+_ON_RETURN = [one for one in values.STATEMENTS[:40] if "lock" not in one]
 
 
 def write(seed: int, number: int, kind: str) -> Program:
@@ -88,7 +89,7 @@ class _Writer:
     def write(self) -> Program:
         rng = self._rng
         options = self._options()
-        steps = tuple(self._step() for _ in range(rng.randint(4, 24)))
+        steps = tuple(step for _ in range(rng.randint(4, 20)) for step in self._next())
         return Program(self._kind, rng.choice(["asyncio", "asyncio", "uvloop"]), options, self._callbacks(), steps)
 
     def _options(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class _Writer:
         rng = self._rng
         does: dict[str, Any] = {}
         if "run" in can and rng.random() < 0.6:
-            does["run"] = [rng.choice(_SET_UP if "add" in can else values.STATEMENTS[:40])]
+            does["run"] = [rng.choice(_SET_UP if "add" in can else _ON_RETURN)]
         if "await" in can and rng.random() < 0.8:
             does["await"] = ["commit"]
         if "add" in can and rng.random() < 0.5:
@@ -129,6 +130,13 @@ class _Writer:
         return self._rng.choice(["user", "user", "timeout", "os", "cancelled"])
 
     # ---- steps ----
+
+    def _next(self) -> list[Step]:
+        """A step, or several callers at once."""
+        if self._rng.random() >= 0.05:
+            return [self._step()]
+        callers = [self._acquire() | {"task": task, "together": True} for task in range(self._rng.randint(2, TASKS))]
+        return [*callers[:-1], {name: part for name, part in callers[-1].items() if name != "together"}]
 
     def _step(self) -> Step:
         rng = self._rng
@@ -143,8 +151,6 @@ class _Writer:
         step = rng.choices(draws, weights)[0]()
         if rng.random() < 0.25:
             step["hurried"] = True
-        elif rng.random() < 0.15 and step["do"] not in ("cancel", "kill", "sleep"):
-            step["together"] = True
         return step
 
     def _task(self) -> int:
