@@ -57,7 +57,7 @@ def bound_to_lease(resource: Any) -> Any:
 
 
 def wrong_loop(con: Connection, what: str) -> WrongLoop:
-    """Make the error of who uses *con*, or what was made of it, on another loop; *what* is the method."""
+    """Make the error for a use of *con*, or of what was made of it, on another loop; *what* is the method."""
     here, proxy = running(), con._proxy
     pool = None if proxy is None else proxy._holder.pool
     name = "?" if pool is None else pool.name

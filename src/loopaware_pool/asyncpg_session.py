@@ -470,7 +470,7 @@ class AsyncpgSession:
             await self._con.close()
 
     def _show_proxy(self, con: Connection) -> None:
-        """Have termination listeners called with what the caller had, if it is his lease that ends in this."""
+        """Have termination listeners called with what the caller had, if the end of its lease has led to this."""
         if self._ending is not None:
             con._set_proxy(self._ending)
             self._ending = None
