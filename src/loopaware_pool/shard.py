@@ -531,7 +531,10 @@ class Shard:
         self._retire(slot, reason, politely=politely)
 
     def ping_idle(self, slot: Slot) -> None:
-        """Make a round trip on an idle connection."""
+        """Make a round trip on an idle connection, unless its loop stands still: nobody would hear the answer."""
+        if not self._edge.is_awake():
+            self.wake_by(0.0)  # as soon as it runs
+            return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
         self._edge.ping(slot)
