@@ -106,7 +106,10 @@ class Shard:
         if self.waiters or self.phase is not _OPEN:
             return None
         while self.idle:
-            slot = self.idle.pop(self._next)
+            try:
+                slot = self.idle.pop(self._next)
+            except IndexError:  # given to another loop by its thread, at the moment at which this one began to run
+                break
             self.least_idle = min(self.least_idle, len(self.idle))
             if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
                 self._retire_old(slot)
@@ -333,11 +336,17 @@ class Shard:
         """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
         if is_unused and self._budget.should_yield(self, now, donor_has_waiters=False):
-            # A loop that stands still reads no answer.
-            slot = self.idle.pop(0) if self.idle else next(iter(self.unanswered))
-            self._retire(slot, "given to another loop")
+            slot = self._take_unused()
+            if slot is not None:
+                self._retire(slot, "given to another loop")
         elif self._budget.claims:
             self._hurry_goodbyes(now)
+
+    def _take_unused(self) -> Slot | None:
+        try:
+            return self.idle.pop(0)
+        except IndexError:  # none, or none any more: this may be another thread, and the loop may begin to run
+            return next(iter(list(self.unanswered)), None)  # a loop that stands still reads no answer
 
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
