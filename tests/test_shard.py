@@ -1288,6 +1288,38 @@ class TestTwoLoops:
         assert pool.budget.in_use == 2
 
 
+class TestStandingStill:
+    """What another thread does in the place of a loop that does not run."""
+
+    def test_nothing_is_opened(self, make):
+        """Neither for callers, nor for the floor; a permit goes back, and all is made up for as soon as it runs."""
+        pool, shard = make(min_size=1, max_size=2)
+        shard.keep_floor(pool.now)
+        pool.connect(shard)
+        assert shard.take(pool.now) is not None
+        shard.edge.is_running = False
+        pool.wait(shard)
+        assert pool.budget.take(shard)
+        shard.granted(pool.now)
+        shard.broke(next(iter(shard.slots)), "lost")
+        assert (shard.edge.opening, pool.budget.in_use) == ([], 0)
+        shard.edge.is_running = True
+        pool.pass_time(0.0)
+        assert len(shard.edge.opening) == 1
+
+    def test_nothing_is_asked(self, make):
+        """An idle connection that waits for the answer to a ping would be out of everybody's reach."""
+        pool, shard = make(max_size=1, keepalive=1.0)
+        (slot,) = pool.with_idle(shard, 1)
+        shard.edge.is_running = False
+        shard.upkeep.ping_all()
+        pool.pass_time(5.0)
+        assert (shard.idle, shard.edge.pinging) == ([slot], [])
+        shard.edge.is_running = True
+        pool.pass_time(0.0)
+        assert (shard.idle, shard.edge.pinging) == ([], [slot])
+
+
 class TestGoodbyesElsewhere:
     @pytest.fixture
     def two(self, make):

@@ -513,7 +513,8 @@ def create_pool(
       something stands between the pool and the server, this is so after every lease.
     * "when_dirty": a lease that has left nothing is not reset. What went unseen stays until the next reset.
     * "confirmed": each lease is reset, and the connection is lent again when the server has answered. No release waits.
-    * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with.
+    * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with. A caller
+      whose time is up waits a tenth of a second at most.
     * "never": only transactions are rolled back and callbacks removed.
 
     A reset that has not been answered within 30 seconds costs the connection. `SECURITY.md` says what each promises.

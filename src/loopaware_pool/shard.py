@@ -107,7 +107,10 @@ class Shard:
         if self.waiters or self.phase is not _OPEN:
             return None
         while self.idle:
-            slot = self.idle.pop(self._next)
+            try:
+                slot = self.idle.pop(self._next)
+            except IndexError:  # given to another loop by its thread, at the moment at which this one began to run
+                break
             self.least_idle = min(self.least_idle, len(self.idle))
             if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
                 self._retire_old(slot)
@@ -342,11 +345,17 @@ class Shard:
         """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
         if is_unused and self._budget.should_yield(self, now, donor_has_waiters=False):
-            # A loop that stands still reads no answer.
-            slot = self.idle.pop(0) if self.idle else next(iter(self.unanswered))
-            self._retire(slot, "given to another loop")
+            slot = self._take_unused()
+            if slot is not None:
+                self._retire(slot, "given to another loop")
         elif self._budget.claims:
             self._hurry_goodbyes(now)
+
+    def _take_unused(self) -> Slot | None:
+        try:
+            return self.idle.pop(0)
+        except IndexError:  # none, or none any more: this may be another thread, and the loop may begin to run
+            return next(iter(list(self.unanswered)), None)  # a loop that stands still reads no answer
 
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
@@ -541,7 +550,10 @@ class Shard:
         self._retire(slot, reason, politely=politely)
 
     def ping_idle(self, slot: Slot) -> None:
-        """Make a round trip on an idle connection."""
+        """Make a round trip on an idle connection, unless its loop stands still: nobody would hear the answer."""
+        if not self._edge.is_awake():
+            self.wake_by(0.0)  # as soon as it runs
+            return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
         self._edge.ping(slot)
