@@ -122,6 +122,13 @@ def test_a_difference_is_told_with_a_program_that_can_be_replayed(control, tmp_p
     command = [sys.executable, "-m", "differential", "--replay", page, "--dsn", control.dsn, "--shrink-seconds", "0"]
     told = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=120, check=False)
     assert (told.returncode, told.stderr) == (0, "")
-    told = subprocess.run([*command, "--without", "waits-for-answers"], cwd=TESTS, capture_output=True, text=True, timeout=120, check=False)
+    told = subprocess.run(
+        [*command, "--without", "waits-for-answers"],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert told.returncode == 1
     assert "WIN1252" in told.stdout

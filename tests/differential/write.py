@@ -184,7 +184,14 @@ class _Writer:
 
     def _statement(self) -> Step:
         query = self._rng.choice(values.STATEMENTS)
-        return {"task": self._task(), "do": "call", "on": self._slot(), "name": "execute", "args": [query], "kwargs": {}}
+        return {
+            "task": self._task(),
+            "do": "call",
+            "on": self._slot(),
+            "name": "execute",
+            "args": [query],
+            "kwargs": {},
+        }
 
     def _connection(self) -> Step:
         return self._use(self._slot(), "connection")
