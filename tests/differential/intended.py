@@ -1,4 +1,4 @@
-"""The differences that are intended: how each is told from a defect. Its sentence is in docs/differences.md, by its key."""
+"""The intended differences, and how each is told from a defect. docs/differences.md has a sentence for each key."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def _is_infinite(difference: Difference) -> bool:
 
 
 def _is_death_noticed_later(difference: Difference) -> bool:
-    """Sessions were ended from outside: those of idle connections are seen to be when they are lent, or once a second."""
+    """Sessions were ended from outside; the death of an idle one is noticed at its next lease, or once a second."""
     return _are_counts(difference) and _has_step(difference, "kill")
 
 

@@ -1,8 +1,8 @@
 """
 Runs a program on a pool, step by step, and writes down what could be seen.
 
-Each task is an actor that does what the script tells it, one step at a time; the next step comes when the actor is done,
-or plainly waits for something. So all that happens between steps happens in the same order on both pools.
+Each task is an actor that does what the script tells it, one step at a time. The next step comes when the actor is done,
+or plainly waits for something. So steps happen in the same order on both pools.
 """
 
 from __future__ import annotations
@@ -309,7 +309,7 @@ class Stage:
         await self._see(actor)
 
     async def _kill(self, number: int, step: Step) -> None:
-        """End sessions from outside: that of a lease, or all idle ones; and wait until they are gone, and seen to be."""
+        """End sessions from outside, that of a lease or all, and wait until they are gone, and seen to be."""
         on = self._things.get(step["on"]) if "on" in step else None
         pids = [self.kind.pid(on)] if on is not None else None
         if on is None and "on" in step:
@@ -461,9 +461,9 @@ def perform(program: Program, side: str, control: Control, pace: Pace) -> Transc
             _run(LOOPS[program.loop], stage)
         except Hung:
             stage.transcript.tell(stage.now, "hung", "the run did not end")
+        stage.transcript.tell(len(program.steps), "sessions left", control.sessions_left())
         stage.forget()
         gc.collect()  # what is told of garbage is told of this run
-    stage.transcript.tell(len(program.steps), "sessions left", control.sessions_left())
     stage.transcript.tell(len(program.steps), "items", control.items())
     return stage.transcript
 
