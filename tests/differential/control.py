@@ -79,7 +79,11 @@ class Control:
         """What is seen of a session without asking it: its locks, and its transaction."""
         locks = self._rows("SELECT objid FROM pg_locks WHERE pid = %s AND locktype = 'advisory' ORDER BY objid", pid)
         activity = self._rows("SELECT state FROM pg_stat_activity WHERE pid = %s", pid)
-        return {"locks": [number for (number,) in locks], "state": [state for (state,) in activity]}
+        return {
+            "locks": [number for (number,) in locks[:3]],
+            "lock count": len(locks),
+            "state": [state for (state,) in activity],
+        }
 
     def items(self) -> Any:
         """What has been written; sessions that are left, and may hold locks, are ended."""

@@ -1,4 +1,4 @@
-"""The differences that are intended: how each is told from a defect. Its sentence is in docs/differences.md, by its key."""
+"""The intended differences, and how each is told from a defect. docs/differences.md has a sentence for each key."""
 
 from __future__ import annotations
 
@@ -195,6 +195,7 @@ def _is_reset_failure_unraised(difference: Difference) -> bool:
     )
 
 
+_OF_AUTHORITY = ("user", "session user", "is_superuser", "session")
 _AUTHORITIES = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 
@@ -223,7 +224,7 @@ def _without_authority(told: Any) -> Any:
     if isinstance(told, list):
         return [_without_authority(one) for one in told]
     if isinstance(told, dict):
-        parts = {name: part for name, part in told.items() if name not in ("user", "session user", "is_superuser")}
+        parts = {name: part for name, part in told.items() if name not in _OF_AUTHORITY}
         return {name: _without_authority(part) for name, part in parts.items()}
     return re.sub(r" ?(role|session_authorization)=\w+", "", told) if isinstance(told, str) else told
 
@@ -253,6 +254,17 @@ def _is_connect_retried(difference: Difference) -> bool:
         and difference.step.get("name") == "acquire"
         and difference.step.get("kwargs", {}).get("timeout") is not None
         and _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    )
+
+
+def _is_connected_sooner(difference: Difference) -> bool:
+    """A connect failed, of `configure`; upstream tries again after a second."""
+    return (
+        not _is_asyncpg(difference)
+        and "raises" in difference.program.callbacks.get("configure", {})
+        and (
+            _raised(difference.upstream) == "PoolTimeout" or _are_counts(difference) or difference.what == "ended after"
+        )
     )
 
 
@@ -289,7 +301,7 @@ def _is_infinite(difference: Difference) -> bool:
 
 
 def _is_death_noticed_later(difference: Difference) -> bool:
-    """Sessions were ended from outside: those of idle connections are seen to be when they are lent, or once a second."""
+    """Sessions were ended from outside; the death of an idle one is noticed at its next lease, or once a second."""
     return _are_counts(difference) and _has_step(difference, "kill")
 
 
@@ -313,6 +325,7 @@ ROWS: tuple[Row, ...] = (
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
+    Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),

@@ -1,4 +1,4 @@
-"""Runs programs on both sides, and says which differences are real: they come each time, and not between upstream's own runs."""
+"""Runs programs on both sides, and says which differences are real: those that come each time."""
 
 from __future__ import annotations
 

@@ -54,6 +54,19 @@ def _is_authorization_forgotten(difference: Difference) -> bool:
     return difference.what == "outcome" and "SET SESSION AUTHORIZATION lowly" in ran
 
 
+def _is_impossible_connect_retried(difference: Difference) -> bool:
+    """Arguments that no connect can work with, or none that upstream's can."""
+    return difference.program.kind == "asyncpg" and any(
+        difference.program.options.get(name) == -1
+        for name in ("statement_cache_size", "command_timeout", "max_cached_statement_lifetime")
+    )
+
+
+def _is_reset_though_expired(difference: Difference) -> bool:
+    steps = difference.program.steps
+    return difference.what == "callbacks" and any(step.get("name") == "expire_connections" for step in steps)
+
+
 def _is_connecting_counted_as_waiting(difference: Difference) -> bool:
     theirs, own = difference.upstream, difference.ours
     if not (isinstance(theirs, dict) and isinstance(own, dict) and "requests_queued" in theirs | own):
@@ -76,6 +89,8 @@ OPEN: tuple[Row, ...] = (
     Row("own-query-told", _is_own_query_told),
     Row("idle-while-reset", _is_idle_while_reset),
     Row("init-authorization-forgotten", _is_authorization_forgotten, parts_ways=True),
+    Row("impossible-connect-retried", _is_impossible_connect_retried, parts_ways=True),
+    Row("reset-though-expired", _is_reset_though_expired),
     Row("init-callbacks-vanish", _is_init_forgotten),
     Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),
     Row("max-idle-0", _is_zero("max_idle"), parts_ways=True),

@@ -1,4 +1,4 @@
-"""Finds the smallest program that still differs in the same way: steps left out, then options, then callbacks, then frills."""
+"""Finds the smallest program that still differs in the same way: steps are left out, then options, callbacks, frills."""
 
 from __future__ import annotations
 

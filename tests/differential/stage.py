@@ -1,14 +1,15 @@
 """
 Runs a program on a pool, step by step, and writes down what could be seen.
 
-Each task is an actor that does what the script tells it, one step at a time; the next step comes when the actor is done,
-or plainly waits for something. So all that happens between steps happens in the same order on both pools.
+Each task is an actor that does what the script tells it, one step at a time. The next step comes when the actor is done,
+or plainly waits for something. So steps happen in the same order on both pools.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import signal
 import sys
@@ -143,18 +144,26 @@ def _errors() -> dict[str, BaseException]:
 
 
 class Actor:
-    """A task that does what it is told."""
+    """
+    A task that does what it is told.
+
+    Attributes:
+        done: Set while it has nothing to do.
+        keeps: The name of what comes of its step.
+    """
 
     def __init__(self, stage: Stage, number: int) -> None:
         self._stage = stage
         self._orders: asyncio.Queue[tuple[int, Step]] = asyncio.Queue()
         self.done = asyncio.Event()
         self.done.set()
+        self.keeps: str | None = None
         self.task = asyncio.create_task(self._run(), name=f"actor {number}")
 
     def order(self, number: int, step: Step) -> None:
         """Have it do a step."""
         self.done.clear()
+        self.keeps = step.get("keep")
         self._orders.put_nowait((number, step))
 
     async def _run(self) -> None:
@@ -164,6 +173,12 @@ class Actor:
                 await self._stage.act(number, step)
             finally:
                 self.done.set()
+
+
+def _names_in(step: Step) -> set[str]:
+    """The things that a step uses."""
+    used = {argument["name"] for argument in step.get("args", []) if isinstance(argument, dict) and "name" in argument}
+    return used | {step["on"]} if "on" in step else used
 
 
 class Stage:
@@ -235,7 +250,7 @@ class Stage:
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         told = name_of_class(type(error)) if error is not None else self._describe.text(context["message"])
-        self.transcript.add(self.now, "complaints", told)
+        self.transcript.add(len(self.program.steps), "complaints", told)
 
     async def _steps(self) -> None:
         opening = {"task": 0, "do": "open"}
@@ -250,7 +265,9 @@ class Stage:
             await _DIRECTIONS[do](self, number, step)
         else:
             actor = self._actors[step["task"]]
-            await self._see(actor)
+            for busy in self._actors:
+                if busy is actor or busy.keeps in _names_in(step):
+                    await self._see(busy)
             if not actor.done.is_set():
                 self.transcript.tell(number, "at once", _SKIPPED)
                 return
@@ -292,7 +309,7 @@ class Stage:
         await self._see(actor)
 
     async def _kill(self, number: int, step: Step) -> None:
-        """End sessions from outside: that of a lease, or all idle ones; and wait until they are gone, and seen to be."""
+        """End sessions from outside, that of a lease or all, and wait until they are gone, and seen to be."""
         on = self._things.get(step["on"]) if "on" in step else None
         pids = [self.kind.pid(on)] if on is not None else None
         if on is None and "on" in step:
@@ -380,6 +397,12 @@ class Stage:
     async def _iterate(self, on: Any, step: Step) -> Any:
         return aiter(on)
 
+    def forget(self) -> None:
+        """Let go of all that the program had."""
+        self._things.clear()
+        self._leases.clear()
+        self._kept.clear()
+
     # ---- the end ----
 
     async def _finish(self, pool: Any) -> None:
@@ -437,15 +460,12 @@ def perform(program: Program, side: str, control: Control, pace: Pace) -> Transc
         try:
             _run(LOOPS[program.loop], stage)
         except Hung:
-            stage.transcript.tell(stage.now, "hung", where_it_stood())
-    stage.transcript.tell(len(program.steps), "sessions left", control.sessions_left())
+            stage.transcript.tell(stage.now, "hung", "the run did not end")
+        stage.transcript.tell(len(program.steps), "sessions left", control.sessions_left())
+        stage.forget()
+        gc.collect()  # what is told of garbage is told of this run
     stage.transcript.tell(len(program.steps), "items", control.items())
     return stage.transcript
-
-
-def where_it_stood() -> str:
-    """Nothing that could be compared: a run that hangs is found by that."""
-    return "the run did not end"
 
 
 def _run(loop_factory: Callable[[], asyncio.AbstractEventLoop], stage: Stage) -> None:
@@ -458,10 +478,10 @@ def _heard(stage: Stage) -> Iterator[None]:
     """Write warnings down, and exceptions that nobody could be told of."""
 
     def warned(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        stage.transcript.add(stage.now, "warnings", category.__name__)
+        stage.transcript.add(len(stage.program.steps), "warnings", category.__name__)
 
     def unraisable(what: Any) -> None:
-        stage.transcript.add(stage.now, "complaints", name_of_class(what.exc_type))
+        stage.transcript.add(len(stage.program.steps), "complaints", name_of_class(what.exc_type))
 
     before = sys.unraisablehook
     sys.unraisablehook = unraisable
@@ -486,5 +506,3 @@ def _alarm() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-

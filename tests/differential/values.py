@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +196,6 @@ _MADE: dict[str, Callable[[], Any]] = {
     "failing sink": _FailingSink,
     "dict row": lambda: dict_row,
     "psycopg connection": lambda: psycopg.AsyncConnection,
-    "date": lambda: datetime.date(2024, 2, 29),
 }
 
 
