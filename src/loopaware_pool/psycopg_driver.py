@@ -167,7 +167,7 @@ class PsycopgDriver:
             if self.tells_errors:
                 raise HookFailed from error
             raise
-        if is_told:
+        if is_told and not self.tells_errors:  # a null pool adds none
             self.logger.info("adding new connection to the pool")
         self._failing_since = None
         self._failures = 0
