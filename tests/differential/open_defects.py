@@ -62,6 +62,14 @@ def _is_impossible_connect_retried(difference: Difference) -> bool:
     )
 
 
+def _is_lost_unsaid(difference: Difference) -> bool:
+    return _message(difference.upstream) == "the connection is lost" and "ProgrammingError" in str(difference.ours)
+
+
+def _message(told: object) -> str:
+    return str(told.get("message", "")) if isinstance(told, dict) else ""
+
+
 def _is_reset_though_expired(difference: Difference) -> bool:
     steps = difference.program.steps
     return difference.what == "callbacks" and any(step.get("name") == "expire_connections" for step in steps)
@@ -90,6 +98,7 @@ OPEN: tuple[Row, ...] = (
     Row("idle-while-reset", _is_idle_while_reset),
     Row("init-authorization-forgotten", _is_authorization_forgotten, parts_ways=True),
     Row("impossible-connect-retried", _is_impossible_connect_retried, parts_ways=True),
+    Row("lost-connection-unsaid", _is_lost_unsaid),
     Row("reset-though-expired", _is_reset_though_expired),
     Row("init-callbacks-vanish", _is_init_forgotten),
     Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),
