@@ -51,7 +51,11 @@ def _is_idle_while_reset(difference: Difference) -> bool:
 
 def _is_authorization_forgotten(difference: Difference) -> bool:
     ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
-    return difference.what == "outcome" and "SET SESSION AUTHORIZATION lowly" in ran
+    return (
+        difference.program.kind == "asyncpg"
+        and difference.what == "outcome"
+        and "SET SESSION AUTHORIZATION lowly" in ran
+    )
 
 
 def _is_impossible_connect_retried(difference: Difference) -> bool:
