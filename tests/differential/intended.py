@@ -70,7 +70,7 @@ def _is_odd_timeout(difference: Difference) -> bool:
 
 
 def _is_spent_timeout(difference: Difference) -> bool:
-    timeout = difference.step.get("kwargs", {}).get("timeout")
+    timeout = difference.step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
     is_spent = isinstance(timeout, int | float) and timeout <= 0
     return is_spent and difference.what in ("outcome", "counts", "callbacks")
 
@@ -131,8 +131,8 @@ def _is_waiter_told(difference: Difference) -> bool:
         _is_asyncpg(difference)
         and difference.step.get("on") == "pool"
         and _raised(difference.ours) == "InterfaceError"
-        and _raised(difference.upstream) in ("CancelledError", "TimeoutError")
-        and _has_step(difference, "close")
+        and "is" in difference.ours
+        and (_has_step(difference, "close") or _has_step(difference, "terminate"))
     )
 
 
@@ -273,8 +273,8 @@ def _is_grown_by_check(difference: Difference) -> bool:
 
 
 def _is_resized(difference: Difference) -> bool:
-    if difference.what in ("at once", "outcome", "ended after") and difference.step.get("on") in ("pool", "lease"):
-        return _has_step(difference, "resize") and not _is_asyncpg(difference)
+    if difference.what in ("at once", "outcome", "ended after") and _has_step(difference, "resize"):
+        return difference.step.get("on") in ("pool", "lease") or "skipped" in _sides(difference)
     return _are_counts(difference) and _has_step(difference, "resize") and _opened_fewer(difference)
 
 
@@ -286,6 +286,11 @@ def _opened_fewer(difference: Difference) -> bool:
 
 
 def _is_grown_less(difference: Difference) -> bool:
+    if difference.what == "callbacks" and not _is_asyncpg(difference):
+        missing = Counter(map(repr, difference.upstream or [])) - Counter(map(repr, difference.ours or []))
+        return all("configure" in one for one in missing) and len(difference.ours or []) < len(
+            difference.upstream or []
+        )
     return not _is_asyncpg(difference) and _are_counts(difference) and _opened_fewer(difference)
 
 

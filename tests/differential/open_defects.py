@@ -51,7 +51,11 @@ def _is_idle_while_reset(difference: Difference) -> bool:
 
 def _is_authorization_forgotten(difference: Difference) -> bool:
     ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
-    return difference.what == "outcome" and "SET SESSION AUTHORIZATION lowly" in ran
+    return (
+        difference.program.kind == "asyncpg"
+        and difference.what == "outcome"
+        and "SET SESSION AUTHORIZATION lowly" in ran
+    )
 
 
 def _is_impossible_connect_retried(difference: Difference) -> bool:
@@ -60,6 +64,14 @@ def _is_impossible_connect_retried(difference: Difference) -> bool:
         difference.program.options.get(name) == -1
         for name in ("statement_cache_size", "command_timeout", "max_cached_statement_lifetime")
     )
+
+
+def _is_lost_unsaid(difference: Difference) -> bool:
+    return _message(difference.upstream) == "the connection is lost" and "ProgrammingError" in str(difference.ours)
+
+
+def _message(told: object) -> str:
+    return str(told.get("message", "")) if isinstance(told, dict) else ""
 
 
 def _is_reset_though_expired(difference: Difference) -> bool:
@@ -90,6 +102,7 @@ OPEN: tuple[Row, ...] = (
     Row("idle-while-reset", _is_idle_while_reset),
     Row("init-authorization-forgotten", _is_authorization_forgotten, parts_ways=True),
     Row("impossible-connect-retried", _is_impossible_connect_retried, parts_ways=True),
+    Row("lost-connection-unsaid", _is_lost_unsaid),
     Row("reset-though-expired", _is_reset_though_expired),
     Row("init-callbacks-vanish", _is_init_forgotten),
     Row("max-lifetime-0", _is_zero("max_lifetime"), parts_ways=True),

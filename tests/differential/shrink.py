@@ -1,4 +1,4 @@
-"""Finds the smallest program that still differs in the same way: steps are left out, then options, callbacks, frills."""
+"""Finds the smallest program that still differs in the same way: leaves out steps, options, callbacks, and frills."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """
 Runs a program on a pool, step by step, and writes down what could be seen.
 
-Each task is an actor that does what the script tells it, one step at a time. The next step comes when the actor is done,
-or plainly waits for something. So steps happen in the same order on both pools.
+Each task is an actor that does what the script tells it, one step at a time. The next step comes when the actor is
+done, or plainly waits for something. So steps happen in the same order on both pools.
 """
 
 from __future__ import annotations
