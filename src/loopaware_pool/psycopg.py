@@ -194,7 +194,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
         self.name = name = checked_name(name)
         self.timeout = seconds("timeout", timeout)
-        self.close_returns, self.num_workers = close_returns and self._keeps_idle, check_workers(num_workers)
+        self.close_returns, self.num_workers = self._keeps_idle and close_returns, check_workers(num_workers)
         self._check, self._reconnect_failed = check, reconnect_failed
         self._driver = PsycopgDriver(
             name=name,
