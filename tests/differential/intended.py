@@ -161,7 +161,16 @@ def _is_refused_for_the_gone(difference: Difference) -> bool:
     return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
 
 
+def _is_busy_in_setup(difference: Difference) -> bool:
+    theirs, own = difference.upstream, difference.ours
+    if "setup" not in difference.program.callbacks or not (isinstance(theirs, dict) and isinstance(own, dict)):
+        return False
+    return _are_counts(difference) and own.get("idle", 0) < theirs.get("idle", 0)
+
+
 def _is_lost_or_closed(difference: Difference) -> bool:
+    if _message(difference.upstream) == "the connection is lost" and _raised(difference.ours) == "OperationalError":
+        return True
     messages = {"the connection is lost", "the connection is closed"}
     return {_message(difference.upstream), _message(difference.ours)} == messages
 
@@ -321,6 +330,7 @@ ROWS: tuple[Row, ...] = (
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
     Row("timed-out-callers", _is_refused_for_the_gone, parts_ways=True),
+    Row("setup-counts", _is_busy_in_setup),
     Row("lost-or-closed", _is_lost_or_closed),
     Row("deaths-seen-later", _is_death_noticed_later),
     Row("body-error-kept", _is_body_error_kept, parts_ways=True),
