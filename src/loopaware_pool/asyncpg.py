@@ -264,7 +264,12 @@ class Pool(PoolLikeness):
         self._check_init()
 
     async def _set_up(self, proxy: PoolConnectionProxy, keeper: Keeper, slot: Slot, deadline: float | None) -> None:
-        """Run the user's `setup`; if that fails the connection is closed, by the pool, and nobody waits for it."""
+        """
+        Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it.
+
+        It is closed in peace: asyncpg then has the server cancel a query of `setup` that was cancelled. A session that
+        was cut would run it to its end, beside those that the pool counts.
+        """
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
         setup: Any = self._setup
@@ -273,7 +278,7 @@ class Pool(PoolLikeness):
                 await setup(proxy)
         except BaseException as error:
             proxy._holder.disown()
-            keeper.shard.retire(slot, "setup failed", politely=False)
+            keeper.shard.retire(slot, "setup failed")
             if timer.expired() and isinstance(error, TimeoutError):
                 raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise
@@ -327,10 +332,12 @@ class Pool(PoolLikeness):
             session.invalidate_derivatives()
         finally:  # it warns of listeners, and warnings may be errors
             session.end_lease()
+            shard = tenancy.keeper.shard
             try:
-                check = session.take_back()
+                # One that has expired is closed as it is, as by asyncpg's pool.
+                check = ReturnCheck.READY if shard.is_outdated(tenancy.slot) else session.take_back()
             finally:
-                tenancy.keeper.shard.returned(tenancy.slot, check, monotonic())
+                shard.returned(tenancy.slot, check, monotonic())
         return tenancy if check is _RESET else None
 
     def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:
@@ -371,8 +378,8 @@ class Pool(PoolLikeness):
         return len(self._sessions())
 
     def get_idle_size(self) -> int:
-        """Count the open connections that nobody has, on all loops."""
-        return sum(session.is_idle() for session in self._sessions())
+        """Count the open connections that nobody has, on all loops; not one whose reset is awaited."""
+        return sum(keeper.shard.idle_size for keeper in self._core.keepers())
 
     def get_init_size(self) -> int:
         """Tell how many connections are opened at first."""

@@ -104,10 +104,10 @@ class AsyncpgSession:
         "_query",
         "_query_loggers",
         "_reach",
-        "_resets",
         "_starts_dirty",
         "_starts_exposed",
         "_termination_listeners",
+        "_uncounted_queries",
         "_was_writable",
         "calls",
         "is_dirty",
@@ -132,7 +132,7 @@ class AsyncpgSession:
         self._con: Connection | None = con
         self._loop = loop
         self._reach = reach = Reach(con)
-        self._resets = 0
+        self._uncounted_queries = 0  # by asyncpg, less those it has counted that were the pool's own
         self._is_parked = False
         self._can_be_followed = False
         self._ending: PoolConnectionProxy | None = None  # released, while the connection is reset or closed
@@ -200,6 +200,8 @@ class AsyncpgSession:
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
         self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
+        if user is not None:
+            self._uncounted_queries -= 1  # by which that was asked
         self._memory.keep_codecs()
         self._keep_callbacks(con)
 
@@ -306,7 +308,7 @@ class AsyncpgSession:
         if con is None or con.is_closed() or self._omen is Omen.GOODBYE:
             return ReturnCheck.BROKEN
         protocol = self._reach.protocol
-        if protocol.queries_count + self._resets >= self._driver.max_queries or self._has_foreign_codecs():
+        if protocol.queries_count + self._uncounted_queries >= self._driver.max_queries or self._has_foreign_codecs():
             return ReturnCheck.WORN_OUT
         answer = self._answer
         if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
@@ -336,7 +338,7 @@ class AsyncpgSession:
         if not (is_dirty or self._driver.resets_always):
             return _READY
         self.is_dirty = self._starts_dirty
-        self._resets += 1
+        self._uncounted_queries += 1
         answer.expect()
         self._reach.transport.write(self._message)
         return _RESET_SENT if is_dirty else _READY

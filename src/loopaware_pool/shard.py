@@ -244,6 +244,10 @@ class Shard:
             if self._budget.claims:
                 self.asked(now)
 
+    def is_outdated(self, slot: Slot) -> bool:
+        """Whether all connections that were open when *slot* was have expired since."""
+        return slot.generation != self._terms.generation
+
     def _is_past_use(self, slot: Slot, now: float) -> bool:
         """Whether *slot* is to be closed as soon as it is back, so that no answer need be waited for."""
         return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
@@ -570,6 +574,11 @@ class Shard:
     def size(self) -> int:
         """Live connections: neither connecting nor closing."""
         return len(self.slots) - len(self.connecting) - len(self.closing)
+
+    @property
+    def idle_size(self) -> int:
+        """Connections that are idle, or will be as soon as the server has answered a reset."""
+        return len(self.idle) + len(self.unanswered)
 
     @property
     def waiting_in_line(self) -> int:

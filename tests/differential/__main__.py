@@ -14,7 +14,6 @@ from differential.control import Control, server
 from differential.intended import PROGRAMS
 from differential.judge import Judge
 from differential.mends import MENDS
-from differential.open_defects import OPEN
 from differential.program import Program
 from differential.shrink import shrink
 from differential.sides import KINDS
@@ -40,7 +39,6 @@ def _arguments() -> Any:
     parser.add_argument("--most", type=int, default=5, help="how many differences end the search")
     parser.add_argument("--record", action="store_true", help="write down a program for each row that has none")
     parser.add_argument("--without", choices=MENDS, help="take a mend out, to see whether its defect is found")
-    parser.add_argument("--all", action="store_true", help="do not pass over defects that are known and open")
     return parser.parse_args()
 
 
@@ -105,7 +103,7 @@ def main() -> int:
     mend = MENDS[asked.without]() if asked.without else nullcontext()
     with mend, nullcontext() if asked.dsn else server() as own:
         control = Control(asked.dsn or own.dsn)
-        judge, began = Judge(control, () if asked.all else OPEN), monotonic()
+        judge, began = Judge(control), monotonic()
         found = (_record if asked.record else _search)(asked, judge)
         control.close()
     print(f"{judge.programs} programs in {monotonic() - began:.0f} s. Intended differences met: {judge.met}")

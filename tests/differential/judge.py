@@ -11,7 +11,6 @@ from differential.stage import HASTY, PATIENT, perform
 if TYPE_CHECKING:
     from differential.compare import Difference
     from differential.control import Control
-    from differential.intended import Row
     from differential.program import Program
     from differential.stage import Pace
 
@@ -26,7 +25,6 @@ class Judge:
 
     Args:
         control: A session of its own at the server.
-        open_defects: What is passed over, besides what is intended.
 
     Attributes:
         met: How often each intended difference was met, by its key.
@@ -34,8 +32,8 @@ class Judge:
         told: Signatures of differences that are known well enough.
     """
 
-    def __init__(self, control: Control, open_defects: tuple[Row, ...] = ()) -> None:
-        self._control, self._open = control, open_defects
+    def __init__(self, control: Control) -> None:
+        self._control = control
         self.met: dict[str, int] = {}
         self.programs = 0
         self.told: set[tuple[Any, ...]] = set()
@@ -64,7 +62,7 @@ class Judge:
         return found if len(signatures) == 1 else None
 
     def keys(self, program: Program, pace: Pace = PATIENT) -> set[str]:
-        """The rows, and open defects, that a program shows."""
+        """The rows that a program shows."""
         met, self.met = self.met, {}
         self._first(program, pace)
         met, self.met = self.met, met
@@ -80,12 +78,9 @@ class Judge:
         ours = perform(program, "ours", self._control, pace)
         return self._unexplained(program, differences(program, upstream, ours))
 
-    def _known(self, difference: Difference) -> Row | None:
-        return next((row for row in self._open if row.explains(difference)), None)
-
     def _unexplained(self, program: Program, found: list[Difference]) -> Difference | None:
         for difference in found:
-            row = explain(difference) or self._known(difference)
+            row = explain(difference)
             if row is None:
                 return difference
             self.met[row.key] = self.met.get(row.key, 0) + 1
