@@ -338,13 +338,13 @@ def test_a_lease_is_reset_when_it_may_have_to_be(address, loop_factory, work, re
             helpers.make_known("SELECT 1", "SELECT 1 WHERE $1", "SELECT pg_sleep(1)")
             assert await pool.fetchval("SELECT 1") == 1
             session = pool._holders[0]
-            before = session._resets
+            before = session._uncounted_queries
             assert before == 0
             for _ in range(3):
                 async with pool.acquire() as con:
                     await work(0 if work is asyncio.sleep else con)
             assert pool._holders[0] is session
-            assert session._resets - before == 3 * resets
+            assert session._uncounted_queries - before == 3 * resets
             assert await leased_state(pool) == clean
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -115,6 +115,10 @@ def _size(counts: Any) -> int:
     return counts.get("size", counts.get("pool_size", 0))
 
 
+def _is_returned_in_use(difference: Difference) -> bool:
+    return "was returned to its pool while a query was running" in str(difference.ours)
+
+
 def _is_used_after_return(difference: Difference) -> bool:
     if difference.what == "complaints" and difference.step["do"] == "exit":
         return not _is_asyncpg(difference) and _has_step(difference, "putconn")
@@ -326,6 +330,7 @@ ROWS: tuple[Row, ...] = (
     Row("lease-callbacks-end", _are_callbacks_of_leases),
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
+    Row("returned-in-use", _is_returned_in_use, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
