@@ -267,8 +267,8 @@ class Pool(PoolLikeness):
         """
         Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it.
 
-        It is closed in peace: asyncpg then has the server cancel a query of `setup` that was cancelled. A session that
-        was cut would run it to its end, beside those that the pool counts.
+        It is cut, unless asyncpg is about to have the server cancel a query of `setup`: a session that was cut then would
+        run it to its end, beside those that the pool counts.
         """
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
@@ -278,7 +278,7 @@ class Pool(PoolLikeness):
                 await setup(proxy)
         except BaseException as error:
             proxy._holder.disown()
-            keeper.shard.retire(slot, "setup failed")
+            keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
             if timer.expired() and isinstance(error, TimeoutError):
                 raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise

@@ -366,10 +366,14 @@ class AsyncpgSession:
         reach = self._reach
         return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
 
+    def is_cancelling(self) -> bool:
+        """Whether asyncpg has the server cancel a query."""
+        return self._reach.is_busy is not None and bool(self._reach.protocol._is_cancelling())
+
     def patience_after(self, error: BaseException | None) -> float | None:
         """Tell how long a release with *error* on its way may wait for the reset, in seconds; None: as it takes."""
         is_every_reset_awaited = self._answer is None
-        if not is_every_reset_awaited and self._reach.protocol._is_cancelling():
+        if not is_every_reset_awaited and self.is_cancelling():
             return LATE_SECONDS  # that query's time was up, whatever the caller has made of the error
         return patience_after(error)
 
@@ -381,7 +385,7 @@ class AsyncpgSession:
 
     async def _reset(self) -> None:
         con, protocol = self._con, self._reach.protocol
-        if self._reach.is_busy is not None and protocol._is_cancelling():
+        if self.is_cancelling():
             await protocol._wait_for_cancellation()
         if con is None or con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")

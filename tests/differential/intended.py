@@ -271,14 +271,22 @@ def _is_connect_retried(difference: Difference) -> bool:
 
 
 def _is_connected_sooner(difference: Difference) -> bool:
-    """A connect failed, of `configure`; upstream tries again after a second."""
+    """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
+    callbacks = difference.program.callbacks
+    has_failed = "raises" in callbacks.get("configure", {}) or callbacks.get("check")
     return (
         not _is_asyncpg(difference)
-        and "raises" in difference.program.callbacks.get("configure", {})
+        and bool(has_failed)
         and (
-            _raised(difference.upstream) == "PoolTimeout" or _are_counts(difference) or difference.what == "ended after"
+            _raised(difference.upstream) == "PoolTimeout"
+            or _are_counts(difference)
+            or difference.what in ("ended after", "callbacks")
         )
     )
+
+
+def _is_stuck_upstream(difference: Difference) -> bool:
+    return difference.what == "closed" and difference.upstream == "hangs"
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
@@ -352,6 +360,7 @@ ROWS: tuple[Row, ...] = (
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
     Row("nothing-left", _is_left_by_upstream),
+    Row("close-ends", _is_stuck_upstream),
 )
 
 
