@@ -267,8 +267,8 @@ class Pool(PoolLikeness):
         """
         Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it.
 
-        It is cut, unless asyncpg is about to have the server cancel a query of `setup`: a session that was cut then would
-        run it to its end, beside those that the pool counts.
+        It is cut, unless asyncpg is about to have the server cancel a query of `setup`. A session that was cut then
+        would run it to its end, beside those that the pool counts.
         """
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
