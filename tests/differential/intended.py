@@ -116,7 +116,7 @@ def _size(counts: Any) -> int:
 
 
 def _is_returned_in_use(difference: Difference) -> bool:
-    return "was returned to its pool while a query was running" in str(difference.ours)
+    return "while a query was running" in str(difference.ours)
 
 
 def _is_used_after_return(difference: Difference) -> bool:
