@@ -532,7 +532,7 @@ class Shard:
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
-            self._ramp.ceiling = self._budget.max_size
+            self._ramp.ceiling = self.upkeep.ramp.ceiling = self._budget.max_size
         self.grow(now)
         self.upkeep.restore_floor(now)
 
