@@ -820,6 +820,15 @@ class TestAge:
         (slot,) = pool.with_idle(shard, 1)
         assert shard.take(pool.now) is slot
 
+    def test_an_expiry_outdates_what_is_open(self, make):
+        """And nothing that is opened later."""
+        pool, shard = make()
+        (old,) = pool.with_idle(shard, 1)
+        assert not shard.is_outdated(old)
+        pool.terms.generation += 1
+        (new,) = pool.with_idle(shard, 1)
+        assert (shard.is_outdated(old), shard.is_outdated(new)) == (True, False)
+
     def test_a_connect_under_way_at_the_expiry_is_too_old(self, make):
         """It may have logged in with what was changed."""
         pool, shard = make(max_size=2)
@@ -1447,6 +1456,24 @@ class TestFloor:
         pool.budget.resize(5)
         shard.resized(pool.now)
         assert (len(shard.edge.opening), shard.edge.wake) == (3, pool.now + 0.020)
+
+    def test_a_larger_pools_new_loop_fills_the_floor_by_the_new_size(self, make):
+        """Not by that with which the pool was made."""
+        pool, _ = make(max_size=1)
+        pool.terms.min_size = 5
+        pool.budget.resize(5)
+        new = pool.shard()
+        new.keep_floor(pool.now)
+        assert len(new.edge.opening) == 3
+
+    def test_a_floor_that_is_filled_one_by_one_is_filled_without_pauses(self, make):
+        """The next connect follows the last within a step of the ramp."""
+        pool, shard = make(min_size=4, max_connecting=1)
+        shard.keep_floor(pool.now)
+        for _ in range(3):
+            pool.connect(shard)
+            pool.pass_time(0.020)
+            assert len(shard.edge.opening) == 1
 
 
 class TestSuspension:

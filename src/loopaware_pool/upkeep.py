@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.config import IdleOrder
-from loopaware_pool.growth import STEP_SECONDS, FloorPace, Ramp
+from loopaware_pool.growth import STEP_SECONDS, FloorPace
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.edge import Edge
+    from loopaware_pool.growth import Ramp
     from loopaware_pool.shard import Shard
     from loopaware_pool.terms import Terms
 
@@ -44,20 +45,21 @@ class Upkeep:
         config: The pool's settings.
         terms: The pool's generation and floor.
         edge: Does what is decided here.
+        ramp: Paces the connects for the floor.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
 
     Attributes:
         restoring: The connects that are for the floor.
         look_at: When leases may be looked at again for such as were dropped, monotonic seconds.
-        ramp: Paces the connects for the floor while they succeed.
+        ramp: As given.
     """
 
     def __init__(
-        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, pool_size: Callable[[], int]
+        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, *, ramp: Ramp, pool_size: Callable[[], int]
     ) -> None:
         self.restoring: set[Slot] = set()
         self.look_at = 0.0
-        self.ramp = Ramp(config.max_connecting or config.max_size)
+        self.ramp = ramp
         self._shard = shard
         self._config = config
         self._terms = terms
@@ -110,9 +112,11 @@ class Upkeep:
                 return
             self._shard.broke(slot, "reset not answered")
 
-    def connected(self, slot: Slot) -> None:
-        """Note that a connect ended well."""
-        self.restoring.discard(slot)
+    def connected(self, slot: Slot, now: float) -> None:
+        """Note that a connect ended well; if it was for the floor, look soon for what that lacks still."""
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._shard.wake_by(now + STEP_SECONDS)
         self._floor_pace.connected()
         self.ramp.connected()
 
