@@ -81,6 +81,7 @@ class FakeEdge:
         self.returned_leases = []
         self.dropped_leases = []
         self.reasons = []
+        self.connect_times = []
         self.failures = []
         self.floor_failures = []
 
@@ -139,10 +140,10 @@ class FakeEdge:
         self.floor_failures.append(error)
 
     def opened(self, slot, seconds):
-        pass
+        self.connect_times.append((slot, seconds))
 
     def connect_failed(self, slot, error):
-        self.failures.append(error)
+        self.failures.append((slot, error))
 
     def overdue(self, slot):
         self.overdue_leases.append(slot)

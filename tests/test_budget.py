@@ -261,6 +261,44 @@ def test_nobody_is_his_own_donor(make):
     assert budget.donor_for(a, LATE) is None
 
 
+def test_a_loop_that_has_given_everything_back_is_no_donor(make):
+    """Whatever it says it has to spare: no permit could come of it."""
+    budget, a, b, c = make(1, a=1)
+    budget.give_back(a)
+    assert budget.take(b)
+    a.spare = 1
+    budget.take_or_claim(c, SINCE)
+    assert budget.donor_for(c, LATE) is None
+
+
+def test_a_loop_without_a_permit_yields_none(make):
+    """It has none to give, however long another waits for a second one."""
+    budget, a, b, c = make(2, b=1, c=1)
+    budget.take_or_claim(b, SINCE)
+    assert not budget.should_yield(a, LATE, donor_has_waiters=True)
+    assert budget.held(c) == 1
+
+
+def test_more_permits_go_to_those_who_wait(make):
+    """At once, the poorest first, each to be told; what is left is free."""
+    budget, a, b, c = make(2, a=1, b=1)
+    budget.take_or_claim(b, SINCE)
+    budget.take_or_claim(c, SINCE + 1)
+    assert budget.resize(5) == [c, b]
+    assert (budget.max_size, budget.in_use, budget.free, budget.claims) == (5, 4, 1, {})
+    assert budget.take(a)
+
+
+def test_with_fewer_permits_none_is_free_until_enough_are_back(make):
+    """Nobody has a permit taken away."""
+    budget, a, b, _ = make(3, a=3)
+    assert budget.resize(2) == []
+    assert (budget.held(a), budget.free) == (3, 0)
+    assert not budget.take_or_claim(b, SINCE)
+    assert budget.give_back(a) is None
+    assert budget.give_back(a) is b
+
+
 class Traffic:
     """Threads that take, claim, give back and forget at random, and note what they own by their own account."""
 

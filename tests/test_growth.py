@@ -114,6 +114,7 @@ def test_a_connection_for_the_floor_shortens_the_pauses():
     for _ in range(4):
         pace.failed(BEGAN)
     pace.connected()
+    assert pace.retry_at == 0.0
     pace.failed(BEGAN)
     assert pace.retry_at == BEGAN + 1.0
 

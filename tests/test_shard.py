@@ -167,6 +167,47 @@ class TestLending:
         counters = shard.counters
         assert (counters.acquired, counters.waited, counters.waited_seconds, counters.opened) == (2, 1, 0.25, 1)
 
+    def test_a_pool_may_lend_the_coldest_first(self, make):
+        """What has been idle longest, so that all are used alike."""
+        pool, shard = make(idle_order=IdleOrder.FIFO)
+        slots = pool.with_idle(shard, 3)
+        assert [shard.take(pool.now) for _ in slots] == slots
+
+    def test_a_pool_may_lend_without_a_look_at_the_socket(self, make):
+        """What has died is lent, and handed on, as if it lived."""
+        pool, shard = make(max_size=1, lends_dead=True)
+        (slot,) = pool.with_idle(shard, 1)
+        kill(slot)
+        assert shard.take(pool.now) is slot
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        assert waiter.result is slot
+
+    def test_waits_and_leases_add_up(self, make):
+        """Each adds its time to that of those before it."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        for seconds in (0.25, 0.5):
+            waiter = pool.wait(shard)
+            pool.now += seconds
+            give_back(pool, shard, slot)
+            shard.claim(waiter.result, seconds, pool.now)
+        counters = shard.counters
+        assert (counters.waited, counters.waited_seconds, counters.used_seconds) == (2, 0.75, 0.75)
+
+    def test_every_caller_that_waits_counts_as_queued(self, make):
+        """Also one for whom a connection is opened at once."""
+        pool, shard = make(max_size=1)
+        assert [shard.enqueue(FakeFuture(), pool.now, has_deadline=False) for _ in range(2)] == [True, True]
+        assert shard.counters.queued == 2
+
+    def test_a_null_pool_counts_those_for_whom_nothing_can_be_opened(self, make):
+        """The others wait for a connection of their own, not in a queue."""
+        pool, shard = make(max_size=2, idle_order=IdleOrder.NONE)
+        counted = [shard.enqueue(FakeFuture(), pool.now, has_deadline=False) for _ in range(3)]
+        assert counted == [False, False, True]
+        assert shard.counters.queued == 1
+
 
 class TestDeadConnections:
     def test_a_dead_connection_is_not_lent(self, make):
@@ -268,6 +309,34 @@ class TestDeadConnections:
         shard.closed(slot, pool.now)
         assert (shard.counters.closed, pool.budget.in_use) == (1, 0)
 
+    def test_a_broken_session_has_the_idle_ones_looked_at(self, make):
+        """Where one is lost, there are more; one that is only worn out proves nothing."""
+        pool, shard = make(max_size=3)
+        worn_out, broken = pool.lend(shard, 2)
+        (idle,) = pool.with_idle(shard, 1)
+        kill(idle)
+        give_back(pool, shard, worn_out, WORN_OUT)
+        assert shard.idle == [idle]
+        give_back(pool, shard, broken, BROKEN)
+        assert shard.idle == []
+
+    def test_only_what_came_back_dead_counts_as_such(self, make):
+        """Each one; a connection that is worn out is none."""
+        pool, shard = make(max_size=3)
+        for slot, check in zip(pool.lend(shard, 3), (BROKEN, WORN_OUT, BROKEN), strict=True):
+            give_back(pool, shard, slot, check)
+        pool.closed(shard)
+        assert (shard.counters.returned_dead, shard.counters.closed) == (2, 3)
+
+    def test_what_arrived_is_read_before_the_connection_is_handed_on(self, make):
+        """A caller that waits is not handed a connection that may have been told to go."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        waiter = pool.wait(shard)
+        slot.session.life = Liveness.UNREAD
+        give_back(pool, shard, slot)
+        assert (shard.edge.reading, slot.state, waiter.done()) == ([slot], SlotState.RESETTING, False)
+
 
 class TestComingBack:
     def test_a_connection_that_needs_a_reset_is_out_of_reach(self, make):
@@ -316,6 +385,40 @@ class TestComingBack:
         assert shard.edge.parked == []
         give_back(pool, shard, pool.claim(shard, waiter))
         assert shard.edge.parked == [slot]
+
+    def test_a_null_pool_keeps_only_what_somebody_waits_for(self, make):
+        """The rest is closed, politely."""
+        pool, shard = make(max_size=1, idle_order=IdleOrder.NONE)
+        first = pool.wait(shard)
+        pool.connect(shard)
+        slot = pool.claim(shard, first)
+        second = pool.wait(shard)
+        give_back(pool, shard, slot)
+        give_back(pool, shard, pool.claim(shard, second))
+        assert shard.edge.closing == [slot]
+        pool.closed(shard)
+        assert shard.edge.reasons == ["nobody waits for it"]
+
+    def test_a_loop_that_ends_keeps_only_what_somebody_waits_for(self, make):
+        """The rest is closed at once: there is no time for a goodbye."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.is_ending = True
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        give_back(pool, shard, pool.claim(shard, waiter))
+        assert slot.state is SlotState.GONE
+        assert shard.edge.reasons == ["the loop ends"]
+
+    @pytest.mark.parametrize("check", [RESET, RESET_SENT])
+    def test_a_loop_that_ends_resets_nothing(self, make, check):
+        """Nobody would hear the answer: the connection is closed at once."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.is_ending = True
+        give_back(pool, shard, slot, check)
+        assert (slot.state, shard.edge.resetting) == (SlotState.GONE, [])
+        assert shard.edge.reasons == [ReturnCheck.STRANDED.value]
 
 
 class TestAwaitingAnAnswer:
@@ -401,6 +504,8 @@ class TestAwaitingAnAnswer:
         shard.shut(RuntimeError)
         assert shard.edge.closing == [slot]
         assert not shard.unanswered
+        pool.closed(shard)
+        assert shard.edge.reasons == ["pool closed"]
 
     def test_a_loop_keeps_what_its_own_callers_wait_for(self, make):
         """Another loop that has none is given it if nobody here waits, though its answer be due."""
@@ -416,6 +521,42 @@ class TestAwaitingAnAnswer:
         here.leave(waiter)
         here.asked(pool.now)
         assert slot.state is SlotState.CLOSING
+
+    def test_an_expiry_closes_what_waits_for_an_answer(self, make):
+        """What was opened since, and waits for one as well, stays."""
+        pool, shard = make(max_size=2)
+        (old,) = pool.lend(shard, 1)
+        give_back(pool, shard, old, RESET_SENT)
+        pool.terms.generation += 1
+        (new,) = pool.lend(shard, 1)
+        give_back(pool, shard, new, RESET_SENT)
+        shard.expired()
+        assert shard.edge.closing == [old]
+        assert list(shard.unanswered) == [new]
+        pool.closed(shard)
+        assert shard.edge.reasons == ["expired"]
+
+    def test_the_timer_is_set_for_the_answer_that_is_due_first(self, make):
+        """To the moment: when one is given up, it is set for the next."""
+        pool, shard = make(max_size=2)
+        first, second = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET_SENT)
+        assert shard.edge.wake == pool.now + 30.0
+        pool.now += 10.0
+        give_back(pool, shard, second, RESET_SENT)
+        pool.pass_time(20.0)
+        assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
+        assert shard.edge.wake == pool.now + 10.0
+
+    def test_an_answer_is_late_after_a_step_of_the_ramp(self, make):
+        """To the moment: a connection is opened then for who waits."""
+        pool, shard = make(max_size=2)
+        (slot,) = pool.lend(shard, 1)
+        give_back(pool, shard, slot, RESET_SENT)
+        pool.wait(shard)
+        assert (shard.edge.opening, shard.edge.wake) == ([], pool.now + 0.020)
+        pool.pass_time(0.020)
+        assert len(shard.edge.opening) == 1
 
 
 class TestGrowth:
@@ -492,6 +633,37 @@ class TestGrowth:
         assert slot.state is SlotState.GONE
         assert pool.connect(shard) is waiter.result
         assert pool.budget.in_use == 1
+
+    def test_a_single_caller_beyond_the_ramp_gets_its_turn(self, make):
+        """The timer is set for the next step, to the moment."""
+        pool, shard = make(max_size=10)
+        for _ in range(4):
+            pool.wait(shard)
+        assert (len(shard.edge.opening), shard.edge.wake) == (3, pool.now + 0.020)
+        pool.pass_time(0.020)
+        assert len(shard.edge.opening) == 4
+
+    def test_connects_are_counted_with_their_times(self, make):
+        """And each is told of, with its own."""
+        pool, shard = make(max_size=2)
+        slots = []
+        for seconds in (0.25, 0.5):
+            slots.append(shard.open_one(pool.now))
+            pool.now += seconds
+            pool.connect(shard)
+        assert (shard.counters.opened, shard.counters.connect_seconds) == (2, 0.75)
+        assert shard.edge.connect_times == list(zip(slots, (0.25, 0.5), strict=True))
+
+    @pytest.mark.parametrize(("max_connecting", "opening"), [(None, 3), (2, 2)])
+    def test_a_larger_pool_has_more_connects_in_flight(self, make, max_connecting, opening):
+        """At once, for the callers that wait; unless `max_connecting` says otherwise."""
+        pool, shard = make(max_size=2, max_connecting=max_connecting)
+        for _ in range(5):
+            pool.wait(shard)
+        assert len(shard.edge.opening) == 2
+        pool.budget.resize(10)
+        shard.resized(pool.now)
+        assert len(shard.edge.opening) == opening
 
 
 class TestConnectFailures:
@@ -602,6 +774,31 @@ class TestConnectFailures:
         error = pool.refuse(shard)
         assert there.exception is error
 
+    def test_the_prober_starts_when_its_pause_is_over(self, make):
+        """To the moment for which the timer was set."""
+        pool, shard = make(max_size=4)
+        pool.wait(shard, has_deadline=True)
+        pool.refuse(shard)
+        pool.pass_time(shard.edge.wake - pool.now)
+        assert len(shard.edge.opening) == 1
+
+    def test_a_failed_hook_is_told_to_who_came_when_the_connect_was_under_way(self, make):
+        """The first in the queue hears of it, although the connect began for another."""
+        pool, shard = make(max_size=1)
+        gone = pool.wait(shard)
+        pool.now += 1
+        there = pool.wait(shard)
+        shard.leave(gone)
+        error = pool.refuse(shard, ValueError("init"), is_final=True)
+        assert there.exception is error
+
+    def test_each_failure_is_told_of(self, make):
+        """With the connection that there is not."""
+        pool, shard = make(max_size=1)
+        slot = shard.open_one(pool.now)
+        error = pool.refuse(shard)
+        assert shard.edge.failures == [(slot, error)]
+
 
 class TestAge:
     def test_an_expired_connection_is_replaced_when_it_is_idle(self, make):
@@ -622,6 +819,15 @@ class TestAge:
         pool.terms.generation += 1
         (slot,) = pool.with_idle(shard, 1)
         assert shard.take(pool.now) is slot
+
+    def test_an_expiry_outdates_what_is_open(self, make):
+        """And nothing that is opened later."""
+        pool, shard = make()
+        (old,) = pool.with_idle(shard, 1)
+        assert not shard.is_outdated(old)
+        pool.terms.generation += 1
+        (new,) = pool.with_idle(shard, 1)
+        assert (shard.is_outdated(old), shard.is_outdated(new)) == (True, False)
 
     def test_a_connect_under_way_at_the_expiry_is_too_old(self, make):
         """It may have logged in with what was changed."""
@@ -771,6 +977,131 @@ class TestAge:
         assert shard.idle == [alive]
         assert shard.counters.found_dead == 1
 
+    def test_a_connection_that_has_expired_says_so(self, make):
+        """Idle or lent, and although its lifetime is not over."""
+        pool, shard = make(max_size=2, max_lifetime=100.0)
+        (lent,) = pool.lend(shard, 1)
+        pool.with_idle(shard, 1)
+        pool.terms.generation += 1
+        give_back(pool, shard, lent)
+        shard.sweep(pool.now)
+        for _ in range(2):
+            pool.closed(shard)
+        assert shard.edge.reasons == ["expired", "expired"]
+
+    def test_a_lease_that_ends_with_the_lifetime_is_the_last(self, make):
+        """To the moment; no answer to a reset is waited for."""
+        pool, shard = make(max_lifetime=100.0, lifetime_jitter=0.0)
+        (slot,) = pool.lend(shard, 1)
+        pool.now = slot.expires_at
+        give_back(pool, shard, slot, RESET_SENT)
+        assert shard.edge.closing == [slot]
+
+    def test_a_pool_may_keep_what_is_too_old_while_it_is_idle(self, make):
+        """It is lent once more, and closed when it comes back."""
+        pool, shard = make(max_lifetime=10.0, lends_expired=True)
+        (slot,) = pool.with_idle(shard, 1)
+        pool.now += 100.0
+        shard.sweep(pool.now)
+        assert shard.idle == [slot]
+        assert shard.take(pool.now) is slot
+        give_back(pool, shard, slot)
+        assert shard.edge.closing == [slot]
+
+    @pytest.mark.parametrize(("limit", "reason"), [("max_lifetime", "max_lifetime"), ("max_idle", "idle")])
+    def test_what_time_ends_says_which_limit_it_was(self, make, limit, reason):
+        """Its session is sound, so it goes politely."""
+        pool, shard = make(lifetime_jitter=0.0, **{limit: 10.0})
+        (slot,) = pool.with_idle(shard, 1)
+        pool.pass_time(10.0)
+        assert shard.edge.closing == [slot]
+        pool.closed(shard)
+        assert shard.edge.reasons == [reason]
+
+    @pytest.mark.parametrize("limit", ["keepalive", "max_idle", "max_lifetime"])
+    def test_a_look_before_its_time_leaves_an_idle_connection_alone(self, make, limit):
+        """The timer is set for when its time has come."""
+        pool, shard = make(lifetime_jitter=0.0, **{limit: 10.0})
+        (slot,) = pool.with_idle(shard, 1)
+        pool.now += 4.0
+        shard.sweep(pool.now)
+        assert (shard.idle, shard.edge.pinging, shard.edge.wake) == ([slot], [], slot.since + 10.0)
+
+    def test_a_look_before_an_answer_is_overdue_leaves_the_connection_alone(self, make):
+        """The timer is set for when it is."""
+        pool, shard = make()
+        (slot,) = pool.with_idle(shard, 1)
+        slot.session.is_settled = False
+        pool.now += 4.0
+        shard.sweep(pool.now)
+        assert (shard.idle, shard.edge.wake) == ([slot], slot.since + 30.0)
+
+    def test_all_idle_connections_can_be_pinged_at_once(self, make):
+        """They are out of reach of callers until each has answered; what is lent is left alone."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        slots = pool.with_idle(shard, 2)
+        assert shard.upkeep.ping_all() == slots
+        assert (shard.edge.pinging, shard.idle) == (slots, [])
+        assert lent.state is SlotState.LENT
+
+
+class TestShrinking:
+    """Of a pool that uses its connections in turn: one goes each `max_idle`, if some were always to spare."""
+
+    @pytest.fixture
+    def three(self, make):
+        """Three idle connections where one is enough, at the begin of a period."""
+        pool, shard = make(min_size=1, max_idle=10.0, idle_order=IdleOrder.FIFO)
+        slots = pool.with_idle(shard, 3)
+        shard.sweep(pool.now)
+        return pool, shard, slots
+
+    def test_one_goes_each_period_down_to_the_floor(self, three):
+        """The one that was idle for longest, politely; the timer is set for the end of each period."""
+        pool, shard, slots = three
+        closed = []
+        for _ in range(3):
+            assert shard.edge.wake == pool.now + 10.0
+            pool.pass_time(10.0)
+            closed.append(len(shard.edge.closing))
+        assert closed == [1, 2, 2]
+        assert shard.edge.closing == slots[:2]
+        pool.closed(shard)
+        assert shard.edge.reasons == ["idle"]
+
+    @pytest.mark.parametrize(("used", "closed"), [(2, 1), (3, 0)])
+    def test_none_goes_if_all_were_needed_at_once(self, three, used, closed):
+        """If only for a moment; the next period is judged by itself."""
+        pool, shard, _ = three
+        for slot in [shard.take(pool.now) for _ in range(used)]:
+            give_back(pool, shard, slot)
+        pool.pass_time(10.0)
+        assert len(shard.edge.closing) == closed
+        pool.pass_time(10.0)
+        assert len(shard.edge.closing) == closed + 1
+
+    def test_a_look_in_between_closes_nothing(self, three):
+        """The period goes on."""
+        pool, shard, slots = three
+        pool.now += 4.0
+        shard.sweep(pool.now)
+        assert (shard.idle, shard.edge.wake) == (slots, pool.now + 6.0)
+
+    def test_a_pool_without_connections_sets_no_timer(self, make):
+        """There is nothing to shrink."""
+        pool, shard = make(max_idle=10.0, idle_order=IdleOrder.FIFO)
+        shard.sweep(pool.now)
+        assert shard.edge.wake == NEVER
+
+    def test_the_shortest_period_is_ten_milliseconds(self, make):
+        """Of those to spare, one goes in it."""
+        pool, shard = make(max_idle=0.01, idle_order=IdleOrder.FIFO)
+        slots = pool.with_idle(shard, 3)
+        shard.sweep(pool.now)
+        pool.pass_time(0.01)
+        assert shard.edge.closing == slots[:1]
+
 
 class TestLeases:
     def test_a_lease_that_is_too_long_is_reported_once(self, make):
@@ -815,6 +1146,14 @@ class TestLeases:
         pool.lend(shard, 1)
         pool.pass_time(1e6)
         assert shard.edge.overdue_leases == []
+
+    def test_a_look_before_a_lease_is_overdue_sets_the_timer_for_it(self, make):
+        """To the moment."""
+        pool, shard = make(leak_threshold=2.0)
+        (slot,) = pool.lend(shard, 1)
+        pool.now += 0.5
+        shard.sweep(pool.now)
+        assert (shard.edge.overdue_leases, shard.edge.wake) == ([], slot.since + 2.0)
 
 
 class TestDroppedLeases:
@@ -880,6 +1219,38 @@ class TestDroppedLeases:
         give_back(pool, shard, slot)
         shard.upkeep.dropped(slot)
         assert shard.idle == [slot]
+
+    def test_a_look_is_followed_by_another_a_second_later(self, make):
+        """To the moment, for as long as somebody waits."""
+        pool, shard = make(max_size=1)
+        pool.lend(shard, 1)
+        pool.wait(shard)
+        for _ in range(3):
+            assert shard.edge.wake == pool.now + 1.0
+            pool.pass_time(1.0)
+
+    def test_who_waits_for_another_loops_permit_looks_again_a_second_later(self, make):
+        """To the moment, and on that loop too."""
+        pool, shard = make(max_size=2, patience=PATIENCE)
+        other = pool.shard()
+        pool.lend(shard, 1)
+        (slot,) = pool.lend(other, 1)
+        pool.wait(shard)
+        self.drop(slot)
+        pool.pass_time(1.0)
+        assert other.edge.dropped_leases == [slot]
+
+    def test_each_dropped_lease_counts(self, make):
+        """And its connection says why it was closed; a closed pool looks for them once a second."""
+        pool, shard = make(max_size=3)
+        dropped = pool.lend(shard, 3)[:2]
+        for slot in dropped:
+            self.drop(slot)
+        shard.shut(RuntimeError)
+        shard.sweep(pool.now)
+        assert shard.counters.dropped == 2
+        assert shard.edge.reasons == ["dropped by its holder"] * 2
+        assert shard.edge.wake == pool.now + 1.0
 
 
 class TestFloor:
@@ -1003,6 +1374,107 @@ class TestFloor:
         pool.pass_time(60.0)
         assert not shard.slots
 
+    def test_without_a_floor_there_is_nothing_to_look_after(self, make):
+        """No timer is set for it."""
+        pool, shard = make(min_size=0)
+        shard.keep_floor(pool.now)
+        assert shard.edge.wake == NEVER
+
+    def test_a_floor_that_is_there_is_looked_at_once_a_second(self, make):
+        """Not more often: neither when the last connect for it has begun, nor when more is open."""
+        pool, shard = make(min_size=2)
+        shard.keep_floor(pool.now)
+        assert (len(shard.edge.opening), shard.edge.wake) == (2, pool.now + 1.0)
+        for _ in range(2):
+            pool.connect(shard)
+        pool.with_idle(shard, 1)
+        pool.pass_time(1.0)
+        assert shard.edge.wake == pool.now + 1.0
+
+    def test_a_floor_that_lacks_more_is_looked_at_with_the_next_step(self, make):
+        """Also where few connects may be in flight."""
+        pool, shard = make(min_size=3, max_connecting=2)
+        shard.keep_floor(pool.now)
+        assert (len(shard.edge.opening), shard.edge.wake) == (2, pool.now + 0.020)
+
+    def test_the_prober_for_the_floor_is_followed_by_nobody_until_it_ends(self, make):
+        """While the server refuses, no step of the ramp is due."""
+        pool, shard = make(min_size=2)
+        shard.keep_floor(pool.now)
+        pool.refuse(shard)
+        pool.refuse(shard)
+        pool.pass_time(2.0)
+        assert (len(shard.edge.opening), shard.edge.wake) == (1, pool.now + 1.0)
+
+    def test_a_floor_that_is_lost_again_is_restored_from_the_foot_of_the_ramp(self, make):
+        """However fast it was restored the last time."""
+        pool, shard = make(min_size=6, max_size=6)
+        shard.keep_floor(pool.now)
+        pool.pass_time(0.020)
+        for _ in range(6):
+            pool.connect(shard)
+        pool.pass_time(1.0)
+        kill(*shard.idle)
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 3
+
+    def test_a_cancelled_connect_is_not_the_floors_any_more(self, make):
+        """Another is made for it within a second."""
+        pool, shard = make(min_size=1)
+        shard.keep_floor(pool.now)
+        shard.connect_cancelled(shard.edge.opening.pop(), pool.now)
+        assert not shard.upkeep.restoring
+        pool.pass_time(1.0)
+        assert len(shard.edge.opening) == 1
+
+    def test_a_refill_ends_the_pause(self, make):
+        """Of a floor that could not be restored."""
+        pool, shard = make(min_size=2)
+        shard.keep_floor(pool.now)
+        pool.refuse(shard)
+        pool.refuse(shard)
+        shard.upkeep.refill(pool.now)
+        assert len(shard.edge.opening) == 1
+
+    def test_a_refill_opens_one_connection_without_a_floor(self, make):
+        """If there is none."""
+        pool, shard = make(min_size=0)
+        for _ in range(2):
+            shard.upkeep.refill(pool.now)
+            assert len(shard.slots) == 1
+        slot = pool.connect(shard)
+        assert slot.opened_at == pool.now
+        shard.upkeep.refill(pool.now)
+        assert shard.slots == {slot}
+
+    def test_a_higher_floor_is_filled_at_once(self, make):
+        """A few at a time, as any other, however small the pool was."""
+        pool, shard = make(min_size=1, max_size=1)
+        shard.keep_floor(pool.now)
+        pool.connect(shard)
+        pool.terms.min_size = 5
+        pool.budget.resize(5)
+        shard.resized(pool.now)
+        assert (len(shard.edge.opening), shard.edge.wake) == (3, pool.now + 0.020)
+
+    def test_a_larger_pools_new_loop_fills_the_floor_by_the_new_size(self, make):
+        """Not by that with which the pool was made."""
+        pool, _ = make(max_size=1)
+        pool.terms.min_size = 5
+        pool.budget.resize(5)
+        new = pool.shard()
+        new.keep_floor(pool.now)
+        assert len(new.edge.opening) == 3
+
+    def test_a_floor_that_is_filled_one_by_one_is_filled_without_pauses(self, make):
+        """The next connect follows the last within a step of the ramp."""
+        pool, shard = make(min_size=4, max_connecting=1)
+        shard.keep_floor(pool.now)
+        for _ in range(3):
+            pool.connect(shard)
+            pool.pass_time(0.020)
+            assert len(shard.edge.opening) == 1
+
 
 class TestSuspension:
     def test_nobody_is_served_while_suspended(self, make):
@@ -1073,6 +1545,7 @@ class TestClosing:
         assert shard.edge.closing == [idle, lent, connecting]
         for _ in range(3):
             pool.closed(shard)
+        assert shard.edge.reasons == ["pool closed"] * 3
         assert not shard.slots
         assert pool.budget.in_use == 0
 
@@ -1143,6 +1616,25 @@ class TestClosing:
         shard.retire(slot, "three")
         assert shard.edge.reasons == ["one"]
 
+    def test_a_connection_can_be_closed_without_a_goodbye(self, make):
+        """At once, with its permit."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.retire(slot, "told so", politely=False)
+        assert (slot.state, pool.budget.in_use) == (SlotState.GONE, 0)
+
+    def test_a_goodbye_is_cut_although_another_loop_has_permits_too(self, make):
+        """Whoever waits for a permit does not wait for what its own loop is closing."""
+        pool, shard = make(max_size=2)
+        pool.lend(pool.shard(), 1)
+        (slot,) = pool.lend(shard, 1)
+        shard.retire(slot, "told so")
+        pool.wait(shard)
+        pool.pass_time(PARTING_SECONDS)
+        assert slot.state is SlotState.GONE
+        pool.deliver()
+        assert len(shard.edge.opening) == 1
+
 
 class TestTwoLoops:
     @pytest.fixture
@@ -1162,6 +1654,7 @@ class TestTwoLoops:
         assert here.edge.closing == [cold]
         assert here.idle == [warm]
         pool.closed(here)
+        assert here.edge.reasons == ["given to another loop"]
         assert pool.messages == [("tell", there)]
         pool.deliver()
         assert pool.connect(there) is waiter.result
@@ -1191,6 +1684,8 @@ class TestTwoLoops:
         give_back(pool, here, slots[1])
         assert here.edge.closing == [slots[1]]
         assert not mine[1].done()
+        pool.closed(here)
+        assert here.edge.reasons == ["given to another loop"]
 
     def test_a_connection_opened_for_a_caller_serves_it_first(self, make):
         """Connects take longer than patience: if each new one were given up, two loops would connect for ever."""
@@ -1286,6 +1781,51 @@ class TestTwoLoops:
         pool.deliver()
         assert len(there.edge.opening) == 1
         assert pool.budget.in_use == 2
+
+    def test_the_richer_loop_gives_to_one_that_is_overdue(self, make):
+        """Although both have callers, and the one that gives waits for a permit as well."""
+        pool, here = make(max_size=4, patience=PATIENCE)
+        there = pool.shard()
+        slots = pool.lend(here, 3)
+        pool.lend(there, 1)
+        pool.wait(here)
+        pool.wait(there)
+        pool.now += PATIENCE
+        give_back(pool, here, slots[0])
+        assert here.edge.closing == [slots[0]]
+
+    def test_own_callers_come_first_however_old_the_connection_is(self, two):
+        """Patience counts from when the other loop began to wait."""
+        pool, here, there = two
+        slots = pool.lend(here, 2)
+        pool.now += 1.0
+        mine = pool.wait(here)
+        pool.wait(there)
+        give_back(pool, here, slots[0])
+        assert mine.result is slots[0]
+
+    def test_a_suspended_loop_gives_nothing_up_for_itself(self, two):
+        """Its own claim is no reason to close what comes back."""
+        pool, here, there = two
+        (slot,) = pool.lend(here, 1)
+        pool.lend(there, 1)
+        pool.wait(here)
+        here.phase = Phase.SUSPENDED
+        pool.now += PATIENCE
+        give_back(pool, here, slot)
+        assert here.idle == [slot]
+
+    def test_a_permit_that_was_waited_for_is_used_and_not_passed_on(self, two):
+        """A third loop that waits gets the next one; who needs two claims again."""
+        pool, here, there = two
+        third = pool.shard()
+        slots = pool.lend(here, 2)
+        for shard in (there, there, third):
+            pool.wait(shard)
+        give_back(pool, here, slots[0], BROKEN)
+        pool.deliver()
+        assert (len(there.edge.opening), third.edge.opening) == (1, [])
+        assert list(pool.budget.claims) == [third, there]
 
 
 class TestStandingStill:
@@ -1396,7 +1936,19 @@ class TestCounts:
         for _ in range(5):
             pool.now += 0.1
             give_back(pool, shard, shard.take(pool.now))
+        shard.wake_by(first)
         assert shard.edge.wake == "untouched"
+
+    def test_connections_are_in_use_while_a_caller_has_one(self, make):
+        """Not by being idle, connecting or closing."""
+        pool, shard = make(max_size=4)
+        lent, closing = pool.lend(shard, 2)
+        pool.with_idle(shard, 1)
+        shard.open_one(pool.now)
+        shard.retire(closing, "told so")
+        assert shard.is_in_use()
+        give_back(pool, shard, lent)
+        assert not shard.is_in_use()
 
 
 class TestComingBackToTheQueue:
@@ -1428,3 +1980,17 @@ class TestComingBackToTheQueue:
         for waiter in waiters:
             assert pool.connect(shard) is waiter.result
             pool.pass_time(0.020)
+
+    def test_callers_of_one_moment_stay_in_the_order_of_their_coming_back(self, make):
+        """Nobody passes another who has waited for as long."""
+        pool, shard = make(max_size=1)
+        waiters = [self.come_back(pool, shard, pool.now) for _ in range(3)]
+        assert list(shard.waiters) == waiters
+
+    def test_a_caller_that_comes_back_has_its_deadline_still(self, make):
+        """So it waits on when a connect fails."""
+        pool, shard = make(max_size=1)
+        waiter = FakeFuture()
+        shard.come_back(waiter, pool.now, pool.now, has_deadline=True)
+        pool.refuse(shard)
+        assert not waiter.done()

@@ -32,6 +32,7 @@ def served(shedding, *waits, since, over=INTERVAL):
 class TestShedding:
     def test_nobody_is_refused_at_first(self):
         """However long he has waited: it takes an interval to know that a line stands."""
+        assert Shedding(LIMIT).is_standing is False
         assert served(Shedding(LIMIT), 100.0, 100.0, 100.0, since=50.0) == [False] * 3
 
     def test_a_line_stands_once_the_shortest_wait_of_an_interval_was_too_long(self):

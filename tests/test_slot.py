@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import types
 
 import pytest
 
-from loopaware_pool.slot import TRANSITIONS, IllegalMove, Slot, SlotEvent, SlotState
+from loopaware_pool.slot import POOLS, TRANSITIONS, IllegalMove, Slot, SlotEvent, SlotState, acquiring_line
 
 S, E = SlotState, SlotEvent
 # Written out once more, so that a slip in the table shows.
@@ -97,7 +98,7 @@ def test_a_new_slot_knows_when_it_began():
     assert (slot.generation, slot.opened_at, slot.since) == (7, 12.5, 12.5)
     assert slot.expires_at == float("inf")
     assert slot.holder is None
-    assert slot.code is None
+    assert (slot.code, slot.instruction) == (None, 0)
     assert not slot.reported
     assert not hasattr(slot, "session")
 
@@ -105,3 +106,45 @@ def test_a_new_slot_knows_when_it_began():
 def test_a_slot_describes_itself_before_it_has_a_session():
     """`repr` works while connecting: it is needed most when something has gone wrong."""
     assert repr(Slot(generation=0, now=0.0)) == "<Slot connecting None>"
+
+
+def test_a_slot_describes_its_session():
+    """And where it is in its life."""
+    slot = slot_in(S.LENT)
+    slot.session = "the session"
+    assert repr(slot) == "<Slot lent 'the session'>"
+
+
+class Task:
+    """Something that can be held weakly."""
+
+
+def test_a_slot_knows_who_acquired_it_and_where():
+    """Weakly: it keeps no task alive; and without a task nobody holds it."""
+    slot, task, code = slot_in(S.LENT), Task(), test_every_event_happens_somewhere.__code__
+    slot.lent_to(task, code, 7)
+    assert (slot.holder(), slot.code, slot.instruction) == (task, code, 7)
+    del task
+    assert slot.holder() is None
+    slot.lent_to(None, None, 0)
+    assert (slot.holder, slot.code, slot.instruction) == (None, None, 0)
+
+
+def frames(*modules):
+    """Frames of functions of *modules*, each called by the next; the innermost."""
+    frame = None
+    for number, module in reversed(list(enumerate(modules))):
+        frame = types.SimpleNamespace(f_globals={"__name__": module}, f_back=frame, f_code=module, f_lasti=number)
+    return frame
+
+
+def test_an_acquire_stands_in_the_first_frame_that_is_the_callers_own():
+    """However many of the pool's are below it, and whichever follow."""
+    assert acquiring_line(frames("app", "main")) == ("app", 0)
+    assert acquiring_line(frames(*sorted(POOLS), "app", "contextlib", "main")) == ("app", len(POOLS))
+
+
+def test_where_an_acquire_stands_may_be_unknown():
+    """If there are no frames, or none that is the caller's."""
+    assert acquiring_line(None) == (None, 0)
+    assert acquiring_line(frames("contextlib", "loopaware_pool.queue")) == (None, 0)

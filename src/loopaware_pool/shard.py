@@ -89,12 +89,13 @@ class Shard:
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        self._ramp = Ramp(config.max_connecting or config.max_size)
+        ceiling = config.max_connecting or budget.max_size  # which may have changed since the settings were made
+        self._ramp = Ramp(ceiling)
         self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
         self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
-        self.upkeep = Upkeep(self, config, terms, edge, pool_size)
+        self.upkeep = Upkeep(self, config, terms, edge, ramp=Ramp(ceiling), pool_size=pool_size)
 
     def is_open(self) -> bool:
         """Whether callers are, or will be, served."""
@@ -364,7 +365,7 @@ class Shard:
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
         self.connecting.discard(slot)
-        self.upkeep.connected(slot)
+        self.upkeep.connected(slot, now)
         self.last_error = None
         self._ramp.connected()
         self.counters.opened += 1
@@ -532,7 +533,7 @@ class Shard:
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
-            self._ramp.ceiling = self._budget.max_size
+            self._ramp.ceiling = self.upkeep.ramp.ceiling = self._budget.max_size
         self.grow(now)
         self.upkeep.restore_floor(now)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.config import IdleOrder
-from loopaware_pool.growth import STEP_SECONDS, FloorPace, Ramp
+from loopaware_pool.growth import STEP_SECONDS, FloorPace
 from loopaware_pool.slot import Slot, SlotState
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.edge import Edge
+    from loopaware_pool.growth import Ramp
     from loopaware_pool.shard import Shard
     from loopaware_pool.terms import Terms
 
@@ -44,25 +45,27 @@ class Upkeep:
         config: The pool's settings.
         terms: The pool's generation and floor.
         edge: Does what is decided here.
+        ramp: Paces the connects for the floor.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
 
     Attributes:
         restoring: The connects that are for the floor.
         look_at: When leases may be looked at again for such as were dropped, monotonic seconds.
+        ramp: As given.
     """
 
     def __init__(
-        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, pool_size: Callable[[], int]
+        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, *, ramp: Ramp, pool_size: Callable[[], int]
     ) -> None:
         self.restoring: set[Slot] = set()
         self.look_at = 0.0
+        self.ramp = ramp
         self._shard = shard
         self._config = config
         self._terms = terms
         self._edge = edge
         self._pool_size = pool_size
         self._floor_pace = FloorPace()
-        self._ramp = Ramp(config.max_connecting or config.max_size)
         self._shrinks_in_periods = config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS
         self._shrink_at = NEVER
 
@@ -109,18 +112,20 @@ class Upkeep:
                 return
             self._shard.broke(slot, "reset not answered")
 
-    def connected(self, slot: Slot) -> None:
-        """Note that a connect ended well."""
-        self.restoring.discard(slot)
+    def connected(self, slot: Slot, now: float) -> None:
+        """Note that a connect ended well; if it was for the floor, look soon for what that lacks still."""
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._shard.wake_by(now + STEP_SECONDS)
         self._floor_pace.connected()
-        self._ramp.connected()
+        self.ramp.connected()
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
         """Note that a connect failed; if it was for the floor, another is made later."""
         if slot in self.restoring:
             self.restoring.discard(slot)
             self._floor_pace.failed(now)
-            self._ramp.refused(now)
+            self.ramp.refused(now)
             self._shard.wake_by(self._floor_pace.retry_at)
             if self._shard.is_open():
                 self._edge.floor_not_restored(error)
@@ -132,7 +137,7 @@ class Upkeep:
         self._shard.wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._terms.min_size - self._pool_size()
         if missing <= 0 or not self._edge.is_awake():
-            self._ramp.demand_ended()
+            self.ramp.demand_ended()
         elif now < self._floor_pace.retry_at:
             self._shard.wake_by(self._floor_pace.retry_at)
         else:
@@ -140,7 +145,7 @@ class Upkeep:
 
     def _open_for_floor(self, missing: int, now: float) -> None:
         """Open a few at once, and more every few milliseconds: all processes do that when a server comes back."""
-        allowance = self._ramp.allowance(now)
+        allowance = self.ramp.allowance(now)
         for _ in range(min(missing, allowance - len(self._shard.connecting))):
             slot = self._shard.open_one(now)
             if slot is None:
