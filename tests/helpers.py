@@ -22,6 +22,7 @@ __all__ = [
     "eventually",
     "kernel_watched_fds",
     "kill_sessions",
+    "local_ports",
     "make_known",
     "open_sockets",
     "selector_fds",
@@ -65,6 +66,18 @@ def duplicate_of(name: str, fd: int) -> socket.socket | None:
         os.close(copy)
         return None
     return socket.socket(fileno=copy)
+
+
+def local_ports() -> set[int]:
+    """The ports that this process' TCP sockets have on its side."""
+    found = set()
+    for name, fd in open_sockets().items():
+        duplicate = duplicate_of(name, fd)
+        if duplicate is not None:
+            with duplicate:
+                if duplicate.family == socket.AF_INET:
+                    found.add(duplicate.getsockname()[1])
+    return found
 
 
 def describe_socket(fd: int) -> str:

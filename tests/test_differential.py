@@ -20,7 +20,7 @@ from differential.program import Program
 from differential.shrink import shrink
 from differential.sides import KINDS
 from differential.signatures import surface_of
-from differential.stage import HASTY
+from differential.stage import HASTY, PATIENT
 from differential.write import write
 
 TESTS = Path(__file__).parent
@@ -66,7 +66,9 @@ def recorded(name):
 
 
 def shows(judge, program, key):
-    return key in judge.keys(program, HASTY) or key in judge.keys(program)
+    """Whether a program shows a row: some do by chance, as which of two connections comes back first."""
+    paces = (HASTY, *[PATIENT] * 5)
+    return any(key in judge.keys(program, pace) for pace in paces)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -700,6 +700,8 @@ def test_a_setting_that_the_server_was_told_of_is_no_leases_doing(bank, admin, r
     def reload(style):
         admin.execute(f"ALTER SYSTEM SET IntervalStyle = '{style}'")
         admin.execute("SELECT pg_reload_conf()")
+        while admin.execute("SHOW IntervalStyle").fetchone() != (style,):  # else a later lease may hear of it
+            continue
 
     async def main():
         helpers.make_known("SELECT 1")
