@@ -304,6 +304,14 @@ class TestErrands:
         errands.run_if_idle()
         assert notes == [threading.current_thread()]
 
+    def test_nothing_is_done_beside_the_closing_of_a_loop(self, new_loop, notes, tell):
+        """But after it, by the thread that closes it."""
+        errands = loops.Errands(new_loop())
+        with errands.closing():
+            tell(errands, lambda: notes.append(threading.current_thread()))
+            assert notes == []
+        assert notes == [threading.current_thread()]
+
     def test_it_is_done_at_once_in_the_place_of_a_loop_that_stands_still(self, new_loop, notes, tell):
         """Or of one that is closed; the loop does not do it again."""
         loop = new_loop()

@@ -902,6 +902,28 @@ def test_a_connection_released_while_its_loop_stands_still_is_free(dsn, runner_f
     no_session_left(dsn, client.pool)
 
 
+@pytest.mark.parametrize("flavour", both)
+def test_a_connection_dropped_while_its_loop_stands_still_is_free(dsn, runner_factory, flavour):
+    """It is closed when somebody elsewhere waits for its place."""
+    opening = both[flavour](dsn, max_size=1)
+
+    async def lend(client):
+        lease = client.lend(timeout=DEADLINE_SECONDS)
+        return lease, await lease.__aenter__()
+
+    async def ask(client):
+        return await client.value("SELECT 1", timeout=DEADLINE_SECONDS)
+
+    with runner_factory() as home, runner_factory() as elsewhere:
+        client = home.run(opening.__aenter__())
+        held = home.run(lend(client))
+        del held
+        gc.collect()
+        assert elsewhere.run(ask(client)) == 1
+        elsewhere.run(opening.__aexit__(None, None, None))
+    no_session_left(dsn, client.pool)
+
+
 def test_a_connection_released_after_its_loop_is_a_no_op(dsn, loop_factory, runner_factory):
     """A lease that outlived its loop may be released anywhere; it is gone already."""
     pool = make_pool(dsn)

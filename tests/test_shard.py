@@ -433,6 +433,17 @@ class TestAwaitingAnAnswer:
         assert waiter.result is slot
         assert not shard.unanswered
 
+    @pytest.mark.parametrize(("given", "lasts"), [(None, 30.0), (2.0, 2.0), (0.01, 1.0), (99.0, 30.0)])
+    def test_the_caller_says_how_long_an_answer_may_take(self, make, given, lasts):
+        """From one second, as nobody waits for it, to 30."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.lend(shard, 1)
+        shard.returned(slot, RESET_SENT, pool.now, given)
+        shard.sweep(pool.now + lasts - 0.001)
+        assert slot.state is SlotState.RESETTING
+        shard.sweep(pool.now + lasts)
+        assert slot.state is SlotState.GONE
+
     def test_an_answer_that_nobody_waits_for_changes_nothing(self, make):
         """As of the reset of a lease that was followed at once, when a task has the connection by then."""
         pool, shard = make(max_size=1)

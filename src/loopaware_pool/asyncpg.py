@@ -294,7 +294,8 @@ class Pool(PoolLikeness):
 
         Args:
             connection: What `acquire` gave. One that was released already is ignored.
-            timeout: Seconds for a reset that is awaited; None takes what the acquire was given.
+            timeout: Seconds for the reset, after which the connection is closed; None takes what the acquire was given.
+                A reset that is not awaited has a second at least.
 
         Raises:
             TypeError: *timeout* is not a number; the connection is still lent.
@@ -337,7 +338,7 @@ class Pool(PoolLikeness):
                 # One that has expired is closed as it is, as by asyncpg's pool.
                 check = ReturnCheck.READY if shard.is_outdated(tenancy.slot) else session.take_back()
             finally:
-                shard.returned(tenancy.slot, check, monotonic())
+                shard.returned(tenancy.slot, check, monotonic(), session.reset_timeout)
         return tenancy if check is _RESET else None
 
     def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:

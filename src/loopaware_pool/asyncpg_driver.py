@@ -142,7 +142,8 @@ class AsyncpgDriver:
         """
         if isinstance(error, OSError):  # a certificate that is not accepted counts as a `ValueError`, too
             return False
-        if self.connect_hook is not None and isinstance(error, _ERRORS_OF_CALLBACKS):
+        has_callback = self.connect_hook is not None or callable(self.kwargs.get("password"))
+        if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
             return True
         return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
 

@@ -79,7 +79,7 @@ class AsyncpgSession:
         owner: Who hears of what happens to it.
         proxy: What the caller has of it, while it is lent.
         pool: The pool, while it is lent; nothing else keeps a pool alive.
-        reset_timeout: Seconds the next awaited reset may take; None for `RESET_SECONDS`.
+        reset_timeout: Seconds the next reset may take; None for `RESET_SECONDS`.
         is_dirty: Whether the lease may have left something to reset, as far as its statements tell.
         may_have_set_codecs: Whether the lease has called what changes type codecs, or something unknown.
         calls: How many calls of the proxy's have begun and not ended.

@@ -445,18 +445,18 @@ class Keeper:
         await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
 
     def loop_closed(self) -> None:
-        """Close everything although the loop is closed."""
-        self._leave_pool()
-        count = len(self.shard.slots)
-        # Nobody can be told any more: futures of a closed loop refuse even to be resolved.
-        self.shard.waiters.clear()
-        self._openers.clear()
-        self._changes.clear()
-        for task in self._tasks.values():
-            loops.unwind(task)
-        self._tasks.clear()
-        self.cut_all(self._closed_error)
-        self._ended_with(count)
+        """Close everything although the loop is closed. To other threads, one that is being closed looks idle."""
+        with self.errands.closing():
+            self._leave_pool()
+            count = len(self.shard.slots)
+            # Nobody can be told any more: futures of a closed loop refuse even to be resolved.
+            self.shard.waiters.clear()
+            self._openers.clear()
+            self._changes.clear()
+            while self._tasks:
+                loops.unwind(self._tasks.popitem()[1])
+            self.cut_all(self._closed_error)
+            self._ended_with(count)
 
     def forked(self) -> None:
         """Forget everything in a child process, where all of it is the parent's."""

@@ -141,6 +141,9 @@ class Errands:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._left: deque[Callable[[], object]] = deque()
+        # Whoever acts in the loop's place. Another thread that comes meanwhile leaves its errand to that one, and never
+        # waits: two that waited for each other's loops would wait for ever.
+        self._place = threading.RLock()
 
     def __bool__(self) -> bool:
         """Whether anything is left to do."""
@@ -157,13 +160,20 @@ class Errands:
         if self._left and is_idle(self._loop):
             self._run()
 
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Let nobody act in the place of a loop that is being closed; what is asked meanwhile is done after."""
+        with self._place:
+            yield
+        self._run()
+
     def _run(self) -> None:
-        while True:
+        while self._left and self._place.acquire(blocking=False):  # again: one may come just before the release
             try:
-                action = self._left.popleft()  # looking first would not do: there may be two who do this
-            except IndexError:
-                return
-            action()
+                while self._left:
+                    self._left.popleft()()
+            finally:
+                self._place.release()
 
 
 class EndOfLoop:

@@ -261,8 +261,8 @@ class PsycopgSession:
         """Do nothing: whoever waits registers the fd."""
 
     def is_dropped(self) -> bool:
-        """Say no: `_dropped` hears of it at once."""
-        return False
+        """Whether the caller has let go of the connection. `_dropped` hears of it, if the loop runs."""
+        return self.connection is None and self._reference() is None and self._pgconn.status != _BAD
 
     def take_back(self) -> ReturnCheck:
         """Look at what the caller has left; a query that still runs is ended, and its connection with it."""

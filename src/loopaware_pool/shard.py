@@ -22,7 +22,7 @@ from loopaware_pool.shedding import Shedding
 from loopaware_pool.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.stats import Counters, LoopStats
 from loopaware_pool.terms import Phase
-from loopaware_pool.upkeep import NEVER, RESET_ANSWER_SECONDS, Upkeep
+from loopaware_pool.upkeep import NEVER, RESET_ANSWER_SECONDS, Upkeep, answer_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class Shard:
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
         self.closing: dict[Slot, float] = {}  # until when callers let it part in peace, in the order of their closing
-        self.unanswered: dict[Slot, None] = {}  # in the order of their returns
+        self.unanswered: dict[Slot, float] = {}  # in the order of their returns; until when, monotonic seconds
         self.waiters = Line()
         self.counters = Counters()
         self.last_error: BaseException | None = None
@@ -178,8 +178,16 @@ class Shard:
 
     # ---- taking back ----
 
-    def returned(self, slot: Slot, check: ReturnCheck, now: float) -> None:
-        """Take a connection back from its caller."""
+    def returned(self, slot: Slot, check: ReturnCheck, now: float, answer_seconds: float | None = None) -> None:
+        """
+        Take a connection back from its caller.
+
+        Args:
+            slot: Whose.
+            check: What it needs.
+            now: Monotonic seconds.
+            answer_seconds: How long the answer to a reset that has been sent may take; None for as long as any.
+        """
         held_seconds = now - slot.since
         self.counters.used_seconds += held_seconds
         if self.is_ending and check is not _READY:
@@ -190,8 +198,8 @@ class Shard:
         elif check is _RESET_SENT:
             slot.move(_RESET_STARTED)
             slot.since = now
-            self.unanswered[slot] = None
-            self.wake_by(now + RESET_ANSWER_SECONDS)
+            self.unanswered[slot] = due = now + answer_limit(answer_seconds)
+            self.wake_by(due)
         elif check is _RESET:
             slot.move(_RESET_STARTED)
             self._edge.reset(slot)

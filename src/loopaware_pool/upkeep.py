@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loopaware_pool.shard import Shard
     from loopaware_pool.terms import Terms
 
-__all__ = ["RESET_ANSWER_SECONDS", "Upkeep"]
+__all__ = ["RESET_ANSWER_SECONDS", "Upkeep", "answer_limit"]
 
 NEVER: Final = float("inf")
 # A floor is kept only if its dead are noticed.
@@ -32,8 +32,15 @@ LEAST_AGE_SECONDS: Final = 0.1
 LEAST_PERIOD_SECONDS: Final = 0.01
 # The longest an idle connection's reset may stay unanswered.
 RESET_ANSWER_SECONDS: Final = 30.0
+# The same, where the caller gave less: nobody waits for it, and a connect would take as long.
+LEAST_ANSWER_SECONDS: Final = 1.0
 # How often leases are looked at that may have been dropped, while somebody waits for want of a connection.
 DROPPED_LOOK_SECONDS: Final = 1.0
+
+
+def answer_limit(seconds: float | None) -> float:
+    """Tell how long a reset's answer may take, in seconds, where the caller has said *seconds*, or nothing: None."""
+    return RESET_ANSWER_SECONDS if seconds is None else min(max(seconds, LEAST_ANSWER_SECONDS), RESET_ANSWER_SECONDS)
 
 
 class Upkeep:
@@ -106,11 +113,11 @@ class Upkeep:
 
     def _give_up_unanswered(self, now: float) -> None:
         """Close connections whose reset the server has not answered in time."""
-        for slot in list(self._shard.unanswered):
-            if now - slot.since < RESET_ANSWER_SECONDS:
-                self._shard.wake_by(slot.since + RESET_ANSWER_SECONDS)
-                return
-            self._shard.broke(slot, "reset not answered")
+        for slot, due in list(self._shard.unanswered.items()):
+            if now < due:
+                self._shard.wake_by(due)
+            else:
+                self._shard.broke(slot, "reset not answered")
 
     def connected(self, slot: Slot, now: float) -> None:
         """Note that a connect ended well; if it was for the floor, look soon for what that lacks still."""
