@@ -123,7 +123,8 @@ class Upkeep:
         """Note that a connect ended well; if it was for the floor, look soon for what that lacks still."""
         if slot in self.restoring:
             self.restoring.discard(slot)
-            self._shard.wake_by(now + STEP_SECONDS)
+            if self._pool_size() < self._terms.min_size:
+                self._shard.wake_by(now + STEP_SECONDS)
         self._floor_pace.connected()
         self.ramp.connected()
 
