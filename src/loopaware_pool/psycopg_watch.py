@@ -482,12 +482,12 @@ def unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
     Remove the reader and the writer of *fd*, which libpq may have closed in this very step.
 
     With both registered, asyncio removes one by changing the selector's entry: of a closed fd the kernel has none to
-    change. The selector then drops its own entry before it raises.
+    change. The selector then drops its own entry before it raises. A number that a transport has by now is another's.
     """
     if loop.is_closed():
         return
     for remove in (loop.remove_reader, loop.remove_writer):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             remove(fd)
 
 

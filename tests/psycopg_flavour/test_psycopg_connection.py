@@ -153,6 +153,29 @@ def test_a_socket_in_error_is_told_of_as_long_as_somebody_waits(run, tcp_pair):
     assert all(ready & Ready.R for ready in readiness), readiness
 
 
+def test_a_connection_whose_number_a_transport_has_by_now_can_be_returned(dsn):
+    """Its libpq connection was ended past it, and another socket opened: that one is left alone."""
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1, max_size=1) as pool:
+            connection = await pool.getconn()
+            await connection.execute("SELECT 1")
+            fd = connection.pgconn.socket
+            connection.pgconn.finish()
+            ends = socket.socketpair()
+            mine = next(end for end in ends if end.fileno() == fd)
+            _, writer = await asyncio.open_connection(sock=mine)
+            await pool.putconn(connection)
+            writer.close()
+            await writer.wait_closed()
+            for end in ends:
+                end.close()
+            async with pool.connection() as connection:
+                await connection.execute("SELECT 1")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("look", [duplicate, peek, local_address])
 def test_an_fd_that_is_no_socket_is_left_as_it_is(look):
     """The number that was made to look at it is closed again."""
