@@ -335,7 +335,8 @@ def talkative(bank):
 @pytest.mark.parametrize("session_reset", UNCONDITIONAL)
 def test_a_reset_that_times_out_between_its_last_statement_and_its_commit(talkative, admin, run, session_reset):
     """The guard is up until then: nothing is run as the last tenant."""
-    many = "PERFORM count(set_config('zz.g' || i, 'x', false)) FROM generate_series(1, 60000) i"
+    count = 60_000 if admin.info.server_version >= 160_000 else 2_000  # up to 15, each costs as much as all before it
+    many = f"PERFORM count(set_config('zz.g' || i, 'x', false)) FROM generate_series(1, {count}) i"
 
     async def main():
         helpers.make_known(INSERT, OPEN_THE_DOOR)
