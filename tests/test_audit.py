@@ -257,6 +257,25 @@ def test_a_transport_that_is_being_closed_is_not_left_behind(runner):
     runner.run(main())
 
 
+def test_the_grace_begins_when_the_garbage_is_collected(runner, monkeypatch):
+    """Which takes its time in a large program on a busy machine: the loop has its turns all the same."""
+    collect = gc.collect
+
+    def collect_slowly():
+        time.sleep(0.2)
+        return collect()
+
+    async def main():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            async with assert_zero_fd_delta(grace_seconds=0.1):
+                _, writer = await asyncio.open_connection(*server.getsockname())
+                writer.close()
+            await writer.wait_closed()
+
+    monkeypatch.setattr(gc, "collect", collect_slowly)
+    runner.run(main())
+
+
 def test_a_sync_audit_sees_that_a_transport_is_closing():
     """For asyncio tells; uvloop does not."""
 

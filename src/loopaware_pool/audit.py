@@ -284,8 +284,8 @@ class FdAudit:
 
     def _looks(self, grace_seconds: float) -> Iterator[float]:
         """Look until nothing is left or the time is over; yields how long to wait before each next look, in seconds."""
-        deadline = time.monotonic() + grace_seconds
         outcome = self._look()
+        deadline = time.monotonic() + grace_seconds  # from here: to collect garbage can take longer than the grace
         turns = 0
         while not outcome.is_clean and time.monotonic() < deadline:
             yield 0 if turns < _TURNS else _PAUSE_SECONDS
