@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import threading
 from contextlib import AsyncExitStack, ExitStack
 
