@@ -8,8 +8,8 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import threading
+import time
 from contextlib import AsyncExitStack, ExitStack
 
 import psutil
