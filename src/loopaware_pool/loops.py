@@ -170,10 +170,16 @@ class Errands:
     def _run(self) -> None:
         while self._left and self._place.acquire(blocking=False):  # again: one may come just before the release
             try:
-                while self._left:
-                    self._left.popleft()()
+                while (action := self._take()) is not None:
+                    action()
             finally:
                 self._place.release()
+
+    def _take(self) -> Callable[[], object] | None:
+        try:
+            return self._left.popleft()
+        except IndexError:  # to look first would not do: a signal handler may come in between, and do it
+            return None
 
 
 class EndOfLoop:
