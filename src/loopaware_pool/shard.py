@@ -303,7 +303,7 @@ class Shard:
         return age_seconds >= self._config.patience and self._budget.should_yield(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot) -> None:
-        self._retire(slot, "expired" if slot.generation != self._terms.generation else "max_lifetime")
+        self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
 
     # ---- growing ----
 
@@ -535,7 +535,7 @@ class Shard:
     def expired(self) -> None:
         """Close what waits for a reset's answer and is too old to be lent again."""
         for slot in list(self.unanswered):
-            if slot.generation != self._terms.generation:
+            if self.is_outdated(slot):
                 self._retire_old(slot)
 
     def resized(self, now: float) -> None:

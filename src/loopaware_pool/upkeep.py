@@ -194,7 +194,7 @@ class Upkeep:
 
     def _reason_to_close(self, slot: Slot, now: float) -> str:
         """Say why an idle connection is to be closed; empty if it is not."""
-        if slot.generation != self._terms.generation:
+        if self._shard.is_outdated(slot):
             return "expired"
         if now >= self._expires_idle_at(slot):
             return "max_lifetime"
