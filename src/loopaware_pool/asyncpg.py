@@ -512,9 +512,9 @@ def create_pool(
     reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
     `loopaware_pool.statements` lists, and what begins and ends transactions. A text is judged when it comes a second
     time; a new one may leave something. What a text does not tell goes unseen: what functions do that the server calls
-    by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints; what functions and types
-    of yours do that bear a name in the list; and functions of yours that are written as a column. Where a method of
-    asyncpg's connection has been replaced, as by a tracer, each lease may have left something.
+    by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints; what functions or
+    types of yours do that bear a name in the list; and functions of yours that are written as a column. Where a method
+    of asyncpg's connection has been replaced, as by a tracer, each lease may have left something.
 
     * "pipelined": each lease is reset. After one that has left nothing the connection is lent again at once, and the
       next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
