@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections import deque
+
 from loopaware_pool.budget import Budget
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import Liveness
@@ -61,14 +64,16 @@ class FakeEdge:
     """
     Notes what a shard wants done; whoever runs it says when it is, and how it went.
 
-    As the real one does, it closes without a goodbye at once, inside the call: the shard is entered again.
+    As the real one does, it closes without a goodbye as soon as the decision has been made, and tells of it then.
     """
 
     def __init__(self, pool):
         self.pool = pool
         self.errors = FakeDriver.errors
-        self.reporter = self
         self.shard = None
+        self.decided = deque()
+        self.is_acting = False
+        self.depth = 0
         self.is_running = True
         self.opening = []
         self.resetting = []
@@ -108,11 +113,29 @@ class FakeEdge:
         if politely:
             self.closing.append(slot)
         else:
-            self.shard.closed(slot, self.pool.now)
+            self.decided.append(lambda: self.shard.closed(slot, self.pool.now))
 
     def cut(self, slot):
-        self.closing.remove(slot)
-        self.shard.closed(slot, self.pool.now)
+        self.decided.append(lambda: self._break_off(slot))
+
+    def _break_off(self, slot):
+        if slot in self.closing:
+            self.closing.remove(slot)
+            self.shard.closed(slot, self.pool.now)
+
+    def act(self):
+        """Do what has been decided, and what that leads to."""
+        if self.is_acting:
+            return
+        self.is_acting = True
+        try:
+            while self.decided:
+                self.decided.popleft()()
+        finally:
+            self.is_acting = False
+
+    def tell_listener(self, kind):
+        self.decided.append(lambda: self.pool.on_event(self.shard, kind))
 
     def park(self, slot):
         self.parked.append(slot)
@@ -131,30 +154,65 @@ class FakeEdge:
 
     def look_for_dropped(self):
         for shard in self.pool.shards:
-            shard.upkeep.reclaim_dropped()
+            self.decided.append(shard.upkeep.reclaim_dropped)
 
     def dropped(self, slot):
         self.dropped_leases.append(slot)
+        self.tell_listener("dropped")
 
     def floor_not_restored(self, error):
         self.floor_failures.append(error)
 
     def opened(self, slot, seconds):
         self.connect_times.append((slot, seconds))
+        self.tell_listener("opened")
 
     def connect_failed(self, slot, error):
         self.failures.append((slot, error))
+        self.tell_listener("connect failed")
 
     def overdue(self, slot):
         self.overdue_leases.append(slot)
         slot.reported = LeaseInfo(self.pool.now - slot.since, None, None)
+        self.tell_listener("overdue")
 
     def came_back(self, slot, held_seconds):
         slot.reported = None
         self.returned_leases.append((slot, held_seconds))
+        self.tell_listener("came back")
 
     def gone(self, slot, reason):
         self.reasons.append(reason)
+        self.tell_listener("gone")
+
+
+# What decides, of a shard and of its upkeep.
+DECISIONS = (
+    *("take", "enqueue", "come_back", "claim", "abandon", "leave", "returned", "answered", "serviced", "broke"),
+    *("open_one", "grow", "granted", "asked", "connected", "connect_failed", "connect_cancelled", "retire", "closed"),
+    *("shut", "resume", "sweep", "expired", "resized", "keep_floor", "drop_dead"),
+)
+UPKEEP_DECISIONS = ("reclaim_dropped", "dropped", "refill", "ping_all", "look_for_dropped")
+
+
+def act_after(edge, decider, names):
+    """Have *edge* act when a decision has been made, but not when one that is part of another has."""
+    for name in names:
+        setattr(decider, name, _acting_after(edge, getattr(decider, name)))
+
+
+def _acting_after(edge, decide):
+    @functools.wraps(decide)
+    def decide_and_act(*args, **kwargs):
+        edge.depth += 1
+        try:
+            return decide(*args, **kwargs)
+        finally:
+            edge.depth -= 1
+            if not edge.depth:
+                edge.act()
+
+    return decide_and_act
 
 
 class FakePool:
@@ -166,6 +224,7 @@ class FakePool:
         draw: What every draw of the jitter gives.
         numbers: Every slot so far, numbered: a shard keeps its slots in a set, whose order is chance.
         messages: What loops have told and asked each other, not yet delivered.
+        on_event: What listens, called with a shard and what has happened to it.
     """
 
     def __init__(self, **options):
@@ -178,6 +237,7 @@ class FakePool:
         self.numbers = {}
         self.messages = []
         self.shards = []
+        self.on_event = lambda shard, kind: None
 
     def shard(self):
         """Make another loop's shard."""
@@ -186,6 +246,8 @@ class FakePool:
             self.config, self.budget, self.terms, edge, pool_size=self.size, jitter=lambda: self.draw
         )
         shard.edge = edge
+        act_after(edge, shard, DECISIONS)
+        act_after(edge, shard.upkeep, UPKEEP_DECISIONS)
         self.shards.append(shard)
         return shard
 

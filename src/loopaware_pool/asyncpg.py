@@ -248,6 +248,8 @@ class Pool(PoolLikeness):
         keeper = core.keeper()
         began = monotonic()
         slot = keeper.shard.take(began)
+        if keeper.decided:
+            keeper.act()
         if slot is None:
             slot = await core.queue.wait(keeper, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
@@ -279,6 +281,7 @@ class Pool(PoolLikeness):
         except BaseException as error:
             proxy._holder.disown()
             keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
+            keeper.act()
             if timer.expired() and isinstance(error, TimeoutError):
                 raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise
@@ -333,12 +336,14 @@ class Pool(PoolLikeness):
             session.invalidate_derivatives()
         finally:  # it warns of listeners, and warnings may be errors
             session.end_lease()
-            shard = tenancy.keeper.shard
+            keeper, shard = tenancy.keeper, tenancy.keeper.shard
             try:
                 # One that has expired is closed as it is, as by asyncpg's pool.
                 check = ReturnCheck.READY if shard.is_outdated(tenancy.slot) else session.take_back()
             finally:
                 shard.returned(tenancy.slot, check, monotonic(), session.reset_timeout)
+                if keeper.decided:
+                    keeper.act()
         return tenancy if check is _RESET else None
 
     def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:
@@ -348,6 +353,7 @@ class Pool(PoolLikeness):
         elif proxy._connection is not None:
             proxy._holder.end_lease()
             tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
+            tenancy.keeper.act()
 
     # ---- asyncpg's other methods ----
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from loopaware_pool.errors import ErrorFamily
     from loopaware_pool.slot import Slot
 
-__all__ = ["Edge", "LeaseReporter", "Waiter", "Waiting"]
+__all__ = ["Edge", "Waiter", "Waiting"]
 
 
 class Waiter(Protocol):
@@ -32,29 +32,12 @@ class Waiting(NamedTuple):
     has_deadline: bool
 
 
-class LeaseReporter(Protocol):
-    """Tells of leases that do not go as they should."""
-
-    def overdue(self, slot: Slot) -> None:
-        """Report one that is longer than `leak_threshold`, and note that in `slot.reported`."""
-
-    def came_back(self, slot: Slot, held_seconds: float) -> None:
-        """Report that one has ended which was reported."""
-
-    def dropped(self, slot: Slot) -> None:
-        """Report one that nobody will ever end."""
-
-
 class Edge(Protocol):
     """What a shard has done for it, on its loop."""
 
     @property
     def errors(self) -> ErrorFamily:
         """What callers are told."""
-
-    @property
-    def reporter(self) -> LeaseReporter:
-        """Tells others of leases."""
 
     def is_awake(self) -> bool:
         """Whether the loop runs. If not, another thread acts in its place, and what is begun may never end."""
@@ -97,6 +80,15 @@ class Edge(Protocol):
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""
+
+    def overdue(self, slot: Slot) -> None:
+        """Report a lease that is longer than `leak_threshold`, and note that in `slot.reported`."""
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Report that one has ended which was reported."""
+
+    def dropped(self, slot: Slot) -> None:
+        """Report one that nobody will ever end."""
 
     def opened(self, slot: Slot, seconds: float) -> None:
         """Report a connection."""

@@ -1,6 +1,9 @@
 """
 Does on one loop what its shard decides: connects, resets, closes, parks, and keeps the timer.
 
+The shard decides, and what it has decided is queued here. Whoever calls the shard calls `act` next, which does it: the
+shard is consistent then, and may be called by all that this leads to, a listener's `pool.terminate()` included.
+
 Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it,
 and whoever ends it (the loop's end cancels all tasks) makes it give up its connection, never lose it.
 
@@ -10,8 +13,10 @@ Nothing outside refers to a keeper strongly, neither the loop's timer nor its en
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import weakref
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +25,7 @@ from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
 from loopaware_pool.fd_check import FdCheck
-from loopaware_pool.leases import leases
+from loopaware_pool.leases import lease_of, leases
 from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
 from loopaware_pool.reports import Reporter, logger
@@ -60,6 +65,7 @@ class Keeper:
 
     Attributes:
         callers: How many are in the middle of something here, whatever they wait for.
+        decided: What the shard has decided and `act` has not done yet. Empty, but between the two.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
@@ -71,6 +77,8 @@ class Keeper:
         self._config = core.config
         self._driver = core.driver
         self.errors = core.driver.errors
+        self.decided: deque[Callable[[], object]] = deque()
+        self._is_acting = False
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
         self.park = self._parking.park
@@ -86,44 +94,31 @@ class Keeper:
         self.shard.is_ending = self._end.is_too_late
         self._call_off = loops.on_closed(loop, functools.partial(_loop_closed, self._myself))
 
-    # ---- what the shard has done ----
+    # ---- what the shard has decided ----
 
     def open(self, slot: Slot) -> None:
         """Connect, in a task that has a second when its loop ends, see `shut`."""
-        loops.spare(self._spawn(slot, self._connect(slot)))
+        self.decided.append(functools.partial(self._open, slot))
 
     def reset(self, slot: Slot) -> None:
         """Reset the session, in a task."""
-        self._spawn(slot, self._service(slot, slot.session.reset, self.reset_failed))
+        self.decided.append(functools.partial(self._reset, slot))
 
     def ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
-        slot.session.unpark()
-        ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
-        self._spawn(slot, self._service(slot, ping, self._found_dead))
+        self.decided.append(functools.partial(self._ping, slot))
 
     def read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
-        slot.session.unpark()
-        self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
+        self.decided.append(functools.partial(self._read, slot))
 
     def close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection: in a task if there is a goodbye to say."""
-        task = self._tasks.pop(slot, None)
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-        if politely and slot.session.says_goodbye and self.loop.is_running():
-            slot.session.unpark()
-            self._spawn(slot, self._say_goodbye(slot))
-        else:
-            self._cut(slot)
+        self.decided.append(functools.partial(self._close, slot, politely=politely))
 
     def cut(self, slot: Slot) -> None:
         """Break a goodbye off."""
-        task = self._tasks.pop(slot, None)
-        if task is not None:
-            task.cancel()
-        self._cut(slot)
+        self.decided.append(functools.partial(self._break_off, slot))
 
     def is_here(self) -> bool:
         """Whether this is the loop's own thread, and the loop runs."""
@@ -144,46 +139,139 @@ class Keeper:
 
     def tell(self, claimant: Claimant) -> None:
         """Tell another loop that a permit is its own."""
-        if (core := self._core()) is not None:
-            core.tell(claimant)
+        self._ask_core(lambda core: core.tell(claimant))
 
     def ask(self, donor: Claimant) -> None:
         """Ask another loop for an idle connection's permit."""
-        if (core := self._core()) is not None:
-            core.ask(donor)
+        self._ask_core(lambda core: core.ask(donor))
 
     def run_errands_of_idle_loops(self) -> None:
         """Have done what loops were told that have stopped."""
-        if (core := self._core()) is not None:
-            core.run_errands_of_idle_loops()
-
-    def granted(self) -> None:
-        """Hear that a permit is this loop's own."""
-        self.shard.granted(monotonic())
+        self._ask_core(lambda core: core.run_errands_of_idle_loops())
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
-        if (core := self._core()) is not None:
-            core.look_for_dropped()
+        self._ask_core(lambda core: core.look_for_dropped())
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Tell the driver, which knows what its users expect to read of it."""
-        self._driver.floor_not_restored(error)
+        self.decided.append(functools.partial(self._driver.floor_not_restored, error))
 
     def opened(self, slot: Slot, seconds: float) -> None:
         """Tell the opener and the listener."""
+        self.decided.append(functools.partial(self._opened, slot, seconds))
+
+    def connect_failed(self, slot: Slot, error: BaseException) -> None:
+        """Tell the opener and the listener."""
+        self.decided.append(functools.partial(self._connect_failed, slot, error))
+
+    def gone(self, slot: Slot, reason: str) -> None:
+        """Tell the listener."""
+        self.decided.append(functools.partial(self._gone, slot, reason))
+
+    def overdue(self, slot: Slot) -> None:
+        """Tell of a lease that lasts too long."""
+        slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
+        self.decided.append(functools.partial(self.reporter.overdue, lease))
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Tell that a lease has ended that was reported as overdue."""
+        reported, slot.reported = slot.reported, None
+        if reported is not None:
+            lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
+            self.decided.append(functools.partial(self.reporter.came_back, lease))
+
+    def dropped(self, slot: Slot) -> None:
+        """Tell of a lease that nobody will ever end."""
+        self.decided.append(functools.partial(self.reporter.dropped, lease_of(slot, monotonic())))
+
+    def _ask_core(self, question: Callable[[Core], object]) -> None:
+        self.decided.append(functools.partial(self._tell_core, question))
+
+    # ---- acting ----
+
+    def act(self) -> None:
+        """
+        Do what the shard has decided, and what it decides because of that.
+
+        Called by what one of these things leads to, it leaves the rest to the call under way. An error is told to the
+        loop's exception handler: the caller, who may be anybody, has not caused it, and the rest is done all the same.
+        """
+        if self._is_acting:
+            return
+        self._is_acting = True
+        try:
+            while self.decided:
+                action = self.decided.popleft()
+                try:
+                    action()
+                except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
+                    message = f"{self._config.name}: the pool's work on a connection failed"
+                    self.loop.call_exception_handler({"message": message, "exception": error})
+        finally:
+            self._is_acting = False
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Call *action*, which may have the shard decide, and do what that has decided."""
+        try:
+            action()
+        finally:
+            self.act()
+
+    def _open(self, slot: Slot) -> None:
+        if slot.state is SlotState.CONNECTING:  # else it was given up before it began
+            loops.spare(self._spawn(slot, self._connect(slot)))
+
+    def _reset(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            self._spawn(slot, self._service(slot, slot.session.reset, self.reset_failed))
+
+    def _ping(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            slot.session.unpark()
+            ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
+            self._spawn(slot, self._service(slot, ping, self._found_dead))
+
+    def _read(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            slot.session.unpark()
+            self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
+
+    def _close(self, slot: Slot, *, politely: bool) -> None:
+        if slot.state is not SlotState.CLOSING:
+            return
+        task = self._tasks.pop(slot, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        if politely and slot.session.says_goodbye and self.loop.is_running():
+            slot.session.unpark()
+            self._spawn(slot, self._say_goodbye(slot))
+        else:
+            self._cut(slot)
+
+    def _break_off(self, slot: Slot) -> None:
+        if slot.state is not SlotState.CLOSING:
+            return
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        self._cut(slot)
+
+    def _tell_core(self, question: Callable[[Core], object]) -> None:
+        if (core := self._core()) is not None:
+            question(core)
+
+    def _opened(self, slot: Slot, seconds: float) -> None:
         self._tell_opener(slot, None)
         self._fds.opened(slot.session.identity)
         self.reporter.opened(seconds)
 
-    def connect_failed(self, slot: Slot, error: BaseException) -> None:
-        """Tell the opener and the listener."""
+    def _connect_failed(self, slot: Slot, error: BaseException) -> None:
         self._tell_opener(slot, error)
         self.reporter.connect_failed(error)
         self.notify()
 
-    def gone(self, slot: Slot, reason: str) -> None:
-        """Tell the listener."""
+    def _gone(self, slot: Slot, reason: str) -> None:
         self._fds.closed(slot.session.identity, reason)
         self.reporter.closed(slot, reason)
         self.notify()
@@ -215,6 +303,7 @@ class Keeper:
                 self.shard.broke(slot, "interrupted")
             elif slot.state is SlotState.CLOSING:
                 self._cut(slot)
+        self.act()
         self.notify()
 
     async def _connect(self, slot: Slot) -> None:
@@ -231,6 +320,7 @@ class Keeper:
                 return
             session.owner = Tenancy(self, slot)
             self.shard.connected(slot, session, monotonic())
+        self.act()
 
     async def _service(
         self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[BaseException], str]
@@ -240,8 +330,10 @@ class Keeper:
         except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.broke(slot, failed(error))
+                self.act()
             return error
         self.shard.serviced(slot, monotonic())
+        self.act()
         return None
 
     async def _say_goodbye(self, slot: Slot) -> None:
@@ -260,6 +352,7 @@ class Keeper:
                 slot.session.discard(forked=False)
         finally:  # no error of a driver's costs a permit
             self.shard.closed(slot, monotonic())
+            self.act()
 
     def _look_again(self, slot: Slot, iterations: int) -> None:
         """Decide on a connection that had something to read, once the driver has had the time to read it."""
@@ -272,6 +365,17 @@ class Keeper:
             self.shard.broke(slot, "closed by the server")
         else:
             self.shard.serviced(slot, monotonic())
+        self.act()
+
+    def keep_floor(self) -> None:
+        """Look after `min_size` from now on."""
+        self.shard.keep_floor(monotonic())
+        self.act()
+
+    def granted(self) -> None:
+        """Hear that a permit is this loop's own."""
+        self.shard.granted(monotonic())
+        self.act()
 
     # ---- what callers ask ----
 
@@ -291,6 +395,7 @@ class Keeper:
         if slot is None:
             return False
         opener = self._openers[slot] = self.loop.create_future()
+        self.act()
         await opener
         return True
 
@@ -329,7 +434,9 @@ class Keeper:
 
         Cancellation: ends the waiting, not the checks.
         """
-        for slot in self.shard.upkeep.ping_all():
+        slots = self.shard.upkeep.ping_all()
+        self.act()
+        for slot in slots:
             await self.finished(slot)
 
     async def finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
@@ -373,10 +480,12 @@ class Keeper:
         A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
         """
         self.shard.shut(error)
+        self.act()
         if not self.loop.is_running():
             self.cut_unused()  # nobody is there to finish what has begun
         else:
             self.shard.sweep(monotonic())
+            self.act()
             if self.shard.connecting:
                 self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
         self.notify()
@@ -410,6 +519,7 @@ class Keeper:
                 self._cut(slot)
             else:
                 self.shard.retire(slot, reason, politely=False)
+        self.act()
 
     def cut_all(self, error: Callable[[], BaseException]) -> None:
         """Close every connection now, and end every connect: the loop ends, or stands still."""
@@ -419,6 +529,7 @@ class Keeper:
             if task is not None:
                 task.cancel()
             self.shard.connect_cancelled(slot, monotonic())
+        self.act()
         self.notify()
 
     def dismiss(self) -> None:
@@ -499,6 +610,19 @@ class Keeper:
             logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
             core.drain()
         self.shard.broke(slot, BECAME_READ_ONLY)
+        self.act()
+
+    def lost(self, slot: Slot, reason: str) -> None:
+        """Give up a connection that is of no use any more."""
+        self.shard.broke(slot, reason)
+        self.act()
+        self.notify()
+
+    def lease_dropped(self, slot: Slot) -> None:
+        """Give up a connection whose lease nobody will ever end."""
+        self.shard.upkeep.dropped(slot)
+        self.act()
+        self.notify()
 
     def _found_dead(self, _: BaseException) -> str:
         self.shard.counters.found_dead += 1
@@ -510,6 +634,8 @@ class Keeper:
             self.park(slot)
         elif slot.state is _RESETTING:
             self.shard.answered(slot, monotonic())
+            if self.decided:
+                self.act()
         if self._changes.are_awaited():
             self.notify()
 
@@ -532,6 +658,7 @@ def _sweep(myself: weakref.ref[Keeper]) -> None:
     keeper = myself()
     if keeper is not None:
         keeper.shard.sweep(monotonic())
+        keeper.act()
 
 
 async def _farewell(myself: weakref.ref[Keeper]) -> None:

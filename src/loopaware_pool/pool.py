@@ -139,7 +139,7 @@ class Core:
         if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
             keeper.shut(self.closed_error)
         elif loop in self._floor_loops:
-            keeper.shard.keep_floor(monotonic())
+            keeper.keep_floor()
         return keeper
 
     def _forget_if_unneeded(self, keeper: Keeper) -> None:
@@ -190,9 +190,9 @@ class Core:
     def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
         """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
         if keeper.loop is loops.running():
-            action()
+            keeper.do(action)
         else:
-            keeper.errands.add(action)
+            keeper.errands.add(functools.partial(keeper.do, action))
 
     def run_errands_of_idle_loops(self) -> None:
         """Do, for loops that have stopped, what they were told and have not heard."""
@@ -241,7 +241,7 @@ class Core:
             keeper.callers -= 1
         if self.state is CoreState.OPENING:
             self.state = CoreState.OPEN
-        keeper.shard.keep_floor(monotonic())
+        keeper.keep_floor()
 
     def start(self) -> None:
         """
@@ -253,7 +253,7 @@ class Core:
         keeper = self.keeper()
         if self.state is CoreState.NEW:
             self.state = CoreState.OPEN
-        keeper.shard.keep_floor(monotonic())
+        keeper.keep_floor()
 
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""

@@ -410,6 +410,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         keeper = core.keeper()
         began = monotonic()
         slot = keeper.shard.take(began)
+        if keeper.decided:
+            keeper.act()
         if slot is None:
             slot = await core.queue.wait(keeper, timeout)
         connection = self._lend(slot, keeper)
@@ -468,13 +470,15 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         tenancy: Tenancy = session.owner  # type: ignore[assignment]
         if not tenancy.slot.is_lent():
             return None
-        shard = tenancy.keeper.shard
+        keeper, shard = tenancy.keeper, tenancy.keeper.shard
         is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
         check = ReturnCheck.BROKEN
         try:
             check = session.take_back() if is_kept else session.dismiss()
         finally:
             shard.returned(tenancy.slot, check, monotonic())
+            if keeper.decided:
+                keeper.act()
         return tenancy if tenancy.slot.state in _IN_TRANSIT else None
 
     def _tell_of_growth(self) -> None:
@@ -489,6 +493,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         elif tenancy.slot.is_lent():
             self._session_of(conn).end_lease(conn)
             tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
+            tenancy.keeper.act()
 
     # ---- outages ----
 

@@ -89,6 +89,7 @@ class Checkup:
             self._keeper.shard.counters.found_dead += 1
             self._keeper.shard.retire(tenancy.slot, "failed its check", politely=False)
             self._keeper.shard.drop_dead()
+            self._keeper.act()
 
     async def _pause(self) -> None:
         pause = min(self._pause_seconds, max(0.0, self._deadline - monotonic()))
@@ -106,6 +107,7 @@ class Checkup:
             keeper.shard.counters.timed_out += 1
             raise core.queue.timeout_error(keeper, self._timeout, " (in check)")
         slot = keeper.shard.take(now)
+        keeper.act()
         if slot is None:
             try:
                 slot = await core.queue.wait(keeper, left)

@@ -68,6 +68,7 @@ class Queue:
         """
         shard = keeper.shard
         began = monotonic()
+        keeper.act()
         if not shard.is_open():
             raise self._closed_error()
         self._check_queue(keeper)
@@ -85,6 +86,7 @@ class Queue:
                 else:
                     is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
                 try:
+                    keeper.act()
                     slot = await waiter
                 except BaseException:
                     self._gave_up(keeper, waiter, monotonic() - began, is_counted=is_counted)
@@ -100,6 +102,7 @@ class Queue:
                     raise self._closed_error()
                 # It was lost between the hand-over and this line: once more, with what is left of the time.
                 taken = shard.take(now)
+                keeper.act()
                 if taken is not None:
                     return taken
                 has_come_back = True
@@ -154,6 +157,7 @@ class Queue:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
+                keeper.act()
         keeper.reporter.acquire_failed(told, waited_seconds)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 from time import monotonic
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from loopaware_pool.config import PoolConfig
     from loopaware_pool.fd_check import ClosedSocket
     from loopaware_pool.fds import SocketIdentity
+    from loopaware_pool.stats import LeaseInfo
 
 __all__ = ["Reporter", "apart", "logger"]
 
@@ -73,23 +73,18 @@ class Reporter:
         """Tell of a caller that left without a connection."""
         self._tell(AcquireFailed, error, waited_seconds)
 
-    def overdue(self, slot: Slot) -> None:
+    def overdue(self, lease: LeaseInfo) -> None:
         """Tell of a lease that lasts too long, and log it."""
-        slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
         logger.warning("%s: a connection is still held by %s", self._config.name, lease)
         self._tell(LeaseOverdue, lease)
 
-    def came_back(self, slot: Slot, held_seconds: float) -> None:
+    def came_back(self, lease: LeaseInfo) -> None:
         """Tell that a lease that was reported as overdue has ended, and log it."""
-        reported, slot.reported = slot.reported, None
-        if reported is not None:
-            lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
-            logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
-            self._tell(LeaseReturned, lease)
+        logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
+        self._tell(LeaseReturned, lease)
 
-    def dropped(self, slot: Slot) -> None:
+    def dropped(self, lease: LeaseInfo) -> None:
         """Tell of a lease that nobody will ever end, and log it."""
-        lease = lease_of(slot, monotonic())
         logger.warning(
             "%s: closing a connection that was dropped without being returned by %s", self._config.name, lease
         )

@@ -1,6 +1,10 @@
 """
 What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, I/O is the edge's business.
 
+A decision is never re-entered. It changes the shard's own state, and has the edge queue what is to be done: what closes
+a connection, tells another loop or calls a listener may call the shard again, and would find it half changed. The edge
+does what is queued when the decision has been made.
+
 A shard is touched by its own loop only, so nothing here takes a lock. Its connections are in one place each:
 `connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire),
 `unanswered` holds those that are to be idle as soon as the server has answered a reset, and the others are with a
@@ -209,7 +213,7 @@ class Shard:
             if check is ReturnCheck.BROKEN:
                 self.drop_dead()
         if slot.reported is not None:
-            self._edge.reporter.came_back(slot, held_seconds)
+            self._edge.came_back(slot, held_seconds)
 
     def answered(self, slot: Slot, now: float) -> None:
         """Take back a connection if it was the answer to its reset that was waited for."""
@@ -500,18 +504,20 @@ class Shard:
         A server that is well hangs up within milliseconds, and then has one session less. One that is frozen would keep
         the permit for as long as a goodbye may take, and callers from the server that has taken its place.
         """
+        wanted = self._permits_wanted()
         for slot in list(self.closing):
-            if slot not in self.closing or not self._is_permit_wanted():
-                continue
+            if not wanted:
+                return
             if self.closing[slot] is NEVER:
                 self.closing[slot] = now + PARTING_SECONDS if self._edge.is_awake() else now
             if now >= self.closing[slot]:
                 self._edge.cut(slot)
+                wanted -= 1
             else:
                 self.wake_by(self.closing[slot])
 
-    def _is_permit_wanted(self) -> bool:
-        return len(self.waiters) > len(self.connecting) or bool(self._budget.claims)
+    def _permits_wanted(self) -> int:
+        return max(0, len(self.waiters) - len(self.connecting)) + len(self._budget.claims)
 
     def _found_dead(self, slot: Slot) -> None:
         self.counters.found_dead += 1

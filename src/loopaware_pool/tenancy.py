@@ -50,10 +50,8 @@ class Tenancy:
 
     def dropped(self) -> None:
         """Give it up, and tell who had it."""
-        self.keeper.shard.upkeep.dropped(self.slot)
-        self.keeper.notify()
+        self.keeper.lease_dropped(self.slot)
 
     def lost(self, reason: str) -> None:
         """Give it up."""
-        self.keeper.shard.broke(self.slot, reason)
-        self.keeper.notify()
+        self.keeper.lost(self.slot, reason)

@@ -108,7 +108,7 @@ class Upkeep:
         """Close a connection that its holder has let go of: its session is unknown, a query may still run."""
         if slot.state is SlotState.LENT:
             self._shard.counters.dropped += 1
-            self._edge.reporter.dropped(slot)
+            self._edge.dropped(slot)
             self._shard.broke(slot, "dropped by its holder")
 
     def _give_up_unanswered(self, now: float) -> None:
@@ -241,6 +241,6 @@ class Upkeep:
         for slot in self._shard.slots:
             if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
-                    self._edge.reporter.overdue(slot)
+                    self._edge.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)
