@@ -76,6 +76,16 @@ def lose_errands(monkeypatch):
     monkeypatch.setattr(Errands, "run_if_idle", lambda self: None)
 
 
+def tell_at_once(monkeypatch):
+    """A listener hears of a connection's end while the shard decides."""
+    monkeypatch.setattr(Keeper, "gone", Keeper._gone)
+
+
+def close_at_once(monkeypatch):
+    """A connection is closed while the shard decides."""
+    monkeypatch.setattr(Keeper, "close", Keeper._close)
+
+
 @pytest.mark.parametrize(
     ("defect", "scenario"),
     [
@@ -84,6 +94,8 @@ def lose_errands(monkeypatch):
         (serve_the_cancelled, "a caller is cancelled twice"),
         (do_errands_twice, "two loops, one stands still"),
         (lose_errands, "a loop stops for long"),
+        (tell_at_once, "a listener looks at everything"),
+        (close_at_once, "the connection dies"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -68,6 +68,12 @@ class Story:
         self.outcomes = None
         self._loop_factory = loop_factory
 
+    def drop_a_lease(self):
+        """Let go of a connection that is lent, as a caller's task does that is collected."""
+        lent = next((slot for slot in self.core.slots() if slot.is_lent()), None)
+        if lent is not None:
+            lent.session.owner.dropped()
+
     def tell(self, interruption):
         """Let it happen."""
         thread = threading.Thread(target=self._run, args=(interruption,), daemon=True)
@@ -96,6 +102,7 @@ class Story:
         await asyncio.sleep(0)
         if slot.is_lent():
             keeper.shard.returned(slot, check, pool_module.monotonic())
+            keeper.act()
 
 
 def test_who_looks_at_the_pool_waits_for_nobody(loop_factory):
@@ -125,5 +132,19 @@ def test_a_pool_that_is_terminated_before_any_line_ends_in_peace(loop_factory):
         stories.append(story)  # whatever the collector did with it would be among the lines of the next
         story.tell(Interruption(story.core.terminate, at))
         assert all(outcome is None or isinstance(outcome, PoolClosed) for outcome in story.outcomes), story.outcomes
+        assert story.core.budget.in_use == 0
+        assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)
+
+
+def test_a_lease_that_is_dropped_before_any_line_costs_one_connection(loop_factory):
+    """The collector calls the pool in the middle of a decision; that decision ends first, and callers are served."""
+    lines = Interruption(lambda: None)
+    stories = [Story(loop_factory)]
+    stories[0].tell(lines)
+    for at in range(lines.lines):
+        story = Story(loop_factory)
+        stories.append(story)  # see above
+        story.tell(Interruption(story.drop_a_lease, at))
+        assert story.outcomes == [None] * 3
         assert story.core.budget.in_use == 0
         assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)

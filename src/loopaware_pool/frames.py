@@ -1,10 +1,32 @@
-"""What an error that is kept must not keep: the variables of the functions it has passed through."""
+"""Whom the calling function has interrupted; and what an error that is kept must not keep: others' variables."""
 
 from __future__ import annotations
 
+import sys
 import traceback
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["let_go_of_frames"]
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["has_interrupted_a_decision", "let_go_of_frames"]
+
+# The modules whose functions change what several things agree on.
+_DECIDING: Final = frozenset(
+    f"loopaware_pool.{name}" for name in ("budget", "keeper", "line", "parking", "queue", "shard", "slot", "upkeep")
+)
+
+
+def has_interrupted_a_decision() -> bool:
+    """
+    Whether one of the functions that the calling one's caller was called from, or has interrupted, decides for a loop.
+
+    A signal handler, or what the garbage collector calls, may come between any two lines.
+    """
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
+    while frame is not None and frame.f_globals.get("__name__") not in _DECIDING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:

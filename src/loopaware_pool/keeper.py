@@ -25,6 +25,7 @@ from loopaware_pool.bounds import within
 from loopaware_pool.deadlines import Deadlines
 from loopaware_pool.driver import HookFailed, Liveness
 from loopaware_pool.fd_check import FdCheck
+from loopaware_pool.frames import has_interrupted_a_decision
 from loopaware_pool.leases import lease_of, leases
 from loopaware_pool.omens import BECAME_READ_ONLY
 from loopaware_pool.parking import Parking
@@ -619,7 +620,13 @@ class Keeper:
         self.notify()
 
     def lease_dropped(self, slot: Slot) -> None:
-        """Give up a connection whose lease nobody will ever end."""
+        """Give up a connection whose lease nobody will ever end. The collector may tell so between any two lines."""
+        if has_interrupted_a_decision():
+            self.errands.leave(functools.partial(self._reclaim, slot))
+        else:
+            self._reclaim(slot)
+
+    def _reclaim(self, slot: Slot) -> None:
         self.shard.upkeep.dropped(slot)
         self.act()
         self.notify()

@@ -155,6 +155,11 @@ class Errands:
         if is_idle(self._loop) or not post(self._loop, self._run):
             self._run()
 
+    def leave(self, action: Callable[[], object]) -> None:
+        """Have *action* done by whoever is next: what the caller has interrupted must end first."""
+        self._left.append(action)
+        post(self._loop, self._run)
+
     def run_if_idle(self) -> None:
         """Do what is left over, if the loop has stopped meanwhile."""
         if self._left and is_idle(self._loop):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-import sys
 import threading
 import warnings
 import weakref
@@ -18,7 +17,7 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from loopaware_pool import errors, loops
+from loopaware_pool import errors, frames, loops
 from loopaware_pool.budget import Budget
 from loopaware_pool.fd_check import Ledger
 from loopaware_pool.keeper import Keeper
@@ -29,7 +28,6 @@ from loopaware_pool.terms import Phase, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import FrameType
 
     from loopaware_pool.budget import Claimant
     from loopaware_pool.config import PoolConfig
@@ -37,10 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Core", "CoreState"]
 
-# The modules whose functions change what several things agree on.
-_DECIDING: Final = frozenset(
-    f"loopaware_pool.{name}" for name in ("budget", "keeper", "line", "parking", "queue", "shard", "slot", "upkeep")
-)
 CLOSE_WARNING_SECONDS: Final = 60.0
 # How often `close()` looks for loops that have stopped before they heard of it.
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
@@ -337,9 +331,9 @@ class Core:
         if self.state is CoreState.CLOSED:
             return
         self.state = CoreState.CLOSED
-        if _has_interrupted_a_decision():
+        if frames.has_interrupted_a_decision():
             for keeper in self.keepers():
-                keeper.errands.add(functools.partial(self._terminate, keeper))
+                keeper.errands.leave(functools.partial(self._terminate, keeper))
         else:
             for keeper in self.keepers():
                 self._terminate(keeper)
@@ -546,14 +540,6 @@ class Core:
 
     def _closed(self, text: str) -> errors.PoolClosed:
         return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
-
-
-def _has_interrupted_a_decision() -> bool:
-    """Whether one of the functions that the calling one was called from, or has interrupted, decides for a loop."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    while frame is not None and frame.f_globals.get("__name__") not in _DECIDING:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from interleavings.stage import Stage, Violation, numbered_slots
+from interleavings.stage import Stage, Violation, counted_decisions, numbered_slots
 from interleavings.world import Choices, World, virtual_clock
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def explore(scenario: Scenario, departures: int | None = None) -> Explored:
     limit = scenario.departures if departures is None else departures
     count = steps = 0
     prefix: tuple[int, ...] | None = ()
-    with virtual_clock() as clock, numbered_slots():
+    with virtual_clock() as clock, numbered_slots(), counted_decisions():
         while prefix is not None:
             choices = Choices(prefix)
             world = clock.world = World(choices, time_races=scenario.time_races)
@@ -72,7 +72,7 @@ def replay(scenario: Scenario, chosen: tuple[int, ...]) -> list[str]:
     Returns:
         What ran, one line each, and how it ended.
     """
-    with virtual_clock() as clock, numbered_slots():
+    with virtual_clock() as clock, numbered_slots(), counted_decisions():
         world = clock.world = World(Choices(chosen), time_races=scenario.time_races)
         world.trace = []
         try:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 from interleavings.stage import Scenario
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.errors import PoolClosed, PoolTimeout
+from loopaware_pool.stats import ConnectionClosed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from interleavings.stage import Stage
+    from loopaware_pool.stats import PoolEvent
 
 __all__ = ["SCENARIOS"]
 
@@ -307,6 +311,37 @@ def one_stands_still_and_close(stage: Stage) -> None:
     stage.party(stage.core.close(), loop=0)
 
 
+def listening(action: Callable[[Stage], object]) -> Callable[[Stage], None]:
+    """Connections die, come back broken and are replaced; a listener hears of the first that is closed, and acts."""
+
+    def begin(stage: Stage) -> None:
+        def hear(event: PoolEvent) -> None:
+            if isinstance(event, ConnectionClosed):
+                stage.listener = None
+                action(stage)
+
+        stage.listener = hear
+        stage.caller(check=BROKEN)
+        stage.caller(hold=0)
+        stage.at_any_moment(stage.lose)
+
+    return begin
+
+
+def suspend_for_a_while(stage: Stage) -> None:
+    stage.core.suspend()
+    stage.loops[0].call_later(1.0, stage.core.resume)
+
+
+def look_at_everything(stage: Stage) -> None:
+    stage.core.stats()
+    stage.core.fd_report()
+
+
+def stumble(_: Stage) -> None:
+    raise ValueError("a listener's own")
+
+
 TWO = {"max_size": 2}
 CLOSED = (PoolClosed,)
 REFUSED = (ConnectionRefusedError,)
@@ -380,4 +415,19 @@ SCENARIOS = [
         "a loop stands still, and close", one_stands_still_and_close, warm=1, loops=2, allowed=CLOSED, departures=2
     ),
     Scenario("two loops, the connection dies", two_loops_and_loss, warm=1, loops=2, departures=4),
+    *(
+        Scenario(f"a listener {does}", listening(action), TWO, warm=2, allowed=CLOSED, departures=3)
+        for does, action in {
+            "terminates the pool": lambda stage: stage.core.terminate(),
+            "closes the pool": lambda stage: stage.party(stage.core.close()),
+            "suspends the pool": suspend_for_a_while,
+            "expires connections": lambda stage: stage.core.expire(),
+            "drains the pool": lambda stage: stage.core.drain(),
+            "shrinks the pool": lambda stage: stage.resize(1),
+            "grows the pool": lambda stage: stage.resize(3),
+            "acquires": lambda stage: stage.caller(hold=0),
+            "looks at everything": look_at_everything,
+            "raises": stumble,
+        }.items()
+    ),
 ]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import loopaware_pool.pool
 import loopaware_pool.shard
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.pool import Core, CoreState
+from loopaware_pool.shard import Shard
 from loopaware_pool.slot import Slot, SlotState
 from loopaware_pool.terms import Phase
 from loopaware_pool.testing import FakeDriver, FakeSession
+from loopaware_pool.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from interleavings.world import VirtualLoop, World
+    from loopaware_pool.stats import PoolEvent
 
-__all__ = ["Scenario", "Stage", "Violation", "numbered_slots"]
+__all__ = ["Scenario", "Stage", "Violation", "counted_decisions", "numbered_slots"]
 
 MOST_STEPS = 5_000
 
@@ -83,6 +88,60 @@ class numbered_slots:
         loopaware_pool.shard.Slot = Slot  # type: ignore[misc]
 
 
+class counted_decisions:
+    """Have it known whether a shard is in the middle of a decision: nobody is to be called then who may call back."""
+
+    under_way = 0
+    disturbed: ClassVar[list[str]] = []
+
+    @classmethod
+    def demand_none(cls, what: str) -> None:
+        """Note that something has happened in the middle of a decision, if it has."""
+        if cls.under_way:
+            cls.disturbed.append(f"{what} in the middle of a decision")
+
+    def __enter__(self) -> None:
+        counted_decisions.under_way = 0
+        counted_decisions.disturbed.clear()
+        self._methods = [(kind, name, getattr(kind, name)) for kind in (Shard, Upkeep) for name in _decisions_of(kind)]
+        for kind, name, decide in self._methods:
+            setattr(kind, name, _counting(decide))
+
+    def __exit__(self, *exc: object) -> None:
+        for kind, name, decide in self._methods:
+            setattr(kind, name, decide)
+
+
+def _decisions_of(kind: type) -> list[str]:
+    return [name for name, found in vars(kind).items() if inspect.isfunction(found) and not name.startswith("__")]
+
+
+def _counting(decide: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(decide)
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        counted_decisions.under_way += 1
+        try:
+            return decide(*args, **kwargs)
+        finally:
+            counted_decisions.under_way -= 1
+
+    return counting
+
+
+class _WatchedSession(FakeSession):
+    """Whatever closes a connection may make a driver call the pool back."""
+
+    def abort(self) -> None:
+        counted_decisions.demand_none("a connection is closed")
+        super().abort()
+
+
+class _WatchedDriver(FakeDriver):
+    """Makes such sessions."""
+
+    session_class = _WatchedSession
+
+
 class Stage:
     """
     One telling of a story.
@@ -94,6 +153,7 @@ class Stage:
     Attributes:
         core: The pool.
         driver: Whose connections it has; each connect and each goodbye takes an iteration.
+        listener: What the pool's `on_event` calls, with the event; None for nothing.
     """
 
     def __init__(self, scenario: Scenario, world: World) -> None:
@@ -101,14 +161,20 @@ class Stage:
         self.scenario = scenario
         self.world = world
         self.loops = [world.loop() for _ in range(scenario.loops)]
-        self.driver = FakeDriver()
-        sizes = {"min_size": 0, "init_size": 0, "max_size": 1, "name": "stage"}
+        self.driver = _WatchedDriver()
+        self.listener: Callable[[PoolEvent], object] | None = None
+        sizes = {"min_size": 0, "init_size": 0, "max_size": 1, "name": "stage", "on_event": self._heard}
         config = PoolConfig(**{**sizes, **scenario.options})
         self.largest = config.max_size
         self.core = Core(config, self.driver, face=self)
         self.parties: list[asyncio.Task[Any]] = []
         self._cancelled: set[asyncio.Task[Any]] = set()
         self._holders: dict[FakeSession, asyncio.Task[Any]] = {}
+
+    def _heard(self, event: PoolEvent) -> None:
+        counted_decisions.demand_none("a listener is called")
+        if self.listener is not None:
+            self.listener(event)
 
     # ---- what parties do ----
 
@@ -163,6 +229,7 @@ class Stage:
             raise core.closed_error()
         keeper = core.keeper()
         slot = keeper.shard.take(loopaware_pool.pool.monotonic())
+        keeper.act()
         if slot is None:
             slot = await core.queue.wait(keeper, timeout)
         self._demand(slot.session not in self._holders, "a connection is lent twice")
@@ -178,6 +245,7 @@ class Stage:
         tenancy = slot.session.owner
         if slot.is_lent():
             tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool.pool.monotonic())
+            tenancy.keeper.act()
         return tenancy
 
     def cancel(self, task: asyncio.Task[Any]) -> None:
@@ -243,7 +311,9 @@ class Stage:
     def _set_up(self) -> None:
         async def introduce(warm: int) -> None:
             self.core.start()
-            slots = [self.core.keeper().shard.open_one(loopaware_pool.pool.monotonic()) for _ in range(warm)]
+            keeper = self.core.keeper()
+            slots = [keeper.shard.open_one(loopaware_pool.pool.monotonic()) for _ in range(warm)]
+            keeper.act()
             while any(slot.state is not SlotState.IDLE for slot in slots):
                 await asyncio.sleep(0)
 
@@ -274,6 +344,7 @@ class Stage:
     def _check_connections(self) -> None:
         """After each step."""
         self._demand(not self.world.complaints, f"a loop complains: {self.world.complaints}")
+        self._demand(not counted_decisions.disturbed, "; ".join(counted_decisions.disturbed))
         in_use = self.core.budget.in_use
         keepers = self.core.keepers()
         slots = [slot for keeper in keepers for slot in keeper.shard.slots]

@@ -117,9 +117,11 @@ class FakeDriver:
         connect_seconds: How long a connect takes, in seconds.
         failures: What the next connects raise, first come, first raised; those after them succeed.
         sessions: Every session made so far, the oldest first.
+        session_class: What they are of.
     """
 
     logger = logging.getLogger(__name__)
+    session_class: type[FakeSession] = FakeSession
     errors = ErrorFamily(closed=PoolClosed, timeout=PoolTimeout, too_many_waiting=TooManyWaiting)
 
     def __init__(self) -> None:
@@ -139,7 +141,7 @@ class FakeDriver:
         await asyncio.sleep(self.connect_seconds)
         if self.failures:
             raise self.failures.pop(0)
-        session = FakeSession()
+        session = self.session_class()
         self.sessions.append(session)
         return session
 
