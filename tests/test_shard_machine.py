@@ -35,6 +35,8 @@ RARE_EVENTS = [
     "suspend_or_resume",
 ]
 CONNECT_ENDS = ["well", "well", "with a message", "badly", "for good", "cancelled"]
+# What a listener may do when it hears of something.
+REACTIONS = ["acquire", "drain", "expire", "look", "resume", "shrink", "suspend", "sweep", "terminate"]
 DURATIONS = [0.004, 0.01, 0.05, 0.3, 1.0, 7.0, 31.0]
 
 
@@ -67,8 +69,9 @@ class PoolMachine(RuleBasedStateMachine):
         has_limits=st.booleans(),
         max_connecting=st.sampled_from([None, 1]),
         warm=st.integers(0, 3),
+        reactions=st.lists(st.sampled_from(REACTIONS), max_size=8),
     )
-    def start(self, loops, max_size, floor, has_limits, max_connecting, warm):
+    def start(self, loops, max_size, floor, has_limits, max_connecting, warm, reactions):
         limits = {"max_idle": 5.0, "max_lifetime": 20.0, "keepalive": 3.0, "leak_threshold": 0.2}
         self.pool = FakePool(
             min_size=min(floor, max_size),
@@ -83,6 +86,53 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(loops):
             self.pool.shard()
         self.pool.with_idle(self.pool.shards[0], min(warm, max_size))
+        self.reactions = reactions
+        self.pool.on_event = self._react
+
+    # ---- a listener ----
+
+    def _react(self, shard, kind):
+        """Each event is answered by the next of the reactions, on the loop that it is of."""
+        if self.reactions and shard in self.pool.shards:
+            getattr(self, f"_{self.reactions.pop()}_on")(shard)
+
+    def _acquire_on(self, shard):
+        if shard.is_open():
+            self._acquire(shard, has_deadline=False)
+
+    def _drain_on(self, shard):
+        self._expire_on(shard)
+        shard.sweep(self.pool.now)
+
+    def _expire_on(self, shard):
+        self.pool.terms.generation += 1
+        shard.expired()
+
+    def _look_on(self, shard):
+        shard.stats("loop")
+
+    def _resume_on(self, shard):
+        self._resume()
+
+    def _shrink_on(self, shard):
+        self.pool.messages += [("tell", served) for served in self.pool.budget.resize(self.pool.config.max_size)]
+        shard.resized(self.pool.now)
+
+    def _suspend_on(self, shard):
+        if not self.is_suspended:
+            self.suspend_or_resume(None)
+
+    def _sweep_on(self, shard):
+        shard.sweep(self.pool.now)
+
+    def _terminate_on(self, shard):
+        """As `pool.terminate()` does, on one loop; another comes in its place."""
+        if shard.is_open():
+            self._shut(shard)
+            for slot in self._slots(shard):
+                if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
+                    shard.retire(slot, "terminated", politely=False)
+            self._replace()
 
     # ---- callers ----
 
@@ -472,6 +522,7 @@ class PoolMachine(RuleBasedStateMachine):
         """If the server answers and leases end, everybody who waits is served; and a pool that is shut empties."""
         if not hasattr(self, "pool"):
             return
+        self.reactions = []
         if self.is_suspended:
             self._resume()
         for _ in range(100 + 20 * len(self.callers)):
