@@ -33,9 +33,12 @@ class Interruption:
         self.lines = 0
         self._action = action
         self._at = at
+        # CPython 3.11 calls a frame's trace function without holding on to it: a bound method made for one call would be
+        # freed in the middle of it, and the frame find another object in its place.
+        self._on_call, self._on_line = self._enter, self._line
 
     def __enter__(self):
-        sys.settrace(self._enter)
+        sys.settrace(self._on_call)
         return self
 
     def __exit__(self, *exc):
@@ -44,7 +47,7 @@ class Interruption:
     def _enter(self, frame, event, arg):
         name = frame.f_globals.get("__name__", "")
         is_ours = name.startswith("loopaware_pool.") and "testing" not in name
-        return self._line if is_ours else None
+        return self._on_line if is_ours else None
 
     def _line(self, frame, event, arg):
         if event == "line":
@@ -53,9 +56,9 @@ class Interruption:
                 try:
                     self._action()
                 finally:
-                    sys.settrace(self._enter)
+                    sys.settrace(self._on_call)
             self.lines += 1
-        return self._line
+        return self._on_line
 
 
 class Story:
