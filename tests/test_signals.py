@@ -33,8 +33,8 @@ class Interruption:
         self.lines = 0
         self._action = action
         self._at = at
-        # CPython 3.11 calls a frame's trace function without holding on to it: a bound method made for one call would be
-        # freed in the middle of it, and the frame find another object in its place.
+        # CPython 3.11 calls a frame's trace function without holding on to it: a bound method made for one call is
+        # freed in the middle of it, and the frame finds another object in its place.
         self._on_call, self._on_line = self._enter, self._line
 
     def __enter__(self):
