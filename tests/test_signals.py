@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
+from itertools import count
 
 import pytest
 
+from loopaware_pool import loops
 from loopaware_pool import pool as pool_module
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import ReturnCheck
@@ -27,12 +30,14 @@ class Interruption:
     Args:
         action: The function.
         at: Before which line, counted from 0; None for all.
+        event: "line", or "opcode" for each instruction of them.
     """
 
-    def __init__(self, action, at=None):
+    def __init__(self, action, at=None, event="line"):
         self.lines = 0
         self._action = action
         self._at = at
+        self._event = event
 
     def __enter__(self):
         sys.settrace(self._enter)
@@ -44,10 +49,11 @@ class Interruption:
     def _enter(self, frame, event, arg):
         name = frame.f_globals.get("__name__", "")
         is_ours = name.startswith("loopaware_pool.") and "testing" not in name
+        frame.f_trace_opcodes = is_ours and self._event == "opcode"
         return self._line if is_ours else None
 
     def _line(self, frame, event, arg):
-        if event == "line":
+        if event == self._event:
             if self._at in (None, self.lines):
                 sys.settrace(None)
                 try:
@@ -127,3 +133,99 @@ def test_a_pool_that_is_terminated_before_any_line_ends_in_peace(loop_factory):
         assert all(outcome is None or isinstance(outcome, PoolClosed) for outcome in story.outcomes), story.outcomes
         assert story.core.budget.in_use == 0
         assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)
+
+
+# ---- in the place of a loop that stands still ----
+
+
+def begin_errand(errands, action):
+    errands.add(action)
+
+
+def begin_closing(errands, action):
+    with errands.closing():
+        action()
+
+
+@pytest.fixture
+def idle_loop(loop_factory):
+    """A loop that stands still."""
+    loop = loop_factory()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("begin", [begin_errand, begin_closing])
+def test_an_errand_that_comes_before_any_instruction_of_others_is_done_once_and_beside_none(idle_loop, begin):
+    """Before what it has interrupted, or after it; and nothing of either is left."""
+
+    def first():
+        notes.append("begun")
+        errands.run_if_idle()
+        notes.append("ended")
+
+    def second():
+        errands.add(lambda: notes.append("second"))
+        errands.run_if_idle()
+
+    for at in count():
+        errands, notes = loops.Errands(idle_loop), []
+        with Interruption(second, at, "opcode") as interruption:
+            begin(errands, first)
+        assert not errands
+        if interruption.lines <= at:
+            break
+        assert notes in (["second", "begun", "ended"], ["begun", "ended", "second"]), at
+    assert at > 20
+
+
+def test_a_loop_may_be_closed_by_what_is_done_in_its_place(idle_loop):
+    """The thread that acts waits for others, not for itself; what comes meanwhile is done once that has ended."""
+
+    def close():
+        with errands.closing():
+            errands.add(lambda: notes.append("after"))
+        notes.append("closed")
+
+    errands, notes = loops.Errands(idle_loop), []
+    thread = threading.Thread(target=errands.add, args=(close,), daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive(), "it hangs"
+    assert notes == ["closed", "after"]
+
+
+class Standstill:
+    """Two connections lent on a loop that stands still since, which somebody else gives back."""
+
+    def __init__(self, loop):
+        self.driver = FakeDriver()
+        self.core = Core(PoolConfig(name="still", min_size=0, init_size=0, max_size=2), self.driver, face=self)
+        self._loop = loop
+        loop.run_until_complete(self._lend())
+
+    async def _lend(self):
+        self.core.start()
+        self.keeper = self.core.keeper()
+        self.slots = [await self.core.queue.wait(self.keeper, DEADLINE_SECONDS) for _ in range(2)]
+
+    def give_back(self):
+        for slot in self.slots:
+            self.keeper.errands.add(functools.partial(self._return, slot))
+
+    def _return(self, slot):
+        if slot.is_lent():
+            self.keeper.shard.returned(slot, ReturnCheck.STRANDED, pool_module.monotonic())
+
+
+def test_a_pool_that_is_terminated_before_any_line_done_in_a_loops_place_ends_in_peace(idle_loop):
+    """Nothing that is being decided there is upset; each connection is closed once, and no permit is lost."""
+    for at in count():
+        story = Standstill(idle_loop)
+        with Interruption(story.core.terminate, at) as interruption:
+            story.give_back()
+        if interruption.lines <= at:
+            break
+        assert story.core.budget.in_use == 0
+        assert [session.calls for session in story.driver.sessions] == [["discard"]] * 2
+    assert at > 100
