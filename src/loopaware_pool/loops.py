@@ -144,7 +144,7 @@ class Errands:
         # Whoever acts in the loop's place. Another thread that comes meanwhile leaves its errand to that one, and never
         # waits: two that waited for each other's loops would wait for ever.
         self._place = threading.RLock()
-        # In this thread, too, one thing is done after the other: a signal handler, or what is done itself, may come here.
+        # In one thread, too, nothing is done in the midst of another: a signal handler may come here, or what is done.
         self._is_acting = False
 
     def __bool__(self) -> bool:
