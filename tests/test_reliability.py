@@ -320,12 +320,16 @@ def frozen(processes):
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("is_reset_due", [False, True])
-def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(dsn, private_server, run, is_reset_due):
+@pytest.mark.parametrize(
+    ("session_reset", "is_reset_due"), [("pipelined", False), ("pipelined", True), ("confirmed", True)]
+)
+def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(
+    dsn, private_server, run, session_reset, is_reset_due
+):
     """Connections that say goodbye to it, or wait for an answer, leave their places to callers."""
 
     async def main():
-        async with both["asyncpg"](private_server.dsn, max_size=4) as client:
+        async with both["asyncpg"](private_server.dsn, max_size=4, session_reset=session_reset) as client:
             pool = client.pool
             leases = [await pool.acquire() for _ in range(4)]
             backends = [await client.ask(connection, "SELECT pg_backend_pid()") for connection in leases]

@@ -178,17 +178,11 @@ class Errands:
         while self._left and not self._is_acting and self._place.acquire(blocking=False):
             try:
                 self._is_acting = True
-                while (action := self._take()) is not None:
-                    action()
+                while self._left:
+                    self._left.popleft()()
             finally:
                 self._is_acting = False
                 self._place.release()
-
-    def _take(self) -> Callable[[], object] | None:
-        try:
-            return self._left.popleft()
-        except IndexError:  # to look first would not do: a signal handler may come in between, and do it
-            return None
 
 
 class EndOfLoop:
