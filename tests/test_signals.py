@@ -179,6 +179,42 @@ def test_an_errand_that_comes_before_any_instruction_of_others_is_done_once_and_
     assert at > 20
 
 
+@pytest.mark.parametrize("begin", [begin_errand, begin_closing])
+def test_another_thread_that_comes_before_any_instruction_acts_beside_nobody(idle_loop, begin):
+    """It is waited for only by the thread that closes the loop; an errand is left to it."""
+
+    def first():
+        notes.append("first")
+        notes.append("first")
+
+    def second():
+        notes.append("second")
+        has_begun.set()
+        is_waited_for.wait(0.01)
+        notes.append("second")
+
+    def come():
+        thread = threading.Thread(target=errands.add, args=(second,), daemon=True)
+        threads.append(thread)
+        thread.start()
+        while thread.is_alive() and not has_begun.is_set():
+            thread.join(0.001)
+
+    for at in count():
+        errands, notes, threads = loops.Errands(idle_loop), [], []
+        has_begun, is_waited_for = threading.Event(), threading.Event()
+        with Interruption(come, at, "opcode") as interruption:
+            begin(errands, first)
+        is_waited_for.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        assert not errands
+        if interruption.lines <= at:
+            break
+        assert notes in (["first"] * 2 + ["second"] * 2, ["second"] * 2 + ["first"] * 2), at
+    assert at > 20
+
+
 def test_a_loop_may_be_closed_by_what_is_done_in_its_place(idle_loop):
     """The thread that acts waits for others, not for itself; what comes meanwhile is done once that has ended."""
 
