@@ -183,18 +183,15 @@ def test_an_errand_that_comes_before_any_instruction_of_others_is_done_once_and_
 def test_another_thread_that_comes_before_any_instruction_acts_beside_nobody(idle_loop, begin):
     """It is waited for only by the thread that closes the loop; an errand is left to it."""
 
-    def first():
-        notes.append("first")
-        notes.append("first")
-
-    def second():
-        notes.append("second")
-        has_begun.set()
-        is_waited_for.wait(0.01)
-        notes.append("second")
+    def note(name):
+        notes.append(name)
+        if threading.current_thread() in threads:
+            has_begun.set()
+            is_waited_for.wait(0.01)
+        notes.append(name)
 
     def come():
-        thread = threading.Thread(target=errands.add, args=(second,), daemon=True)
+        thread = threading.Thread(target=errands.add, args=(lambda: note("second"),), daemon=True)
         threads.append(thread)
         thread.start()
         while thread.is_alive() and not has_begun.is_set():
@@ -204,7 +201,7 @@ def test_another_thread_that_comes_before_any_instruction_acts_beside_nobody(idl
         errands, notes, threads = loops.Errands(idle_loop), [], []
         has_begun, is_waited_for = threading.Event(), threading.Event()
         with Interruption(come, at, "opcode") as interruption:
-            begin(errands, first)
+            begin(errands, lambda: note("first"))
         is_waited_for.set()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
