@@ -6,6 +6,7 @@ import asyncio
 import functools
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -240,7 +241,7 @@ class Standstill:
     def __init__(self, loop):
         self.driver = FakeDriver()
         self.core = Core(PoolConfig(name="still", min_size=0, init_size=0, max_size=2), self.driver, face=self)
-        self._loop = loop
+        self.loop = loop
         loop.run_until_complete(self._lend())
 
     async def _lend(self):
@@ -257,12 +258,42 @@ class Standstill:
             self.keeper.shard.returned(slot, ReturnCheck.STRANDED, pool_module.monotonic())
 
 
-def test_a_pool_that_is_terminated_before_any_line_done_in_a_loops_place_ends_in_peace(idle_loop):
+def give_back(story):
+    """Its connections, from elsewhere."""
+    story.give_back()
+
+
+def close_loop(story):
+    """It is closed with its connections."""
+    story.loop.close()
+
+
+def let_go(story):
+    """Its connections are closed; who comes to the pool on another loop has the pool forget it."""
+    story.give_back()
+    story.core.keeper()
+
+
+def told(loop_factory, deed, at):
+    """What has become of it, and how many lines of the pool's own that took, if it is terminated before one of them."""
+
+    async def act():
+        with Interruption(story.core.terminate, at) as interruption:
+            deed(story)
+        return interruption.lines
+
+    with closing(loop_factory()) as loop:
+        story = Standstill(loop)
+        with asyncio.Runner(loop_factory=loop_factory) as elsewhere:
+            return story, elsewhere.run(act())
+
+
+@pytest.mark.parametrize("deed", [give_back, close_loop, let_go])
+def test_a_pool_that_is_terminated_before_any_line_done_in_a_loops_place_ends_in_peace(loop_factory, deed):
     """Nothing that is being decided there is upset; each connection is closed once, and no permit is lost."""
-    for at in range(count_all("line", Standstill(idle_loop).give_back)):
-        story = Standstill(idle_loop)
-        with Interruption(story.core.terminate, at):
-            story.give_back()
+    _, lines = told(loop_factory, deed, -1)
+    assert lines > 100
+    for at in range(lines):
+        story, _ = told(loop_factory, deed, at)
         assert story.core.budget.in_use == 0
         assert [session.calls for session in story.driver.sessions] == [["discard"]] * 2
-    assert at > 100
