@@ -274,11 +274,24 @@ def let_go(story):
     story.core.keeper()
 
 
-def told(loop_factory, deed, at):
-    """What has become of it, and how many lines of the pool's own that took, if it is terminated before one of them."""
+def terminate(story):
+    """From a signal handler."""
+    story.core.terminate()
+
+
+def give_back_from_another_thread(story):
+    """Its connections."""
+    thread = threading.Thread(target=story.give_back, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive(), "it hangs"
+
+
+def told(loop_factory, deed, interrupt, at):
+    """What has become of it if it is interrupted before one line of the pool's own, and how many there were."""
 
     async def act():
-        with Interruption(story.core.terminate, at) as interruption:
+        with Interruption(lambda: interrupt(story), at) as interruption:
             deed(story)
         return interruption.lines
 
@@ -288,12 +301,13 @@ def told(loop_factory, deed, at):
             return story, elsewhere.run(act())
 
 
+@pytest.mark.parametrize("interrupt", [terminate, give_back_from_another_thread])
 @pytest.mark.parametrize("deed", [give_back, close_loop, let_go])
-def test_a_pool_that_is_terminated_before_any_line_done_in_a_loops_place_ends_in_peace(loop_factory, deed):
-    """Nothing that is being decided there is upset; each connection is closed once, and no permit is lost."""
-    _, lines = told(loop_factory, deed, -1)
+def test_what_comes_before_any_line_done_in_a_loops_place_upsets_nothing(loop_factory, deed, interrupt):
+    """Each connection is closed once, and no permit is lost."""
+    _, lines = told(loop_factory, deed, interrupt, -1)
     assert lines > 100
     for at in range(lines):
-        story, _ = told(loop_factory, deed, at)
+        story, _ = told(loop_factory, deed, interrupt, at)
         assert story.core.budget.in_use == 0
         assert [session.calls for session in story.driver.sessions] == [["discard"]] * 2
