@@ -225,8 +225,14 @@ def failing_with(error):
     return connect
 
 
+def no_password():
+    raise LookupError("no password is left")
+
+
 FAULTS = {
     "arguments": (lambda: {"max_cached_statement_lifetime": "long"}, TypeError),
+    "an argument's value": (lambda: {"statement_cache_size": -1}, ValueError),
+    "a password's callback": (lambda: {"password": no_password}, LookupError),
     "configuration": (lambda: {"target_session_attrs": "best"}, asyncpg.exceptions.ClientConfigurationError),
     "a callback's TypeError": (lambda: {"connect": failing_with(TypeError("a slip"))}, TypeError),
     "a callback's KeyError": (lambda: {"connect": failing_with(KeyError("a slip"))}, KeyError),

@@ -1872,17 +1872,17 @@ class TestStandingStill:
 
 
 class TestGoodbyesElsewhere:
-    @pytest.fixture
-    def two(self, make):
+    @pytest.fixture(params=[PATIENCE, 60.0])
+    def two(self, make, request):
         """A caller waits on one loop while the only connection says goodbye on another."""
-        pool, there = make(max_size=1, patience=PATIENCE)
+        pool, there = make(max_size=1, patience=request.param)
         here = pool.shard()
         (slot,) = pool.lend(there, 1)
         there.retire(slot, "told so")
         return pool, here, there
 
     def test_a_goodbye_on_another_loop_holds_nobody_up(self, two):
-        """The loop that waits asks the one that has a connection on its way out."""
+        """The loop that waits asks the one that has a connection on its way out, which remembers it."""
         pool, here, there = two
         pool.wait(here)
         pool.deliver()

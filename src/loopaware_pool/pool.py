@@ -398,7 +398,7 @@ class Core:
         """Route nobody to *keeper* any more."""
         with self._lock:
             if self._keepers.get(keeper.loop) is keeper:
-                del self._keepers[keeper.loop]
+                self._keepers.pop(keeper.loop, None)  # a signal handler may have come in between, and done it
             if self._recent is keeper:
                 self._recent = None
 
