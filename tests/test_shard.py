@@ -458,7 +458,7 @@ class TestAwaitingAnAnswer:
         for _ in range(5):
             pool.wait(shard)
         assert len(shard.edge.opening) == 3
-        assert (shard.waiting_in_line, shard.growth_left) == (2, 2)
+        assert (shard.waiting_in_line(pool.now), shard.growth_left) == (2, 2)
         shard.phase = Phase.SUSPENDED
         assert shard.growth_left == 0
         shard.phase = Phase.OPEN
@@ -470,7 +470,7 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=5, counts_growth=True)
         for _ in range(5):
             pool.wait(shard)
-        assert (shard.waiting_in_line, shard.growth_left) == (5, 0)
+        assert (shard.waiting_in_line(pool.now), shard.growth_left) == (5, 0)
 
     def test_who_waits_for_an_answer_opens_no_connection_for_a_while(self, make):
         """But does when the answer is late."""
@@ -479,12 +479,28 @@ class TestAwaitingAnAnswer:
         give_back(pool, shard, slot, RESET_SENT)
         pool.wait(shard)
         assert shard.edge.opening == []
-        assert shard.waiting_in_line == 0
+        assert shard.waiting_in_line(pool.now) == 0
         pool.wait(shard)
         assert len(shard.edge.opening) == 1
-        assert shard.waiting_in_line == 1
+        assert shard.waiting_in_line(pool.now) == 1
         pool.pass_time(0.05)
         assert len(shard.slots) == 2
+
+    def test_who_waits_for_the_answer_of_a_silent_server_waits_in_line(self, make):
+        """A second after the oldest reset has been sent, all its callers count."""
+        pool, shard = make(max_size=2)
+        first, second = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET_SENT)
+        pool.pass_time(0.5)
+        give_back(pool, shard, second, RESET_SENT)
+        pool.wait(shard)
+        pool.wait(shard)
+        pool.pass_time(0.25)
+        assert shard.waiting_in_line(pool.now) == 0
+        pool.pass_time(0.25)
+        assert shard.waiting_in_line(pool.now) == 2
+        shard.answered(first, pool.now)
+        assert shard.waiting_in_line(pool.now) == 0
 
     def test_an_answer_that_does_not_come_costs_the_connection(self, make):
         """After half a minute; the others, which came back later, have their time."""

@@ -108,9 +108,9 @@ class Queue:
 
     def waiting_in_line(self) -> int:
         """Count the callers, on all loops, who wait for others to be done."""
-        shards = [keeper.shard for keeper in self._keepers()]
+        shards, now = [keeper.shard for keeper in self._keepers()], monotonic()
         can_be_opened = max((shard.growth_left for shard in shards), default=0)
-        return max(0, sum(shard.waiting_in_line for shard in shards) - can_be_opened)
+        return max(0, sum(shard.waiting_in_line(now) for shard in shards) - can_be_opened)
 
     def _check_queue(self, keeper: Keeper) -> None:
         limit = self._config.max_waiting

@@ -37,6 +37,8 @@ __all__ = ["PARTING_SECONDS", "Shard"]
 
 # How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
 PARTING_SECONDS: Final = 0.1
+# A server that lets a reset wait for so long is silent, not slow: who waits for its answer is not about to be served.
+SILENT_SECONDS: Final = 1.0
 _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
@@ -132,7 +134,7 @@ class Shard:
         """
         self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.grow(now)
-        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line > self.growth_left
+        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line(now) > self.growth_left
         self.counters.queued += is_counted
         return is_counted
 
@@ -589,13 +591,17 @@ class Shard:
         """Connections that are idle, or will be as soon as the server has answered a reset."""
         return len(self.idle) + len(self.unanswered)
 
-    @property
-    def waiting_in_line(self) -> int:
-        """Callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
-        served_soon = len(self.unanswered)
+    def waiting_in_line(self, now: float) -> int:
+        """Count callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
+        served_soon = 0 if self._is_silent(now) else len(self.unanswered)
         if not self._config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether the server lets a reset wait for too long."""
+        oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
+        return oldest is not None and now - oldest.since >= SILENT_SECONDS
 
     @property
     def growth_left(self) -> int:
