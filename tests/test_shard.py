@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
@@ -1035,6 +1037,20 @@ class TestAge:
         give_back(pool, shard, slot)
         assert shard.edge.closing == [slot]
 
+    def test_another_limit_is_in_effect_for_what_is_idle(self, make):
+        """And for what becomes idle afterwards."""
+        pool, shard = make(max_idle=100.0)
+        old, other = pool.with_idle(shard, 2)
+        pool.pass_time(20.0)
+        lent = shard.take(pool.now)
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=10.0), pool.now)
+        assert shard.idle == [old]
+        pool.pass_time(0.0)
+        assert (lent, shard.idle, shard.edge.reasons) == (other, [], [])
+        assert shard.edge.closing == [old]
+        give_back(pool, shard, lent)
+        assert shard.edge.wake == pool.now + 10.0
+
     @pytest.mark.parametrize(("limit", "reason"), [("max_lifetime", "max_lifetime"), ("max_idle", "idle")])
     def test_what_time_ends_says_which_limit_it_was(self, make, limit, reason):
         """Its session is sound, so it goes politely."""
@@ -1114,6 +1130,23 @@ class TestShrinking:
         pool.now += 4.0
         shard.sweep(pool.now)
         assert (shard.idle, shard.edge.wake) == (slots, pool.now + 6.0)
+
+    def test_another_limit_begins_a_period_of_its_own(self, three):
+        """Another setting alone does not; and the timer is set, not for what is far away."""
+        pool, shard, slots = three
+        pool.pass_time(4.0)
+        shard.reconfigured(dataclasses.replace(pool.config, max_waiting=3), pool.now)
+        assert shard.edge.wake == pool.now
+        pool.pass_time(0.0)
+        assert shard.edge.wake == pool.now + 6.0
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=2.0), pool.now)
+        pool.pass_time(0.0)
+        assert (shard.idle, shard.edge.wake) == (slots, pool.now + 2.0)
+        pool.pass_time(2.0)
+        assert shard.edge.closing == slots[:1]
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=0.0), pool.now)
+        pool.pass_time(100.0)
+        assert shard.edge.closing == slots[:1]
 
     def test_a_pool_without_connections_sets_no_timer(self, make):
         """There is nothing to shrink."""

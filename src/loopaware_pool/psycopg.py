@@ -192,10 +192,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             discard_expired=(discard_expired, DiscardExpired),
         )
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
-        self.name = name = checked_name(name)
-        self.timeout = seconds("timeout", timeout)
+        name = checked_name(name)
+        self.timeout = timeout
         self.close_returns, self.num_workers = self._keeps_idle and close_returns, check_workers(num_workers)
-        self._check, self._reconnect_failed = check, reconnect_failed
+        self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
         self._driver = PsycopgDriver(
             name=name,
             conninfo=conninfo,
@@ -210,7 +210,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             outlasted=self._connects_outlasted,
             connecting=self._tell_of_growth,
         )
-        self._config = PoolConfig(
+        config = PoolConfig(
             name=name,
             min_size=min_size,
             init_size=min_size,
@@ -227,10 +227,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             fd_check=fd_check,
             on_event=on_event,
             idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
-            lends_expired=discard_expired == "on_return" or not max_lifetime,
+            lends_expired=self._lends_expired(max_lifetime),
             lends_dead=discard_dead == "on_check" and check is None,
         )
-        self._core = Core(self._config, self._driver, self)
+        self._core = Core(config, self._driver, self)
         self._tellers: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._open_if(open)

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
-__all__ = ["Overloaded", "PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
+__all__ = [
+    "Overloaded",
+    "PoolClosed",
+    "PoolTimeout",
+    "PsycopgDriver",
+    "TooManyRequests",
+    "UnsupportedLoop",
+    "check_conninfo",
+    "check_kwargs",
+]
 
 # What ends a password to libpq.
 ENDS_PASSWORD: Final = "/?@"
@@ -132,8 +141,8 @@ class PsycopgDriver:
         outlasted: Callable[[], None],
         connecting: Callable[[], None],
     ) -> None:
-        check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
-        check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
+        check_conninfo(conninfo)
+        check_kwargs(kwargs)
         self.name = name
         self.conninfo = conninfo
         self.kwargs = kwargs
@@ -237,6 +246,26 @@ class PsycopgDriver:
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
+
+
+def check_conninfo(conninfo: object) -> None:
+    """
+    Refuse what is no connection string, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
+
+
+def check_kwargs(kwargs: object) -> None:
+    """
+    Refuse what is no set of arguments to connect with, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
 
 
 def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:

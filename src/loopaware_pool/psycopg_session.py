@@ -461,6 +461,10 @@ class PsycopgSession:
         """Belong to the pool from now on: nobody may use it before it is lent."""
         self._watch.custody = _UNUSED
 
+    def rename(self, pool_name: str) -> None:
+        """Belong to a pool that has another name from now on."""
+        self._watch.pool_name = pool_name
+
     def lend(self, pool: Any) -> AsyncConnection[Any]:
         """Begin a lease."""
         connection, self.connection = self._kept(), None

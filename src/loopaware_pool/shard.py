@@ -94,7 +94,7 @@ class Shard:
         ceiling = config.max_connecting or budget.max_size  # which may have changed since the settings were made
         self._ramp = Ramp(ceiling)
         self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
-        self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
+        self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
         self.upkeep = Upkeep(self, config, terms, edge, ramp=Ramp(ceiling), pool_size=pool_size)
@@ -540,6 +540,13 @@ class Shard:
             if self.is_outdated(slot):
                 self._retire_old(slot)
 
+    def reconfigured(self, config: PoolConfig, now: float) -> None:
+        """Go by other settings; not here and now: this may be in the middle of a decision, as of a listener."""
+        self._config = config
+        self._idle_look = _idle_look(config)
+        self.upkeep.reconfigured(config)
+        self.wake_by(now)
+
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
@@ -635,3 +642,8 @@ class Shard:
             waiting=len(self.waiters),
             counters=dataclasses.replace(self.counters),
         )
+
+
+def _idle_look(config: PoolConfig) -> float:
+    """Say after how many seconds a connection that has become idle is to be looked at."""
+    return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
