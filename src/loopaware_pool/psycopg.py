@@ -521,8 +521,10 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
 
     _keeps_idle = False
 
-    def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
-        super().__init__(conninfo, min_size=min_size, **options)
+    if not TYPE_CHECKING:  # which is to see the options one by one, as inherited
+
+        def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
+            super().__init__(conninfo, min_size=min_size, **options)
 
     async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
         """Try to connect until it succeeds."""
