@@ -279,6 +279,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
         Raises:
             PoolTimeout: They were not open in time; its cause is what connecting failed with last.
+            Exception: What connecting failed with, if another connect would fail of it as well, as of a `TypeError`
+                in `configure`; the pool is closed, as after a timeout.
             PoolClosed: The pool is not open.
 
         Cancellation: ends the waiting.
@@ -290,33 +292,38 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             return
         logger.info("waiting for pool %r initialization", self.name)
         keeper.callers += 1
+        driver, old_fault = self._driver, self._driver.fault
         try:
-            is_ready = await self._is_ready_within(keeper, seconds)
+            is_ready = await self._is_ready_within(keeper, seconds, old_fault)
         finally:
             keeper.callers -= 1
         if is_ready:
             logger.info("pool %r is ready to use", self.name)
             return
-        cause = keeper.shard.last_error
-        error = InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
+        error = driver.new_fault(old_fault) or self._init_timeout(keeper, seconds)
         await self.close()
         raise error
+
+    def _init_timeout(self, keeper: Keeper, seconds: float) -> InitTimeout:
+        cause = self._driver.fault or keeper.shard.last_error
+        return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
 
     def _is_full(self) -> bool:
         return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Wait for what is to be opened. False as soon as the time is up, or the program is found to be at fault."""
         core, deadline = self._core, monotonic() + seconds
 
         def is_over() -> bool:
-            return self._is_full() or core.state is not _OPEN
+            return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
         # Nobody here is told of what other loops open.
         while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
         self._check_open()
-        return True
+        return self._is_full()
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """
@@ -526,8 +533,8 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
         def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
             super().__init__(conninfo, min_size=min_size, **options)
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
-        """Try to connect until it succeeds."""
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._check_open()
@@ -538,6 +545,8 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
                 return True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
                 keeper.shard.last_error = error
+            if self._driver.new_fault(old_fault) is not None:
+                break
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))
         return False
 
