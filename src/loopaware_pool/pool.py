@@ -492,12 +492,14 @@ class Core:
 
     async def check_idle(self) -> None:
         """
-        Make a round trip on every idle connection, and open what the floor lacks.
+        Make a round trip on every idle connection, and open what the floor lacks, if the pool is open.
 
         Other loops do so on their own; it is not waited for.
 
         Cancellation: ends the waiting.
         """
+        if self.state is not CoreState.OPEN:
+            return
         here = self.keeper()
         for keeper in self.keepers():
             self._sweep(keeper, keeper.shard.upkeep.refill)

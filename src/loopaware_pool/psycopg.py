@@ -430,6 +430,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         Give back a connection that `getconn()` lent. It may be called on any loop.
 
+        One that the end of its loop has closed is given back without a word, as is one of the parent process's.
+
         A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
         caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
         query is still running on is closed, and that query ends with an error.
@@ -449,9 +451,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        tenancy: Tenancy | None = session.owner  # type: ignore[assignment]
+        if tenancy is None:  # the parent process's, which has it still
+            conn._pool = None
+            return
         if session.loop is not running():
             conn._pool = None
-            tenancy: Tenancy = session.owner  # type: ignore[assignment]
             tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
             return
         pending = self._take_back(conn)

@@ -451,7 +451,6 @@ class PsycopgSession:
     def _finish(self, how: str) -> None:
         connection = self._reference()
         if connection is not None:
-            connection._pool = None
             connection._closed = True
         self._watch.finish(how)
 

@@ -75,7 +75,8 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
         """
         Make a round trip on each idle connection; those that fail are closed, and replaced.
 
-        Other loops' connections are checked by their loops, which is not waited for.
+        Other loops' connections are checked by their loops, which is not waited for. Of a pool that is not open, there
+        is none.
 
         Cancellation: ends the waiting, not the checks.
         """
