@@ -452,7 +452,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         tenancy: Tenancy | None = session.owner  # type: ignore[assignment]
-        if tenancy is None:  # the parent process's, which has it still
+        if tenancy is None:  # nobody's: the parent process has it still, or `configure` at its first time
             conn._pool = None
             return
         if session.loop is not running():

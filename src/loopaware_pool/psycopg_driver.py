@@ -19,7 +19,7 @@ from loopaware_pool.config import check_secret
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.dsn import may_be_misread, may_hold_password, withhold
 from loopaware_pool.frames import let_go_of_frames
-from loopaware_pool.psycopg_session import PsycopgSession, check_idle
+from loopaware_pool.psycopg_session import PsycopgSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -197,8 +197,7 @@ class PsycopgDriver:
         self._unready.add(session)
         try:
             if self.configure is not None:
-                await self.configure(connection)
-                check_idle(connection, "configure", self.configure)
+                await session.show_to(self.configure, "configure")
             if self.session_reset == "awaited":
                 await session.remember_configured()
             session.begin()
@@ -247,6 +246,10 @@ class PsycopgDriver:
                 "reconnection attempt in pool %r failed after %s sec", self.name, self.reconnect_seconds
             )
             outlasted()
+
+    def pool(self) -> Any:
+        """Find the pool, unless it has been dropped."""
+        return getattr(self._outlasted(), "__self__", None)
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Say nothing: each failure to connect has been logged."""

@@ -22,7 +22,7 @@ from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
@@ -363,8 +363,7 @@ class PsycopgSession:
             if self._configured is not None:
                 await self._reset_session(self._configured)
             if self._driver.reset_hook is not None:
-                await self._driver.reset_hook(self._kept())
-                check_idle(self._kept(), "reset", self._driver.reset_hook)
+                await self.show_to(self._driver.reset_hook, "reset")
         except Exception as error:
             self._driver.logger.warning("error resetting connection: %s", error)
             raise
@@ -414,6 +413,24 @@ class PsycopgSession:
             adapters=None if connection._adapters is None else AdaptersMap(connection._adapters),
             user=user,
         )
+
+    async def show_to(self, function: Callable[[Any], Awaitable[None]], what: str) -> None:
+        """
+        Call one of the user's functions, by the name of *what*, with the connection.
+
+        Meanwhile it is its pool's, as one that is lent: left as a block, it would else be closed.
+
+        Raises:
+            psycopg.ProgrammingError: It has been left in a transaction.
+            Exception: What the function raises.
+        """
+        connection = self._kept()
+        connection._pool = self._driver.pool()
+        try:
+            await function(connection)
+        finally:
+            connection._pool = None
+        check_idle(connection, what, function)
 
     async def ping(self) -> None:
         """Make a round trip."""

@@ -115,6 +115,33 @@ def test_a_getconn_of_ones_own_is_called_by_keyword(dsn, run, cls):
     assert heard == [3, None]
 
 
+# ---- what it calls ----
+
+
+@every
+@pytest.mark.parametrize("kind", [psycopg.AsyncConnection, OursConnection], ids=["theirs", "ours"])
+@pytest.mark.parametrize("callback", ["configure", "check", "reset"])
+def test_a_callback_may_end_what_it_has_begun_by_a_block(dsn, run, cls, kind, callback):
+    """`async with connection:` commits, and leaves the connection open, as it does for whoever it is lent to."""
+    calls = []
+
+    async def call(connection):
+        async with connection:
+            calls.append(await (await connection.execute("SELECT 42")).fetchone())
+
+    async def main():
+        options = {"connection_class": kind, "kwargs": {"autocommit": False}, callback: call}
+        async with make_pool(cls, dsn, **one(cls), **options) as pool:
+            pids = []
+            for _ in range(3):
+                async with pool.connection() as connection:
+                    pids.append(connection.info.backend_pid)
+            assert len(set(pids)) == (3 if cls in NULL else 1)
+            assert calls or (cls in NULL and callback == "reset")
+
+    run(main())
+
+
 # ---- what it counts ----
 
 
