@@ -142,6 +142,40 @@ def test_a_callback_may_end_what_it_has_begun_by_a_block(dsn, run, cls, kind, ca
     run(main())
 
 
+@every
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("mine")], ids=repr)
+@pytest.mark.parametrize("before", ["nothing", "a lease", "a lease that failed"])
+def test_leaving_what_is_not_entered_loses_nothing(dsn, run, cls, error, before):
+    """It is an error, or none, in the same cases."""
+
+    async def leave(context):
+        return not await context.__aexit__(error and type(error), error, None)
+
+    async def outcome(pool):
+        context = pool.connection(timeout=0.2)
+        if before == "a lease":
+            await context.__aenter__()
+            await leave(context)
+        elif before == "a lease that failed":
+            async with pool.connection():
+                with pytest.raises(psycopg_pool.PoolTimeout):
+                    await context.__aenter__()
+        try:
+            return await leave(context)
+        except RuntimeError:
+            return "an error"
+
+    async def main():
+        async with make_pool(cls, dsn, min_size=0, max_size=1, timeout=5) as pool:
+            expected = "an error" if (before == "nothing") == (error is None) else True
+            assert await outcome(pool) == expected
+            if expected is True or before != "nothing":  # else one is lost to theirs
+                async with pool.connection() as connection:
+                    await connection.execute("SELECT 1")
+
+    run(main())
+
+
 # ---- what it counts ----
 
 
