@@ -15,11 +15,11 @@ pytestmark = [pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")
 ours = pytest.mark.parametrize("cls", [AsyncConnectionPool, AsyncNullConnectionPool])
 
 
-def endless(*_):
+def endless():
     return endless()
 
 
-def slip(*_):
+def slip():
     raise TypeError("a slip")
 
 
