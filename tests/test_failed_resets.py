@@ -17,10 +17,11 @@ from psycopg.adapt import Loader
 from psycopg.types.string import StrDumper
 
 import helpers
-from loopaware_pool import asyncpg_memory
-from loopaware_pool.asyncpg import create_pool
+from loopaware_pool import asyncpg_memory, shard
+from loopaware_pool.asyncpg import TooManyWaiting, create_pool
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.testing import FaultProxy
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
@@ -775,6 +776,32 @@ def test_who_waits_for_an_answer_only_is_not_refused(bank, run, session_reset):
             await asyncio.gather(*(work(pool) for _ in range(3)))
 
     run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed"])
+def test_who_waits_for_the_answer_of_a_silent_server_may_be_refused(bank, run, monkeypatch, session_reset):
+    """However many resets it owes: an answer that is late counts for nobody any more."""
+    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.05)
+
+    async def main(proxy):
+        options = {"min_size": 3, "max_size": 3, "max_waiting": 1, "session_reset": session_reset}
+        async with create_pool(proxy.dsn, **options) as pool:
+            lent = [await pool.acquire() for _ in range(3)]
+            for con in lent:
+                await con.execute("SET app.tenant = 'left'")
+            proxy.freeze()
+            for con in lent:
+                await pool.release(con)
+            await asyncio.sleep(0.1)
+            waiter = asyncio.ensure_future(pool.acquire(timeout=30))
+            await helpers.spin(2)
+            with pytest.raises(TooManyWaiting):
+                await pool.acquire(timeout=30)
+            proxy.heal()
+            await pool.release(await waiter)
+
+    with FaultProxy(bank.dsn) as proxy:
+        run(lambda: main(proxy))
 
 
 # ---- psycopg ----

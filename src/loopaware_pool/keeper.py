@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from loopaware_pool.budget import Claimant
+    from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
@@ -156,6 +157,12 @@ class Keeper:
         """Have done what loops were told that have stopped."""
         if (core := self._core()) is not None:
             core.run_errands_of_idle_loops()
+
+    def reconfigured(self, config: PoolConfig) -> None:
+        """Go by other settings from now on."""
+        self._config = config
+        self.reporter.reconfigured(config)
+        self.shard.reconfigured(config, monotonic())
 
     def granted(self) -> None:
         """Hear that a permit is this loop's own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from psycopg_pool.abc import ACT
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loopaware_pool.psycopg_session import PsycopgSession
 
 __all__ = ["Lease"]
+
+_NOT_ENTERED: Final = object()
 
 
 class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
@@ -30,15 +32,16 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._connection: Any = None
+        self._connection: Any = _NOT_ENTERED
 
     def _recreate_cm(self) -> Lease[ACT]:
         """Begin anew at each call of a function that this decorates."""
         return Lease(self._pool, self._timeout)
 
     async def __aenter__(self) -> ACT:
-        if self._connection is not None:
+        if self._connection is not None and self._connection is not _NOT_ENTERED:
             raise RuntimeError("this context is entered already; call connection() for each lease")
+        self._connection = None
         self._connection = connection = await self._pool.getconn(timeout=self._timeout)
         session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
         if not session.leaves_plainly:
@@ -56,7 +59,12 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        connection, self._connection = self._connection, None
+        connection = self._connection
+        if connection is None or connection is _NOT_ENTERED:
+            if (connection is _NOT_ENTERED) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
+                raise RuntimeError("this context is not entered")
+            return
+        self._connection = None
         session: PsycopgSession = connection._loopaware_session
         if exc_val is not None:
             session.suspect(exc_val)

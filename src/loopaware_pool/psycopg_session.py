@@ -22,7 +22,7 @@ from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
@@ -363,8 +363,7 @@ class PsycopgSession:
             if self._configured is not None:
                 await self._reset_session(self._configured)
             if self._driver.reset_hook is not None:
-                await self._driver.reset_hook(self._kept())
-                check_idle(self._kept(), "reset", self._driver.reset_hook)
+                await self.show_to(self._driver.reset_hook, "reset")
         except Exception as error:
             self._driver.logger.warning("error resetting connection: %s", error)
             raise
@@ -415,6 +414,24 @@ class PsycopgSession:
             user=user,
         )
 
+    async def show_to(self, function: Callable[[Any], Awaitable[None]], what: str) -> None:
+        """
+        Call one of the user's functions, by the name of *what*, with the connection.
+
+        Meanwhile it is its pool's, as one that is lent: left as a block, it would else be closed.
+
+        Raises:
+            psycopg.ProgrammingError: It has been left in a transaction.
+            Exception: What the function raises.
+        """
+        connection = self._kept()
+        connection._pool = self._driver.pool()
+        try:
+            await function(connection)
+        finally:
+            connection._pool = None
+        check_idle(connection, what, function)
+
     async def ping(self) -> None:
         """Make a round trip."""
         self._watch.custody = _USED
@@ -451,7 +468,6 @@ class PsycopgSession:
     def _finish(self, how: str) -> None:
         connection = self._reference()
         if connection is not None:
-            connection._pool = None
             connection._closed = True
         self._watch.finish(how)
 
@@ -460,6 +476,10 @@ class PsycopgSession:
     def begin(self) -> None:
         """Belong to the pool from now on: nobody may use it before it is lent."""
         self._watch.custody = _UNUSED
+
+    def rename(self, pool_name: str) -> None:
+        """Belong to a pool that has another name from now on."""
+        self._watch.pool_name = pool_name
 
     def lend(self, pool: Any) -> AsyncConnection[Any]:
         """Begin a lease."""

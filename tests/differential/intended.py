@@ -285,6 +285,12 @@ def _is_connected_sooner(difference: Difference) -> bool:
     )
 
 
+def _is_program_at_fault(difference: Difference) -> bool:
+    """What another connect would fail of as well, from `configure` or libpq."""
+    told = (_raised(difference.upstream), _raised(difference.ours))
+    return not _is_asyncpg(difference) and told in (("PoolTimeout", "TypeError"), ("PoolTimeout", "ProgrammingError"))
+
+
 def _is_stuck_upstream(difference: Difference) -> bool:
     return difference.what == "closed" and difference.upstream == "hangs"
 
@@ -353,6 +359,7 @@ ROWS: tuple[Row, ...] = (
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
+    Row("program-at-fault", _is_program_at_fault, parts_ways=True),
     Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),

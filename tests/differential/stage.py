@@ -140,6 +140,7 @@ def _errors() -> dict[str, BaseException]:
         "timeout": TimeoutError("raised by a callback"),
         "os": ConnectionResetError("raised by a callback"),
         "cancelled": asyncio.CancelledError("raised by a callback"),
+        "slip": TypeError("raised by a callback"),
     }
 
 

@@ -26,7 +26,7 @@ from loopaware_pool.fds import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch
 from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error
-from psycopg_pools import make_pool
+from psycopg_pools import busy, make_pool
 from running import eventually_async
 
 HERE = Path(__file__).parent
@@ -529,6 +529,32 @@ def test_a_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn,
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(asyncio.run, close()).result()  # this loop stands still meanwhile
         await eventually_async(lambda: connection.pgconn.status == pq.ConnStatus.BAD, "a socket that is closed")
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in a query"])
+def test_a_lent_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn, run, kind, is_busy):
+    """There and here, though its own loop runs and is to end the query first; and it counts no more once it is back."""
+
+    async def close(connection):
+        await connection.close()
+        return connection.closed
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=1, connection_class=kind) as pool:
+            connection = await pool.getconn()
+            query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)" if is_busy else "SELECT 1"))
+            await (busy(connection) if is_busy else query)
+            assert await asyncio.to_thread(asyncio.run, close(connection))
+            assert connection.closed
+            if is_busy:
+                with pytest.raises(psycopg.OperationalError):
+                    await query
+            await pool.putconn(connection)
+            async with pool.connection() as another:
+                assert another is not connection
 
     run(main())
 
