@@ -619,7 +619,7 @@ def test_loops_that_are_forgotten_are_collected(dsn, flavour):
 
 
 def test_what_uvloop_keeps_of_a_forgotten_loop_is_gone_when_it_is_closed(dsn):
-    """A socket that was given up stays open, as an aborted transport is closed in its loop's next turn; no session does."""
+    """A given-up session ends at once; its socket is closed in its loop's next turn, or with the loop."""
     pool = make_pool(dsn, max_size=2)
 
     async def open_pool():
