@@ -889,6 +889,40 @@ def test_private_attributes_that_programs_read_are_there(dsn, run):
     run(main)
 
 
+def test_the_queue_of_free_connections_tells_its_size(create_pool, dsn, run):
+    """Programs ask asyncpg's for how many connections could be lent, and whether there is one."""
+
+    async def main():
+        async with create_pool(dsn, min_size=1, max_size=2) as pool:
+
+            def told():
+                queue = pool._queue
+                return queue.qsize(), queue.maxsize, queue.empty(), queue.full()
+
+            assert told() == (2, 2, False, True)
+            async with pool.acquire():
+                assert told() == (1, 2, False, False)
+                async with pool.acquire():
+                    assert told() == (0, 2, True, False)
+            assert told() == (2, 2, False, True)
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed", "awaited", "never"])
+def test_a_proxy_has_the_name_of_asyncpgs(create_pool, dsn, run, session_reset):
+    """In texts, and to who compares it."""
+
+    async def main():
+        async with create_pool(dsn, min_size=1, max_size=2, **only_ours(create_pool, session_reset)) as pool:
+            async with pool.acquire() as con:
+                assert type(con).__name__ == type(con).__qualname__ == "PoolConnectionProxy"
+                assert repr(con).startswith("<PoolConnectionProxy <asyncpg.connection.Connection object at")
+            assert repr(con).startswith("<PoolConnectionProxy [released]")
+
+    run(main)
+
+
 def test_rows_that_have_come_are_given_and_others_not_asked_for_in_the_next_lease(dsn, run):
     """An iterator's coroutines that take their first steps late send nothing into another lease's transaction."""
 

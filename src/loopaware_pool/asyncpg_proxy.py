@@ -202,6 +202,10 @@ class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
     __slots__ = ()
 
 
+# Programs print the name, and compare it.
+ReadingProxy.__name__ = ReadingProxy.__qualname__ = PoolConnectionProxy.__name__
+
+
 class PoolAcquireContext(upstream.PoolAcquireContext):
     """What `Pool.acquire` returns: to be awaited, or entered, once."""
 
