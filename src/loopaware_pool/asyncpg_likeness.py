@@ -196,7 +196,8 @@ class PoolLikeness(Uncopied, upstream.Pool):
     @property
     def _queue(self) -> FreeSlots:
         max_size = self._config.max_size
-        return FreeSlots(max_size - len(self._core.slots(SlotState.IDLE)), max_size)
+        taken = sum(len(keeper.shard.slots) - keeper.shard.idle_size for keeper in self._core.keepers())
+        return FreeSlots(max_size - taken, max_size)
 
     _maintenance_task = None
 
