@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import os
@@ -886,6 +887,67 @@ def test_private_attributes_that_programs_read_are_there(dsn, run):
             for theirs, ours in zip(*told, strict=True):
                 assert theirs == ours
 
+    run(main)
+
+
+async def close_it(pool, con):
+    await con.close()
+
+
+async def terminate_it(pool, con):
+    con.terminate()
+
+
+async def have_it_ended(pool, con):
+    with contextlib.suppress(asyncpg.PostgresError):
+        await con.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def release_it(pool, con):
+    await pool.release(con)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("end", [close_it, terminate_it, have_it_ended, release_it])
+def test_setup_that_ends_its_connection_lends_none_and_harms_nobodys(dsn, run, end, fails):
+    """With asyncpg's pool that is an AttributeError, and a pool that does not close."""
+
+    async def setup(con):
+        if not ended:
+            ended.append(con)
+            await end(pool, con)
+            others.append(await pool.acquire())  # the same connection, if it was released
+            if fails:
+                raise LookupError
+
+    async def main():
+        nonlocal pool
+        async with loopaware_pool.asyncpg.create_pool(dsn, min_size=0, max_size=1, setup=setup) as pool:
+            expected = LookupError if fails else asyncpg.ConnectionDoesNotExistError
+            with pytest.raises(expected):
+                await pool.fetchval("SELECT 1")
+            (other,) = others
+            assert await other.fetchval("SELECT 2") == 2
+            await pool.release(other)
+            assert await pool.fetchval("SELECT 3") == 3
+
+    pool, ended, others = None, [], []
+    run(main)
+
+
+def test_setup_that_terminates_the_pool_has_the_caller_told(dsn, run):
+    """As by asyncpg's pool."""
+
+    async def setup(_):
+        pool.terminate()
+
+    async def main():
+        nonlocal pool
+        async with loopaware_pool.asyncpg.create_pool(dsn, min_size=0, max_size=1, setup=setup) as pool:
+            with pytest.raises(asyncpg.InterfaceError, match="pool is closed"):
+                await pool.fetchval("SELECT 1")
+
+    pool = None
     run(main)
 
 
