@@ -804,6 +804,67 @@ def test_who_waits_for_the_answer_of_a_silent_server_may_be_refused(bank, run, m
         run(lambda: main(proxy))
 
 
+# ---- a reset that waits for others ----
+
+
+@contextlib.contextmanager
+def unfinished_write(bank):
+    """Somebody has written in a serializable transaction, and does not end it."""
+    with psycopg.connect(bank.dsn) as writer:
+        writer.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        writer.execute("INSERT INTO public.words VALUES ('unfinished')")
+        yield
+
+
+PATIENT = [
+    "SET default_transaction_isolation = serializable",
+    "SET default_transaction_read_only = on",
+    "SET default_transaction_deferrable = on",
+]
+WELL_BELOW_A_RESETS_LIMIT_SECONDS = 10
+
+
+@with_and_without_a_waiter
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_reset_does_not_wait_for_others_to_write(bank, admin, run, session_reset, waits):
+    """The first query of a transaction that is serializable, read-only and deferrable does, for as long as it takes."""
+
+    async def main():
+        async with one_connection(bank.dsn, session_reset) as pool:
+            pid = await pool.fetchval("SELECT pg_backend_pid()")
+            async with asyncio.timeout(WELL_BELOW_A_RESETS_LIMIT_SECONDS):
+                found = await succeed(
+                    pool,
+                    lambda con: openly(con, *PATIENT),
+                    lambda con: con.fetchrow("SELECT pg_backend_pid(), current_setting('transaction_isolation')"),
+                    waits=waits,
+                )
+            assert tuple(found) == (pid, "read committed")
+
+    with unfinished_write(bank):
+        run(main)
+
+
+def test_an_awaited_reset_of_psycopgs_does_not_wait_for_others_to_write(bank, admin, run):
+    """As asyncpg's."""
+
+    async def main():
+        async with AsyncConnectionPool(bank.dsn, min_size=1, max_size=1, session_reset="awaited", open=False) as pool:
+            async with asyncio.timeout(WELL_BELOW_A_RESETS_LIMIT_SECONDS):
+                async with pool.connection() as con:
+                    pid = con.info.backend_pid
+                    await con.set_autocommit(True)
+                    for statement in PATIENT:
+                        await con.execute(statement)
+                async with pool.connection() as con:
+                    assert con.info.backend_pid == pid
+                    cursor = await con.execute("SELECT current_setting('transaction_isolation')")
+                    assert await cursor.fetchone() == ("read committed",)
+
+    with unfinished_write(bank):
+        run(main)
+
+
 # ---- psycopg ----
 
 

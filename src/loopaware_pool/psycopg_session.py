@@ -38,8 +38,10 @@ _FAREWELLS: Final = (b"", b"E")
 # How long a generator that was given up, as of `notifies()`, has to let its connection go.
 _LET_GO_SECONDS: Final = 1.0
 
-# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
+# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing. It has begun in the last lease's kind of
+# transaction: one that is serializable, read-only and deferrable would wait for others.
 _RESET_QUERY: Final = (
+    b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
     b"RESET SESSION AUTHORIZATION; RESET ROLE"
 )
