@@ -517,7 +517,7 @@ def test_a_timeout_carries_why_nothing_could_be_connected(way):
 
 
 def test_a_context_can_decorate_a_function(pool_of):
-    """As theirs can, any number of times; but it cannot be entered twice at once."""
+    """As theirs can, any number of times; but it cannot be entered twice."""
 
     async def main():
         async with pool_of(min_size=1) as pool:
@@ -531,6 +531,29 @@ def test_a_context_can_decorate_a_function(pool_of):
             async with context:
                 with pytest.raises(RuntimeError, match="entered already"):
                     await context.__aenter__()
+            with pytest.raises(RuntimeError, match="entered already"):
+                await context.__aenter__()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "pool_class", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool], ids=["ours", "upstream"]
+)
+def test_a_context_is_left_once(pool_class, dsn):
+    """Left without having been entered, or once more, it takes no connection from another caller."""
+
+    async def main():
+        async with make_pool(pool_class, dsn, min_size=1, max_size=1) as pool:
+            with pytest.raises(RuntimeError):
+                await pool.connection().__aexit__(None, None, None)
+            context = pool.connection()
+            async with context:
+                pass
+            connection = await pool.getconn()
+            await context.__aexit__(None, None, None)
+            assert not connection.closed
+            await pool.putconn(connection)
 
     asyncio.run(main())
 
