@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from differential.compare import Difference
+    from differential.program import Step
 
 __all__ = ["PAGE", "PROGRAMS", "ROWS", "Row", "explain", "keys_of_page"]
 
 PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+_ENDINGS = ("close", "terminate")
+_COUNTS = {"get_size": "size", "get_idle_size": "idle", "pool_size": "size", "pool_available": "idle"}
+# A timeout that does not run out in a program.
+_LONG_SECONDS = 5
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
 
@@ -87,19 +92,58 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 
 def _is_joined_later(difference: Difference) -> bool:
-    """A caller's time was up while a connection was opened for it; the connection joins the pool."""
-    if not _are_counts(difference) or difference.upstream is None or difference.ours is None:
-        return False
-    return _size(difference.ours) > _size(difference.upstream) and _has_impatient_caller(difference)
+    """A caller's time was up while a connection was opened for it; the connection joins the pool, and is idle there."""
+    impatient = sum(map(_is_impatient, _steps_until(difference)))
+    return _is_asyncpg(difference) and _has_more(difference, most=impatient)
 
 
-def _has_impatient_caller(difference: Difference) -> bool:
-    steps = difference.program.steps
-    return any(step["do"] == "cancel" or step.get("kwargs", {}).get("timeout") is not None for step in steps)
+def _is_impatient(step: Step) -> bool:
+    """Whether a caller may have gone while a connection was opened for it."""
+    timeout = step.get("kwargs", {}).get("timeout")
+    return step["do"] == "cancel" or (isinstance(timeout, int | float) and timeout < _LONG_SECONDS)
 
 
 def _are_counts_while_closing(difference: Difference) -> bool:
-    return _are_counts(difference) and (_has_step(difference, "close") or _has_step(difference, "terminate"))
+    """Idle connections are not counted any more; those that come back are closed."""
+    is_closing = any(step.get("on") == "pool" and step.get("name") in _ENDINGS for step in _steps_until(difference))
+    gone = _fewer(difference)
+    if not is_closing or gone is None:
+        return False
+    return gone["size"] in (0, gone["idle"]) if _is_asyncpg(difference) else gone["idle"] == 0
+
+
+def _steps_until(difference: Difference) -> Sequence[Step]:
+    """What the program has done by then."""
+    return difference.program.steps[: difference.number + 1]
+
+
+def _has_more(difference: Difference, most: int) -> bool:
+    """Whether all that differs is that ours has more connections, at most so many, which are idle."""
+    fewer = _fewer(difference)
+    if fewer is None:
+        return False
+    more = {-one for one in fewer.values() if one}
+    return len(more) == 1 and 0 < more.pop() <= most
+
+
+def _fewer(difference: Difference) -> dict[str, int] | None:
+    """By how many ours has fewer connections, and idle ones; None if anything else differs."""
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None:
+        return None
+    others = {name for name in theirs.keys() | own.keys() if theirs.get(name, 0) != own.get(name, 0)}
+    if not others <= {"size", "idle"}:
+        return None
+    return {name: theirs.get(name, 0) - own.get(name, 0) for name in ("size", "idle")}
+
+
+def _counted(difference: Difference, told: Any) -> dict[str, Any] | None:
+    """Counts, by names that all kinds of pools share; None if they are none."""
+    if not _are_counts(difference) or told is None or _raised(told) is not None:
+        return None
+    if not isinstance(told, dict):
+        told = {difference.step["name"]: told}
+    return {_COUNTS.get(name, name): count for name, count in told.items()}
 
 
 def _are_counts(difference: Difference) -> bool:
@@ -145,9 +189,9 @@ def _has_step(difference: Difference, name: str) -> bool:
 
 
 def _is_out_of_queue(difference: Difference) -> bool:
-    """A null pool of upstream's resets a connection for the caller who is gone."""
+    """A null pool of upstream's resets a connection for the caller who is gone, and opens another if that fails."""
     if difference.what == "callbacks" and difference.program.kind == "psycopg null":
-        return _without_resets(difference.upstream) == _without_resets(difference.ours)
+        return _ran_fewer(difference, "reset", "configure")
     return _count(difference, "ours", "requests_waiting") < _count(difference, "upstream", "requests_waiting")
 
 
@@ -156,8 +200,10 @@ def _count(difference: Difference, side: str, name: str) -> int:
     return told.get(name, 0) if difference.what == "counts" and isinstance(told, dict) else 0
 
 
-def _without_resets(told: Any) -> list[Any]:
-    return [one for one in told or [] if one[0] != "reset"]
+def _ran_fewer(difference: Difference, *names: str) -> bool:
+    """Whether all that differs is that these callbacks ran less often."""
+    theirs, own = (Counter(name for name, _ in told or []) for told in _sides(difference))
+    return not own - theirs and (theirs - own).keys() <= set(names)
 
 
 def _is_refused_for_the_gone(difference: Difference) -> bool:
@@ -270,10 +316,23 @@ def _is_connect_retried(difference: Difference) -> bool:
     )
 
 
+def _is_paced(difference: Difference) -> bool:
+    """A connect was refused; the next caller's is not tried at once."""
+    return (
+        _is_asyncpg(difference)
+        and difference.step.get("on") in ("pool", "lease")
+        and any(step.get("name") == "set_connect_args" for step in _steps_until(difference))
+        and (
+            (difference.what == "at once" and difference.ours == "pending")
+            or (difference.what == "ended after" and difference.ours is not None)
+        )
+    )
+
+
 def _is_connected_sooner(difference: Difference) -> bool:
     """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
     callbacks = difference.program.callbacks
-    has_failed = "raises" in callbacks.get("configure", {}) or callbacks.get("check")
+    has_failed = _fails(callbacks.get("configure", {})) or callbacks.get("check")
     return (
         not _is_asyncpg(difference)
         and bool(has_failed)
@@ -281,8 +340,14 @@ def _is_connected_sooner(difference: Difference) -> bool:
             _raised(difference.upstream) == "PoolTimeout"
             or _are_counts(difference)
             or difference.what in ("ended after", "callbacks")
+            or (difference.what == "at once" and difference.upstream == "pending")
         )
     )
+
+
+def _fails(configure: dict[str, Any]) -> bool:
+    """Whether a `configure` raises, or leaves a transaction open."""
+    return "raises" in configure or ("run" in configure and "await" not in configure)
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
@@ -307,19 +372,36 @@ def _opened_fewer(difference: Difference) -> bool:
 
 
 def _is_grown_less(difference: Difference) -> bool:
-    if difference.what == "callbacks" and not _is_asyncpg(difference):
-        missing = Counter(map(repr, difference.upstream or [])) - Counter(map(repr, difference.ours or []))
-        return all("configure" in one for one in missing) and len(difference.ours or []) < len(
-            difference.upstream or []
-        )
-    return not _is_asyncpg(difference) and _are_counts(difference) and _opened_fewer(difference)
+    """Connections that nobody waits for, and that are not missing of `min_size`, are not there."""
+    if _is_asyncpg(difference):
+        return False
+    if difference.what == "callbacks":
+        return _ran_fewer(difference, "configure")
+    fewer = _fewer(difference)
+    if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
+        return False
+    own = _counted(difference, difference.ours) or {}
+    return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
+
+
+def _floor(difference: Difference) -> int:
+    """The pool's `min_size` by then."""
+    resizes = [step for step in _steps_until(difference) if step.get("name") == "resize"]
+    asked = [difference.program.options, *({"min_size": step["args"][0]} for step in resizes if step.get("args"))]
+    return int(asked[-1]["min_size"])
 
 
 def _is_misused_lease(difference: Difference) -> bool:
-    """What `connection()` gave was left before it was entered, or entered twice."""
-    if difference.step.get("on") != "lease" or difference.step["do"] not in ("enter", "exit"):
+    """What `connection()` gave was entered twice, or left without being entered, or twice."""
+    if _is_asyncpg(difference) or difference.step.get("on") != "lease":
         return False
-    return _raised(difference.upstream) is not None and _raised(difference.ours) is not None
+    before = "call"
+    for step in difference.program.steps[: difference.number]:
+        if step.get("keep") == "lease":
+            before = "call"
+        elif step.get("on") == "lease" and step["do"] in ("enter", "exit"):
+            before = step["do"]
+    return (before, difference.step["do"]) not in (("call", "enter"), ("enter", "exit"))
 
 
 def _is_infinite(difference: Difference) -> bool:
@@ -328,7 +410,8 @@ def _is_infinite(difference: Difference) -> bool:
 
 def _is_death_noticed_later(difference: Difference) -> bool:
     """Sessions were ended from outside; the death of an idle one is noticed at its next lease, or once a second."""
-    return _are_counts(difference) and _has_step(difference, "kill")
+    has_killed = any(step["do"] == "kill" for step in _steps_until(difference))
+    return _is_asyncpg(difference) and has_killed and _has_more(difference, most=difference.program.options["max_size"])
 
 
 ROWS: tuple[Row, ...] = (
@@ -353,6 +436,7 @@ ROWS: tuple[Row, ...] = (
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
+    Row("refusals-paced", _is_paced),
     Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
