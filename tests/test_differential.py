@@ -43,6 +43,7 @@ MENDED = {
 ONCE_FOUND = {"close-without-timeout", "idle-while-reset", "impossible-connect-retried", "lost-connection-unsaid"} | {
     "null-pool-queued",
     "own-query-told",
+    "transaction-entered-late",
 }
 
 

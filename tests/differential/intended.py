@@ -105,9 +105,8 @@ def _is_impatient(step: Step) -> bool:
 
 def _are_counts_while_closing(difference: Difference) -> bool:
     """Idle connections are not counted any more; those that come back are closed."""
-    is_closing = any(step.get("on") == "pool" and step.get("name") in _ENDINGS for step in _steps_until(difference))
     gone = _fewer(difference)
-    if not is_closing or gone is None:
+    if not _is_closing(difference) or gone is None:
         return False
     return gone["size"] in (0, gone["idle"]) if _is_asyncpg(difference) else gone["idle"] == 0
 
@@ -174,7 +173,9 @@ def _is_left_by_upstream(difference: Difference) -> bool:
 
 
 def _is_waiter_told(difference: Difference) -> bool:
-    """The pool was closed; upstream leaves who waits to it until the end of the program cancels them."""
+    """The pool was closed; upstream lets who waits for it wait on, or opens a connection before it says so."""
+    if difference.what == "callbacks" and _is_asyncpg(difference) and _is_closing(difference):
+        return _ran_fewer(difference, "connect", "init")
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") == "pool"
@@ -182,6 +183,10 @@ def _is_waiter_told(difference: Difference) -> bool:
         and "is" in difference.ours
         and (_has_step(difference, "close") or _has_step(difference, "terminate"))
     )
+
+
+def _is_closing(difference: Difference) -> bool:
+    return any(step.get("on") == "pool" and step.get("name") in _ENDINGS for step in _steps_until(difference))
 
 
 def _has_step(difference: Difference, name: str) -> bool:
@@ -208,6 +213,9 @@ def _ran_fewer(difference: Difference, *names: str) -> bool:
 
 def _is_refused_for_the_gone(difference: Difference) -> bool:
     """Upstream's counts callers who are gone, and refuses others for that."""
+    if difference.what == "at once" and "max_waiting" in difference.program.options:
+        has_gone = any(map(_is_impatient, difference.program.steps[: difference.number]))
+        return has_gone and _sides(difference) == (None, "pending")
     return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
 
 
@@ -337,7 +345,7 @@ def _is_connected_sooner(difference: Difference) -> bool:
         not _is_asyncpg(difference)
         and bool(has_failed)
         and (
-            _raised(difference.upstream) == "PoolTimeout"
+            (_raised(difference.upstream) in ("PoolTimeout", "CancelledError") and _raised(difference.ours) is None)
             or _are_counts(difference)
             or difference.what in ("ended after", "callbacks")
             or (difference.what == "at once" and difference.upstream == "pending")
