@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from differential.stage import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +95,8 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 def _is_joined_later(difference: Difference) -> bool:
     """A caller's time was up while a connection was opened for it; the connection joins the pool, and is idle there."""
-    impatient = sum(map(_is_impatient, _steps_until(difference)))
+    at_the_end = TASKS if difference.step["do"] == "end" else 0  # who waits then is cancelled
+    impatient = sum(map(_is_impatient, _steps_until(difference))) + at_the_end
     return _is_asyncpg(difference) and _has_more(difference, most=impatient)
 
 
@@ -168,6 +171,28 @@ def _is_used_after_return(difference: Difference) -> bool:
     return not _is_asyncpg(difference) and "has been returned to pool" in _message(difference.ours)
 
 
+def _is_returned_twice(difference: Difference) -> bool:
+    """Upstream takes a broken connection back any number of times, and opens one each time, which may serve a caller."""
+    is_served = difference.step.get("name") == "getconn" and _raised(difference.ours) == "CancelledError"
+    is_taken = difference.step.get("name") == "putconn" and _raised(difference.ours) == "ValueError"
+    if _is_asyncpg(difference) or difference.what != "outcome" or _raised(difference.upstream) is not None:
+        return False
+    return (is_served or is_taken) and _returns_twice(difference.program.steps)
+
+
+def _returns_twice(steps: Sequence[Step]) -> bool:
+    """Whether a connection is returned that has been already."""
+    returned: set[str] = set()
+    for step in steps:
+        returned.discard(step.get("keep", ""))
+        if step.get("name") == "putconn":
+            name = step["args"][0]["name"]
+            if name in returned:
+                return True
+            returned.add(name)
+    return False
+
+
 def _is_left_by_upstream(difference: Difference) -> bool:
     return difference.what == "sessions left" and difference.ours == 0
 
@@ -197,12 +222,13 @@ def _is_out_of_queue(difference: Difference) -> bool:
     """A null pool of upstream's resets a connection for the caller who is gone, and opens another if that fails."""
     if difference.what == "callbacks" and difference.program.kind == "psycopg null":
         return _ran_fewer(difference, "reset", "configure")
-    return _count(difference, "ours", "requests_waiting") < _count(difference, "upstream", "requests_waiting")
-
-
-def _count(difference: Difference, side: str, name: str) -> int:
-    told = getattr(difference, side)
-    return told.get(name, 0) if difference.what == "counts" and isinstance(told, dict) else 0
+    theirs, own = difference.upstream, difference.ours
+    if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
+        return False
+    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0):
+        return False
+    rest = replace(difference, upstream=theirs | {"requests_waiting": own["requests_waiting"]})
+    return rest.upstream == own or explain(rest) is not None
 
 
 def _ran_fewer(difference: Difference, *names: str) -> bool:
@@ -220,10 +246,8 @@ def _is_refused_for_the_gone(difference: Difference) -> bool:
 
 
 def _is_busy_in_setup(difference: Difference) -> bool:
-    theirs, own = difference.upstream, difference.ours
-    if "setup" not in difference.program.callbacks or not (isinstance(theirs, dict) and isinstance(own, dict)):
-        return False
-    return _are_counts(difference) and own.get("idle", 0) < theirs.get("idle", 0)
+    fewer = _fewer(difference)
+    return "setup" in difference.program.callbacks and fewer is not None and fewer["idle"] > 0 == fewer["size"]
 
 
 def _is_lost_or_closed(difference: Difference) -> bool:
@@ -353,6 +377,16 @@ def _is_connected_sooner(difference: Difference) -> bool:
     )
 
 
+def _is_reset_of_the_closed(difference: Difference) -> bool:
+    """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
+    if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
+        return False
+    may_be_closed = any(step["do"] == "kill" for step in difference.program.steps) or any(
+        word in _sql_of_steps(difference) for word in ("pg_terminate_backend", "pg_sleep")
+    )
+    return may_be_closed and _ran_fewer(difference, "reset", "configure")
+
+
 def _fails(configure: dict[str, Any]) -> bool:
     """Whether a `configure` raises, or leaves a transaction open."""
     return "raises" in configure or ("run" in configure and "await" not in configure)
@@ -363,7 +397,9 @@ def _is_stuck_upstream(difference: Difference) -> bool:
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
-    return not _is_asyncpg(difference) and _are_counts(difference) and _has_step(difference, "check")
+    checks = sum(step.get("on") == "pool" and step.get("name") == "check" for step in _steps_until(difference))
+    fewer = _fewer(difference)
+    return not _is_asyncpg(difference) and fewer is not None and all(0 <= one <= checks for one in fewer.values())
 
 
 def _is_resized(difference: Difference) -> bool:
@@ -430,6 +466,7 @@ ROWS: tuple[Row, ...] = (
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
+    Row("returned-twice", _is_returned_twice, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
@@ -449,6 +486,7 @@ ROWS: tuple[Row, ...] = (
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
+    Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
     Row("nothing-left", _is_left_by_upstream),
