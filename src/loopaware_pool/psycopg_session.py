@@ -452,7 +452,8 @@ class PsycopgSession:
         connection = self._reference()
         if connection is not None:
             connection._pool = None
-            connection._closed = True
+            if self._pgconn.status != _BAD:  # else it is closed already, and its `broken` says that nobody did it
+                connection._closed = True
         self._watch.finish(how)
 
     # ---- the caller's side ----

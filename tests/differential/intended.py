@@ -172,7 +172,7 @@ def _is_used_after_return(difference: Difference) -> bool:
 
 
 def _is_returned_twice(difference: Difference) -> bool:
-    """Upstream takes a broken connection back any number of times, and opens one each time, which may serve a caller."""
+    """Upstream takes a broken connection back any number of times, and opens another, which may serve a caller."""
     is_served = difference.step.get("name") == "getconn" and _raised(difference.ours) == "CancelledError"
     is_taken = difference.step.get("name") == "putconn" and _raised(difference.ours) == "ValueError"
     if _is_asyncpg(difference) or difference.what != "outcome" or _raised(difference.upstream) is not None:
@@ -181,16 +181,17 @@ def _is_returned_twice(difference: Difference) -> bool:
 
 
 def _returns_twice(steps: Sequence[Step]) -> bool:
-    """Whether a connection is returned that has been already."""
-    returned: set[str] = set()
-    for step in steps:
-        returned.discard(step.get("keep", ""))
-        if step.get("name") == "putconn":
-            name = step["args"][0]["name"]
-            if name in returned:
-                return True
-            returned.add(name)
-    return False
+    """Whether a connection may be returned that has been already; not every step is done, as of a task that waits."""
+    returned = Counter(str(step["args"]) for step in steps if step.get("name") == "putconn")
+    return any(times > 1 for times in returned.values())
+
+
+def _adds_up(difference: Difference) -> bool:
+    """Upstream counts less than nothing, or more idle connections than there are, and ours does not."""
+    theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
+    if _is_asyncpg(difference) or not theirs.keys() == own.keys() >= {"size", "idle"}:
+        return False
+    return not 0 <= theirs["idle"] <= theirs["size"] and 0 <= own["idle"] <= own["size"]
 
 
 def _is_left_by_upstream(difference: Difference) -> bool:
@@ -323,9 +324,22 @@ def _without_authority(told: Any) -> Any:
 def _is_another_session(difference: Difference) -> bool:
     """Which of the idle connections is lent, if their sessions are alike."""
     theirs, own = difference.upstream, difference.ours
-    if not (isinstance(theirs, dict) and isinstance(own, dict) and "session" in theirs and "session" in own):
+    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None}
+
+
+def _are_leases(difference: Difference) -> bool:
+    return all(isinstance(told, dict) and "session" in told for told in _sides(difference))
+
+
+def _is_of_another_age(difference: Difference) -> bool:
+    """One of them is new, and what was set when it was opened lasts until its first reset; or upstream's is dead."""
+    if not _are_leases(difference):
         return False
-    return theirs | {"session": None} == own | {"session": None}
+    theirs, own = difference.upstream, difference.ours
+    if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
+        return own["seen"]["state"] == ["idle"]
+    is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
+    return _is_asyncpg(difference) and is_set_up and theirs["session"] != own["session"]
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -340,11 +354,14 @@ def _is_cancelled_connect(difference: Difference) -> bool:
 
 def _is_connect_retried(difference: Difference) -> bool:
     """Connecting failed for a caller who has time left."""
-    return (
-        _is_asyncpg(difference)
-        and difference.step.get("name") == "acquire"
-        and difference.step.get("kwargs", {}).get("timeout") is not None
-        and _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    if not _is_asyncpg(difference) or difference.step.get("kwargs", {}).get("timeout") is None:
+        return False
+    if difference.what == "at once":
+        return _may_be_refused(difference) and _sides(difference) == (None, "pending")
+    return difference.step.get("name") == "acquire" and _raised(difference.upstream) not in (
+        None,
+        "TimeoutError",
+        "CancelledError",
     )
 
 
@@ -353,12 +370,19 @@ def _is_paced(difference: Difference) -> bool:
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") in ("pool", "lease")
-        and any(step.get("name") == "set_connect_args" for step in _steps_until(difference))
+        and _may_be_refused(difference)
         and (
             (difference.what == "at once" and difference.ours == "pending")
             or (difference.what == "ended after" and difference.ours is not None)
         )
     )
+
+
+def _may_be_refused(difference: Difference) -> bool:
+    """Whether connecting may fail: the program has given another address, or has a callback that fails."""
+    callbacks = [difference.program.callbacks.get(name, {}) for name in ("connect", "init")]
+    has_moved = any(step.get("name") == "set_connect_args" for step in _steps_until(difference))
+    return has_moved or any(does.keys() & {"raises", "run"} for does in callbacks)
 
 
 def _is_connected_sooner(difference: Difference) -> bool:
@@ -477,7 +501,9 @@ ROWS: tuple[Row, ...] = (
     Row("body-error-kept", _is_body_error_kept, parts_ways=True),
     Row("reset-failure-unraised", _is_reset_failure_unraised),
     Row("role-reset", _is_role_reset, parts_ways=True),
+    Row("counts-add-up", _adds_up),
     Row("which-connection", _is_another_session),
+    Row("which-connection", _is_of_another_age, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
