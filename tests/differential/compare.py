@@ -57,14 +57,19 @@ def _shape(told: Any) -> Any:
 
 
 def differences(program: Program, upstream: Transcript, ours: Transcript) -> list[Difference]:
-    """All of them, in the order in which they came to be known."""
+    """
+    All of them, in the order in which they came to be known.
+
+    What came of a step is told before what came of others meanwhile, as it may be why.
+    """
     found = []
     for key in upstream.entries.keys() | ours.entries.keys():
         theirs, own = upstream.entries.get(key), ours.entries.get(key)
         if not (_is_soon(theirs, own) if key[1] == "ended after" else _is_alike(theirs, own)):
             known = min(side.known[key] for side in (upstream, ours) if key in side.known)
-            found.append((known, key[1] not in _FIRST, key, Difference(program, *key, theirs, own)))
-    return [difference for *_, difference in sorted(found, key=lambda one: one[:3])]
+            place = (known, key[1] not in _FIRST, key[0] != known, key)
+            found.append((place, Difference(program, *key, theirs, own)))
+    return [difference for _, difference in sorted(found, key=lambda one: one[0])]
 
 
 def _is_soon(theirs: int | None, own: int | None) -> bool:

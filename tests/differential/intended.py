@@ -172,18 +172,9 @@ def _is_used_after_return(difference: Difference) -> bool:
 
 
 def _is_returned_twice(difference: Difference) -> bool:
-    """Upstream takes a broken connection back any number of times, and opens another, which may serve a caller."""
-    is_served = difference.step.get("name") == "getconn" and _raised(difference.ours) == "CancelledError"
-    is_taken = difference.step.get("name") == "putconn" and _raised(difference.ours) == "ValueError"
-    if _is_asyncpg(difference) or difference.what != "outcome" or _raised(difference.upstream) is not None:
-        return False
-    return (is_served or is_taken) and _returns_twice(difference.program.steps)
-
-
-def _returns_twice(steps: Sequence[Step]) -> bool:
-    """Whether a connection may be returned that has been already; not every step is done, as of a task that waits."""
-    returned = Counter(str(step["args"]) for step in steps if step.get("name") == "putconn")
-    return any(times > 1 for times in returned.values())
+    """Upstream takes a broken connection back any number of times, and opens another."""
+    is_refused = "doesn't come from any pool" in _message(difference.ours) and difference.upstream is None
+    return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
 
 def _adds_up(difference: Difference) -> bool:
