@@ -89,6 +89,16 @@ def _are_callbacks_of_leases(difference: Difference) -> bool:
     return theirs == own
 
 
+def _is_reset_unheard(difference: Difference) -> bool:
+    """A query logger that stays hears of upstream's reset."""
+    if difference.what != "callbacks" or not _is_asyncpg(difference):
+        return False
+    theirs, own = (
+        Counter(map(repr, (one for one in told or [] if one[0] not in _OF_LEASES))) for told in _sides(difference)
+    )
+    return not own - theirs and all("SELECT pg_advisory_unlock_all()" in one for one in theirs - own)
+
+
 def _sides(difference: Difference) -> tuple[Any, Any]:
     return difference.upstream, difference.ours
 
@@ -131,12 +141,14 @@ def _has_more(difference: Difference, most: int) -> bool:
 def _fewer(difference: Difference) -> dict[str, int] | None:
     """By how many ours has fewer connections, and idle ones; None if anything else differs."""
     theirs, own = (_counted(difference, told) for told in _sides(difference))
-    if theirs is None or own is None:
+    if theirs is None or own is None or not theirs.keys() & {"size", "idle"}:
         return None
     others = {name for name in theirs.keys() | own.keys() if theirs.get(name, 0) != own.get(name, 0)}
-    if not others <= {"size", "idle"}:
+    has_opened_more = theirs.get("connections_num", 0) > own.get("connections_num", 0)
+    if not others <= ({"size", "idle", "connections_num"} if has_opened_more else {"size", "idle"}):
         return None
-    return {name: theirs.get(name, 0) - own.get(name, 0) for name in ("size", "idle")}
+    fewer = {name: theirs[name] - own[name] for name in ("size", "idle") if name in theirs}
+    return fewer if len(fewer) == 2 else dict.fromkeys(("size", "idle"), *fewer.values())  # asked for one of them only
 
 
 def _counted(difference: Difference, told: Any) -> dict[str, Any] | None:
@@ -239,7 +251,9 @@ def _is_refused_for_the_gone(difference: Difference) -> bool:
 
 def _is_busy_in_setup(difference: Difference) -> bool:
     fewer = _fewer(difference)
-    return "setup" in difference.program.callbacks and fewer is not None and fewer["idle"] > 0 == fewer["size"]
+    if "setup" not in difference.program.callbacks or fewer is None or fewer["idle"] <= 0:
+        return False
+    return fewer["size"] == 0 or difference.step.get("name") == "get_idle_size"
 
 
 def _is_lost_or_closed(difference: Difference) -> bool:
@@ -443,6 +457,15 @@ def _is_grown_less(difference: Difference) -> bool:
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
 
 
+def _is_served_by_floor(difference: Difference) -> bool:
+    """Sessions were lost; upstream opens a connection for each caller beside those for `min_size`, which are idle."""
+    fewer = _fewer(difference)
+    if not _is_asyncpg(difference) or fewer is None or not _has_step(difference, "kill"):
+        return False
+    own = _counted(difference, difference.ours) or {}
+    return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
+
+
 def _floor(difference: Difference) -> int:
     """The pool's `min_size` by then."""
     resizes = [step for step in _steps_until(difference) if step.get("name") == "resize"]
@@ -478,10 +501,12 @@ ROWS: tuple[Row, ...] = (
     Row("timeouts-checked", _is_odd_timeout, parts_ways=True),
     Row("timeout-spent", _is_spent_timeout, parts_ways=True),
     Row("lease-callbacks-end", _are_callbacks_of_leases),
+    Row("reset-unheard", _is_reset_unheard),
+    Row("floor-serves-callers", _is_served_by_floor),
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
-    Row("returned-twice", _is_returned_twice, parts_ways=True),
+    Row("returned-twice", _is_returned_twice),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
