@@ -130,12 +130,9 @@ def _steps_until(difference: Difference) -> Sequence[Step]:
 
 
 def _has_more(difference: Difference, most: int) -> bool:
-    """Whether all that differs is that ours has more connections, at most so many, which are idle."""
+    """Whether all that differs is that ours has more idle connections, at most so many."""
     fewer = _fewer(difference)
-    if fewer is None:
-        return False
-    more = {-one for one in fewer.values() if one}
-    return len(more) == 1 and 0 < more.pop() <= most
+    return fewer is not None and 0 < -fewer["idle"] <= most and fewer["size"] == fewer["idle"]
 
 
 def _fewer(difference: Difference) -> dict[str, int] | None:
@@ -354,6 +351,11 @@ def _is_complaint_of_upstream(difference: Difference) -> bool:
 
 
 def _is_cancelled_connect(difference: Difference) -> bool:
+    """A callback raised a `CancelledError`, while a connection was opened or reset."""
+    reset = difference.program.callbacks.get("reset", {})
+    if "raises" in reset and reset.get("error") == "cancelled" and difference.what == "outcome":
+        is_returned = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease")
+        return is_returned and _raised(difference.upstream) == "CancelledError" and _raised(difference.ours) is None
     return _raised(difference.upstream) == "CancelledError" and _message(difference.upstream) == "raised by a callback"
 
 
@@ -371,23 +373,20 @@ def _is_connect_retried(difference: Difference) -> bool:
 
 
 def _is_paced(difference: Difference) -> bool:
-    """A connect was refused; the next caller's is not tried at once."""
-    return (
-        _is_asyncpg(difference)
-        and difference.step.get("on") in ("pool", "lease")
-        and _may_be_refused(difference)
-        and (
-            (difference.what == "at once" and difference.ours == "pending")
-            or (difference.what == "ended after" and difference.ours is not None)
-        )
-    )
+    """A connect was refused; the next caller's is not tried at once, and that caller hears of it later."""
+    if not _is_asyncpg(difference) or difference.step.get("on") not in ("pool", "lease"):
+        return False
+    if difference.what == "at once":
+        return _may_be_refused(difference) and _sides(difference) == (None, "pending")
+    is_later = difference.what == "ended after" and (difference.ours or 0) > (difference.upstream or 0)
+    return is_later and _may_be_refused(difference)
 
 
 def _may_be_refused(difference: Difference) -> bool:
     """Whether connecting may fail: the program has given another address, or has a callback that fails."""
     callbacks = [difference.program.callbacks.get(name, {}) for name in ("connect", "init")]
     has_moved = any(step.get("name") == "set_connect_args" for step in _steps_until(difference))
-    return has_moved or any(does.keys() & {"raises", "run"} for does in callbacks)
+    return has_moved or any("raises" in does for does in callbacks)
 
 
 def _is_connected_sooner(difference: Difference) -> bool:
