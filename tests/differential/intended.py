@@ -77,9 +77,21 @@ def _is_odd_timeout(difference: Difference) -> bool:
 
 
 def _is_spent_timeout(difference: Difference) -> bool:
-    timeout = difference.step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
-    is_spent = isinstance(timeout, int | float) and timeout <= 0
-    return is_spent and difference.what in ("outcome", "counts", "callbacks")
+    """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
+    if difference.what == "callbacks":
+        return _ran_more(difference, most=sum(_is_spent(difference, step) for step in _steps_until(difference)))
+    return _is_spent(difference, difference.step) and difference.what in ("outcome", "counts")
+
+
+def _is_spent(difference: Difference, step: Step) -> bool:
+    timeout = step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
+    return isinstance(timeout, int | float) and timeout <= 0
+
+
+def _ran_more(difference: Difference, most: int) -> bool:
+    """Whether all that differs is that callbacks ran more often, each at most so often."""
+    theirs, own = (Counter(name for name, _ in told or []) for told in _sides(difference))
+    return not theirs - own and max((own - theirs).values(), default=0) <= most
 
 
 def _are_callbacks_of_leases(difference: Difference) -> bool:
