@@ -90,25 +90,37 @@ def _is_spent(difference: Difference, step: Step) -> bool:
 
 def _ran_more(difference: Difference, most: int) -> bool:
     """Whether all that differs is that callbacks ran more often, each at most so often."""
-    theirs, own = (Counter(name for name, _ in told or []) for told in _sides(difference))
-    return not theirs - own and max((own - theirs).values(), default=0) <= most
+    missing, added = _callbacks(difference)
+    return not missing and bool(added) and max(added.values()) <= most
+
+
+def _ran_fewer(difference: Difference, *names: str) -> bool:
+    """Whether all that differs is that these callbacks ran less often."""
+    missing, added = _callbacks(difference)
+    return not added and bool(missing) and all(name in names for name, _ in missing)
+
+
+def _callbacks(difference: Difference, *, of_leases: bool = True) -> tuple[Counter[Any], Counter[Any]]:
+    """Which calls of callbacks ours lacks, by name and arguments, and which it has in addition."""
+    theirs, own = (
+        Counter((name, str(arguments)) for name, arguments in told or [] if of_leases or name not in _OF_LEASES)
+        for told in _sides(difference)
+    )
+    return theirs - own, own - theirs
 
 
 def _are_callbacks_of_leases(difference: Difference) -> bool:
     if difference.what != "callbacks" or not _is_asyncpg(difference):
         return False
-    theirs, own = ([told for told in side or [] if told[0] not in _OF_LEASES] for side in _sides(difference))
-    return theirs == own
+    return _ran_fewer(difference, *_OF_LEASES)
 
 
 def _is_reset_unheard(difference: Difference) -> bool:
     """A query logger that stays hears of upstream's reset."""
     if difference.what != "callbacks" or not _is_asyncpg(difference):
         return False
-    theirs, own = (
-        Counter(map(repr, (one for one in told or [] if one[0] not in _OF_LEASES))) for told in _sides(difference)
-    )
-    return not own - theirs and all("SELECT pg_advisory_unlock_all()" in one for one in theirs - own)
+    missing, added = _callbacks(difference, of_leases=False)
+    return not added and bool(missing) and all("SELECT pg_advisory_unlock_all()" in told for _, told in missing)
 
 
 def _sides(difference: Difference) -> tuple[Any, Any]:
@@ -242,12 +254,6 @@ def _is_out_of_queue(difference: Difference) -> bool:
         return False
     rest = replace(difference, upstream=theirs | {"requests_waiting": own["requests_waiting"]})
     return rest.upstream == own or explain(rest) is not None
-
-
-def _ran_fewer(difference: Difference, *names: str) -> bool:
-    """Whether all that differs is that these callbacks ran less often."""
-    theirs, own = (Counter(name for name, _ in told or []) for told in _sides(difference))
-    return not own - theirs and (theirs - own).keys() <= set(names)
 
 
 def _is_refused_for_the_gone(difference: Difference) -> bool:
