@@ -79,8 +79,16 @@ def _is_odd_timeout(difference: Difference) -> bool:
 def _is_spent_timeout(difference: Difference) -> bool:
     """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
     if difference.what == "callbacks":
-        return _ran_more(difference, most=sum(_is_spent(difference, step) for step in _steps_until(difference)))
-    return _is_spent(difference, difference.step) and difference.what in ("outcome", "counts")
+        return _ran_more(difference, most=_times_spent(difference))
+    if _is_spent(difference, difference.step) and difference.what in ("outcome", "counts"):
+        return True
+    theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in theirs.keys() | own.keys()}
+    return bool(more) and min(more) >= 0 and max(more) <= _times_spent(difference)
+
+
+def _times_spent(difference: Difference) -> int:
+    return sum(_is_spent(difference, step) for step in _steps_until(difference))
 
 
 def _is_spent(difference: Difference, step: Step) -> bool:

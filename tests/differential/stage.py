@@ -382,7 +382,10 @@ class Stage:
 
     def _end_lease(self, connection: Any) -> None:
         """Note that it need not be given back at the end: upstream's may take a connection back twice."""
-        self._leases = [lease for lease in self._leases if lease is not connection]
+        for number, lease in enumerate(self._leases):
+            if lease is connection:
+                del self._leases[number]  # this one: the next lease of the same connection may have begun
+                break
 
     async def _get(self, on: Any, step: Step) -> Any:
         return getattr(on, step["name"])
