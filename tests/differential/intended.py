@@ -84,7 +84,7 @@ def _is_spent_timeout(difference: Difference) -> bool:
         return True
     theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
     more = {own.get(name, 0) - theirs.get(name, 0) for name in theirs.keys() | own.keys()}
-    return bool(more) and min(more) >= 0 and max(more) <= _times_spent(difference)
+    return bool(more) and min(more) >= 0 < max(more) <= _times_spent(difference)
 
 
 def _times_spent(difference: Difference) -> int:
