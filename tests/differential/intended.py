@@ -218,14 +218,6 @@ def _is_returned_twice(difference: Difference) -> bool:
     return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
 
-def _adds_up(difference: Difference) -> bool:
-    """Upstream counts less than nothing, or more idle connections than there are, and ours does not."""
-    theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
-    if _is_asyncpg(difference) or not theirs.keys() == own.keys() >= {"size", "idle"}:
-        return False
-    return not 0 <= theirs["idle"] <= theirs["size"] and 0 <= own["idle"] <= own["size"]
-
-
 def _is_left_by_upstream(difference: Difference) -> bool:
     return difference.what == "sessions left" and difference.ours == 0
 
@@ -435,9 +427,7 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
     if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
         return False
-    may_be_closed = any(step["do"] == "kill" for step in difference.program.steps) or any(
-        word in _sql_of_steps(difference) for word in ("pg_terminate_backend", "pg_sleep")
-    )
+    may_be_closed = _has_lost_sessions(difference) or "pg_sleep" in _sql_of_steps(difference)
     return may_be_closed and _ran_fewer(difference, "reset", "configure")
 
 
@@ -482,10 +472,17 @@ def _is_grown_less(difference: Difference) -> bool:
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
 
 
+def _is_spared_a_failure(difference: Difference) -> bool:
+    """A connection came back for a caller of a null pool, for whom upstream's opened one, and `configure` raised."""
+    has_failed = "raises" in difference.program.callbacks.get("configure", {})
+    is_told = _message(difference.upstream) == "raised by a callback" and "session" in (difference.ours or {})
+    return difference.program.kind == "psycopg null" and has_failed and is_told
+
+
 def _is_served_by_floor(difference: Difference) -> bool:
     """Sessions were lost; upstream opens a connection for each caller beside those for `min_size`, which are idle."""
     fewer = _fewer(difference)
-    if not _is_asyncpg(difference) or fewer is None or not _has_step(difference, "kill"):
+    if not _is_asyncpg(difference) or fewer is None or not _has_lost_sessions(difference):
         return False
     own = _counted(difference, difference.ours) or {}
     return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
@@ -517,8 +514,16 @@ def _is_infinite(difference: Difference) -> bool:
 
 def _is_death_noticed_later(difference: Difference) -> bool:
     """Sessions were ended from outside; the death of an idle one is noticed at its next lease, or once a second."""
+    if not _is_asyncpg(difference) or not _has_lost_sessions(difference):
+        return False
+    if difference.what == "callbacks":
+        return _ran_fewer(difference, "connect", "init")
+    return _has_more(difference, most=difference.program.options["max_size"])
+
+
+def _has_lost_sessions(difference: Difference) -> bool:
     has_killed = any(step["do"] == "kill" for step in _steps_until(difference))
-    return _is_asyncpg(difference) and has_killed and _has_more(difference, most=difference.program.options["max_size"])
+    return has_killed or "pg_terminate_backend" in _sql_of_steps(difference)
 
 
 ROWS: tuple[Row, ...] = (
@@ -531,7 +536,7 @@ ROWS: tuple[Row, ...] = (
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
-    Row("returned-twice", _is_returned_twice),
+    Row("returned-twice", _is_returned_twice, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
@@ -542,7 +547,6 @@ ROWS: tuple[Row, ...] = (
     Row("body-error-kept", _is_body_error_kept, parts_ways=True),
     Row("reset-failure-unraised", _is_reset_failure_unraised),
     Row("role-reset", _is_role_reset, parts_ways=True),
-    Row("counts-add-up", _adds_up),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
@@ -553,6 +557,7 @@ ROWS: tuple[Row, ...] = (
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
+    Row("growth", _is_spared_a_failure, parts_ways=True),
     Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
