@@ -465,11 +465,22 @@ def _is_grown_less(difference: Difference) -> bool:
         return False
     if difference.what == "callbacks":
         return _ran_fewer(difference, "configure")
-    fewer = _fewer(difference)
+    fewer = _fewer(_less_queueing(difference))
     if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
         return False
     own = _counted(difference, difference.ours) or {}
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
+
+
+def _less_queueing(difference: Difference) -> Difference:
+    """The same but for how many have queued, if ours counts more: those who found no connection in stock."""
+    theirs, own = difference.upstream, difference.ours
+    if not isinstance(theirs, dict) or not isinstance(own, dict):
+        return difference
+    queued = own.get("requests_queued", 0)
+    if queued <= theirs.get("requests_queued", 0):
+        return difference
+    return replace(difference, upstream=theirs | {"requests_queued": queued})
 
 
 def _is_spared_a_failure(difference: Difference) -> bool:
