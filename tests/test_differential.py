@@ -47,6 +47,7 @@ ONCE_FOUND = {
     "impossible-connect-retried",
     "lost-connection-unsaid",
 } | {
+    "null-pool-check",
     "null-pool-queued",
     "own-query-told",
     "transaction-entered-late",

@@ -209,7 +209,17 @@ def _is_returned_in_use(difference: Difference) -> bool:
 def _is_used_after_return(difference: Difference) -> bool:
     if difference.what == "complaints" and difference.step["do"] == "exit":
         return not _is_asyncpg(difference) and _has_step(difference, "putconn")
-    return not _is_asyncpg(difference) and "has been returned to pool" in _message(difference.ours)
+    if _is_asyncpg(difference):
+        return False
+    return "has been returned to pool" in _message(difference.ours) or _is_hit_by_use_after_return(difference)
+
+
+def _is_hit_by_use_after_return(difference: Difference) -> bool:
+    """Upstream lends a connection that the caller before still uses, or closes."""
+    if not _has_step(difference, "putconn") or "session" not in (difference.ours or {}):
+        return False
+    is_in_use = "ACTIVE" in (difference.upstream or {}).get("remembered", [])
+    return is_in_use or (_has_step(difference, "close") and _message(difference.upstream) == "the connection is closed")
 
 
 def _is_returned_twice(difference: Difference) -> bool:
@@ -226,6 +236,8 @@ def _is_waiter_told(difference: Difference) -> bool:
     """The pool was closed; upstream lets who waits for it wait on, or opens a connection before it says so."""
     if difference.what == "callbacks" and _is_asyncpg(difference) and _is_closing(difference):
         return _ran_fewer(difference, "connect", "init")
+    if difference.what == "at once":
+        return _is_asyncpg(difference) and _is_closing(difference) and difference.upstream == "skipped"
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") == "pool"
@@ -431,6 +443,14 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     return may_be_closed and _ran_fewer(difference, "reset", "configure")
 
 
+def _is_dead_not_lent(difference: Difference) -> bool:
+    """A session was lost, and the `check`, which makes no round trip, has not noticed."""
+    is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
+    is_lent = isinstance(difference.ours, dict) and "session" in difference.ours
+    may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
+    return may_be and is_lost and is_lent
+
+
 def _fails(configure: dict[str, Any]) -> bool:
     """Whether a `configure` raises, or leaves a transaction open."""
     return "raises" in configure or ("run" in configure and "await" not in configure)
@@ -510,6 +530,8 @@ def _is_misused_lease(difference: Difference) -> bool:
     """What `connection()` gave was entered twice, or left without being entered, or twice."""
     if _is_asyncpg(difference) or difference.step.get("on") != "lease":
         return False
+    if "already running" in _message(difference.upstream):  # left while another task is still entering it
+        return _raised(difference.ours) == "RuntimeError"
     before = "call"
     for step in difference.program.steps[: difference.number]:
         if step.get("keep") == "lease":
@@ -569,6 +591,7 @@ ROWS: tuple[Row, ...] = (
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
     Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
