@@ -43,6 +43,8 @@ _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
 }
 # Those that run code of the caller's meanwhile: what gives the arguments may fail of another server.
 _CALL_BACK: Final = ("executemany", "fetchmany")
+# `start`, which the one calls, says that it comes too late; the other may, and knows what to do then.
+_LOOK_THEMSELVES: Final = ("__aenter__", "__aexit__")
 # What of an iterator talks to the server, once for many rows.
 _SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
 # What the server has answered; and what asyncpg says once the server has ended the session.
@@ -125,7 +127,7 @@ async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
 
 def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
     try:
-        if name != "__aexit__":  # which may come late, and knows what to do then
+        if name not in _LOOK_THEMSELVES:
             getattr(resource, _LOOK)(name)
         _check_loop(kind, resource, name)
     except BaseException:

@@ -61,6 +61,7 @@ class Keeper:
 
     Attributes:
         callers: How many are in the middle of something here, whatever they wait for.
+        hasty_callers: How many of those in the queue have a timeout of 0 or less.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
@@ -80,6 +81,7 @@ class Keeper:
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
         self.callers = 0
+        self.hasty_callers = 0
         self.errands = loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)

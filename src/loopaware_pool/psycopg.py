@@ -538,6 +538,9 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
         def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
             super().__init__(conninfo, min_size=min_size, **options)
 
+    async def check(self) -> None:
+        """Do nothing, as no connection is idle."""
+
     async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
         """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
         deadline = monotonic() + seconds

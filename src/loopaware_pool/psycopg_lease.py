@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
-from typing import TYPE_CHECKING, Any, Final, Generic
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Generic
 
 from psycopg_pool.abc import ACT
 
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Lease"]
 
-_NOT_ENTERED: Final = object()
+
+class _Phase(Enum):
+    NEW = auto()
+    ENTERED = auto()
+    LEFT = auto()
+
+
+# Bound once: see shard.py.
+_NEW, _ENTERED, _LEFT = _Phase
 
 
 class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
@@ -27,21 +36,22 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     Cancellation: at any moment, loses nothing. A commit that is cancelled is cancelled on the server.
     """
 
-    __slots__ = ("_connection", "_pool", "_timeout")
+    __slots__ = ("_connection", "_phase", "_pool", "_timeout")
 
     def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._connection: Any = _NOT_ENTERED
+        self._phase = _NEW
+        self._connection: Any = None
 
     def _recreate_cm(self) -> Lease[ACT]:
         """Begin anew at each call of a function that this decorates."""
         return Lease(self._pool, self._timeout)
 
     async def __aenter__(self) -> ACT:
-        if self._connection is not None and self._connection is not _NOT_ENTERED:
-            raise RuntimeError("this context is entered already; call connection() for each lease")
-        self._connection = None
+        if self._phase is not _NEW:
+            raise RuntimeError("this context was entered already; call connection() for each lease")
+        self._phase = _ENTERED
         self._connection = connection = await self._pool.getconn(timeout=self._timeout)
         session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
         if not session.leaves_plainly:
@@ -59,12 +69,12 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        connection = self._connection
-        if connection is None or connection is _NOT_ENTERED:
-            if (connection is _NOT_ENTERED) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
-                raise RuntimeError("this context is not entered")
+        connection, self._connection = self._connection, None
+        if connection is None:
+            if self._phase is _NEW and exc_val is None:  # all else psycopg_pool's, which is a generator's, allows
+                raise RuntimeError("this context was not entered; use it with `async with`")
             return
-        self._connection = None
+        self._phase = _LEFT
         session: PsycopgSession = connection._loopaware_session
         if exc_val is not None:
             session.suspect(exc_val)

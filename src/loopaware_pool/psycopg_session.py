@@ -470,7 +470,9 @@ class PsycopgSession:
     def _finish(self, how: str) -> None:
         connection = self._reference()
         if connection is not None:
-            connection._closed = True
+            connection._pool = None
+            if self._pgconn.status != _BAD:  # else it is closed already, and its `broken` says that nobody did it
+                connection._closed = True
         self._watch.finish(how)
 
     # ---- the caller's side ----

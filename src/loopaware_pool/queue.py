@@ -75,7 +75,9 @@ class Queue:
             raise self._closed_error()
         self._check_queue(keeper)
         now, has_come_back, is_counted = began, False, True
+        is_hasty = timeout is not None and timeout <= 0
         keeper.callers += 1
+        keeper.hasty_callers += is_hasty
         try:
             while True:
                 waiter: asyncio.Future[Slot] = keeper.loop.create_future()
@@ -108,12 +110,14 @@ class Queue:
                 has_come_back = True
         finally:
             keeper.callers -= 1
+            keeper.hasty_callers -= is_hasty
 
     def waiting_in_line(self) -> int:
-        """Count the callers, on all loops, who wait for others to be done."""
-        shards, now = [keeper.shard for keeper in self._keepers()], monotonic()
-        can_be_opened = max((shard.growth_left for shard in shards), default=0)
-        return max(0, sum(shard.waiting_in_line(now) for shard in shards) - can_be_opened)
+        """Count the callers, on all loops, who wait for others to be done; those without any time leave in a moment."""
+        keepers, now = self._keepers(), monotonic()
+        can_be_opened = max((keeper.shard.growth_left for keeper in keepers), default=0)
+        in_line = sum(keeper.shard.waiting_in_line(now) - keeper.hasty_callers for keeper in keepers)
+        return max(0, in_line - can_be_opened)
 
     def _check_queue(self, keeper: Keeper) -> None:
         limit = self.config.max_waiting
