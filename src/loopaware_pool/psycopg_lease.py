@@ -71,7 +71,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     ) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
-            if self._phase is _NEW and exc_val is None:  # all else psycopg_pool's, which is a generator's, allows
+            if (self._phase is _NEW) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
                 raise RuntimeError("this context was not entered; use it with `async with`")
             return
         self._phase = _LEFT

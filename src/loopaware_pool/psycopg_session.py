@@ -469,10 +469,9 @@ class PsycopgSession:
 
     def _finish(self, how: str) -> None:
         connection = self._reference()
-        if connection is not None:
-            connection._pool = None
-            if self._pgconn.status != _BAD:  # else it is closed already, and its `broken` says that nobody did it
-                connection._closed = True
+        # One that is closed already keeps saying, by `broken`, that nobody has closed it.
+        if connection is not None and self._pgconn.status != _BAD:
+            connection._closed = True
         self._watch.finish(how)
 
     # ---- the caller's side ----
