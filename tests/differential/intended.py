@@ -325,7 +325,9 @@ _AUTHORITIES = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 def _is_role_reset(difference: Difference) -> bool:
     """A lease changed its role or authorization, which asyncpg's reset leaves; what `init` set must come back."""
-    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference) or _sets_authority(difference):
+    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference):
+        return False
+    if _sets_authority(difference) and not _is_lowly(difference.ours):
         return False
     if difference.what != "outcome" or not any(one in _sql_of_steps(difference) for one in _AUTHORITIES):
         return False
@@ -341,6 +343,11 @@ def _sql_of_steps(difference: Difference) -> str:
 def _sets_authority(difference: Difference) -> bool:
     ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
     return any(one.startswith(_AUTHORITIES) for one in ran)
+
+
+def _is_lowly(told: Any) -> bool:
+    """Whether a lease began as the role that callbacks set."""
+    return _is_lease(told) and told["remembered"][1]["is_superuser"] == "off"
 
 
 def _without_authority(told: Any) -> Any:
