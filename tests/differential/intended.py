@@ -150,7 +150,7 @@ def _is_impatient(step: Step) -> bool:
 
 def _are_counts_while_closing(difference: Difference) -> bool:
     """Idle connections are not counted any more; those that come back are closed."""
-    gone = _fewer(difference)
+    gone = _fewer(_without_more(difference, "requests_num", side="upstream"))
     if not _is_closing(difference) or gone is None:
         return False
     return gone["size"] in (0, gone["idle"]) if _is_asyncpg(difference) else gone["idle"] == 0
@@ -216,9 +216,9 @@ def _is_used_after_return(difference: Difference) -> bool:
 
 def _is_hit_by_use_after_return(difference: Difference) -> bool:
     """Upstream lends a connection that the caller before still uses, or closes."""
-    if not _has_step(difference, "putconn") or "session" not in (difference.ours or {}):
+    if not _has_step(difference, "putconn") or not _is_lease(difference.ours):
         return False
-    is_in_use = "ACTIVE" in (difference.upstream or {}).get("remembered", [])
+    is_in_use = _is_lease(difference.upstream) and "ACTIVE" in difference.upstream["remembered"]
     return is_in_use or (_has_step(difference, "close") and _message(difference.upstream) == "the connection is closed")
 
 
@@ -325,7 +325,9 @@ _AUTHORITIES = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 def _is_role_reset(difference: Difference) -> bool:
     """A lease changed its role or authorization, which asyncpg's reset leaves; what `init` set must come back."""
-    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference) or _sets_authority(difference):
+    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference):
+        return False
+    if _sets_authority(difference) and not _is_lowly(difference.ours):
         return False
     if difference.what != "outcome" or not any(one in _sql_of_steps(difference) for one in _AUTHORITIES):
         return False
@@ -341,6 +343,11 @@ def _sql_of_steps(difference: Difference) -> str:
 def _sets_authority(difference: Difference) -> bool:
     ran = [one for does in difference.program.callbacks.values() for one in does.get("run", [])]
     return any(one.startswith(_AUTHORITIES) for one in ran)
+
+
+def _is_lowly(told: Any) -> bool:
+    """Whether a lease began as the role that callbacks set."""
+    return _is_lease(told) and told["remembered"][1]["is_superuser"] == "off"
 
 
 def _without_authority(told: Any) -> Any:
@@ -360,7 +367,11 @@ def _is_another_session(difference: Difference) -> bool:
 
 
 def _are_leases(difference: Difference) -> bool:
-    return all(isinstance(told, dict) and "session" in told for told in _sides(difference))
+    return all(_is_lease(told) for told in _sides(difference))
+
+
+def _is_lease(told: Any) -> bool:
+    return isinstance(told, dict) and "session" in told
 
 
 def _is_of_another_age(difference: Difference) -> bool:
@@ -452,9 +463,8 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
 def _is_dead_not_lent(difference: Difference) -> bool:
     """A session was lost, and the `check`, which makes no round trip, has not noticed."""
     is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
-    is_lent = isinstance(difference.ours, dict) and "session" in difference.ours
     may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
-    return may_be and is_lost and is_lent
+    return may_be and is_lost and _is_lease(difference.ours)
 
 
 def _fails(configure: dict[str, Any]) -> bool:
@@ -491,28 +501,28 @@ def _is_grown_less(difference: Difference) -> bool:
         return False
     if difference.what == "callbacks":
         return _ran_fewer(difference, "configure")
-    fewer = _fewer(_less_queueing(difference))
+    fewer = _fewer(_without_more(difference, "requests_queued", side="ours"))
     if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
         return False
     own = _counted(difference, difference.ours) or {}
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
 
 
-def _less_queueing(difference: Difference) -> Difference:
-    """The same but for how many have queued, if ours counts more: those who found no connection in stock."""
-    theirs, own = difference.upstream, difference.ours
-    if not isinstance(theirs, dict) or not isinstance(own, dict):
+def _without_more(difference: Difference, name: str, *, side: str) -> Difference:
+    """The same but for one of the counts, if it is the one side's that is the larger."""
+    told = {"upstream": difference.upstream, "ours": difference.ours}
+    if not all(isinstance(counts, dict) for counts in told.values()):
         return difference
-    queued = own.get("requests_queued", 0)
-    if queued <= theirs.get("requests_queued", 0):
+    counts = {one: told[one].get(name, 0) for one in told}
+    if counts[side] < max(counts.values()):
         return difference
-    return replace(difference, upstream=theirs | {"requests_queued": queued})
+    return replace(difference, upstream=told["upstream"] | {name: counts["ours"]})
 
 
 def _is_spared_a_failure(difference: Difference) -> bool:
     """A connection came back for a caller of a null pool, for whom upstream's opened one, and `configure` raised."""
     has_failed = "raises" in difference.program.callbacks.get("configure", {})
-    is_told = _message(difference.upstream) == "raised by a callback" and "session" in (difference.ours or {})
+    is_told = _message(difference.upstream) == "raised by a callback" and _is_lease(difference.ours)
     return difference.program.kind == "psycopg null" and has_failed and is_told
 
 
