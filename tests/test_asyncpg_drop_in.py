@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import os
@@ -885,6 +886,102 @@ def test_private_attributes_that_programs_read_are_there(dsn, run):
                 told.append([*states, tell(pool)])
             for theirs, ours in zip(*told, strict=True):
                 assert theirs == ours
+
+    run(main)
+
+
+async def close_it(pool, con):
+    await con.close()
+
+
+async def terminate_it(pool, con):
+    con.terminate()
+
+
+async def have_it_ended(pool, con):
+    with contextlib.suppress(asyncpg.PostgresError):
+        await con.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def release_it(pool, con):
+    await pool.release(con)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("end", [close_it, terminate_it, have_it_ended, release_it])
+def test_setup_that_ends_its_connection_lends_none_and_harms_nobodys(dsn, run, end, fails):
+    """With asyncpg's pool that is an AttributeError, and a pool that does not close."""
+
+    async def setup(con):
+        if not ended:
+            ended.append(con)
+            await end(pool, con)
+            others.append(await pool.acquire())  # the same connection, if it was released
+            if fails:
+                raise LookupError
+
+    async def main():
+        nonlocal pool
+        async with loopaware_pool.asyncpg.create_pool(dsn, min_size=0, max_size=1, setup=setup) as pool:
+            expected = LookupError if fails else asyncpg.ConnectionDoesNotExistError
+            with pytest.raises(expected):
+                await pool.fetchval("SELECT 1")
+            (other,) = others
+            assert await other.fetchval("SELECT 2") == 2
+            await pool.release(other)
+            assert await pool.fetchval("SELECT 3") == 3
+
+    pool, ended, others = None, [], []
+    run(main)
+
+
+def test_setup_that_terminates_the_pool_has_the_caller_told(dsn, run):
+    """As by asyncpg's pool."""
+
+    async def setup(_):
+        pool.terminate()
+
+    async def main():
+        nonlocal pool
+        async with loopaware_pool.asyncpg.create_pool(dsn, min_size=0, max_size=1, setup=setup) as pool:
+            with pytest.raises(asyncpg.InterfaceError, match="pool is closed"):
+                await pool.fetchval("SELECT 1")
+
+    pool = None
+    run(main)
+
+
+def test_the_queue_of_free_connections_tells_its_size(create_pool, dsn, run):
+    """Programs ask asyncpg's for how many connections could be lent, and whether there is one."""
+
+    async def main():
+        async with create_pool(dsn, min_size=1, max_size=2) as pool:
+
+            def told():
+                queue = pool._queue
+                return queue.qsize(), queue.maxsize, queue.empty(), queue.full()
+
+            assert told() == (2, 2, False, True)
+            async with pool.acquire() as con:
+                assert told() == (1, 2, False, False)
+                async with pool.acquire():
+                    assert told() == (0, 2, True, False)
+                await con.execute("SET work_mem = '5MB'")  # whose reset a release need not wait for
+            assert told() == (2, 2, False, True)
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed", "awaited", "never"])
+def test_a_proxy_has_the_name_of_asyncpgs(create_pool, dsn, run, session_reset):
+    """In texts, and to who compares it."""
+
+    async def main():
+        async with create_pool(dsn, min_size=1, max_size=2, **only_ours(create_pool, session_reset)) as pool:
+            async with pool.acquire() as con:
+                assert type(con).__name__ == type(con).__qualname__ == "PoolConnectionProxy"
+                assert repr(con).startswith("<PoolConnectionProxy <asyncpg.connection.Connection object at")
+            assert repr(con).startswith("<PoolConnectionProxy [released]")
 
     run(main)
 

@@ -225,10 +225,17 @@ def failing_with(error):
     return connect
 
 
+def no_password():
+    raise LookupError("no password is left")
+
+
 FAULTS = {
     "arguments": (lambda: {"max_cached_statement_lifetime": "long"}, TypeError),
+    "an argument's value": (lambda: {"statement_cache_size": -1}, ValueError),
+    "a password's callback": (lambda: {"password": no_password}, LookupError),
     "configuration": (lambda: {"target_session_attrs": "best"}, asyncpg.exceptions.ClientConfigurationError),
     "a callback's TypeError": (lambda: {"connect": failing_with(TypeError("a slip"))}, TypeError),
+    "a callback's RecursionError": (lambda: {"connect": failing_with(RecursionError("a slip"))}, RecursionError),
     "a callback's KeyError": (lambda: {"connect": failing_with(KeyError("a slip"))}, KeyError),
     "a callback's ValueError": (lambda: {"connect": failing_with(ValueError("a slip"))}, ValueError),
 }
@@ -250,14 +257,15 @@ def test_a_connect_that_fails_of_the_program_is_told_at_once(dsn, loop_factory, 
     run(loop_factory, main)
 
 
-def test_an_error_of_the_network_is_not_taken_for_the_programs(dsn, loop_factory):
-    """A certificate that is not accepted is a `ValueError`, too; the next attempt may find another."""
+@pytest.mark.parametrize("error", [ssl.SSLCertVerificationError("certificate verify failed"), MemoryError()], ids=repr)
+def test_an_error_that_may_pass_is_not_taken_for_the_programs(dsn, loop_factory, error):
+    """A certificate that is not accepted is a `ValueError`, too; the next attempt may find another, or memory."""
     attempts = []
 
     async def connect(*args, **kwargs):
         attempts.append(args)
         if len(attempts) == 1:
-            raise ssl.SSLCertVerificationError("certificate verify failed")
+            raise error
         return await asyncpg.connect(*args, **kwargs)
 
     async def main():

@@ -40,9 +40,17 @@ MENDED = {
     "setup-query-runs-on": "ends-setup-in-peace",
 }
 # Those mended as a whole, by what cannot be taken out alone.
-ONCE_FOUND = {"close-without-timeout", "idle-while-reset", "impossible-connect-retried", "lost-connection-unsaid"} | {
+ONCE_FOUND = {
+    "broken-stays-so",
+    "close-without-timeout",
+    "idle-while-reset",
+    "impossible-connect-retried",
+    "lost-connection-unsaid",
+} | {
+    "null-pool-check",
     "null-pool-queued",
     "own-query-told",
+    "transaction-entered-late",
 }
 
 

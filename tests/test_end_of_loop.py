@@ -284,7 +284,7 @@ class TestErrands:
         """Has something told to a loop by a thread that is not the loop's."""
 
         def tell(errands, action):
-            thread = threading.Thread(target=errands.add, args=(action,))
+            thread = threading.Thread(target=errands.add, args=(action,), daemon=True)
             thread.start()
             thread.join(10)
 
@@ -341,6 +341,37 @@ class TestErrands:
         assert notes == ["done", "too"]
         loop.run_until_complete(asyncio.sleep(0))
         assert notes == ["done", "too"]
+
+    def test_a_loop_that_is_closed_as_it_is_told_has_it_done_in_its_place(self, notes):
+        """Though it ran when it was looked at."""
+
+        class Closing:
+            def is_running(self):
+                return True
+
+            def call_soon_threadsafe(self, *_):
+                raise RuntimeError("Event loop is closed")
+
+        errands = loops.Errands(Closing())
+        errands.add(lambda: notes.append("done"))
+        assert notes == ["done"]
+
+    def test_two_who_act_in_the_places_of_each_others_loops_wait_for_nobody(self, new_loop, notes, tell):
+        """Each leaves its errand to the other."""
+        both_act = threading.Barrier(2)
+        mine, theirs = loops.Errands(new_loop()), loops.Errands(new_loop())
+
+        def act(other):
+            both_act.wait(10)
+            other.add(lambda: notes.append(other))
+            both_act.wait(10)
+
+        thread = threading.Thread(target=mine.add, args=(lambda: act(theirs),), daemon=True)
+        thread.start()
+        tell(theirs, lambda: act(mine))
+        thread.join(10)
+        assert not thread.is_alive(), "it hangs"
+        assert sorted(notes, key=id) == sorted([mine, theirs], key=id)
 
     def test_an_error_keeps_nothing_from_being_done(self, new_loop, notes, tell):
         """Each thing has a call of its own."""

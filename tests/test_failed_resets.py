@@ -17,10 +17,11 @@ from psycopg.adapt import Loader
 from psycopg.types.string import StrDumper
 
 import helpers
-from loopaware_pool import asyncpg_memory
-from loopaware_pool.asyncpg import create_pool
+from loopaware_pool import asyncpg_memory, shard
+from loopaware_pool.asyncpg import TooManyWaiting, create_pool
 from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.testing import FaultProxy
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
@@ -775,6 +776,93 @@ def test_who_waits_for_an_answer_only_is_not_refused(bank, run, session_reset):
             await asyncio.gather(*(work(pool) for _ in range(3)))
 
     run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed"])
+def test_who_waits_for_the_answer_of_a_silent_server_may_be_refused(bank, run, monkeypatch, session_reset):
+    """However many resets it owes: an answer that is late counts for nobody any more."""
+    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.05)
+
+    async def main(proxy):
+        options = {"min_size": 3, "max_size": 3, "max_waiting": 1, "session_reset": session_reset}
+        async with create_pool(proxy.dsn, **options) as pool:
+            lent = [await pool.acquire() for _ in range(3)]
+            for con in lent:
+                await con.execute("SET app.tenant = 'left'")
+            proxy.freeze()
+            for con in lent:
+                await pool.release(con)
+            await asyncio.sleep(0.1)
+            waiter = asyncio.ensure_future(pool.acquire(timeout=30))
+            await helpers.spin(2)
+            with pytest.raises(TooManyWaiting):
+                await pool.acquire(timeout=30)
+            proxy.heal()
+            await pool.release(await waiter)
+
+    with FaultProxy(bank.dsn) as proxy:
+        run(lambda: main(proxy))
+
+
+# ---- a reset that waits for others ----
+
+
+@contextlib.contextmanager
+def unfinished_write(bank):
+    """Somebody has written in a serializable transaction, and does not end it."""
+    with psycopg.connect(bank.dsn) as writer:
+        writer.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        writer.execute("INSERT INTO public.words VALUES ('unfinished')")
+        yield
+
+
+PATIENT = [
+    "SET default_transaction_isolation = serializable",
+    "SET default_transaction_read_only = on",
+    "SET default_transaction_deferrable = on",
+]
+WELL_BELOW_A_RESETS_LIMIT_SECONDS = 10
+
+
+@with_and_without_a_waiter
+@pytest.mark.parametrize("session_reset", MODES)
+def test_a_reset_does_not_wait_for_others_to_write(bank, admin, run, session_reset, waits):
+    """The first query of a transaction that is serializable, read-only and deferrable does, for as long as it takes."""
+
+    async def main():
+        async with one_connection(bank.dsn, session_reset) as pool:
+            pid = await pool.fetchval("SELECT pg_backend_pid()")
+            async with asyncio.timeout(WELL_BELOW_A_RESETS_LIMIT_SECONDS):
+                found = await succeed(
+                    pool,
+                    lambda con: openly(con, *PATIENT),
+                    lambda con: con.fetchrow("SELECT pg_backend_pid(), current_setting('transaction_isolation')"),
+                    waits=waits,
+                )
+            assert tuple(found) == (pid, "read committed")
+
+    with unfinished_write(bank):
+        run(main)
+
+
+def test_an_awaited_reset_of_psycopgs_does_not_wait_for_others_to_write(bank, admin, run):
+    """As asyncpg's."""
+
+    async def main():
+        async with AsyncConnectionPool(bank.dsn, min_size=1, max_size=1, session_reset="awaited", open=False) as pool:
+            async with asyncio.timeout(WELL_BELOW_A_RESETS_LIMIT_SECONDS):
+                async with pool.connection() as con:
+                    pid = con.info.backend_pid
+                    await con.set_autocommit(True)
+                    for statement in PATIENT:
+                        await con.execute(statement)
+                async with pool.connection() as con:
+                    assert con.info.backend_pid == pid
+                    cursor = await con.execute("SELECT current_setting('transaction_isolation')")
+                    assert await cursor.fetchone() == ("read committed",)
+
+    with unfinished_write(bank):
+        run(main)
 
 
 # ---- psycopg ----

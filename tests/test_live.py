@@ -306,7 +306,7 @@ def test_no_mode_is_changed_by_name(core, path, monkeypatch):
 @pytest.mark.parametrize("silent", [20, 60])
 def test_clients_that_say_nothing_hold_up_nobody(silent, core, address, monkeypatch):
     """Anybody can connect over TCP. What was there longest makes room."""
-    monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
+    monkeypatch.setattr(live, "REQUEST_SECONDS", 3 * DEADLINE_SECONDS)
     with contextlib.ExitStack() as stack:
         view = stack.enter_context(serve_live(core, address))
         for _ in range(silent):
@@ -315,9 +315,26 @@ def test_clients_that_say_nothing_hold_up_nobody(silent, core, address, monkeypa
         for _ in range(3):
             assert look(view.address).pools
         assert time.monotonic() - began < DEADLINE_SECONDS / 4
+        eventually(lambda: len(view._clients) <= live.MOST_CLIENTS, "no more than that at a time")
         for each in view._clients.copy():
             with contextlib.suppress(OSError):  # it has made room
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def test_its_end_waits_for_a_client_that_is_being_answered(core, address, monkeypatch):
+    """Who has begun to ask has the answer."""
+    monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
+    with serve_live(core, address) as view, connect(view.address) as client:
+        client.sendall(GET[:8])
+        eventually(lambda: view._clients, "the client to be accepted")
+        closing = threading.Thread(target=view.close)
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive()
+        client.sendall(GET[8:])
+        assert client.recv(12) == b"HTTP/1.0 200"
+        closing.join(DEADLINE_SECONDS)
+        assert not view._clients
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import psycopg
 import pytest
+import uvloop
 
 import helpers
 from flavours import both
@@ -615,6 +616,30 @@ def test_loops_that_are_forgotten_are_collected(dsn, flavour):
             loop.close()
         runner.run(opening.__aexit__(None, None, None))
     no_session_left(dsn, client.pool)
+
+
+def test_what_uvloop_keeps_of_a_forgotten_loop_is_gone_when_it_is_closed(dsn):
+    """A given-up session ends at once; its socket is closed in its loop's next turn, or with the loop."""
+    pool = make_pool(dsn, max_size=2)
+
+    async def open_pool():
+        await pool
+
+    with no_socket_left(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as home:
+        home.run(open_pool())
+        begin = helpers.socket_count()
+        forgotten = [uvloop.new_event_loop() for _ in range(10)]
+        for loop in forgotten:
+            assert loop.run_until_complete(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+            assert pool.get_size() <= 2
+        assert helpers.socket_count() - begin <= len(forgotten)
+        home.run(eventually_async(lambda: helpers.server_sessions(dsn, pool.name) <= 2, "the end of given-up sessions"))
+        forgotten.pop(0).run_until_complete(asyncio.sleep(0.01))
+        for loop in forgotten:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+        home.run(pool.close())
+    no_session_left(dsn, pool)
 
 
 def test_a_loop_that_was_let_go_of_is_as_before_when_it_runs_again(dsn, runner_factory):

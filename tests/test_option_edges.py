@@ -19,6 +19,7 @@ import uvloop
 
 import loopaware_pool.asyncpg
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
+from loopaware_pool.testing import FaultProxy
 from running import eventually_async
 
 INFINITY, LARGEST, LEAST, HUGE = float("inf"), sys.float_info.max, 1e-9, 10**400
@@ -362,6 +363,37 @@ def test_callers_for_whom_there_is_room_are_not_refused(dsn):
             return await holders.let_go()
 
     assert asyncio.run(main())["served"] == 7
+
+
+@pytest.mark.both_drivers
+@pytest.mark.parametrize(
+    ("cls", "wait"),
+    [
+        (loopaware_pool.asyncpg.create_pool, 4),
+        (psycopg_pool.AsyncConnectionPool, 1),
+        (AsyncConnectionPool, 1),
+        (AsyncNullConnectionPool, 4),
+    ],
+    ids=["asyncpg", "theirs", "ours", "ours, null"],
+)
+def test_a_server_that_lets_nobody_in_has_few_callers_wait(dsn, cls, wait):
+    """`max_waiting`, and `max_size` more where those for whom a connection is opened do not count."""
+
+    async def main(proxy):
+        options = {"min_size": 0, "max_size": 3, "max_waiting": 1}
+        pool = cls(proxy.dsn, **options) if "asyncpg" in cls.__module__ else cls(proxy.dsn, open=False, **options)
+        async with pool:
+            proxy.freeze()
+            lend = getattr(pool, "acquire", None) or pool.connection
+            async with Holders(lend, 9) as holders:
+                await eventually_async(lambda: holders.failed() >= 9 - wait, "callers who are refused")
+                await asyncio.sleep(SOON_SECONDS)
+                assert (holders.failed(), holders.held) == (9 - wait, 0)
+                proxy.heal()
+                return await holders.let_go()
+
+    with FaultProxy(dsn) as proxy:
+        assert asyncio.run(main(proxy))["served"] == wait
 
 
 @pytest.mark.both_drivers

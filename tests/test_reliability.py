@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import psycopg
@@ -320,12 +320,16 @@ def frozen(processes):
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("is_reset_due", [False, True])
-def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(dsn, private_server, run, is_reset_due):
+@pytest.mark.parametrize(
+    ("session_reset", "is_reset_due"), [("pipelined", False), ("pipelined", True), ("confirmed", True)]
+)
+def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(
+    dsn, private_server, run, session_reset, is_reset_due
+):
     """Connections that say goodbye to it, or wait for an answer, leave their places to callers."""
 
     async def main():
-        async with both["asyncpg"](private_server.dsn, max_size=4) as client:
+        async with both["asyncpg"](private_server.dsn, max_size=4, session_reset=session_reset) as client:
             pool = client.pool
             leases = [await pool.acquire() for _ in range(4)]
             backends = [await client.ask(connection, "SELECT pg_backend_pid()") for connection in leases]
@@ -347,15 +351,13 @@ def test_a_timeout_accounts_for_every_connection(private_server, run):
     """What is lent, and what says goodbye, adds up to what the pool may have."""
 
     async def main():
-        async with both["asyncpg"](private_server.dsn, max_size=2, max_queries=1) as client:
-            lease, other = client.lend(), client.lend()
-            connection, _ = await lease.__aenter__(), await other.__aenter__()
-            backend = await client.ask(connection, "SELECT pg_backend_pid()")
-            with frozen([backend]):
-                await lease.__aexit__(None, None, None)
-                with pytest.raises(errors.PoolTimeout, match=r"1 of 2 connections lent, 0 idle, .* 1 closing and"):
-                    await client.value("SELECT 1", timeout=0.05)
-            await other.__aexit__(None, None, None)
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(both["asyncpg"](private_server.dsn, max_size=2, max_queries=1))
+            await stack.enter_async_context(client.lend())
+            async with client.lend() as connection:
+                stack.enter_context(frozen([await client.ask(connection, "SELECT pg_backend_pid()")]))
+            with pytest.raises(errors.PoolTimeout, match=r"1 of 2 connections lent, 0 idle, .* 1 closing and"):
+                await client.value("SELECT 1", timeout=0.05)
 
     run(main())
 

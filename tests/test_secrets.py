@@ -87,7 +87,7 @@ def test_a_password_that_is_taken_for_something_else_is_not_repeated_by_psycopg(
     async def main():
         heard = []
         async with AsyncConnectionPool(mistake, min_size=1, on_event=heard.append) as pool:
-            with pytest.raises(PoolTimeout) as caught:
+            with pytest.raises((PoolTimeout, psycopg.ProgrammingError)) as caught:
                 await pool.getconn(timeout=1)
         assert heard
         return in_full(caught.value) + repr(heard)
@@ -108,10 +108,9 @@ def test_what_is_wrong_with_a_connection_string_is_told():
 
     async def by_psycopg():
         async with AsyncConnectionPool(MISTAKES["other scheme"], min_size=0, max_size=1) as pool:
-            with pytest.raises(PoolTimeout) as caught:
-                await pool.getconn(timeout=0.5)
-        assert isinstance(caught.value.__cause__, psycopg.ProgrammingError)
-        assert str(caught.value.__cause__) == MISREAD
+            with pytest.raises(psycopg.ProgrammingError) as caught:
+                await pool.getconn(timeout=20)
+        assert str(caught.value) == MISREAD
 
     asyncio.run(by_asyncpg())
     asyncio.run(by_psycopg())

@@ -1303,22 +1303,33 @@ def test_temporary_tables_and_prepared_statements_stay(address, session_reset):
 
 @pytest.mark.parametrize("session_reset", ALWAYS)
 def test_what_a_reset_leaves_can_mislead_the_next_lease(address, session_reset):
-    """As with asyncpg: a temporary table comes before one of the same name, and random numbers can be foretold."""
+    """As with asyncpg: temporary tables and types come before all of the same name; random numbers can be foretold."""
+
+    async def make_temporary(pool):
+        await pool.execute("CREATE TEMP TABLE misleading AS SELECT 'false' AS word")
+        await pool.execute("CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (public.listening(value))")
 
     async def main():
         async with one_connection(address, session_reset=session_reset) as pool:
             await pool.execute("CREATE TABLE IF NOT EXISTS public.misleading AS SELECT 'true' AS word")
+            await pool.execute(
+                "CREATE OR REPLACE FUNCTION public.listening(pg_catalog.text) RETURNS bool LANGUAGE plpgsql "
+                "AS $$BEGIN RAISE check_violation USING MESSAGE = 'heard ' || $1; END$$"
+            )
             foretold = []
             for _ in range(2):
                 await pool.execute("SELECT setseed(0.25)")
                 foretold.append(await pool.fetchval("SELECT random()"))
             assert foretold[0] == foretold[1]
-            await pool.execute("CREATE TEMP TABLE misleading AS SELECT 'false' AS word")
+            await make_temporary(pool)
             assert await pool.fetchval("SELECT word FROM misleading") == "false"
+            with pytest.raises(asyncpg.CheckViolationError, match="heard a secret"):
+                await pool.fetchval("SELECT 'a secret'::text")
         everything = {"session_reset": session_reset, "reset": lambda con: con.execute("DISCARD ALL")}
         async with one_connection(address, statement_cache_size=0, **everything) as pool:
-            await pool.execute("CREATE TEMP TABLE misleading AS SELECT 'false' AS word")
+            await make_temporary(pool)
             assert await pool.fetchval("SELECT word FROM misleading") == "true"
+            assert await pool.fetchval("SELECT 'a secret'::text") == "a secret"
 
     asyncio.run(main())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
@@ -458,7 +460,7 @@ class TestAwaitingAnAnswer:
         for _ in range(5):
             pool.wait(shard)
         assert len(shard.edge.opening) == 3
-        assert (shard.waiting_in_line, shard.growth_left) == (2, 2)
+        assert (shard.waiting_in_line(pool.now), shard.growth_left) == (2, 2)
         shard.phase = Phase.SUSPENDED
         assert shard.growth_left == 0
         shard.phase = Phase.OPEN
@@ -470,7 +472,7 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=5, counts_growth=True)
         for _ in range(5):
             pool.wait(shard)
-        assert (shard.waiting_in_line, shard.growth_left) == (5, 0)
+        assert (shard.waiting_in_line(pool.now), shard.growth_left) == (5, 0)
 
     def test_who_waits_for_an_answer_opens_no_connection_for_a_while(self, make):
         """But does when the answer is late."""
@@ -479,12 +481,28 @@ class TestAwaitingAnAnswer:
         give_back(pool, shard, slot, RESET_SENT)
         pool.wait(shard)
         assert shard.edge.opening == []
-        assert shard.waiting_in_line == 0
+        assert shard.waiting_in_line(pool.now) == 0
         pool.wait(shard)
         assert len(shard.edge.opening) == 1
-        assert shard.waiting_in_line == 1
+        assert shard.waiting_in_line(pool.now) == 1
         pool.pass_time(0.05)
         assert len(shard.slots) == 2
+
+    def test_who_waits_for_the_answer_of_a_silent_server_waits_in_line(self, make):
+        """A second after the oldest reset has been sent, all its callers count."""
+        pool, shard = make(max_size=2)
+        first, second = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET_SENT)
+        pool.pass_time(0.5)
+        give_back(pool, shard, second, RESET_SENT)
+        pool.wait(shard)
+        pool.wait(shard)
+        pool.pass_time(0.25)
+        assert shard.waiting_in_line(pool.now) == 0
+        pool.pass_time(0.25)
+        assert shard.waiting_in_line(pool.now) == 2
+        shard.answered(first, pool.now)
+        assert shard.waiting_in_line(pool.now) == 0
 
     def test_an_answer_that_does_not_come_costs_the_connection(self, make):
         """After half a minute; the others, which came back later, have their time."""
@@ -1019,6 +1037,20 @@ class TestAge:
         give_back(pool, shard, slot)
         assert shard.edge.closing == [slot]
 
+    def test_another_limit_is_in_effect_for_what_is_idle(self, make):
+        """And for what becomes idle afterwards."""
+        pool, shard = make(max_idle=100.0)
+        old, other = pool.with_idle(shard, 2)
+        pool.pass_time(20.0)
+        lent = shard.take(pool.now)
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=10.0), pool.now)
+        assert shard.idle == [old]
+        pool.pass_time(0.0)
+        assert (lent, shard.idle, shard.edge.reasons) == (other, [], [])
+        assert shard.edge.closing == [old]
+        give_back(pool, shard, lent)
+        assert shard.edge.wake == pool.now + 10.0
+
     @pytest.mark.parametrize(("limit", "reason"), [("max_lifetime", "max_lifetime"), ("max_idle", "idle")])
     def test_what_time_ends_says_which_limit_it_was(self, make, limit, reason):
         """Its session is sound, so it goes politely."""
@@ -1098,6 +1130,23 @@ class TestShrinking:
         pool.now += 4.0
         shard.sweep(pool.now)
         assert (shard.idle, shard.edge.wake) == (slots, pool.now + 6.0)
+
+    def test_another_limit_begins_a_period_of_its_own(self, three):
+        """Another setting alone does not; and the timer is set, not for what is far away."""
+        pool, shard, slots = three
+        pool.pass_time(4.0)
+        shard.reconfigured(dataclasses.replace(pool.config, max_waiting=3), pool.now)
+        assert shard.edge.wake == pool.now
+        pool.pass_time(0.0)
+        assert shard.edge.wake == pool.now + 6.0
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=2.0), pool.now)
+        pool.pass_time(0.0)
+        assert (shard.idle, shard.edge.wake) == (slots, pool.now + 2.0)
+        pool.pass_time(2.0)
+        assert shard.edge.closing == slots[:1]
+        shard.reconfigured(dataclasses.replace(pool.config, max_idle=0.0), pool.now)
+        pool.pass_time(100.0)
+        assert shard.edge.closing == slots[:1]
 
     def test_a_pool_without_connections_sets_no_timer(self, make):
         """There is nothing to shrink."""
@@ -1872,17 +1921,17 @@ class TestStandingStill:
 
 
 class TestGoodbyesElsewhere:
-    @pytest.fixture
-    def two(self, make):
+    @pytest.fixture(params=[PATIENCE, 60.0])
+    def two(self, make, request):
         """A caller waits on one loop while the only connection says goodbye on another."""
-        pool, there = make(max_size=1, patience=PATIENCE)
+        pool, there = make(max_size=1, patience=request.param)
         here = pool.shard()
         (slot,) = pool.lend(there, 1)
         there.retire(slot, "told so")
         return pool, here, there
 
     def test_a_goodbye_on_another_loop_holds_nobody_up(self, two):
-        """The loop that waits asks the one that has a connection on its way out."""
+        """The loop that waits asks the one that has a connection on its way out, which remembers it."""
         pool, here, there = two
         pool.wait(here)
         pool.deliver()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
+from loopaware_pool import loops
 from loopaware_pool import pool as pool_module
 from loopaware_pool.config import PoolConfig
 from loopaware_pool.driver import ReturnCheck
@@ -26,13 +29,15 @@ class Interruption:
 
     Args:
         action: The function.
-        at: Before which line, counted from 0; None for all.
+        at: Before which line, counted from 0; None for all; -1 for none, to count them.
+        event: "line", or "opcode" for each instruction of them.
     """
 
-    def __init__(self, action, at=None):
+    def __init__(self, action, at=None, event="line"):
         self.lines = 0
         self._action = action
         self._at = at
+        self._event = event
         # CPython 3.11 calls a frame's trace function without holding on to it: a bound method made for one call is
         # freed in the middle of it, and the frame finds another object in its place.
         self._on_call, self._on_line = self._enter, self._line
@@ -47,10 +52,13 @@ class Interruption:
     def _enter(self, frame, event, arg):
         name = frame.f_globals.get("__name__", "")
         is_ours = name.startswith("loopaware_pool.") and "testing" not in name
+        if is_ours and self._event == "opcode":
+            frame.f_trace = self._on_line  # 3.13 would not hear of what follows
+            frame.f_trace_opcodes = True
         return self._on_line if is_ours else None
 
     def _line(self, frame, event, arg):
-        if event == "line":
+        if event == self._event:
             if self._at in (None, self.lines):
                 sys.settrace(None)
                 try:
@@ -151,3 +159,180 @@ def test_a_lease_that_is_dropped_before_any_line_costs_one_connection(loop_facto
         assert story.outcomes == [None] * 3
         assert story.core.budget.in_use == 0
         assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)
+
+
+# ---- in the place of a loop that stands still ----
+
+
+def count_all(event, work, *args):
+    """Count the lines, or the instructions, of the pool's own in a call."""
+    with Interruption(None, -1, event) as interruption:
+        work(*args)
+    return interruption.lines
+
+
+def begin_errand(errands, action):
+    errands.add(action)
+
+
+def begin_closing(errands, action):
+    with errands.closing():
+        action()
+
+
+@pytest.fixture
+def idle_loop(loop_factory):
+    """A loop that stands still."""
+    loop = loop_factory()
+    yield loop
+    loop.close()
+
+
+@pytest.mark.parametrize("begin", [begin_errand, begin_closing])
+def test_an_errand_that_comes_before_any_instruction_of_others_is_done_once_and_beside_none(idle_loop, begin):
+    """Before what it has interrupted, or after it; and nothing of either is left."""
+
+    def first():
+        notes.append("begun")
+        errands.run_if_idle()
+        notes.append("ended")
+
+    def second():
+        errands.add(lambda: notes.append("second"))
+        errands.run_if_idle()
+
+    errands, notes = loops.Errands(idle_loop), []
+    for at in range(count_all("opcode", begin, errands, first)):
+        errands, notes = loops.Errands(idle_loop), []
+        with Interruption(second, at, "opcode"):
+            begin(errands, first)
+        assert not errands
+        assert notes in (["second", "begun", "ended"], ["begun", "ended", "second"]), at
+    assert at > 20
+
+
+@pytest.mark.parametrize("begin", [begin_errand, begin_closing])
+def test_another_thread_that_comes_before_any_instruction_acts_beside_nobody(idle_loop, begin):
+    """It is waited for only by the thread that closes the loop; an errand is left to it."""
+
+    def note(name):
+        notes.append(name)
+        if threading.current_thread() in threads:
+            has_begun.set()
+            is_waited_for.wait(0.01)
+        notes.append(name)
+
+    def come():
+        thread = threading.Thread(target=errands.add, args=(lambda: note("second"),), daemon=True)
+        threads.append(thread)
+        thread.start()
+        while thread.is_alive() and not has_begun.is_set():
+            thread.join(0.001)
+
+    errands, notes, threads = loops.Errands(idle_loop), [], []
+    for at in range(count_all("opcode", begin, errands, lambda: None)):
+        errands, notes, threads = loops.Errands(idle_loop), [], []
+        has_begun, is_waited_for = threading.Event(), threading.Event()
+        with Interruption(come, at, "opcode"):
+            begin(errands, lambda: note("first"))
+        is_waited_for.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        assert not errands
+        assert notes in (["first"] * 2 + ["second"] * 2, ["second"] * 2 + ["first"] * 2), at
+    assert at > 20
+
+
+def test_a_loop_may_be_closed_by_what_is_done_in_its_place(idle_loop):
+    """The thread that acts waits for others, not for itself; what comes meanwhile is done once that has ended."""
+
+    def close():
+        with errands.closing():
+            errands.add(lambda: notes.append("after"))
+        notes.append("closed")
+
+    errands, notes = loops.Errands(idle_loop), []
+    thread = threading.Thread(target=errands.add, args=(close,), daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive(), "it hangs"
+    assert notes == ["closed", "after"]
+
+
+class Standstill:
+    """Two connections lent on a loop that stands still since, which somebody else gives back."""
+
+    def __init__(self, loop):
+        self.driver = FakeDriver()
+        self.core = Core(PoolConfig(name="still", min_size=0, init_size=0, max_size=2), self.driver, face=self)
+        self.loop = loop
+        loop.run_until_complete(self._lend())
+
+    async def _lend(self):
+        self.core.start()
+        self.keeper = self.core.keeper()
+        self.slots = [await self.core.queue.wait(self.keeper, DEADLINE_SECONDS) for _ in range(2)]
+
+    def give_back(self):
+        for slot in self.slots:
+            self.keeper.errands.add(functools.partial(self._return, slot))
+
+    def _return(self, slot):
+        if slot.is_lent():
+            self.keeper.shard.returned(slot, ReturnCheck.STRANDED, pool_module.monotonic())
+            self.keeper.act()
+
+
+def give_back(story):
+    """Its connections, from elsewhere."""
+    story.give_back()
+
+
+def close_loop(story):
+    """It is closed with its connections."""
+    story.loop.close()
+
+
+def let_go(story):
+    """Its connections are closed; who comes to the pool on another loop has the pool forget it."""
+    story.give_back()
+    story.core.keeper()
+
+
+def terminate(story):
+    """From a signal handler."""
+    story.core.terminate()
+
+
+def give_back_from_another_thread(story):
+    """Its connections."""
+    thread = threading.Thread(target=story.give_back, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive(), "it hangs"
+
+
+def told(loop_factory, deed, interrupt, at):
+    """What has become of it if it is interrupted before one line of the pool's own, and how many there were."""
+
+    async def act():
+        with Interruption(lambda: interrupt(story), at) as interruption:
+            deed(story)
+        return interruption.lines
+
+    with closing(loop_factory()) as loop:
+        story = Standstill(loop)
+        with asyncio.Runner(loop_factory=loop_factory) as elsewhere:
+            return story, elsewhere.run(act())
+
+
+@pytest.mark.parametrize("interrupt", [terminate, give_back_from_another_thread])
+@pytest.mark.parametrize("deed", [give_back, close_loop, let_go])
+def test_what_comes_before_any_line_done_in_a_loops_place_upsets_nothing(loop_factory, deed, interrupt):
+    """Each connection is closed once, and no permit is lost."""
+    _, lines = told(loop_factory, deed, interrupt, -1)
+    assert lines > 100
+    for at in range(lines):
+        story, _ = told(loop_factory, deed, interrupt, at)
+        assert story.core.budget.in_use == 0
+        assert [session.calls for session in story.driver.sessions] == [["discard"]] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from running import eventually
+from running import DEADLINE_SECONDS, child_process, eventually
 
 pytestmark = pytest.mark.both_pythons
 
@@ -95,3 +96,24 @@ def test_a_test_that_does_not_let_itself_be_ended_is_ended_with_its_process(tmp_
     assert "in test_deaf" in said
     assert "in test_loop" in said
     assert "in where_another_thread_is" in said
+
+
+def test_each_test_has_a_limit_far_above_what_it_needs(pytestconfig):
+    """By `pyproject.toml`; and a later one for what does not let itself be ended."""
+    limit, last = pytestconfig.getini("timeout"), pytestconfig.getini("faulthandler_timeout")
+    assert limit, "there is none"
+    assert 60 <= float(limit) < last
+
+
+def test_a_child_hears_ctrl_c_where_its_tests_do_not():
+    """As under nohup, or in the background of a shell that has no jobs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with child_process(
+            [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=-1
+        ) as child:
+            child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(DEADLINE_SECONDS) == -signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -335,6 +335,73 @@ def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, ope
     run(main)
 
 
+IDLE_IN_TRANSACTION = error("25P03", "FATAL", "terminating connection due to idle-in-transaction timeout")
+
+
+async def execute_in_transaction(connection):
+    async with connection.transaction():
+        await connection.execute("never")
+
+
+async def begin(connection):
+    await connection.transaction().start()
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+@pytest.mark.parametrize(
+    "use",
+    [lambda connection: connection.execute("never"), begin, execute_in_transaction],
+    ids=["call", "begin", "block"],
+)
+@pytest.mark.parametrize("is_behind_reset", [True, False], ids=["behind a reset", "idle"])
+def test_a_caller_whose_session_has_ended_unasked_hears_of_that(run, is_behind_reset, use, hangs_up):
+    """Between the server's last word and the end of the connection, asyncpg blames the caller for two operations."""
+
+    async def main():
+        async with FakeServer() as server, asyncpg_pool(server) as (pool, execute):
+            await execute("first")
+            await pool.settled()
+            last_words = IDLE_IN_TRANSACTION
+            if is_behind_reset:
+                await execute_unanswered(server, pool)
+                last_words = reset_answer(server.session.queries[-1]) + last_words
+                server.answer = answered
+            async with pool.acquire() as connection:
+                asked = len(server.session.queries)
+                server.session.send(last_words)
+                await until_read(client_socket(pool))
+                with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="closed by the server before"):
+                    await use(connection)
+                if hangs_up:
+                    server.session.hang_up()
+            assert await execute("next") == "next"
+            assert len(server.sessions) == 2
+            assert len(server.sessions[0].queries) == asked
+
+    run(main)
+
+
+@pytest.mark.parametrize("session_reset", ["awaited", "pipelined"])
+def test_a_release_that_finds_the_session_ended_says_so(run, session_reset):
+    """A reset that has to be awaited is refused as any other operation."""
+
+    async def reset(connection):
+        await connection.execute("never")
+
+    async def main():
+        options = {"session_reset": session_reset} | ({"reset": reset} if session_reset == "pipelined" else {})
+        async with FakeServer() as server, asyncpg_pool(server, **options) as (pool, execute):
+            with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="closed by the server before"):
+                async with pool.acquire() as connection:
+                    await connection.execute("first")
+                    server.session.send(IDLE_IN_TRANSACTION)
+                    await until_read(client_socket(pool))
+            assert await execute("next") == "next"
+            assert len(server.sessions) == 2
+
+    run(main)
+
+
 @both
 def test_an_answer_that_drips_is_the_answer(run, open_pool):
     """Byte by byte, welcome included."""

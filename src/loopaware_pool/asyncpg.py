@@ -267,7 +267,8 @@ class Pool(PoolLikeness):
 
     async def _set_up(self, proxy: PoolConnectionProxy, keeper: Keeper, slot: Slot, deadline: float | None) -> None:
         """
-        Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it.
+        Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it. If `setup`
+        has closed or released it, the caller is told now, not at the first use.
 
         It is cut, unless asyncpg is about to have the server cancel a query of `setup`. A session that was cut then
         would run it to its end, beside those that the pool counts.
@@ -279,12 +280,16 @@ class Pool(PoolLikeness):
             async with timer:
                 await setup(proxy)
         except BaseException as error:
-            proxy._holder.disown()
-            keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
-            keeper.act()
+            if proxy._connection is not None:  # else closed or released by `setup`: it may be another caller's by now
+                proxy._holder.disown()
+                keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
+                keeper.act()
             if timer.expired() and isinstance(error, TimeoutError):
                 raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
             raise
+        if proxy._connection is None:
+            self._refuse()
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed or released in setup")
 
     async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
         """

@@ -15,7 +15,7 @@ from loopaware_pool.asyncpg_reach import cut
 from loopaware_pool.asyncpg_reset import SessionUser
 from loopaware_pool.asyncpg_session import RESET_SECONDS, AsyncpgSession, unheard
 from loopaware_pool.config import check_secret
-from loopaware_pool.driver import HookFailed
+from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.dsn import may_be_misread, withhold
 from loopaware_pool.frames import let_go_of_frames
 from loopaware_pool.reports import logger
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
 _WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
-_PROGRAMMING_ERRORS: Final = (
-    *(TypeError, NameError, ImportError, NotImplementedError),
-    asyncpg.exceptions.ClientConfigurationError,
-)
+_PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConfigurationError)
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # What ends a password to asyncpg, which takes URIs apart as urllib does.
 ENDS_PASSWORD: Final = "/?#[]"

@@ -123,13 +123,20 @@ FREE_HOLDER: Final = FreeHolder()
 
 
 class FreeSlots:
-    """Tells how many more connections could be lent."""
+    """Tells how many more connections could be lent, as a queue of them tells its size."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, maxsize: int) -> None:
         self._count = count
+        self.maxsize = maxsize
 
     def qsize(self) -> int:
         return self._count
+
+    def empty(self) -> bool:
+        return self._count == 0
+
+    def full(self) -> bool:
+        return self._count == self.maxsize
 
 
 class Uncopied:
@@ -188,7 +195,9 @@ class PoolLikeness(Uncopied, upstream.Pool):
 
     @property
     def _queue(self) -> FreeSlots:
-        return FreeSlots(self._config.max_size - len(self._core.slots(SlotState.IDLE)))
+        max_size = self._config.max_size
+        taken = sum(len(keeper.shard.slots) - keeper.shard.idle_size for keeper in self._core.keepers())
+        return FreeSlots(max_size - taken, max_size)
 
     _maintenance_task = None
 

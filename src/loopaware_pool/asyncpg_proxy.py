@@ -11,6 +11,7 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import CODEC_METHODS
+from loopaware_pool.asyncpg_reach import raise_if_ended
 from loopaware_pool.asyncpg_resources import bound_to_lease, wrong_loop
 from loopaware_pool.loops import running
 from loopaware_pool.reports import apart, logger
@@ -110,6 +111,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
             result = await getattr(con.__class__, name)(con, *args, **kwargs)
         except BaseException as error:
             session.call_failed(error, is_hearsay=calls_back)
+            raise_if_ended(error)
             raise
         finally:
             session.calls -= 1
@@ -198,6 +200,10 @@ class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
     """A proxy that tells whether its lease has left anything to reset."""
 
     __slots__ = ()
+
+
+# Programs print the name, and compare it.
+ReadingProxy.__name__ = ReadingProxy.__qualname__ = PoolConnectionProxy.__name__
 
 
 class PoolAcquireContext(upstream.PoolAcquireContext):

@@ -6,6 +6,7 @@ import contextlib
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
+import asyncpg
 from asyncpg import connection as upstream
 
 from loopaware_pool.loops import close_socket_of
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from asyncpg.connection import Connection
 
-__all__ = ["Reach", "cut", "has_own_methods"]
+__all__ = ["Reach", "cut", "has_own_methods", "is_refused_as_ended", "raise_if_ended"]
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
@@ -25,6 +26,8 @@ _METHODS: Final = (
     *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare", "transaction"),
     *("_execute", "_executemany", "_prepare", "_do_execute", "_get_statement"),
 )
+# How asyncpg refuses an operation once the server has sent an error that answers none.
+_IS_CONSUMING_AN_ERROR: Final = "another operation (2) is in progress"
 
 
 class _HiddenProtocol:
@@ -95,6 +98,29 @@ def has_own_methods() -> bool:
         for name, method in vars(upstream.Connection).items()
         if name in _METHODS
     )
+
+
+def is_refused_as_ended(error: BaseException) -> bool:
+    """
+    Whether asyncpg has refused an operation, and sent nothing of it, as the server has ended the session.
+
+    The server says so before it hangs up, as when a time limit for idle sessions or for transactions has passed. In
+    between, asyncpg takes its word for the beginning of an answer, and blames the caller for a second operation.
+    """
+    return isinstance(error, asyncpg.InternalClientError) and _IS_CONSUMING_AN_ERROR in str(error)
+
+
+def raise_if_ended(error: BaseException) -> None:
+    """
+    Raise what callers of asyncpg catch, in place of *error*, where that says in no such way that the session has ended.
+
+    Raises:
+        asyncpg.ConnectionDoesNotExistError: It does.
+    """
+    if is_refused_as_ended(error):
+        raise asyncpg.ConnectionDoesNotExistError(
+            "connection was closed by the server before the operation was sent"
+        ) from error
 
 
 def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:

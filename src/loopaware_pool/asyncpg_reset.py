@@ -61,8 +61,11 @@ LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 _UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 _RESET_ALL: Final = "RESET ALL;"
-# What goes ahead of the rest, and what ends it. `RESET ALL` comes first: it also ends the last lease's time limits.
-_AHEAD: Final = ("RESET ALL", "BEGIN", "SET LOCAL exit_on_error = on")
+# A reset has begun in the last lease's kind of transaction. One that is serializable, read-only and deferrable has its
+# first query wait until all that write in serializable ones are done.
+_BEGINNING: Final = [_RESET_ALL, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"]
+# What stands for that under the guard, and ends it. `RESET ALL` comes first: it also ends the last lease's time limits.
+_AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
 _COMMIT: Final = "COMMIT;"
 
 
@@ -105,7 +108,7 @@ class ResetAnswer(asyncio.Protocol):
         self._transport = transport
         self._protocol = protocol
         self._ahead = len(_AHEAD) if is_guarded else 0
-        self._statements = statements + self._ahead
+        self._statements = statements + (len(_AHEAD) + 1 - len(_BEGINNING) if is_guarded else 0)
         self._clean: bytes | None = None
         self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
         self._received_bytes = 0
@@ -330,7 +333,7 @@ def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
         # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements.remove(_RESET_ALL)
-        statements = [_RESET_ALL, *statements, *_become(user)]
+        statements = [*_BEGINNING, *statements, *_become(user)]
     return statements
 
 
@@ -354,7 +357,7 @@ def _become(user: SessionUser | None) -> list[str]:
 
 def can_be_guarded(statements: list[str]) -> bool:
     """Whether a reset begins as the guard has it."""
-    return statements[:1] == [_RESET_ALL]
+    return statements[: len(_BEGINNING)] == _BEGINNING
 
 
 def guarded(statements: list[str]) -> bytes:
@@ -368,7 +371,7 @@ def guarded(statements: list[str]) -> bytes:
     transaction alone, the commit takes it back. Set and reset as any other, it would be off from its reset to the
     commit: a cancel request that comes then brings the last lease's settings back (seen, with much to log).
     """
-    rest = "\n".join([*statements[1:], _COMMIT])
+    rest = "\n".join([*statements[len(_BEGINNING) :], _COMMIT])
     return b"".join(map(_extended, _AHEAD)) + query_message(rest)
 
 

@@ -20,6 +20,7 @@ from asyncpg.cursor import Cursor, CursorFactory, CursorIterator
 from asyncpg.prepared_stmt import PreparedStatement
 from asyncpg.transaction import Transaction
 
+from loopaware_pool.asyncpg_reach import raise_if_ended
 from loopaware_pool.errors import WrongLoop
 from loopaware_pool.loops import label, running
 
@@ -42,8 +43,12 @@ _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
 }
 # Those that run code of the caller's meanwhile: what gives the arguments may fail of another server.
 _CALL_BACK: Final = ("executemany", "fetchmany")
+# `start`, which the one calls, says that it comes too late; the other may, and knows what to do then.
+_LOOK_THEMSELVES: Final = ("__aenter__", "__aexit__")
 # What of an iterator talks to the server, once for many rows.
 _SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
+# What the server has answered; and what asyncpg says once the server has ended the session.
+_TOLD: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
 # What makes another of these, without a first step.
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
@@ -114,14 +119,15 @@ async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
         _check_first_step(kind, resource, name, steps)
     try:
         return await steps
-    except asyncpg.PostgresError as error:
+    except _TOLD as error:
         _tell_session(resource, error, is_hearsay=name in _CALL_BACK)
+        raise_if_ended(error)
         raise
 
 
 def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
     try:
-        if name != "__aexit__":  # which may come late, and knows what to do then
+        if name not in _LOOK_THEMSELVES:
             getattr(resource, _LOOK)(name)
         _check_loop(kind, resource, name)
     except BaseException:
@@ -146,8 +152,9 @@ def _opening(factory: Any) -> Generator[Any, Any, Any]:
     _check_loop(CursorFactory, factory, "__await__")
     try:
         return bound_to_lease((yield from CursorFactory.__await__(factory)))
-    except asyncpg.PostgresError as error:
+    except _TOLD as error:
         _tell_session(factory, error)
+        raise_if_ended(error)
         raise
 
 
@@ -158,7 +165,7 @@ def _check_loop(kind: type, resource: Any, name: str) -> None:
         raise wrong_loop(con, f"{kind.__name__}.{name}")
 
 
-def _tell_session(resource: Any, error: asyncpg.PostgresError, *, is_hearsay: bool = False) -> None:
+def _tell_session(resource: Any, error: BaseException, *, is_hearsay: bool = False) -> None:
     proxy = resource._connection._proxy
     if proxy is not None:  # else the lease has ended meanwhile
         tell = proxy._holder.suspect if is_hearsay else proxy._holder.heard

@@ -20,7 +20,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool.asyncpg_memory import ClientMemory
-from loopaware_pool.asyncpg_reach import Reach, has_own_methods
+from loopaware_pool.asyncpg_reach import Reach, has_own_methods, is_refused_as_ended, raise_if_ended
 from loopaware_pool.asyncpg_reset import (
     Introduction,
     ResetAnswer,
@@ -381,7 +381,11 @@ class AsyncpgSession:
         """Reset the session by a query that is waited for."""
         timeout, self.reset_timeout = self.reset_timeout, None
         async with asyncio.timeout(RESET_SECONDS if timeout is None else timeout):
-            await self._reset()
+            try:
+                await self._reset()
+            except asyncpg.InternalClientError as error:
+                raise_if_ended(error)
+                raise
 
     async def _reset(self) -> None:
         con, protocol = self._con, self._reach.protocol
@@ -584,12 +588,12 @@ class AsyncpgSession:
         self.is_dirty = self.is_exposed = True
         if is_hearsay:
             self.suspect(error)
-        elif isinstance(error, asyncpg.PostgresError):
+        elif isinstance(error, (asyncpg.PostgresError, asyncpg.InternalClientError)):
             self.heard(error)
 
     def heard(self, error: BaseException) -> None:
         """Remember what an error that this connection has had says of its server."""
-        omen = omen_of(error)
+        omen = Omen.GOODBYE if is_refused_as_ended(error) else omen_of(error)
         if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
             self._omen = omen
 

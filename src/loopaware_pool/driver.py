@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from loopaware_pool.errors import ErrorFamily
     from loopaware_pool.fds import SocketIdentity
 
-__all__ = ["Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
+__all__ = ["PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
+
+# Of these another connect would fail as well. Each has a task of its own, so that a `RecursionError` is no matter of
+# how deep the caller is. A `MemoryError` is none of them: there may be memory a moment later.
+PROGRAMMING_ERRORS: Final = (TypeError, NameError, ImportError, NotImplementedError, RecursionError)
 
 
 class Liveness(Enum):

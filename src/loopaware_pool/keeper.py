@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from loopaware_pool.budget import Claimant
+    from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
@@ -67,6 +68,7 @@ class Keeper:
     Attributes:
         callers: How many are in the middle of something here, whatever they wait for.
         decided: What the shard has decided and `act` has not done yet. Empty, but between the two.
+        hasty_callers: How many of those in the queue have a timeout of 0 or less.
     """
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
@@ -88,6 +90,7 @@ class Keeper:
         self.deadlines = Deadlines(loop)
         self._changes = loops.Changes(loop)
         self.callers = 0
+        self.hasty_callers = 0
         self.errands = loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
@@ -366,6 +369,13 @@ class Keeper:
             self.shard.broke(slot, "closed by the server")
         else:
             self.shard.serviced(slot, monotonic())
+        self.act()
+
+    def reconfigured(self, config: PoolConfig) -> None:
+        """Go by other settings from now on."""
+        self._config = config
+        self.reporter.reconfigured(config)
+        self.shard.reconfigured(config, monotonic())
         self.act()
 
     def keep_floor(self) -> None:

@@ -156,9 +156,10 @@ class LiveView:
         except OSError:
             sleep(ACCEPT_RETRY_SECONDS)
             return
-        if len(self._clients) >= MOST_CLIENTS:
-            with contextlib.suppress(OSError, StopIteration):  # it has gone by itself
-                next(iter(tuple(self._clients))).shutdown(socket.SHUT_RDWR)
+        # All that are too many, as those may still be there that had to go for the last ones.
+        for oldest in tuple(self._clients)[: 1 - MOST_CLIENTS]:
+            with contextlib.suppress(OSError):  # it has gone by itself
+                oldest.shutdown(socket.SHUT_RDWR)
         thread = threading.Thread(target=self._answer, args=(client,), name=self._thread.name, daemon=True)
         self._clients[client] = thread
         thread.start()

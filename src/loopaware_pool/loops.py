@@ -144,6 +144,8 @@ class Errands:
         # Whoever acts in the loop's place. Another thread that comes meanwhile leaves its errand to that one, and never
         # waits: two that waited for each other's loops would wait for ever.
         self._place = threading.RLock()
+        # In one thread, too, nothing is done in the midst of another: a signal handler may come here, or what is done.
+        self._is_acting = False
 
     def __bool__(self) -> bool:
         """Whether anything is left to do."""
@@ -169,22 +171,23 @@ class Errands:
     def closing(self) -> Iterator[None]:
         """Let nobody act in the place of a loop that is being closed; what is asked meanwhile is done after."""
         with self._place:
-            yield
+            was_acting, self._is_acting = self._is_acting, True
+            try:
+                yield
+            finally:
+                self._is_acting = was_acting
         self._run()
 
     def _run(self) -> None:
-        while self._left and self._place.acquire(blocking=False):  # again: one may come just before the release
+        # Again: one may come just before the release.
+        while self._left and not self._is_acting and self._place.acquire(blocking=False):
             try:
-                while (action := self._take()) is not None:
-                    action()
+                self._is_acting = True
+                while self._left:
+                    self._left.popleft()()
             finally:
+                self._is_acting = False
                 self._place.release()
-
-    def _take(self) -> Callable[[], object] | None:
-        try:
-            return self._left.popleft()
-        except IndexError:  # to look first would not do: a signal handler may come in between, and do it
-            return None
 
 
 class EndOfLoop:

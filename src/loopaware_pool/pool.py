@@ -8,6 +8,7 @@ a keeper of another loop is told, never touched, unless its loop stands still an
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import random
 import threading
@@ -15,7 +16,7 @@ import warnings
 import weakref
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from loopaware_pool import errors, frames, loops
 from loopaware_pool.budget import Budget
@@ -392,7 +393,7 @@ class Core:
         """Route nobody to *keeper* any more."""
         with self._lock:
             if self._keepers.get(keeper.loop) is keeper:
-                del self._keepers[keeper.loop]
+                self._keepers.pop(keeper.loop, None)  # a signal handler may have come in between, and done it
             if self._recent is keeper:
                 self._recent = None
 
@@ -464,14 +465,35 @@ class Core:
         for keeper in self.keepers():
             self._sweep(keeper, keeper.shard.resized)
 
+    def reconfigure(self, **settings: Any) -> None:
+        """
+        Go by other settings from now on; other loops do as soon as they hear of it. From any thread.
+
+        Args:
+            **settings: Of `PoolConfig`'s, such as are read each time they are needed: sizes are for `resize`.
+
+        Raises:
+            ValueError, TypeError: One makes no sense; nothing has changed.
+        """
+        with self._lock:  # a keeper that is being made has these from the start, or is among those that are told
+            self.config = self.queue.config = dataclasses.replace(self.config, **settings)
+            keepers = self.keepers()
+        for keeper in keepers:
+            self._on(keeper, functools.partial(self._reconfigure, keeper))
+
+    def _reconfigure(self, keeper: Keeper) -> None:
+        keeper.reconfigured(self.config)  # today's: another thread may have set more meanwhile
+
     async def check_idle(self) -> None:
         """
-        Make a round trip on every idle connection, and open what the floor lacks.
+        Make a round trip on every idle connection, and open what the floor lacks, if the pool is open.
 
         Other loops do so on their own; it is not waited for.
 
         Cancellation: ends the waiting.
         """
+        if self.state is not CoreState.OPEN:
+            return
         here = self.keeper()
         for keeper in self.keepers():
             self._sweep(keeper, keeper.shard.upkeep.refill)

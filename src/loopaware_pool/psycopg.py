@@ -192,10 +192,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             discard_expired=(discard_expired, DiscardExpired),
         )
         check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
-        self.name = name = checked_name(name)
-        self.timeout = seconds("timeout", timeout)
+        name = checked_name(name)
+        self.timeout = timeout
         self.close_returns, self.num_workers = self._keeps_idle and close_returns, check_workers(num_workers)
-        self._check, self._reconnect_failed = check, reconnect_failed
+        self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
         self._driver = PsycopgDriver(
             name=name,
             conninfo=conninfo,
@@ -210,7 +210,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             outlasted=self._connects_outlasted,
             connecting=self._tell_of_growth,
         )
-        self._config = PoolConfig(
+        config = PoolConfig(
             name=name,
             min_size=min_size,
             init_size=min_size,
@@ -227,10 +227,10 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             fd_check=fd_check,
             on_event=on_event,
             idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
-            lends_expired=discard_expired == "on_return" or not max_lifetime,
+            lends_expired=self._lends_expired(max_lifetime),
             lends_dead=discard_dead == "on_check" and check is None,
         )
-        self._core = Core(self._config, self._driver, self)
+        self._core = Core(config, self._driver, self)
         self._tellers: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._open_if(open)
@@ -279,6 +279,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
 
         Raises:
             PoolTimeout: They were not open in time; its cause is what connecting failed with last.
+            Exception: What connecting failed with, if another connect would fail of it as well, as of a `TypeError`
+                in `configure`; the pool is closed, as after a timeout.
             PoolClosed: The pool is not open.
 
         Cancellation: ends the waiting.
@@ -290,33 +292,38 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             return
         logger.info("waiting for pool %r initialization", self.name)
         keeper.callers += 1
+        driver, old_fault = self._driver, self._driver.fault
         try:
-            is_ready = await self._is_ready_within(keeper, seconds)
+            is_ready = await self._is_ready_within(keeper, seconds, old_fault)
         finally:
             keeper.callers -= 1
         if is_ready:
             logger.info("pool %r is ready to use", self.name)
             return
-        cause = keeper.shard.last_error
-        error = InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
+        error = driver.new_fault(old_fault) or self._init_timeout(keeper, seconds)
         await self.close()
         raise error
+
+    def _init_timeout(self, keeper: Keeper, seconds: float) -> InitTimeout:
+        cause = self._driver.fault or keeper.shard.last_error
+        return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
 
     def _is_full(self) -> bool:
         return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Wait for what is to be opened. False as soon as the time is up, or the program is found to be at fault."""
         core, deadline = self._core, monotonic() + seconds
 
         def is_over() -> bool:
-            return self._is_full() or core.state is not _OPEN
+            return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
         # Nobody here is told of what other loops open.
         while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
         self._check_open()
-        return True
+        return self._is_full()
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """
@@ -425,6 +432,8 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         Give back a connection that `getconn()` lent. It may be called on any loop.
 
+        One that the end of its loop has closed is given back without a word, as is one of the parent process's.
+
         A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
         caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
         query is still running on is closed, and that query ends with an error.
@@ -444,9 +453,12 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        tenancy: Tenancy | None = session.owner  # type: ignore[assignment]
+        if tenancy is None:  # nobody's: the parent process has it still, or `configure` at its first time
+            conn._pool = None
+            return
         if session.loop is not running():
             conn._pool = None
-            tenancy: Tenancy = session.owner  # type: ignore[assignment]
             tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
             return
         pending = self._take_back(conn)
@@ -526,11 +538,16 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
 
     _keeps_idle = False
 
-    def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
-        super().__init__(conninfo, min_size=min_size, **options)
+    if not TYPE_CHECKING:  # which is to see the options one by one, as inherited
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float) -> bool:
-        """Try to connect until it succeeds."""
+        def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
+            super().__init__(conninfo, min_size=min_size, **options)
+
+    async def check(self) -> None:
+        """Do nothing, as no connection is idle."""
+
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._check_open()
@@ -541,6 +558,8 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
                 return True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
                 keeper.shard.last_error = error
+            if self._driver.new_fault(old_fault) is not None:
+                break
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))
         return False
 

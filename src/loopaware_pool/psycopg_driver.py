@@ -16,10 +16,10 @@ import psycopg_pool
 
 from loopaware_pool import errors
 from loopaware_pool.config import check_secret
-from loopaware_pool.driver import HookFailed
+from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.dsn import may_be_misread, may_hold_password, withhold
 from loopaware_pool.frames import let_go_of_frames
-from loopaware_pool.psycopg_session import PsycopgSession, check_idle
+from loopaware_pool.psycopg_session import PsycopgSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
-__all__ = ["Overloaded", "PoolClosed", "PoolTimeout", "PsycopgDriver", "TooManyRequests", "UnsupportedLoop"]
+__all__ = [
+    "Overloaded",
+    "PoolClosed",
+    "PoolTimeout",
+    "PsycopgDriver",
+    "TooManyRequests",
+    "UnsupportedLoop",
+    "check_conninfo",
+    "check_kwargs",
+]
 
 # What ends a password to libpq.
 ENDS_PASSWORD: Final = "/?@"
@@ -103,6 +112,7 @@ class PsycopgDriver:
         session_reset: "never" or "awaited".
         tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
         reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
+        fault: What the last connect failed with, if the program is at fault and another would fail as well.
     """
 
     logger = logging.getLogger("psycopg.pool")
@@ -132,8 +142,8 @@ class PsycopgDriver:
         outlasted: Callable[[], None],
         connecting: Callable[[], None],
     ) -> None:
-        check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
-        check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
+        check_conninfo(conninfo)
+        check_kwargs(kwargs)
         self.name = name
         self.conninfo = conninfo
         self.kwargs = kwargs
@@ -146,6 +156,7 @@ class PsycopgDriver:
         self.reconnect_seconds = reconnect_seconds
         self._outlasted = weakref.WeakMethod(outlasted)
         self._connecting = weakref.WeakMethod(connecting)
+        self.fault: BaseException | None = None
         self._failing_since: float | None = None
         self._failures = 0
         self._unready: set[PsycopgSession] = set()
@@ -164,12 +175,12 @@ class PsycopgDriver:
             session = await self._connect()
         except Exception as error:
             self._failed(error)
-            if self.tells_errors:
-                raise HookFailed from error
+            if self.tells_errors or self.fault is not None:
+                raise HookFailed from (self.fault or error)
             raise
         if is_told and not self.tells_errors:  # a null pool adds none
             self.logger.info("adding new connection to the pool")
-        self._failing_since = None
+        self._failing_since = self.fault = None
         self._failures = 0
         return session
 
@@ -178,14 +189,15 @@ class PsycopgDriver:
             connection = await self._open()
         except BaseException as error:
             let_go_of_frames(error)
+            if type(error) is psycopg.ProgrammingError:  # libpq's, of what it is given: a server's have a SQLSTATE
+                raise HookFailed from error
             raise
         connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
         session = PsycopgSession(self, connection, asyncio.get_running_loop())
         self._unready.add(session)
         try:
             if self.configure is not None:
-                await self.configure(connection)
-                check_idle(connection, "configure", self.configure)
+                await session.show_to(self.configure, "configure")
             if self.session_reset == "awaited":
                 await session.remember_configured()
             session.begin()
@@ -207,7 +219,9 @@ class PsycopgDriver:
                 withhold(error)
             raise
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, failure: Exception) -> None:
+        error = failure.__cause__ if isinstance(failure, HookFailed) else failure
+        self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
         self._failures += 1
         if self._failures.bit_count() == 1:  # the first, second, fourth: an outage is not to fill the log
             self.logger.warning("error connecting in %r: %s", self.name, error)
@@ -216,6 +230,10 @@ class PsycopgDriver:
             if self.reconnect_seconds != float("inf"):
                 loop = asyncio.get_running_loop()
                 loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
+
+    def new_fault(self, old: BaseException | None) -> BaseException | None:
+        """Tell the `fault`, if it is not *old*, which was there before."""
+        return None if self.fault is old else self.fault
 
     def outlasted(self, since: float) -> None:
         """Tell the pool, if connecting has failed ever *since* then (monotonic seconds)."""
@@ -229,6 +247,10 @@ class PsycopgDriver:
             )
             outlasted()
 
+    def pool(self) -> Any:
+        """Find the pool, unless it has been dropped."""
+        return getattr(self._outlasted(), "__self__", None)
+
     def floor_not_restored(self, error: BaseException) -> None:
         """Say nothing: each failure to connect has been logged."""
 
@@ -237,6 +259,26 @@ class PsycopgDriver:
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
+
+
+def check_conninfo(conninfo: object) -> None:
+    """
+    Refuse what is no connection string, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
+
+
+def check_kwargs(kwargs: object) -> None:
+    """
+    Refuse what is no set of arguments to connect with, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
 
 
 def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:

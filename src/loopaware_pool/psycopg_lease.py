@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Generic
 
 from psycopg_pool.abc import ACT
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["Lease"]
 
 
+class _Phase(Enum):
+    NEW = auto()
+    ENTERED = auto()
+    LEFT = auto()
+
+
+# Bound once: see shard.py.
+_NEW, _ENTERED, _LEFT = _Phase
+
+
 class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
     """
     Gets a connection on entering; on leaving commits, or rolls back if an error passes, and returns it.
@@ -25,11 +36,12 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     Cancellation: at any moment, loses nothing. A commit that is cancelled is cancelled on the server.
     """
 
-    __slots__ = ("_connection", "_pool", "_timeout")
+    __slots__ = ("_connection", "_phase", "_pool", "_timeout")
 
     def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._phase = _NEW
         self._connection: Any = None
 
     def _recreate_cm(self) -> Lease[ACT]:
@@ -37,8 +49,9 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         return Lease(self._pool, self._timeout)
 
     async def __aenter__(self) -> ACT:
-        if self._connection is not None:
-            raise RuntimeError("this context is entered already; call connection() for each lease")
+        if self._phase is not _NEW:
+            raise RuntimeError("this context was entered already; call connection() for each lease")
+        self._phase = _ENTERED
         self._connection = connection = await self._pool.getconn(timeout=self._timeout)
         session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
         if not session.leaves_plainly:
@@ -57,6 +70,11 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_tb: TracebackType | None,
     ) -> None:
         connection, self._connection = self._connection, None
+        if connection is None:
+            if (self._phase is _NEW) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
+                raise RuntimeError("this context was not entered; use it with `async with`")
+            return
+        self._phase = _LEFT
         session: PsycopgSession = connection._loopaware_session
         if exc_val is not None:
             session.suspect(exc_val)

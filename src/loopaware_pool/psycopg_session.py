@@ -22,7 +22,7 @@ from loopaware_pool.psycopg_connection import LoopAwareConnection
 from loopaware_pool.psycopg_watch import Custody, SocketWatch, unregister
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from loopaware_pool.psycopg_driver import PsycopgDriver
 
@@ -38,8 +38,10 @@ _FAREWELLS: Final = (b"", b"E")
 # How long a generator that was given up, as of `notifies()`, has to let its connection go.
 _LET_GO_SECONDS: Final = 1.0
 
-# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing.
+# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing. It has begun in the last lease's kind of
+# transaction: one that is serializable, read-only and deferrable would wait for others.
 _RESET_QUERY: Final = (
+    b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
     b"RESET SESSION AUTHORIZATION; RESET ROLE"
 )
@@ -363,8 +365,7 @@ class PsycopgSession:
             if self._configured is not None:
                 await self._reset_session(self._configured)
             if self._driver.reset_hook is not None:
-                await self._driver.reset_hook(self._kept())
-                check_idle(self._kept(), "reset", self._driver.reset_hook)
+                await self.show_to(self._driver.reset_hook, "reset")
         except Exception as error:
             self._driver.logger.warning("error resetting connection: %s", error)
             raise
@@ -415,6 +416,24 @@ class PsycopgSession:
             user=user,
         )
 
+    async def show_to(self, function: Callable[[Any], Awaitable[None]], what: str) -> None:
+        """
+        Call one of the user's functions, by the name of *what*, with the connection.
+
+        Meanwhile it is its pool's, as one that is lent: left as a block, it would else be closed.
+
+        Raises:
+            psycopg.ProgrammingError: It has been left in a transaction.
+            Exception: What the function raises.
+        """
+        connection = self._kept()
+        connection._pool = self._driver.pool()
+        try:
+            await function(connection)
+        finally:
+            connection._pool = None
+        check_idle(connection, what, function)
+
     async def ping(self) -> None:
         """Make a round trip."""
         self._watch.custody = _USED
@@ -450,8 +469,8 @@ class PsycopgSession:
 
     def _finish(self, how: str) -> None:
         connection = self._reference()
-        if connection is not None:
-            connection._pool = None
+        # One that is closed already keeps saying, by `broken`, that nobody has closed it.
+        if connection is not None and self._pgconn.status != _BAD:
             connection._closed = True
         self._watch.finish(how)
 
@@ -460,6 +479,10 @@ class PsycopgSession:
     def begin(self) -> None:
         """Belong to the pool from now on: nobody may use it before it is lent."""
         self._watch.custody = _UNUSED
+
+    def rename(self, pool_name: str) -> None:
+        """Belong to a pool that has another name from now on."""
+        self._watch.pool_name = pool_name
 
     def lend(self, pool: Any) -> AsyncConnection[Any]:
         """Begin a lease."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool.psycopg_likeness import as_given, check_sizes, checked_class, counted
+from loopaware_pool.psycopg_driver import check_conninfo, check_kwargs
+from loopaware_pool.psycopg_likeness import (
+    as_given,
+    check_sizes,
+    checked_class,
+    checked_name,
+    counted,
+    seconds,
+    span,
+    waiting_limit,
+)
 from loopaware_pool.psycopg_session import check_connection
 
 if TYPE_CHECKING:
     from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
 
-    from loopaware_pool.config import PoolConfig
     from loopaware_pool.pool import Core
     from loopaware_pool.psycopg_driver import PsycopgDriver
     from loopaware_pool.stats import ConnectionReport, PoolStats
@@ -25,17 +36,22 @@ __all__ = ["PoolSurface"]
 logger = logging.getLogger("psycopg.pool")
 
 
+def _refuse_size(which: str, _: object, value: object) -> NoReturn:
+    raise AttributeError(f"{which}={value!r}: cannot be assigned; use `await pool.resize(min_size, max_size)`")
+
+
 class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
     """The part of a pool that lends nothing."""
 
     close_returns: bool
+    _discard_expired: str
     _keeps_idle: bool
-    _config: PoolConfig
     _core: Core
     _driver: PsycopgDriver
     _max_size: int
     _popped: dict[str, int]
     _rechecks: int
+    _timeout: float
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: connections belong to one pool of one process, and a password to no file."""
@@ -59,7 +75,8 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
         """
         Make a round trip on each idle connection; those that fail are closed, and replaced.
 
-        Other loops' connections are checked by their loops, which is not waited for.
+        Other loops' connections are checked by their loops, which is not waited for. Of a pool that is not open, there
+        is none.
 
         Cancellation: ends the waiting, not the checks.
         """
@@ -146,6 +163,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @conninfo.setter
     def conninfo(self, conninfo: AsyncConninfoParam) -> None:
+        check_conninfo(conninfo)
         self._driver.conninfo = conninfo
 
     @property
@@ -155,6 +173,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @kwargs.setter
     def kwargs(self, kwargs: AsyncKwargsParam | None) -> None:
+        check_kwargs(kwargs)
         self._driver.kwargs = kwargs
 
     @property
@@ -167,24 +186,66 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
         self._driver.connection_class = checked_class(kind, close_returns=self.close_returns)
 
     @property
-    def max_waiting(self) -> int:  # type: ignore[override]
-        """As given."""
-        return self._config.max_waiting
+    def name(self) -> str:
+        """What errors, logs, events and metrics call the pool from now on."""
+        return self._core.config.name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        name = checked_name(name)
+        self._core.reconfigure(name=name)
+        self._driver.name = name
+        self._core.for_each_session(functools.partial(_rename, name))
 
     @property
-    def max_idle(self) -> float:  # type: ignore[override]
-        """As given."""
-        return as_given(self._config.max_idle)
+    def max_waiting(self) -> int:
+        """Callers that may wait at once, from now on; 0 for no limit."""
+        return self._core.config.max_waiting
+
+    @max_waiting.setter
+    def max_waiting(self, number: float | None) -> None:
+        self._core.reconfigure(max_waiting=waiting_limit(number))
 
     @property
-    def reconnect_timeout(self) -> float:  # type: ignore[override]
-        """As given."""
+    def max_idle(self) -> float:
+        """Seconds after which the pool closes, from now on, a connection above *min_size* that was not needed."""
+        return as_given(self._core.config.max_idle)
+
+    @max_idle.setter
+    def max_idle(self, seconds: float) -> None:
+        self._core.reconfigure(max_idle=span("max_idle", seconds))
+
+    @property
+    def reconnect_timeout(self) -> float:
+        """Seconds of failing connects after which `reconnect_failed` is called; of the next outage, if one goes on."""
         return self._driver.reconnect_seconds
 
+    @reconnect_timeout.setter
+    def reconnect_timeout(self, value: float) -> None:
+        self._driver.reconnect_seconds = seconds("reconnect_timeout", value)
+
     @property
-    def max_lifetime(self) -> float:  # type: ignore[override]
-        """As given."""
-        return as_given(self._config.max_lifetime)
+    def max_lifetime(self) -> float:
+        """Seconds after which a connection is replaced that is opened from now on."""
+        return as_given(self._core.config.max_lifetime)
+
+    @max_lifetime.setter
+    def max_lifetime(self, seconds: float) -> None:
+        limit = span("max_lifetime", seconds)
+        self._core.reconfigure(max_lifetime=limit, lends_expired=self._lends_expired(seconds))
+
+    def _lends_expired(self, max_lifetime: float) -> bool:
+        """Whether what is too old is lent all the same: with a lifetime of 0, everything is."""
+        return self._discard_expired == "on_return" or not max_lifetime
+
+    def _set_timeout(self, value: float) -> None:
+        self._timeout = seconds("timeout", value)
+
+    if not TYPE_CHECKING:  # which is to see, as psycopg_pool's, an attribute, and sizes that cannot be assigned
+        # Read at each lease: by a function in C.
+        timeout = property(attrgetter("_timeout"), _set_timeout, doc="Seconds for callers who give none.")
+        min_size = min_size.setter(functools.partial(_refuse_size, "min_size"))
+        max_size = max_size.setter(functools.partial(_refuse_size, "max_size"))
 
     @property
     def _pool(self) -> list[Any]:  # type: ignore[override]
@@ -209,3 +270,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
 def _connection(session: Any) -> Any:
     return session.connection
+
+
+def _rename(name: str, session: Any) -> None:
+    session.rename(name)

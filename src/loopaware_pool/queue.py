@@ -33,6 +33,9 @@ class Queue:
         keepers: Lists the keepers of all loops.
         stats: Counts everything.
         closed_error: Makes the error of a caller that finds the pool closed.
+
+    Attributes:
+        config: The pool's settings; replaced where the pool replaces them.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Queue:
         stats: Callable[[], PoolStats],
         closed_error: Callable[[], BaseException],
     ) -> None:
-        self._config = config
+        self.config = config
         self._driver = driver
         self._keepers = keepers
         self._stats = stats
@@ -73,7 +76,9 @@ class Queue:
             raise self._closed_error()
         self._check_queue(keeper)
         now, has_come_back, is_counted = began, False, True
+        is_hasty = timeout is not None and timeout <= 0
         keeper.callers += 1
+        keeper.hasty_callers += is_hasty
         try:
             while True:
                 waiter: asyncio.Future[Slot] = keeper.loop.create_future()
@@ -108,18 +113,20 @@ class Queue:
                 has_come_back = True
         finally:
             keeper.callers -= 1
+            keeper.hasty_callers -= is_hasty
 
     def waiting_in_line(self) -> int:
-        """Count the callers, on all loops, who wait for others to be done."""
-        shards = [keeper.shard for keeper in self._keepers()]
-        can_be_opened = max((shard.growth_left for shard in shards), default=0)
-        return max(0, sum(shard.waiting_in_line for shard in shards) - can_be_opened)
+        """Count the callers, on all loops, who wait for others to be done; those without any time leave in a moment."""
+        keepers, now = self._keepers(), monotonic()
+        can_be_opened = max((keeper.shard.growth_left for keeper in keepers), default=0)
+        in_line = sum(keeper.shard.waiting_in_line(now) - keeper.hasty_callers for keeper in keepers)
+        return max(0, in_line - can_be_opened)
 
     def _check_queue(self, keeper: Keeper) -> None:
-        limit = self._config.max_waiting
+        limit = self.config.max_waiting
         if limit and self.waiting_in_line() >= limit:
             keeper.shard.counters.refused += 1
-            raise self._driver.errors.too_many_waiting(pool=self._config.name, max_waiting=limit)
+            raise self._driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
 
     def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if waiter.done():

@@ -53,6 +53,10 @@ class Reporter:
         self._config = config
         self.label = label
 
+    def reconfigured(self, config: PoolConfig) -> None:
+        """Go by other settings from now on."""
+        self._config = config
+
     def opened(self, seconds: float) -> None:
         """Tell of a connection."""
         self._tell(ConnectionOpened, seconds)

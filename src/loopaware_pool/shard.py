@@ -41,6 +41,8 @@ __all__ = ["PARTING_SECONDS", "Shard"]
 
 # How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
 PARTING_SECONDS: Final = 0.1
+# A server that lets a reset wait for so long is silent, not slow: who waits for its answer is not about to be served.
+SILENT_SECONDS: Final = 1.0
 _NOBODY = IdleOrder.NONE
 # Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
@@ -96,7 +98,7 @@ class Shard:
         ceiling = config.max_connecting or budget.max_size  # which may have changed since the settings were made
         self._ramp = Ramp(ceiling)
         self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
-        self._idle_look = min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
+        self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
         self.upkeep = Upkeep(self, config, terms, edge, ramp=Ramp(ceiling), pool_size=pool_size)
@@ -136,7 +138,7 @@ class Shard:
         """
         self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.grow(now)
-        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line > self.growth_left
+        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line(now) > self.growth_left
         self.counters.queued += is_counted
         return is_counted
 
@@ -544,6 +546,13 @@ class Shard:
             if self.is_outdated(slot):
                 self._retire_old(slot)
 
+    def reconfigured(self, config: PoolConfig, now: float) -> None:
+        """Go by other settings; not here and now: this may be in the middle of a decision, as of a listener."""
+        self._config = config
+        self._idle_look = _idle_look(config)
+        self.upkeep.reconfigured(config)
+        self.wake_by(now)
+
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
@@ -595,13 +604,17 @@ class Shard:
         """Connections that are idle, or will be as soon as the server has answered a reset."""
         return len(self.idle) + len(self.unanswered)
 
-    @property
-    def waiting_in_line(self) -> int:
-        """Callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
-        served_soon = len(self.unanswered)
+    def waiting_in_line(self, now: float) -> int:
+        """Count callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
+        served_soon = 0 if self._is_silent(now) else len(self.unanswered)
         if not self._config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether the server lets a reset wait for too long."""
+        oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
+        return oldest is not None and now - oldest.since >= SILENT_SECONDS
 
     @property
     def growth_left(self) -> int:
@@ -635,3 +648,8 @@ class Shard:
             waiting=len(self.waiters),
             counters=dataclasses.replace(self.counters),
         )
+
+
+def _idle_look(config: PoolConfig) -> float:
+    """Say after how many seconds a connection that has become idle is to be looked at."""
+    return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)

@@ -73,7 +73,7 @@ class Upkeep:
         self._edge = edge
         self._pool_size = pool_size
         self._floor_pace = FloorPace()
-        self._shrinks_in_periods = config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS
+        self._shrinks_in_periods = _shrinks_in_periods(config)
         self._shrink_at = NEVER
 
     def sweep(self, now: float) -> None:
@@ -91,6 +91,13 @@ class Upkeep:
             self._shrink(now)
         self._report_leases(now)
         self.restore_floor(now)
+
+    def reconfigured(self, config: PoolConfig) -> None:
+        """Go by other settings; another `max_idle` begins a period of its own."""
+        if config.max_idle != self._config.max_idle:
+            self._shrinks_in_periods = _shrinks_in_periods(config)
+            self._shrink_at = NEVER
+        self._config = config
 
     def look_for_dropped(self, now: float) -> None:
         """Look, on every loop, for leases that were dropped: a caller waits for want of a connection."""
@@ -244,3 +251,8 @@ class Upkeep:
                     self._edge.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)
+
+
+def _shrinks_in_periods(config: PoolConfig) -> bool:
+    """Whether what is idle is closed one at a time, for each `max_idle` in which it was not needed."""
+    return config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS

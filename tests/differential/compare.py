@@ -26,6 +26,7 @@ class Difference:
         what: What differs: "outcome", "counts", "callbacks" and so on.
         upstream: What the driver's own pool did; None for nothing.
         ours: What this project's did.
+        known: The step in which it came to be known.
     """
 
     program: Program
@@ -33,6 +34,7 @@ class Difference:
     what: str
     upstream: Any
     ours: Any
+    known: int
 
     @property
     def step(self) -> dict[str, Any]:
@@ -63,8 +65,8 @@ def differences(program: Program, upstream: Transcript, ours: Transcript) -> lis
         theirs, own = upstream.entries.get(key), ours.entries.get(key)
         if not (_is_soon(theirs, own) if key[1] == "ended after" else _is_alike(theirs, own)):
             known = min(side.known[key] for side in (upstream, ours) if key in side.known)
-            found.append((known, key[1] not in _FIRST, key, Difference(program, *key, theirs, own)))
-    return [difference for *_, difference in sorted(found, key=lambda one: one[:3])]
+            found.append(Difference(program, *key, theirs, own, known))
+    return sorted(found, key=lambda one: (one.known, one.what not in _FIRST, one.number, one.what))
 
 
 def _is_soon(theirs: int | None, own: int | None) -> bool:

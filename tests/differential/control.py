@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from loopaware_pool.cli.server import EmbeddedServer
 
@@ -16,6 +17,8 @@ DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lowly') THEN CREATE ROLE lowly LOGIN; END IF;
 END $$;
 """
+# Programs that log in as that role do so with the password of the server's address.
+_PASSWORD = "ALTER ROLE lowly PASSWORD {password}"
 _SCHEMA = """
 DROP SCHEMA IF EXISTS d CASCADE;
 CREATE SCHEMA d;
@@ -48,6 +51,7 @@ class Control:
         self.dsn = dsn
         self._connection = psycopg.connect(dsn, autocommit=True, application_name="control")
         self._connection.execute(_ROLE)
+        self._connection.execute(sql.SQL(_PASSWORD).format(password=self._connection.info.password))
 
     def close(self) -> None:
         """End the session."""

@@ -20,6 +20,8 @@ _OURS = "loopaware_pool"
 _UNIQUE_NAME = re.compile(r"__asyncpg_\w+?_[0-9a-f]+__|(pool|differential|_pg3_)-?\d+")
 _FUNCTION = re.compile(r"<function (\S+) at 0x[0-9a-f]+>")
 _OUR_CONNECTION = f"{LoopAwareConnection.__module__}.{LoopAwareConnection.__qualname__}"
+# How the names of what differs each time end: durations, and what a plan that was executed has read.
+_CHANCE = ("_ms", " Time", " Blocks")
 _PLAIN = (type(None), bool, int, float, str, bytes)
 # Of an error of the server's: what is told of it, beside its message. Not the file and line of PostgreSQL's source.
 _DETAILS = ("sqlstate", "detail", "hint", "constraint_name", "table_name", "column_name")
@@ -70,7 +72,7 @@ class Describer:
         if isinstance(value, asyncpg.Record):
             return [type(value).__name__, [[name, self.value(one)] for name, one in value.items()]]
         if isinstance(value, Mapping):
-            return {str(name): self.value(one) for name, one in value.items() if not str(name).endswith("_ms")}
+            return {str(name): self.value(one) for name, one in value.items() if not str(name).endswith(_CHANCE)}
         if isinstance(value, tuple | list):
             return [self.value(one) for one in value]
         if isinstance(value, io.BytesIO):

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from differential.stage import TASKS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from differential.compare import Difference
+    from differential.program import Step
 
 __all__ = ["PAGE", "PROGRAMS", "ROWS", "Row", "explain", "keys_of_page"]
 
 PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
+_ENDINGS = ("close", "terminate")
+_COUNTS = {"get_size": "size", "get_idle_size": "idle", "pool_size": "size", "pool_available": "idle"}
+# A timeout that does not run out in a program.
+_LONG_SECONDS = 5
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
 
@@ -70,16 +77,58 @@ def _is_odd_timeout(difference: Difference) -> bool:
 
 
 def _is_spent_timeout(difference: Difference) -> bool:
-    timeout = difference.step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
-    is_spent = isinstance(timeout, int | float) and timeout <= 0
-    return is_spent and difference.what in ("outcome", "counts", "callbacks")
+    """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
+    if difference.what == "callbacks":
+        return _ran_more(difference, most=_times_spent(difference))
+    if _is_spent(difference, difference.step) and difference.what in ("outcome", "counts"):
+        return True
+    theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in theirs.keys() | own.keys()}
+    return bool(more) and min(more) >= 0 < max(more) <= _times_spent(difference)
+
+
+def _times_spent(difference: Difference) -> int:
+    return sum(_is_spent(difference, step) for step in _steps_until(difference))
+
+
+def _is_spent(difference: Difference, step: Step) -> bool:
+    timeout = step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
+    return isinstance(timeout, int | float) and timeout <= 0
+
+
+def _ran_more(difference: Difference, most: int) -> bool:
+    """Whether all that differs is that callbacks ran more often, each at most so often."""
+    missing, added = _callbacks(difference)
+    return not missing and bool(added) and max(added.values()) <= most
+
+
+def _ran_fewer(difference: Difference, *names: str) -> bool:
+    """Whether all that differs is that these callbacks ran less often."""
+    missing, added = _callbacks(difference)
+    return not added and bool(missing) and all(name in names for name, _ in missing)
+
+
+def _callbacks(difference: Difference, *, of_leases: bool = True) -> tuple[Counter[Any], Counter[Any]]:
+    """Which calls of callbacks ours lacks, by name and arguments, and which it has in addition."""
+    theirs, own = (
+        Counter((name, str(arguments)) for name, arguments in told or [] if of_leases or name not in _OF_LEASES)
+        for told in _sides(difference)
+    )
+    return theirs - own, own - theirs
 
 
 def _are_callbacks_of_leases(difference: Difference) -> bool:
     if difference.what != "callbacks" or not _is_asyncpg(difference):
         return False
-    theirs, own = ([told for told in side or [] if told[0] not in _OF_LEASES] for side in _sides(difference))
-    return theirs == own
+    return _ran_fewer(difference, *_OF_LEASES)
+
+
+def _is_reset_unheard(difference: Difference) -> bool:
+    """A query logger that stays hears of upstream's reset."""
+    if difference.what != "callbacks" or not _is_asyncpg(difference):
+        return False
+    missing, added = _callbacks(difference, of_leases=False)
+    return not added and bool(missing) and all("SELECT pg_advisory_unlock_all()" in told for _, told in missing)
 
 
 def _sides(difference: Difference) -> tuple[Any, Any]:
@@ -87,19 +136,57 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 
 def _is_joined_later(difference: Difference) -> bool:
-    """A caller's time was up while a connection was opened for it; the connection joins the pool."""
-    if not _are_counts(difference) or difference.upstream is None or difference.ours is None:
-        return False
-    return _size(difference.ours) > _size(difference.upstream) and _has_impatient_caller(difference)
+    """A caller's time was up while a connection was opened for it; the connection joins the pool, and is idle there."""
+    at_the_end = TASKS if difference.step["do"] == "end" else 0  # who waits then is cancelled
+    impatient = sum(map(_is_impatient, _steps_until(difference))) + at_the_end
+    return _is_asyncpg(difference) and _has_more(difference, most=impatient)
 
 
-def _has_impatient_caller(difference: Difference) -> bool:
-    steps = difference.program.steps
-    return any(step["do"] == "cancel" or step.get("kwargs", {}).get("timeout") is not None for step in steps)
+def _is_impatient(step: Step) -> bool:
+    """Whether a caller may have gone while a connection was opened for it."""
+    timeout = step.get("kwargs", {}).get("timeout")
+    return step["do"] == "cancel" or (isinstance(timeout, int | float) and timeout < _LONG_SECONDS)
 
 
 def _are_counts_while_closing(difference: Difference) -> bool:
-    return _are_counts(difference) and (_has_step(difference, "close") or _has_step(difference, "terminate"))
+    """Idle connections are not counted any more; those that come back are closed."""
+    gone = _fewer(_without_more(difference, "requests_num", side="upstream"))
+    if not _is_closing(difference) or gone is None:
+        return False
+    return gone["size"] in (0, gone["idle"]) if _is_asyncpg(difference) else gone["idle"] == 0
+
+
+def _steps_until(difference: Difference) -> Sequence[Step]:
+    """What the program has done by then."""
+    return difference.program.steps[: difference.number + 1]
+
+
+def _has_more(difference: Difference, most: int) -> bool:
+    """Whether all that differs is that ours has more idle connections, at most so many."""
+    fewer = _fewer(difference)
+    return fewer is not None and 0 < -fewer["idle"] <= most and fewer["size"] == fewer["idle"]
+
+
+def _fewer(difference: Difference) -> dict[str, int] | None:
+    """By how many ours has fewer connections, and idle ones; None if anything else differs."""
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None or not theirs.keys() & {"size", "idle"}:
+        return None
+    others = {name for name in theirs.keys() | own.keys() if theirs.get(name, 0) != own.get(name, 0)}
+    has_opened_more = theirs.get("connections_num", 0) > own.get("connections_num", 0)
+    if not others <= ({"size", "idle", "connections_num"} if has_opened_more else {"size", "idle"}):
+        return None
+    fewer = {name: theirs[name] - own[name] for name in ("size", "idle") if name in theirs}
+    return fewer if len(fewer) == 2 else dict.fromkeys(("size", "idle"), *fewer.values())  # asked for one of them only
+
+
+def _counted(difference: Difference, told: Any) -> dict[str, Any] | None:
+    """Counts, by names that all kinds of pools share; None if they are none."""
+    if not _are_counts(difference) or told is None or _raised(told) is not None:
+        return None
+    if not isinstance(told, dict):
+        told = {difference.step["name"]: told}
+    return {_COUNTS.get(name, name): count for name, count in told.items()}
 
 
 def _are_counts(difference: Difference) -> bool:
@@ -122,7 +209,23 @@ def _is_returned_in_use(difference: Difference) -> bool:
 def _is_used_after_return(difference: Difference) -> bool:
     if difference.what == "complaints" and difference.step["do"] == "exit":
         return not _is_asyncpg(difference) and _has_step(difference, "putconn")
-    return not _is_asyncpg(difference) and "has been returned to pool" in _message(difference.ours)
+    if _is_asyncpg(difference):
+        return False
+    return "has been returned to pool" in _message(difference.ours) or _is_hit_by_use_after_return(difference)
+
+
+def _is_hit_by_use_after_return(difference: Difference) -> bool:
+    """Upstream lends a connection that the caller before still uses, or closes."""
+    if not _has_step(difference, "putconn") or not _is_lease(difference.ours):
+        return False
+    is_in_use = _is_lease(difference.upstream) and "ACTIVE" in difference.upstream["remembered"]
+    return is_in_use or (_has_step(difference, "close") and _message(difference.upstream) == "the connection is closed")
+
+
+def _is_returned_twice(difference: Difference) -> bool:
+    """Upstream takes a broken connection back any number of times, and opens another."""
+    is_refused = "doesn't come from any pool" in _message(difference.ours) and difference.upstream is None
+    return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
 
 def _is_left_by_upstream(difference: Difference) -> bool:
@@ -130,7 +233,11 @@ def _is_left_by_upstream(difference: Difference) -> bool:
 
 
 def _is_waiter_told(difference: Difference) -> bool:
-    """The pool was closed; upstream leaves who waits to it until the end of the program cancels them."""
+    """The pool was closed; upstream lets who waits for it wait on, or opens a connection before it says so."""
+    if difference.what == "callbacks" and _is_asyncpg(difference) and _is_closing(difference):
+        return _ran_fewer(difference, "connect", "init")
+    if difference.what == "at once":
+        return _is_asyncpg(difference) and _is_closing(difference) and difference.upstream == "skipped"
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") == "pool"
@@ -140,36 +247,40 @@ def _is_waiter_told(difference: Difference) -> bool:
     )
 
 
+def _is_closing(difference: Difference) -> bool:
+    return any(step.get("on") == "pool" and step.get("name") in _ENDINGS for step in _steps_until(difference))
+
+
 def _has_step(difference: Difference, name: str) -> bool:
     return any(name in (step.get("name"), step["do"]) for step in difference.program.steps)
 
 
 def _is_out_of_queue(difference: Difference) -> bool:
-    """A null pool of upstream's resets a connection for the caller who is gone."""
+    """A null pool of upstream's resets a connection for the caller who is gone, and opens another if that fails."""
     if difference.what == "callbacks" and difference.program.kind == "psycopg null":
-        return _without_resets(difference.upstream) == _without_resets(difference.ours)
-    return _count(difference, "ours", "requests_waiting") < _count(difference, "upstream", "requests_waiting")
-
-
-def _count(difference: Difference, side: str, name: str) -> int:
-    told = getattr(difference, side)
-    return told.get(name, 0) if difference.what == "counts" and isinstance(told, dict) else 0
-
-
-def _without_resets(told: Any) -> list[Any]:
-    return [one for one in told or [] if one[0] != "reset"]
+        return _ran_fewer(difference, "reset", "configure")
+    theirs, own = difference.upstream, difference.ours
+    if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
+        return False
+    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0):
+        return False
+    rest = replace(difference, upstream=theirs | {"requests_waiting": own["requests_waiting"]})
+    return rest.upstream == own or explain(rest) is not None
 
 
 def _is_refused_for_the_gone(difference: Difference) -> bool:
     """Upstream's counts callers who are gone, and refuses others for that."""
+    if difference.what == "at once" and "max_waiting" in difference.program.options:
+        has_gone = any(map(_is_impatient, difference.program.steps[: difference.number]))
+        return has_gone and _sides(difference) == (None, "pending")
     return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
 
 
 def _is_busy_in_setup(difference: Difference) -> bool:
-    theirs, own = difference.upstream, difference.ours
-    if "setup" not in difference.program.callbacks or not (isinstance(theirs, dict) and isinstance(own, dict)):
+    fewer = _fewer(difference)
+    if "setup" not in difference.program.callbacks or fewer is None or fewer["idle"] <= 0:
         return False
-    return _are_counts(difference) and own.get("idle", 0) < theirs.get("idle", 0)
+    return fewer["size"] == 0 or difference.step.get("name") == "get_idle_size"
 
 
 def _is_lost_or_closed(difference: Difference) -> bool:
@@ -214,7 +325,9 @@ _AUTHORITIES = ("SET ROLE", "SET SESSION AUTHORIZATION")
 
 def _is_role_reset(difference: Difference) -> bool:
     """A lease changed its role or authorization, which asyncpg's reset leaves; what `init` set must come back."""
-    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference) or _sets_authority(difference):
+    if not _is_asyncpg(difference) or "SET " not in _sql_of_steps(difference):
+        return False
+    if _sets_authority(difference) and not _is_lowly(difference.ours):
         return False
     if difference.what != "outcome" or not any(one in _sql_of_steps(difference) for one in _AUTHORITIES):
         return False
@@ -232,6 +345,11 @@ def _sets_authority(difference: Difference) -> bool:
     return any(one.startswith(_AUTHORITIES) for one in ran)
 
 
+def _is_lowly(told: Any) -> bool:
+    """Whether a lease began as the role that callbacks set."""
+    return _is_lease(told) and told["remembered"][1]["is_superuser"] == "off"
+
+
 def _without_authority(told: Any) -> Any:
     """A description of a lease, less what tells who it is."""
     if isinstance(told, list):
@@ -245,9 +363,26 @@ def _without_authority(told: Any) -> Any:
 def _is_another_session(difference: Difference) -> bool:
     """Which of the idle connections is lent, if their sessions are alike."""
     theirs, own = difference.upstream, difference.ours
-    if not (isinstance(theirs, dict) and isinstance(own, dict) and "session" in theirs and "session" in own):
+    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None}
+
+
+def _are_leases(difference: Difference) -> bool:
+    return all(_is_lease(told) for told in _sides(difference))
+
+
+def _is_lease(told: Any) -> bool:
+    return isinstance(told, dict) and "session" in told
+
+
+def _is_of_another_age(difference: Difference) -> bool:
+    """One of them is new, and what was set when it was opened lasts until its first reset; or upstream's is dead."""
+    if not _are_leases(difference):
         return False
-    return theirs | {"session": None} == own | {"session": None}
+    theirs, own = difference.upstream, difference.ours
+    if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
+        return own["seen"]["state"] == ["idle"]
+    is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
+    return _is_asyncpg(difference) and is_set_up and theirs["session"] != own["session"]
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -257,32 +392,84 @@ def _is_complaint_of_upstream(difference: Difference) -> bool:
 
 
 def _is_cancelled_connect(difference: Difference) -> bool:
+    """A callback raised a `CancelledError`, while a connection was opened or reset."""
+    reset = difference.program.callbacks.get("reset", {})
+    if "raises" in reset and reset.get("error") == "cancelled" and difference.what == "outcome":
+        is_returned = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease")
+        return is_returned and _raised(difference.upstream) == "CancelledError" and _raised(difference.ours) is None
     return _raised(difference.upstream) == "CancelledError" and _message(difference.upstream) == "raised by a callback"
 
 
 def _is_connect_retried(difference: Difference) -> bool:
     """Connecting failed for a caller who has time left."""
-    return (
-        _is_asyncpg(difference)
-        and difference.step.get("name") == "acquire"
-        and difference.step.get("kwargs", {}).get("timeout") is not None
-        and _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    if not _is_asyncpg(difference) or difference.step.get("kwargs", {}).get("timeout") is None:
+        return False
+    if difference.what == "at once":
+        return _may_be_refused(difference) and _sides(difference) == (None, "pending")
+    return difference.step.get("name") == "acquire" and _raised(difference.upstream) not in (
+        None,
+        "TimeoutError",
+        "CancelledError",
     )
+
+
+def _is_paced(difference: Difference) -> bool:
+    """A connect was refused; the next caller's is not tried at once, and that caller hears of it later."""
+    if not _is_asyncpg(difference) or difference.step.get("on") not in ("pool", "lease"):
+        return False
+    if difference.what == "at once":
+        return _may_be_refused(difference) and _sides(difference) == (None, "pending")
+    is_later = difference.what == "ended after" and (difference.ours or 0) > (difference.upstream or 0)
+    return is_later and _may_be_refused(difference)
+
+
+def _may_be_refused(difference: Difference) -> bool:
+    """Whether connecting may fail: the program has given another address, or has a callback that fails."""
+    callbacks = [difference.program.callbacks.get(name, {}) for name in ("connect", "init")]
+    has_moved = any(step.get("name") == "set_connect_args" for step in _steps_until(difference))
+    return has_moved or any("raises" in does for does in callbacks)
 
 
 def _is_connected_sooner(difference: Difference) -> bool:
     """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
     callbacks = difference.program.callbacks
-    has_failed = "raises" in callbacks.get("configure", {}) or callbacks.get("check")
+    has_failed = _fails(callbacks.get("configure", {})) or callbacks.get("check")
     return (
         not _is_asyncpg(difference)
         and bool(has_failed)
         and (
-            _raised(difference.upstream) == "PoolTimeout"
+            (_raised(difference.upstream) in ("PoolTimeout", "CancelledError") and _raised(difference.ours) is None)
             or _are_counts(difference)
             or difference.what in ("ended after", "callbacks")
+            or (difference.what == "at once" and difference.upstream == "pending")
         )
     )
+
+
+def _is_program_at_fault(difference: Difference) -> bool:
+    """What another connect would fail of as well, from `configure` or libpq."""
+    told = (_raised(difference.upstream), _raised(difference.ours))
+    return not _is_asyncpg(difference) and told in (("PoolTimeout", "TypeError"), ("PoolTimeout", "ProgrammingError"))
+
+
+def _is_reset_of_the_closed(difference: Difference) -> bool:
+    """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
+    if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
+        return False
+    may_be_closed = _has_lost_sessions(difference) or "pg_sleep" in _sql_of_steps(difference)
+    return may_be_closed and _ran_fewer(difference, "reset", "configure")
+
+
+def _is_dead_not_lent(difference: Difference) -> bool:
+    """A session was lost, and the `check`, which makes no round trip, has not noticed."""
+    is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
+    may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
+    return may_be and is_lost and _is_lease(difference.ours)
+
+
+def _fails(configure: dict[str, Any]) -> bool:
+    """Whether a `configure` raises, or leaves a transaction open."""
+    return "raises" in configure or ("run" in configure and "await" not in configure)
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
@@ -290,7 +477,9 @@ def _is_stuck_upstream(difference: Difference) -> bool:
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
-    return not _is_asyncpg(difference) and _are_counts(difference) and _has_step(difference, "check")
+    checks = sum(step.get("on") == "pool" and step.get("name") == "check" for step in _steps_until(difference))
+    fewer = _fewer(difference)
+    return not _is_asyncpg(difference) and fewer is not None and all(0 <= one <= checks for one in fewer.values())
 
 
 def _is_resized(difference: Difference) -> bool:
@@ -307,19 +496,65 @@ def _opened_fewer(difference: Difference) -> bool:
 
 
 def _is_grown_less(difference: Difference) -> bool:
-    if difference.what == "callbacks" and not _is_asyncpg(difference):
-        missing = Counter(map(repr, difference.upstream or [])) - Counter(map(repr, difference.ours or []))
-        return all("configure" in one for one in missing) and len(difference.ours or []) < len(
-            difference.upstream or []
-        )
-    return not _is_asyncpg(difference) and _are_counts(difference) and _opened_fewer(difference)
+    """Connections that nobody waits for, and that are not missing of `min_size`, are not there."""
+    if _is_asyncpg(difference):
+        return False
+    if difference.what == "callbacks":
+        return _ran_fewer(difference, "configure")
+    fewer = _fewer(_without_more(difference, "requests_queued", side="ours"))
+    if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
+        return False
+    own = _counted(difference, difference.ours) or {}
+    return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
+
+
+def _without_more(difference: Difference, name: str, *, side: str) -> Difference:
+    """The same but for one of the counts, if it is the one side's that is the larger."""
+    told = {"upstream": difference.upstream, "ours": difference.ours}
+    if not all(isinstance(counts, dict) for counts in told.values()):
+        return difference
+    counts = {one: told[one].get(name, 0) for one in told}
+    if counts[side] < max(counts.values()):
+        return difference
+    return replace(difference, upstream=told["upstream"] | {name: counts["ours"]})
+
+
+def _is_spared_a_failure(difference: Difference) -> bool:
+    """A connection came back for a caller of a null pool, for whom upstream's opened one, and `configure` raised."""
+    has_failed = "raises" in difference.program.callbacks.get("configure", {})
+    is_told = _message(difference.upstream) == "raised by a callback" and _is_lease(difference.ours)
+    return difference.program.kind == "psycopg null" and has_failed and is_told
+
+
+def _is_served_by_floor(difference: Difference) -> bool:
+    """Sessions were lost; upstream opens a connection for each caller beside those for `min_size`, which are idle."""
+    fewer = _fewer(difference)
+    if not _is_asyncpg(difference) or fewer is None or not _has_lost_sessions(difference):
+        return False
+    own = _counted(difference, difference.ours) or {}
+    return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
+
+
+def _floor(difference: Difference) -> int:
+    """The pool's `min_size` by then."""
+    resizes = [step for step in _steps_until(difference) if step.get("name") == "resize"]
+    asked = [difference.program.options, *({"min_size": step["args"][0]} for step in resizes if step.get("args"))]
+    return int(asked[-1]["min_size"])
 
 
 def _is_misused_lease(difference: Difference) -> bool:
-    """What `connection()` gave was left before it was entered, or entered twice."""
-    if difference.step.get("on") != "lease" or difference.step["do"] not in ("enter", "exit"):
+    """What `connection()` gave was entered twice, or left without being entered, or twice."""
+    if _is_asyncpg(difference) or difference.step.get("on") != "lease":
         return False
-    return _raised(difference.upstream) is not None and _raised(difference.ours) is not None
+    if "already running" in _message(difference.upstream):  # left while another task is still entering it
+        return _raised(difference.ours) == "RuntimeError"
+    before = "call"
+    for step in difference.program.steps[: difference.number]:
+        if step.get("keep") == "lease":
+            before = "call"
+        elif step.get("on") == "lease" and step["do"] in ("enter", "exit"):
+            before = step["do"]
+    return (before, difference.step["do"]) not in (("call", "enter"), ("enter", "exit"))
 
 
 def _is_infinite(difference: Difference) -> bool:
@@ -328,7 +563,16 @@ def _is_infinite(difference: Difference) -> bool:
 
 def _is_death_noticed_later(difference: Difference) -> bool:
     """Sessions were ended from outside; the death of an idle one is noticed at its next lease, or once a second."""
-    return _are_counts(difference) and _has_step(difference, "kill")
+    if not _is_asyncpg(difference) or not _has_lost_sessions(difference):
+        return False
+    if difference.what == "callbacks":
+        return _ran_fewer(difference, "connect", "init")
+    return _has_more(difference, most=difference.program.options["max_size"])
+
+
+def _has_lost_sessions(difference: Difference) -> bool:
+    has_killed = any(step["do"] == "kill" for step in _steps_until(difference))
+    return has_killed or "pg_terminate_backend" in _sql_of_steps(difference)
 
 
 ROWS: tuple[Row, ...] = (
@@ -336,9 +580,12 @@ ROWS: tuple[Row, ...] = (
     Row("timeouts-checked", _is_odd_timeout, parts_ways=True),
     Row("timeout-spent", _is_spent_timeout, parts_ways=True),
     Row("lease-callbacks-end", _are_callbacks_of_leases),
+    Row("reset-unheard", _is_reset_unheard),
+    Row("floor-serves-callers", _is_served_by_floor),
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
+    Row("returned-twice", _is_returned_twice, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
@@ -350,13 +597,19 @@ ROWS: tuple[Row, ...] = (
     Row("reset-failure-unraised", _is_reset_failure_unraised),
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
+    Row("which-connection", _is_of_another_age, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
+    Row("program-at-fault", _is_program_at_fault, parts_ways=True),
+    Row("refusals-paced", _is_paced),
     Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
+    Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
+    Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),
     Row("infinite-timeouts", _is_infinite, parts_ways=True),
     Row("nothing-left", _is_left_by_upstream),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from differential.compare import differences
-from differential.intended import explain
+from differential.intended import Row, explain
 from differential.stage import HASTY, PATIENT, perform
 
 if TYPE_CHECKING:
@@ -80,10 +80,16 @@ class Judge:
 
     def _unexplained(self, program: Program, found: list[Difference]) -> Difference | None:
         for difference in found:
-            row = explain(difference)
+            row = explain(difference) or _parted_by(difference, found)
             if row is None:
                 return difference
             self.met[row.key] = self.met.get(row.key, 0) + 1
             if row.parts_ways:
                 return None
         return None
+
+
+def _parted_by(difference: Difference, found: list[Difference]) -> Row | None:
+    """A row of something else that came to be known in the same step, and may be why."""
+    rows = [explain(other) for other in found if other.known == difference.known]
+    return next((row for row in rows if row is not None and row.parts_ways), None)

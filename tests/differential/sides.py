@@ -87,6 +87,8 @@ class Kind:
 class AsyncpgKind(Kind):
     """asyncpg.create_pool."""
 
+    release = "release"
+
     upstream = staticmethod(asyncpg.create_pool)
     ours = staticmethod(loopaware_pool.asyncpg.create_pool)
 
@@ -119,6 +121,8 @@ class AsyncpgKind(Kind):
 
 class PsycopgKind(Kind):
     """psycopg_pool.AsyncConnectionPool."""
+
+    release = "putconn"
 
     upstream = psycopg_pool.AsyncConnectionPool
     ours = loopaware_pool.psycopg.AsyncConnectionPool

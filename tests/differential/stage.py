@@ -140,6 +140,7 @@ def _errors() -> dict[str, BaseException]:
         "timeout": TimeoutError("raised by a callback"),
         "os": ConnectionResetError("raised by a callback"),
         "cancelled": asyncio.CancelledError("raised by a callback"),
+        "slip": TypeError("raised by a callback"),
     }
 
 
@@ -375,8 +376,17 @@ class Stage:
         found = getattr(on, step["name"])(*arguments, **keywords)
         if inspect.isawaitable(found) and not step.get("lazily"):
             found = await found
+            if step["name"] == self.kind.release and arguments:
+                self._end_lease(arguments[0])
         sinks = [value for value in keywords.values() if hasattr(value, "getvalue")]
         return [found, *sinks] if sinks else found
+
+    def _end_lease(self, connection: Any) -> None:
+        """Note that it need not be given back at the end: upstream's may take a connection back twice."""
+        for number, lease in enumerate(self._leases):
+            if lease is connection:
+                del self._leases[number]  # this one: the next lease of the same connection may have begun
+                break
 
     async def _get(self, on: Any, step: Step) -> Any:
         return getattr(on, step["name"])

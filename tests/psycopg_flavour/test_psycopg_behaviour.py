@@ -486,6 +486,26 @@ def test_a_caller_that_waits_too_long_is_told_all_there_is_to_know(cls, pool_of)
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "pool_class", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool], ids=["ours", "upstream"]
+)
+def test_a_caller_without_time_takes_no_place_in_the_queue(pool_class, dsn):
+    """So that no other is refused for it."""
+
+    async def main():
+        async with make_pool(pool_class, dsn, min_size=1, max_size=1, max_waiting=1) as pool:
+            await pool.wait()
+            connection = await pool.getconn()
+            hasty = asyncio.create_task(pool.getconn(timeout=0))
+            patient = asyncio.create_task(pool.getconn(timeout=5))
+            with pytest.raises(psycopg_pool.PoolTimeout):
+                await hasty
+            await pool.putconn(connection)
+            await pool.putconn(await patient)
+
+    asyncio.run(main())
+
+
 def test_no_time_is_enough_for_what_is_idle(pool_of):
     """And for nothing else."""
 
@@ -517,7 +537,7 @@ def test_a_timeout_carries_why_nothing_could_be_connected(way):
 
 
 def test_a_context_can_decorate_a_function(pool_of):
-    """As theirs can, any number of times; but it cannot be entered twice at once."""
+    """As theirs can, any number of times; but it cannot be entered twice."""
 
     async def main():
         async with pool_of(min_size=1) as pool:
@@ -531,6 +551,29 @@ def test_a_context_can_decorate_a_function(pool_of):
             async with context:
                 with pytest.raises(RuntimeError, match="entered already"):
                     await context.__aenter__()
+            with pytest.raises(RuntimeError, match="entered already"):
+                await context.__aenter__()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "pool_class", [AsyncConnectionPool, psycopg_pool.AsyncConnectionPool], ids=["ours", "upstream"]
+)
+def test_a_context_is_left_once(pool_class, dsn):
+    """Left without having been entered, or once more, it takes no connection from another caller."""
+
+    async def main():
+        async with make_pool(pool_class, dsn, min_size=1, max_size=1) as pool:
+            with pytest.raises(RuntimeError):
+                await pool.connection().__aexit__(None, None, None)
+            context = pool.connection()
+            async with context:
+                pass
+            connection = await pool.getconn()
+            await context.__aexit__(None, None, None)
+            assert not connection.closed
+            await pool.putconn(connection)
 
     asyncio.run(main())
 

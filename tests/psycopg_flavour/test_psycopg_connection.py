@@ -24,8 +24,9 @@ import helpers
 import servers
 from loopaware_pool.fds import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
-from loopaware_pool.psycopg_watch import SocketWatch
-from psycopg_pools import make_pool
+from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error
+from psycopg_pools import busy, make_pool
 from running import eventually_async
 
 HERE = Path(__file__).parent
@@ -74,6 +75,52 @@ def test_a_session_that_ends_while_its_socket_waits_to_be_writable_ends_the_task
     run(main())
 
 
+@pytest.mark.parametrize("connection_class", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+def test_a_session_whose_end_is_read_in_pieces_under_a_large_parameter_ends_the_task(run, connection_class):
+    """First the server's last word, then the reset: libpq closes its socket while that waits to be read and written."""
+
+    async def serve(reader, writer):
+        await FakeClient(reader, writer).startup()
+        writer.write(WELCOME)
+        writers.put_nowait(writer)
+
+    async def main():
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            dsn = f"postgresql://me@127.0.0.1:{port}/db?sslmode=disable&gssencmode=disable"
+            connection = await connection_class.connect(dsn, autocommit=True)
+            writer = await writers.get()
+            task = asyncio.create_task(connection.execute("SELECT length(%s)", ["x" * 30_000_000]))
+            await asyncio.sleep(0.1)  # the server reads a little, and then no more
+            writer.write(error("57P01", "FATAL"))
+            await asyncio.sleep(0.1)
+            assert not task.done(), "the socket took it all"
+            reset_when_closed(writer.get_extra_info("socket"))
+            writer.transport.abort()
+            await asyncio.wait([task], timeout=10)
+            assert task.done(), "the task hangs"
+            assert isinstance(task.exception(), psycopg.OperationalError)
+            await connection.close()
+
+    writers = asyncio.Queue()
+    run(main())
+
+
+def empty(sock):
+    """Read until nothing more has come."""
+    sock.settimeout(0.05)
+    try:
+        while sock.recv(1 << 20):
+            pass
+    except TimeoutError:
+        sock.settimeout(None)
+
+
+def reset_when_closed(sock):
+    """Have the other end told that the connection is reset, not that it has ended."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def connection_of(sock):
     """What stands for libpq's connection: its socket and its status."""
     return SimpleNamespace(socket=sock.fileno(), status=pq.ConnStatus.OK)
@@ -99,8 +146,9 @@ def tcp_pair():
         yield here, there
 
 
-def test_an_fd_that_is_closed_in_a_step_that_waits_for_both_directions_ends_the_wait(run, tcp_pair):
-    """libpq closes it by itself. asyncio's selector then refuses to change what it has of it."""
+@pytest.mark.parametrize("is_writable_too", [False, True])
+def test_an_fd_that_is_closed_in_a_step_that_waits_for_both_directions_ends_the_wait(run, tcp_pair, is_writable_too):
+    """libpq closes it by itself. asyncio's selector then refuses to change what it has of it, or calls once more."""
     here, there = tcp_pair
     reports = []
 
@@ -110,12 +158,17 @@ def test_an_fd_that_is_closed_in_a_step_that_waits_for_both_directions_ends_the_
         here.close()
         return "the end"
 
+    def answer():
+        if is_writable_too:
+            empty(there)
+        there.send(b"!")
+
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, report: reports.append(report))
         watch = SocketWatch(pgconn, loop)
         fill(here)
-        loop.call_soon(there.send, b"!")
+        loop.call_soon(answer)
         async with asyncio.timeout(5):
             assert await watch.drive(work()) == "the end"
         await helpers.spin(3)
@@ -123,6 +176,51 @@ def test_an_fd_that_is_closed_in_a_step_that_waits_for_both_directions_ends_the_
     pgconn = connection_of(here)
     run(main())
     assert reports == []
+
+
+@pytest.mark.parametrize("is_closed_by_libpq", [True, False])
+def test_whatever_the_removal_of_a_registration_raises_ends_no_wait_and_keeps_no_socket(
+    run, tcp_pair, monkeypatch, is_closed_by_libpq
+):
+    """The task is woken, the socket is closed, and its number is forgotten."""
+    here, there = tcp_pair
+    reports = []
+
+    def remove(loop, fd):
+        loop.remove_reader(fd)
+        loop.remove_writer(fd)
+        raise LookupError("no such registration")
+
+    def work():
+        yield Wait.R
+        pgconn.status = pq.ConnStatus.BAD
+        return "the end"
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, report: reports.append(report["exception"]))
+        watch = SocketWatch(pgconn, loop)
+        watch.custody = Custody.USED
+        waiting = asyncio.create_task(watch.drive(work()))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            if is_closed_by_libpq:
+                there.send(b"!")
+                assert await waiting == "the end"
+            else:
+                with pytest.raises(LookupError):
+                    watch.finish("closed")
+                with pytest.raises(psycopg.OperationalError, match="closed while a query was running"):
+                    await waiting
+        assert watch.fd == -1
+
+    monkeypatch.setattr("loopaware_pool.psycopg_watch.unregister", remove)
+    finished = []
+    pgconn = connection_of(here)
+    pgconn.finish = lambda: finished.append(True)
+    run(main())
+    assert [type(error) for error in reports] == ([LookupError] if is_closed_by_libpq else [])
+    assert finished == ([] if is_closed_by_libpq else [True])
 
 
 def test_a_socket_in_error_is_told_of_as_long_as_somebody_waits(run, tcp_pair):
@@ -146,7 +244,7 @@ def test_a_socket_in_error_is_told_of_as_long_as_somebody_waits(run, tcp_pair):
         watch.detach()
 
     def reset():
-        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_when_closed(there)
         there.close()
 
     run(main())
@@ -431,6 +529,32 @@ def test_a_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn,
         with ThreadPoolExecutor(1) as thread:
             assert thread.submit(asyncio.run, close()).result()  # this loop stands still meanwhile
         await eventually_async(lambda: connection.pgconn.status == pq.ConnStatus.BAD, "a socket that is closed")
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", [LoopAwareConnection, psycopg.AsyncConnection], ids=["ours", "theirs"])
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in a query"])
+def test_a_lent_connection_closed_on_another_loop_says_at_once_that_it_is_closed(dsn, run, kind, is_busy):
+    """There and here, though its own loop runs and is to end the query first; and it counts no more once it is back."""
+
+    async def close(connection):
+        await connection.close()
+        return connection.closed
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=1, connection_class=kind) as pool:
+            connection = await pool.getconn()
+            query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)" if is_busy else "SELECT 1"))
+            await (busy(connection) if is_busy else query)
+            assert await asyncio.to_thread(asyncio.run, close(connection))
+            assert connection.closed
+            if is_busy:
+                with pytest.raises(psycopg.OperationalError):
+                    await query
+            await pool.putconn(connection)
+            async with pool.connection() as another:
+                assert another is not connection
 
     run(main())
 

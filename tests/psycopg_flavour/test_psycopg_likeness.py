@@ -13,7 +13,7 @@ import pytest
 from psycopg.rows import DictRow, Row, dict_row
 
 from loopaware_pool.dsn import MISREAD, may_hold_password
-from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection, PoolTimeout
+from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
 from psycopg_pools import make_pool
 from running import eventually_async
 
@@ -113,6 +113,67 @@ def test_a_getconn_of_ones_own_is_called_by_keyword(dsn, run, cls):
 
     run(main())
     assert heard == [3, None]
+
+
+# ---- what it calls ----
+
+
+@every
+@pytest.mark.parametrize("kind", [psycopg.AsyncConnection, OursConnection], ids=["theirs", "ours"])
+@pytest.mark.parametrize("callback", ["configure", "check", "reset"])
+def test_a_callback_may_end_what_it_has_begun_by_a_block(dsn, run, cls, kind, callback):
+    """`async with connection:` commits, and leaves the connection open, as it does for whoever it is lent to."""
+    calls = []
+
+    async def call(connection):
+        async with connection:
+            calls.append(await (await connection.execute("SELECT 42")).fetchone())
+
+    async def main():
+        options = {"connection_class": kind, "kwargs": {"autocommit": False}, callback: call}
+        async with make_pool(cls, dsn, **one(cls), **options) as pool:
+            pids = []
+            for _ in range(3):
+                async with pool.connection() as connection:
+                    pids.append(connection.info.backend_pid)
+            assert len(set(pids)) == (3 if cls in NULL else 1)
+            assert calls or (cls in NULL and callback == "reset")
+
+    run(main())
+
+
+@every
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("mine")], ids=repr)
+@pytest.mark.parametrize("before", ["nothing", "a lease", "a lease that failed"])
+def test_leaving_what_is_not_entered_loses_nothing(dsn, run, cls, error, before):
+    """It is an error, or none, in the same cases."""
+
+    async def leave(context):
+        return not await context.__aexit__(error and type(error), error, None)
+
+    async def outcome(pool):
+        context = pool.connection(timeout=0.2)
+        if before == "a lease":
+            await context.__aenter__()
+            await leave(context)
+        elif before == "a lease that failed":
+            async with pool.connection():
+                with pytest.raises(psycopg_pool.PoolTimeout):
+                    await context.__aenter__()
+        try:
+            return await leave(context)
+        except RuntimeError:
+            return "an error"
+
+    async def main():
+        async with make_pool(cls, dsn, min_size=0, max_size=1, timeout=5) as pool:
+            expected = "an error" if (before == "nothing") == (error is None) else True
+            assert await outcome(pool) == expected
+            if expected is True or before != "nothing":  # else one is lost to theirs
+                async with pool.connection() as connection:
+                    await connection.execute("SELECT 1")
+
+    run(main())
 
 
 # ---- what it counts ----
@@ -237,9 +298,9 @@ def test_an_option_that_libpq_does_not_know_is_named_where_no_password_is_near(c
 
     async def main():
         async with AsyncConnectionPool(conninfo, open=False, min_size=0, max_size=1) as pool:
-            with pytest.raises(PoolTimeout) as caught:
-                await pool.getconn(timeout=0.2)
-        return str(caught.value.__cause__)
+            with pytest.raises(psycopg.ProgrammingError) as caught:
+                await pool.getconn(timeout=20)
+        return str(caught.value)
 
     said = asyncio.run(main())
     assert ("bogus" in said) is is_told

@@ -185,6 +185,35 @@ def test_a_loop_that_ends_takes_its_connections_along(dsn, loop_factory, end, le
         assert runner.run(answer(pool)) == 1
 
 
+@pytest.mark.parametrize("end", [end_politely, end_abruptly])
+@pytest.mark.parametrize("has_begun", [False, True], ids=["idle", "in a transaction"])
+def test_a_lease_that_has_outlived_its_loop_can_be_ended(dsn, loop_factory, end, has_begun, options, zero_fd_delta):
+    """By leaving its block or by `putconn()`, without a word: its connection was closed with the loop."""
+    pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2, kwargs={"autocommit": not has_begun}, **options)
+
+    async def begin():
+        await pool.open()
+        block = pool.connection()
+        leases = await block.__aenter__(), await pool.getconn()
+        for connection in leases:
+            await connection.execute("SELECT 1")
+        return block, *leases
+
+    async def finish(block, entered, connection):
+        assert entered.closed
+        assert not await block.__aexit__(None, None, None)
+        await pool.putconn(connection)
+        for returned in (entered, connection):
+            with pytest.raises(ValueError, match="it doesn't come from any pool"):
+                await pool.putconn(returned)
+        assert await answer(pool) == 1
+        await pool.close()
+
+    leases = end(loop_factory, begin())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(finish(*leases))
+
+
 def test_a_run_returns_though_connects_are_under_way(loop_factory, zero_fd_delta):
     """To a server that takes connections and says nothing. (psycopg_pool's keeps the program from ending.)"""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -340,6 +369,38 @@ def test_a_fork_leaves_the_parents_connections_alone(dsn, loop_factory, options)
             assert connection.info.backend_pid == pid
             await pool.putconn(connection)
             assert sorted(await asyncio.gather(answer(pool, 1), answer(pool, 2))) == [1, 2]
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    no_session_left(dsn, pool)
+
+
+def test_a_child_can_end_the_parents_leases(dsn, loop_factory, options):
+    """By leaving their blocks, as when it unwinds its stack, or by `putconn()`, without a word; the parent has them."""
+    pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2, **options)
+
+    async def end(block, connection):
+        assert connection.closed
+        assert not await block.__aexit__(None, None, None)
+        await pool.putconn(connection)
+        with pytest.raises(ValueError, match="it doesn't come from any pool"):
+            await pool.putconn(connection)
+        assert await answer(pool, 7) == 7
+        await pool.close()
+
+    def be_child(*lease):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(end(*lease))
+
+    async def main():
+        async with pool:
+            block = pool.connection()
+            leases = await block.__aenter__(), await pool.getconn()
+            await asyncio.to_thread(in_child, lambda: be_child(block, leases[1]))
+            for connection in leases:
+                assert await (await connection.execute("SELECT 42")).fetchone() == (42,)
+            await block.__aexit__(None, None, None)
+            await pool.putconn(leases[1])
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())

@@ -206,6 +206,28 @@ def test_a_pool_that_was_closed_before_it_was_opened_can_be_opened(dsn, run, cls
     assert run(scenario()) == 42
 
 
+@pytest.mark.parametrize("is_closed", [False, True], ids=["not open yet", "closed"])
+def test_a_pool_that_is_not_open_opens_nothing(dsn, run, is_closed):
+    """Whatever is asked of it: nobody would close that."""
+    told = []
+
+    async def main():
+        pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=1, on_event=told.append)
+        if is_closed:
+            async with pool:
+                pass
+        await pool.check()
+        await pool.drain()
+        await pool.resize(1, 2)
+        await pool.check()
+        await asyncio.sleep(0.1)
+        assert pool.get_stats()["pool_size"] == 0
+        await pool.close()
+
+    run(main())
+    assert told == []
+
+
 @pytest.mark.parametrize("cls", [AsyncConnectionPool, AsyncNullConnectionPool])
 def test_who_waits_for_a_pool_that_is_closed_is_told(run, cls):
     """At once, and no further connect is made."""

@@ -36,6 +36,10 @@ class OurConnection(LoopAwareConnection[DictRow]):
     """A class of one's own, with rows of one's own."""
 
 
+def fail(pool: psycopg_pool.AsyncConnectionPool[Any]) -> None:
+    assert_type(pool.name, str)
+
+
 # ---- making: psycopg_pool's arguments, and the extras ----
 
 plain = AsyncConnectionPool("postgresql://localhost/app", open=False)
@@ -73,7 +77,77 @@ own = AsyncConnectionPool(
 )
 assert_type(own, AsyncConnectionPool[OurConnection])
 
-null: psycopg_pool.AsyncNullConnectionPool[AsyncConnection[TupleRow]] = AsyncNullConnectionPool(max_size=2, open=False)
+null = AsyncNullConnectionPool("postgresql://localhost/app", max_size=2, open=False)
+assert_type(null, AsyncNullConnectionPool[AsyncConnection[TupleRow]])
+as_their_null: psycopg_pool.AsyncNullConnectionPool[AsyncConnection[TupleRow]] = null
+
+own_null = AsyncNullConnectionPool(
+    address,
+    connection_class=OurConnection,
+    kwargs={"autocommit": True, "row_factory": dict_row},
+    min_size=0,
+    max_size=5,
+    open=False,
+    configure=configure,
+    check=AsyncNullConnectionPool.check_connection,
+    reset=configure,
+    name="orders",
+    close_returns=True,
+    timeout=2.5,
+    max_waiting=100,
+    max_lifetime=3600,
+    max_idle=60,
+    reconnect_timeout=10,
+    reconnect_failed=fail,
+    num_workers=1,
+    session_reset="awaited",
+    idle_order="lifo",
+    discard_dead="always",
+    discard_expired="always",
+    keepalive=30,
+    max_connecting=4,
+    shed_after=0.5,
+    leak_threshold=60.0,
+    fd_check=30,
+    on_event=listen,
+)
+assert_type(own_null, AsyncNullConnectionPool[OurConnection])
+
+
+class OurNullPool(AsyncNullConnectionPool[OurConnection]):
+    """A subclass may add to it."""
+
+
+assert_type(OurNullPool(connection_class=OurConnection, max_size=1, open=False).max_size, int)
+
+# Wrong ones are flagged: an ignored line that has no error is an error itself.
+AsyncConnectionPool(open=False, max_lifetime="3")  # type: ignore[arg-type]
+AsyncConnectionPool(open=False, session_reset="bogus")  # type: ignore[arg-type]
+AsyncConnectionPool(open=False, max_lifetme=3)  # type: ignore[call-arg]
+AsyncNullConnectionPool(open=False, max_lifetime="3")  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, session_reset="bogus")  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, idle_order="random")  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, min_size="0")  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, name=7)  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, on_event=3)  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, configure=listen)  # type: ignore[arg-type]
+AsyncNullConnectionPool(open=False, connection_class=int)  # type: ignore[type-var]
+AsyncNullConnectionPool(open=False, max_lifetme=3)  # type: ignore[call-arg]
+OurNullPool(open=False, max_waiting="3")  # type: ignore[arg-type]
+
+
+# ---- assigning ----
+
+for pool in (own, own_null):
+    pool.name, pool.conninfo, pool.kwargs, pool.connection_class = "orders", address, None, OurConnection
+    pool.timeout, pool.max_waiting, pool.max_lifetime, pool.max_idle, pool.reconnect_timeout = 1.5, 3, 60, 0.5, 10
+own.timeout = "3"  # type: ignore[assignment]
+own.max_idle = "3"  # type: ignore[assignment]
+own.max_waiting = 1.5  # refused when it is done: infinity is allowed
+own.min_size = 3  # type: ignore[misc]
+own_null.max_size = 3  # type: ignore[misc]
+assert_type(own.timeout, float)
+assert_type(own.max_idle, float)
 
 
 # ---- using ----

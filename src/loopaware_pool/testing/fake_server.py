@@ -82,7 +82,7 @@ WELCOME: Final = (
 )
 
 # What goes ahead of a guarded reset, by the extended protocol.
-AHEAD: Final = ("RESET ALL", "BEGIN", "SET LOCAL exit_on_error = on")
+AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
 WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
 # It is the process that its welcome announces: number 0.
 PROCESS_0: Final = (
