@@ -40,7 +40,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
-	@$(PY) -m loopaware_pool.cli.demo $(if $(DSN),"$(DSN)")
+	@$(PY) -m loopaware_pool demo $(if $(DSN),"$(DSN)")
 
 test: lint types tests tests-oldest tests-pure tests-3.13  ## check everything that can be checked here
 	@p="$(PYTHON_313)"; \

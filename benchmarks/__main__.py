@@ -19,7 +19,7 @@ from benchmarks.lab import Lab, NotHere
 from benchmarks.questions import QUESTIONS
 from benchmarks.report import as_json, goals_table, heat_table
 from loopaware_pool.cli.command import COMMANDS, FINE, Parser, Unusable, attempt
-from loopaware_pool.cli.demo_show import make_console, make_progress, say, say_where
+from loopaware_pool.cli.demo.show import make_console, make_progress, say, say_where
 from loopaware_pool.cli.target import CONNECT_ERRORS, Target, explain, open_target
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import loopaware_pool
 from benchmarks.instructions import DSN_VARIABLE, count_instructions
-from loopaware_pool import asyncpg_session, parking, slot
+from loopaware_pool._core import parking, slot
+from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.cli.target import Unusable, open_target
 from loopaware_pool.driver import Liveness, ReturnCheck
 

@@ -14,7 +14,7 @@ import psycopg_pool
 
 import loopaware_pool
 import loopaware_pool.psycopg
-from loopaware_pool.cli.demo_scenes import ArticleDesign
+from loopaware_pool.cli.demo.scenes import ArticleDesign
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

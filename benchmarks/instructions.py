@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from benchmarks.contenders import CONNECTIONS, CONTENDERS, Setting
-from loopaware_pool import parking
+from loopaware_pool._core import parking
 from loopaware_pool.cli.target import Unusable, open_target
 
 if TYPE_CHECKING:

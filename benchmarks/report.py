@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from loopaware_pool.cli.demo_show import format_ratio, make_table
+from loopaware_pool.cli.demo.show import format_ratio, make_table
 from loopaware_pool.cli.measure import Spread
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from psycopg import pq
 import helpers
 import pgbouncer
 import servers
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

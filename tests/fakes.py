@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections import deque
 
-from loopaware_pool.budget import Budget
-from loopaware_pool.config import PoolConfig
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.permits import Budget
+from loopaware_pool._core.shard import Shard
+from loopaware_pool._core.slot import SlotState
+from loopaware_pool._core.terms import Terms
 from loopaware_pool.driver import Liveness
-from loopaware_pool.shard import Shard
-from loopaware_pool.slot import SlotState
 from loopaware_pool.stats import LeaseInfo
-from loopaware_pool.terms import Terms
 from loopaware_pool.testing import FakeDriver, FakeSession
 
 __all__ = ["NEVER", "FakeEdge", "FakeFuture", "FakePool"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from loopaware_pool.statements import is_known_harmless
+from loopaware_pool.asyncpg.sql_effects import is_known_harmless
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -19,8 +19,8 @@ from urllib.parse import quote, urlsplit
 import psycopg
 import trustme
 
-from loopaware_pool.cli import server as embedded
-from loopaware_pool.cli.server import EmbeddedServer, TlsFiles
+from loopaware_pool.testing import embedded_server as embedded
+from loopaware_pool.testing.embedded_server import EmbeddedServer, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

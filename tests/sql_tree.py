@@ -7,7 +7,7 @@ import re
 
 from pglast.parser import ParseError, parse_sql_json
 
-from loopaware_pool.statements import _FUNCTIONS, _TYPES
+from loopaware_pool.asyncpg.sql_effects import _FUNCTIONS, _TYPES
 
 __all__ = ["objections"]
 

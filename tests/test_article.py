@@ -14,12 +14,12 @@ import psycopg_pool
 import pytest
 
 import helpers
-from loopaware_pool.cli import demo_scenes
+from loopaware_pool.cli.demo import scenes as demo_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loopaware_pool.cli.server import EmbeddedServer
+    from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 pytestmark = pytest.mark.both_pythons
 

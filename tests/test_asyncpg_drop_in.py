@@ -17,7 +17,9 @@ import pytest
 
 import helpers
 import loopaware_pool.asyncpg
-from loopaware_pool import asyncpg_proxy, asyncpg_resources, errors
+from loopaware_pool import errors
+from loopaware_pool.asyncpg import proxy as asyncpg_proxy
+from loopaware_pool.asyncpg import resources as asyncpg_resources
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing import LoopThread
 from running import make_pool

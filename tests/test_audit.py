@@ -18,15 +18,17 @@ import pytest
 import uvloop
 
 import leaks
-from loopaware_pool import audit_fds, audit_origins, audit_registrations
 from loopaware_pool.audit import (
     AuditUnavailable,
     FdAudit,
     assert_zero_fd_delta,
     fd_leak_per,
+    open_files,
+    registrations,
     stale_registrations,
+    tracing,
 )
-from loopaware_pool.audit_fds import open_fds
+from loopaware_pool.audit.open_files import open_fds
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -390,11 +392,11 @@ def test_tracing_leaves_no_patch_behind():
     assert dict(vars(socket.socket)) != before[0]
     one.finish()
     with socket.socket() as sock:
-        assert f"{__file__}:" in audit_origins.opened_at(sock.fileno())
+        assert f"{__file__}:" in tracing.opened_at(sock.fileno())
     other.finish()
     other.finish()
     assert [dict(vars(kind)) for kind in (socket.socket, asyncio.BaseEventLoop, uvloop.Loop)] == before
-    assert audit_origins.opened_at(0) is None
+    assert tracing.opened_at(0) is None
 
 
 def test_a_library_that_connects_in_tasks_of_its_own_is_named_by_who_called_it(dsn, runner):
@@ -427,9 +429,9 @@ def test_a_library_is_known_wherever_it_is_installed(tmp_path):
     """By the record of its installation; the program beside it is the user's."""
     (tmp_path / "driver-1.0.dist-info").mkdir()
     (tmp_path / "driver-1.0.dist-info" / "RECORD").write_text("driver/__init__.py,,\nsingle.py,,\n")
-    assert audit_origins._is_library(str(tmp_path / "driver" / "deep" / "connect.py"))
-    assert audit_origins._is_library(str(tmp_path / "single.py"))
-    assert not audit_origins._is_library(str(tmp_path / "main.py"))
+    assert tracing._is_library(str(tmp_path / "driver" / "deep" / "connect.py"))
+    assert tracing._is_library(str(tmp_path / "single.py"))
+    assert not tracing._is_library(str(tmp_path / "main.py"))
 
 
 def test_a_socket_made_in_c_has_no_line(dsn):
@@ -568,10 +570,10 @@ def test_an_entry_that_was_only_passing_by_is_not_suspected(monkeypatch):
 
     def seen(_):
         looks.append(object())
-        found = audit_registrations.Registration(7, "reused", "a loop", None, None, None)
-        return {(7, "reused"): audit_registrations._Stale(looks[-1], found)}
+        found = registrations.Registration(7, "reused", "a loop", None, None, None)
+        return {(7, "reused"): registrations._Stale(looks[-1], found)}
 
-    monkeypatch.setattr(audit_registrations, "_stale_once", seen)
+    monkeypatch.setattr(registrations, "_stale_once", seen)
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
@@ -732,21 +734,21 @@ def test_numbers_that_make_no_sense_are_refused(options):
 def test_dev_fd_shows_the_same_as_proc(pair):
     """The way of macOS and BSD, tried here: the same numbers, kinds and peers."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
-        proc = {fd.fd: (fd.kind, fd.peer) for fd in audit_fds._read_proc().values() if fd.kind in ("socket", "pipe")}
-        dev = {fd.fd: (fd.kind, fd.peer) for fd in audit_fds._read_dev_fd().values() if fd.kind in ("socket", "pipe")}
+        proc = {fd.fd: (fd.kind, fd.peer) for fd in open_files._read_proc().values() if fd.kind in ("socket", "pipe")}
+        dev = {fd.fd: (fd.kind, fd.peer) for fd in open_files._read_dev_fd().values() if fd.kind in ("socket", "pipe")}
     assert proc == dev
 
 
 def test_numbers_that_dev_fd_does_not_list_are_tried(pair, monkeypatch):
     """FreeBSD without fdescfs lists three."""
-    listed = audit_fds._read_dev_fd()
-    monkeypatch.setattr(audit_fds, "_lists_all", lambda: False)
-    assert audit_fds._read_dev_fd() == listed
+    listed = open_files._read_dev_fd()
+    monkeypatch.setattr(open_files, "_lists_all", lambda: False)
+    assert open_files._read_dev_fd() == listed
 
 
 def test_psutil_shows_sockets(monkeypatch):
     """The way of Windows, tried here: sockets that have an address."""
-    monkeypatch.setattr(audit_fds, "_reader", lambda: audit_fds._read_windows)
+    monkeypatch.setattr(open_files, "_reader", lambda: open_files._read_windows)
     with FdAudit(trace=True, grace_seconds=0) as audit:
         server = socket.create_server(("127.0.0.1", 0))
     server.close()
@@ -756,7 +758,7 @@ def test_psutil_shows_sockets(monkeypatch):
 
 def test_windows_without_psutil_says_what_to_do(monkeypatch):
     """One line."""
-    monkeypatch.setattr(audit_fds, "_reader", lambda: audit_fds._read_windows)
+    monkeypatch.setattr(open_files, "_reader", lambda: open_files._read_windows)
     monkeypatch.setitem(sys.modules, "psutil", None)
     with pytest.raises(AuditUnavailable, match="pip install psutil"), FdAudit():
         pass

@@ -15,7 +15,7 @@ from benchmarks.questions import QUESTIONS
 from benchmarks.report import as_json, goals_table, heat_table
 
 import helpers
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from loopaware_pool.budget import Budget
+from loopaware_pool._core.permits import Budget
 
 PATIENCE = 0.05
 SINCE = 10.0

@@ -144,7 +144,7 @@ def test_a_slip_takes_one_line(arguments, complaint):
 
 def test_what_is_not_installed_is_named(monkeypatch, capsys):
     """And the extra that brings it."""
-    monkeypatch.setitem(sys.modules, "loopaware_pool.cli.demo", None)
+    monkeypatch.setitem(sys.modules, "loopaware_pool.cli.demo.command", None)
     assert command.main(["demo"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("demo: something is not installed (")
@@ -308,8 +308,8 @@ def test_the_demo_tells_what_a_user_needs_who_may_not_create(dsn):
 GATHERING = """
 import json, sys
 from collections import Counter
-from loopaware_pool.cli import demo_figures
-from loopaware_pool.cli.demo_scenes import Deadlock, Step
+from loopaware_pool.cli.demo import figures as demo_figures
+from loopaware_pool.cli.demo.scenes import Deadlock, Step
 from loopaware_pool.cli.target import Target
 
 async def stuck(playground):

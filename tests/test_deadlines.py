@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from loopaware_pool.deadlines import TICK_SECONDS, Deadlines
+from loopaware_pool._core.deadlines import TICK_SECONDS, Deadlines
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from loopaware_pool.cli import doctor, doctor_output
-from loopaware_pool.cli.doctor_facts import Facts, Host, Plan, Pooling, RoleSetting, Server, Sessions, Way
-from loopaware_pool.cli.doctor_findings import Severity
-from loopaware_pool.cli.doctor_host_checks import SUPPORTED, judge_version
+from loopaware_pool.cli.doctor import command as doctor
+from loopaware_pool.cli.doctor import output as doctor_output
+from loopaware_pool.cli.doctor.facts import Facts, Host, Plan, Pooling, RoleSetting, Server, Sessions, Way
+from loopaware_pool.cli.doctor.findings import Severity
+from loopaware_pool.cli.doctor.host_checks import SUPPORTED, judge_version
 
 ROOT = Path(__file__).parent.parent
 
@@ -182,7 +183,10 @@ def test_judging_needs_neither_a_loop_nor_a_driver():
     """What is imported for it gives no means to wait or to connect."""
     code = """
 import sys
-from loopaware_pool.cli import doctor_findings, doctor_host_checks, doctor_server_checks, doctor_way_checks
+from loopaware_pool.cli.doctor import findings as doctor_findings
+from loopaware_pool.cli.doctor import host_checks as doctor_host_checks
+from loopaware_pool.cli.doctor import server_checks as doctor_server_checks
+from loopaware_pool.cli.doctor import way_checks as doctor_way_checks
 print(*{"asyncio", "asyncpg", "psycopg", "socket", "subprocess"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

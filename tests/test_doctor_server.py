@@ -19,13 +19,14 @@ from psycopg import sql
 from helpers import spin
 from loopaware_pool import create_pool
 from loopaware_pool.audit import assert_zero_fd_delta
-from loopaware_pool.cli import doctor, doctor_server
-from loopaware_pool.cli.doctor_facts import Pooling
-from loopaware_pool.cli.doctor_server import look_at_server
-from loopaware_pool.cli.doctor_way_checks import check_way
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.cli.doctor import command as doctor
+from loopaware_pool.cli.doctor import server as doctor_server
+from loopaware_pool.cli.doctor.facts import Pooling
+from loopaware_pool.cli.doctor.server import look_at_server
+from loopaware_pool.cli.doctor.way_checks import check_way
 from loopaware_pool.cli.target import Target
 from loopaware_pool.testing import FaultProxy
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from pgbouncer import pgbouncer
 from running import eventually
 
@@ -82,7 +83,7 @@ def diagnose(dsn, capsys, *options):
 def run_command(dsn, **environment):
     """The command in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "loopaware_pool.cli.doctor", dsn, "--pool-size", "1", "--json"],
+        [sys.executable, "-m", "loopaware_pool", "doctor", dsn, "--pool-size", "1", "--json"],
         env=os.environ | environment,
         capture_output=True,
         text=True,

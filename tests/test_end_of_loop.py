@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from loopaware_pool import loops
+from loopaware_pool._platform import event_loops
 
 pytestmark = pytest.mark.both_pythons
 
@@ -55,7 +55,7 @@ class TestFarewell:
         """After the main coroutine, inside the running loop, to its end, and once."""
 
         async def main():
-            main.end = loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
+            main.end = event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
             notes.append("main")
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -69,7 +69,7 @@ class TestFarewell:
         kept = []
 
         async def main():
-            kept.append(loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()))
+            kept.append(event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()))
             gc.collect()
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -80,7 +80,7 @@ class TestFarewell:
         """After `cancel()` the loop ends without it; a second `cancel()` does nothing."""
 
         async def main():
-            end = loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
+            end = event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
             end.cancel()
             end.cancel()
             await asyncio.sleep(0)
@@ -100,7 +100,7 @@ class TestFarewell:
                 await asyncio.sleep(0.001)
                 notes.append("ended")
 
-            end = loops.EndOfLoop(asyncio.get_running_loop(), farewell)
+            end = event_loops.EndOfLoop(asyncio.get_running_loop(), farewell)
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -111,7 +111,7 @@ class TestFarewell:
         kept = []
 
         async def main():
-            kept.extend(loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()) for _ in range(3))
+            kept.extend(event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()) for _ in range(3))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -124,8 +124,8 @@ class TestFarewell:
         async def main():
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: reports.append(context["exception"]))
-            kept.append(loops.EndOfLoop(loop, notes.farewell(raises=OSError("no goodbye"))))
-            kept.append(loops.EndOfLoop(loop, notes.farewell()))
+            kept.append(event_loops.EndOfLoop(loop, notes.farewell(raises=OSError("no goodbye"))))
+            kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -137,7 +137,7 @@ class TestFarewell:
         loop = new_loop()
 
         async def main():
-            return loops.EndOfLoop(loop, notes.farewell())
+            return event_loops.EndOfLoop(loop, notes.farewell())
 
         end = loop.run_until_complete(main())
         loop.close()
@@ -153,10 +153,10 @@ class TestFarewell:
             loop = asyncio.get_running_loop()
 
             async def farewell():
-                kept.append(loops.EndOfLoop(loop, notes.farewell()))
+                kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
                 notes.append("another")
 
-            kept.append(loops.EndOfLoop(loop, farewell))
+            kept.append(event_loops.EndOfLoop(loop, farewell))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -168,7 +168,7 @@ class TestOnClosed:
     def test_it_is_called_when_the_loop_is_closed(self, new_loop, notes):
         """From inside `close()`, once, and without the garbage collector."""
         loop = new_loop()
-        loops.on_closed(loop, notes.note("closed"))
+        event_loops.on_closed(loop, notes.note("closed"))
         gc.disable()
         try:
             loop.run_until_complete(asyncio.sleep(0))
@@ -186,8 +186,8 @@ class TestOnClosed:
 
         async def main():
             loop = asyncio.get_running_loop()
-            loops.on_closed(loop, notes.note("closed"))
-            kept.append(loops.EndOfLoop(loop, notes.farewell()))
+            event_loops.on_closed(loop, notes.note("closed"))
+            kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -196,7 +196,7 @@ class TestOnClosed:
     def test_it_can_be_called_off(self, new_loop, notes):
         """As often as one likes, before the loop is closed or after."""
         loop = new_loop()
-        call_off = loops.on_closed(loop, notes.note("closed"))
+        call_off = event_loops.on_closed(loop, notes.note("closed"))
         call_off()
         call_off()
         loop.close()
@@ -206,8 +206,8 @@ class TestOnClosed:
     def test_calling_one_off_leaves_the_others(self, new_loop, notes):
         """Each has a timer of its own."""
         loop = new_loop()
-        call_off = loops.on_closed(loop, notes.note("first"))
-        loops.on_closed(loop, notes.note("second"))
+        call_off = event_loops.on_closed(loop, notes.note("first"))
+        event_loops.on_closed(loop, notes.note("second"))
         call_off()
         loop.close()
         assert notes == ["second"]
@@ -215,7 +215,7 @@ class TestOnClosed:
     def test_it_does_not_keep_the_loop_alive(self, loop_factory):
         """A loop that was closed is collected although somebody still has the function to call it off."""
         loop = loop_factory()
-        call_off = loops.on_closed(loop, list)
+        call_off = event_loops.on_closed(loop, list)
         loop.close()
         gone = weakref.ref(loop)
         del loop
@@ -227,7 +227,7 @@ class TestOnClosed:
         """A timer that is never due is no work to wait for: `asyncio.run` returns."""
 
         async def main():
-            loops.on_closed(asyncio.get_running_loop(), list)
+            event_loops.on_closed(asyncio.get_running_loop(), list)
             return "done"
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -255,7 +255,7 @@ class TestPost:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         assert ready.wait(10)
-        assert loops.post(main.loop, callback, 1, "two") is True
+        assert event_loops.post(main.loop, callback, 1, "two") is True
         thread.join(10)
         assert reached == [(thread, (1, "two"))]
 
@@ -263,14 +263,14 @@ class TestPost:
         """And never calls."""
         loop = new_loop()
         loop.close()
-        assert loops.post(loop, notes.append, "called") is False
+        assert event_loops.post(loop, notes.append, "called") is False
         assert notes == []
 
     def test_a_loop_that_stands_still_is_reached_when_it_runs(self, new_loop, notes):
         """It says yes, and calls later."""
         loop = new_loop()
-        assert loops.is_idle(loop)
-        assert loops.post(loop, notes.append, "called") is True
+        assert event_loops.is_idle(loop)
+        assert event_loops.post(loop, notes.append, "called") is True
         assert notes == []
         loop.run_until_complete(asyncio.sleep(0))
         assert notes == ["called"]
@@ -299,14 +299,14 @@ class TestErrands:
             await asyncio.sleep(0)
 
         loop = new_loop()
-        errands = loops.Errands(loop)
+        errands = event_loops.Errands(loop)
         loop.run_until_complete(main())
         errands.run_if_idle()
         assert notes == [threading.current_thread()]
 
     def test_nothing_is_done_beside_the_closing_of_a_loop(self, new_loop, notes, tell):
         """But after it, by the thread that closes it."""
-        errands = loops.Errands(new_loop())
+        errands = event_loops.Errands(new_loop())
         with errands.closing():
             tell(errands, lambda: notes.append(threading.current_thread()))
             assert notes == []
@@ -315,7 +315,7 @@ class TestErrands:
     def test_it_is_done_at_once_in_the_place_of_a_loop_that_stands_still(self, new_loop, notes, tell):
         """Or of one that is closed; the loop does not do it again."""
         loop = new_loop()
-        errands = loops.Errands(loop)
+        errands = event_loops.Errands(loop)
         tell(errands, lambda: notes.append("idle"))
         assert notes == ["idle"]
         loop.run_until_complete(asyncio.sleep(0))
@@ -334,7 +334,7 @@ class TestErrands:
             assert notes == []
 
         loop = new_loop()
-        errands = loops.Errands(loop)
+        errands = event_loops.Errands(loop)
         loop.call_soon(stop)
         loop.run_forever()
         errands.run_if_idle()
@@ -352,14 +352,14 @@ class TestErrands:
             def call_soon_threadsafe(self, *_):
                 raise RuntimeError("Event loop is closed")
 
-        errands = loops.Errands(Closing())
+        errands = event_loops.Errands(Closing())
         errands.add(lambda: notes.append("done"))
         assert notes == ["done"]
 
     def test_two_who_act_in_the_places_of_each_others_loops_wait_for_nobody(self, new_loop, notes, tell):
         """Each leaves its errand to the other."""
         both_act = threading.Barrier(2)
-        mine, theirs = loops.Errands(new_loop()), loops.Errands(new_loop())
+        mine, theirs = event_loops.Errands(new_loop()), event_loops.Errands(new_loop())
 
         def act(other):
             both_act.wait(10)
@@ -384,7 +384,7 @@ class TestErrands:
 
         loop = new_loop()
         loop.set_exception_handler(lambda loop, context: notes.append(type(context["exception"])))
-        errands = loops.Errands(loop)
+        errands = event_loops.Errands(loop)
         loop.run_until_complete(main())
         assert notes == [ZeroDivisionError, "done"]
 
@@ -393,17 +393,17 @@ class TestLabels:
     def test_a_loop_keeps_its_name(self, new_loop):
         """A number, and the thread it was first seen in; another loop has another."""
         first, second = new_loop(), new_loop()
-        assert loops.label(first) == loops.label(first)
-        assert loops.label(first) != loops.label(second)
-        assert loops.label(first).startswith("loop-")
-        assert loops.label(first).endswith(f"({threading.current_thread().name})")
+        assert event_loops.label(first) == event_loops.label(first)
+        assert event_loops.label(first) != event_loops.label(second)
+        assert event_loops.label(first).startswith("loop-")
+        assert event_loops.label(first).endswith(f"({threading.current_thread().name})")
 
     def test_a_name_is_not_used_again(self, loop_factory):
         """Although the next loop may live at the same address."""
         names = []
         for _ in range(20):
             loop = loop_factory()
-            names.append(loops.label(loop))
+            names.append(event_loops.label(loop))
             loop.close()
             del loop
             gc.collect()
@@ -412,7 +412,7 @@ class TestLabels:
     def test_a_name_does_not_keep_a_loop_alive(self, loop_factory):
         """Loops are known weakly."""
         loop = loop_factory()
-        loops.label(loop)
+        event_loops.label(loop)
         gone = weakref.ref(loop)
         loop.close()
         del loop
@@ -423,8 +423,8 @@ class TestLabels:
 class TestRunning:
     def test_there_is_no_loop_outside(self):
         """The reason says what to do."""
-        assert loops.running() is None
-        loop, reason = loops.supported_loop()
+        assert event_loops.running() is None
+        loop, reason = event_loops.supported_loop()
         assert loop is None
         assert "no event loop is running" in reason
         assert "asyncio.run()" in reason
@@ -433,11 +433,15 @@ class TestRunning:
         """Both kinds are supported."""
 
         async def main():
-            return asyncio.get_running_loop(), loops.running(), loops.supported_loop(), loops.is_idle(loops.running())
+            return asyncio.get_running_loop(), (
+                event_loops.running(),
+                event_loops.supported_loop(),
+                event_loops.is_idle(event_loops.running()),
+            )
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             loop, running, supported, is_idle = runner.run(main())
             assert running is loop
             assert supported == (loop, "")
             assert not is_idle
-            assert loops.is_idle(loop)
+            assert event_loops.is_idle(loop)

@@ -17,11 +17,12 @@ from psycopg.adapt import Loader
 from psycopg.types.string import StrDumper
 
 import helpers
-from loopaware_pool import asyncpg_memory, shard
+from loopaware_pool._core import shard
 from loopaware_pool.asyncpg import TooManyWaiting, create_pool
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.asyncpg import client_memory as asyncpg_memory
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing import FaultProxy
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers

@@ -7,11 +7,11 @@ from time import monotonic
 
 import pytest
 
-from loopaware_pool.config import PoolConfig
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
+from loopaware_pool._core.slot import SlotState
 from loopaware_pool.driver import Driver, ReturnCheck, Session
 from loopaware_pool.errors import PoolClosed
-from loopaware_pool.pool import Core
-from loopaware_pool.slot import SlotState
 from loopaware_pool.testing import FakeDriver, FakeSession
 
 pytestmark = pytest.mark.both_pythons

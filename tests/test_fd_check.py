@@ -14,12 +14,13 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 import flavours
-from loopaware_pool import fd_check, fds
-from loopaware_pool.asyncpg_session import AsyncpgSession
-from loopaware_pool.config import PoolConfig
-from loopaware_pool.fds import SocketIdentity
-from loopaware_pool.pool import Core
-from loopaware_pool.psycopg_session import PsycopgSession
+from loopaware_pool._core import leak_check
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
+from loopaware_pool._platform import sockets
+from loopaware_pool._platform.sockets import SocketIdentity
+from loopaware_pool.asyncpg.session import AsyncpgSession
+from loopaware_pool.psycopg.session import PsycopgSession
 from loopaware_pool.stats import ConnectionClosed, FdLeaked, FdLost, RegistrationLeft
 from loopaware_pool.testing import FakeDriver, FakeSession
 from running import LoopThread, end_abruptly, end_politely, eventually_async
@@ -401,12 +402,12 @@ def test_the_process_has_its_fds_counted(run):
 
 def test_counting_fds_needs_no_recent_kernel(monkeypatch):
     """Linux before 6.2 does not tell the number: then the list is read."""
-    told = fds.open_fd_count()
+    told = sockets.open_fd_count()
     nothing = os.stat_result([0] * 10)
-    monkeypatch.setattr(fds.os, "stat", lambda folder: nothing)
-    assert fds.open_fd_count() == told
-    monkeypatch.setattr(fds.sys, "platform", "sunos5")
-    assert fds.open_fd_count() is None
+    monkeypatch.setattr(sockets.os, "stat", lambda folder: nothing)
+    assert sockets.open_fd_count() == told
+    monkeypatch.setattr(sockets.sys, "platform", "sunos5")
+    assert sockets.open_fd_count() is None
 
 
 def test_sockets_without_an_inode_are_told_apart_by_their_address(monkeypatch):
@@ -418,13 +419,13 @@ def test_sockets_without_an_inode_are_told_apart_by_their_address(monkeypatch):
         monkeypatch.setattr(SocketIdentity, "of", classmethod(lambda cls, number: SocketIdentity(number, 0, 0)))
 
         def closed(address, identity=bare):
-            return fd_check.ClosedSocket(identity, address, None, 0.0, "loop", "closed")
+            return leak_check.ClosedSocket(identity, address, None, 0.0, "loop", "closed")
 
         assert closed(address).is_open()
         assert not closed(("127.0.0.1", 1)).is_open()
         assert not closed(None).is_open()
         assert not closed(address, identity).is_open()
-    assert fds.local_address(fd) is None
+    assert sockets.local_address(fd) is None
 
 
 # ---- with the drivers ----

@@ -16,7 +16,7 @@ import pytest
 
 import helpers
 from loopaware_pool import errors
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from running import DEADLINE_SECONDS, eventually_async, make_pool, no_socket_left, until_server_waits
 
 if TYPE_CHECKING:

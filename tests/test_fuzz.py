@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg_reset import LONGEST_ANSWER_BYTES, ResetAnswer
+from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetAnswer
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loopaware_pool.growth import FloorPace, Ramp
+from loopaware_pool._core.connect_pacing import FloorPace, Ramp
 
 BEGAN = 50.0
 

@@ -12,10 +12,10 @@ import pytest
 from interleavings.explore import explore, replay
 from interleavings.scenarios import SCENARIOS
 from interleavings.stage import Violation
-from loopaware_pool.keeper import Keeper
-from loopaware_pool.loops import Errands, is_idle, post
-from loopaware_pool.shard import Shard
-from loopaware_pool.slot import SlotState
+from loopaware_pool._core.runner import Keeper
+from loopaware_pool._core.shard import Shard
+from loopaware_pool._core.slot import SlotState
+from loopaware_pool._platform.event_loops import Errands, is_idle, post
 
 pytestmark = pytest.mark.both_pythons
 

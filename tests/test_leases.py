@@ -11,8 +11,8 @@ import pytest
 
 import flavours
 import helpers
+from loopaware_pool._core.leases import DEEPEST, stack_of
 from loopaware_pool.errors import PoolClosed, PoolTimeout
-from loopaware_pool.leases import DEEPEST, stack_of
 from loopaware_pool.stats import AcquireFailed, ConnectionClosed, LeaseDropped, LeaseOverdue, LeaseReturned
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.both_pythons]

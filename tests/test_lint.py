@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import loopaware_pool
-from loopaware_pool.cli import lint
-from loopaware_pool.cli.lint_checker import check_source
-from loopaware_pool.cli.lint_config import LintConfig, read_config
-from loopaware_pool.cli.lint_output import FORMATS
-from loopaware_pool.cli.lint_rules import RULES
+from loopaware_pool.cli.lint import command as lint
+from loopaware_pool.cli.lint.checker import check_source
+from loopaware_pool.cli.lint.config import LintConfig, read_config
+from loopaware_pool.cli.lint.output import FORMATS
+from loopaware_pool.cli.lint.rules import RULES
 
 pytestmark = pytest.mark.both_pythons
 
@@ -324,7 +324,7 @@ def test_it_imports_no_driver_and_nothing_it_reads(project):
     """A file that would do harm when imported is only read."""
     (project / "harm.py").write_text("open('harm', 'w')\nraise SystemExit(9)\n")
     code = (
-        "import sys; from loopaware_pool.cli.lint import main; main(['.']); "
+        "import sys; from loopaware_pool.cli.lint.command import main; main(['.']); "
         "print({'asyncpg', 'psycopg', 'asyncio'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

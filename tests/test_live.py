@@ -21,15 +21,15 @@ import pytest
 
 from flavours import both
 from forking import in_child
-from loopaware_pool import live
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
+from loopaware_pool._core.reporter import Reporter
+from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.audit import FdAudit
-from loopaware_pool.config import PoolConfig
 from loopaware_pool.live import serve_live
-from loopaware_pool.live_address import HostPort, SocketPath, parse_address
-from loopaware_pool.live_snapshot import SCHEMA, ForeignSnapshot, Snapshot
-from loopaware_pool.pool import Core
-from loopaware_pool.reports import Reporter
-from loopaware_pool.slot import Slot, SlotEvent, SlotState
+from loopaware_pool.live import server as live
+from loopaware_pool.live.address import HostPort, SocketPath, parse_address
+from loopaware_pool.live.snapshot import SCHEMA, ForeignSnapshot, Snapshot
 from loopaware_pool.testing import FakeDriver
 from running import DEADLINE_SECONDS, LoopThread, eventually, eventually_async, make_pool
 

@@ -17,10 +17,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 import flavours
-from loopaware_pool.config import PoolConfig
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
 from loopaware_pool.metrics import METRICS, Spent, Total
 from loopaware_pool.metrics.prometheus import PREFIX, register
-from loopaware_pool.pool import Core
 from loopaware_pool.stats import PoolStats
 from loopaware_pool.testing import FakeDriver
 from running import LoopThread, end_abruptly, end_politely, eventually_async, make_pool

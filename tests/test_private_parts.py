@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 import helpers
-from loopaware_pool import asyncpg_session
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.asyncpg import session as asyncpg_session
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 

@@ -310,9 +310,9 @@ def test_it_can_be_switched_off(run):
 def test_where_nothing_can_be_known_that_is_said(run):
     """An error of the test's setup, in one line."""
     conftest = """
-from loopaware_pool import audit_fds
-def cannot(): raise audit_fds.AuditUnavailable("on Windows the audit needs psutil: pip install psutil")
-audit_fds._reader = lambda: cannot
+from loopaware_pool.audit import open_files
+def cannot(): raise open_files.AuditUnavailable("on Windows the audit needs psutil: pip install psutil")
+open_files._reader = lambda: cannot
 """
     result = run("def test_it(): pass", ini=INI + "zero_fd_delta = true\n", conftest=conftest)
     result.assert_outcomes(errors=1)

@@ -18,10 +18,12 @@ import pytest
 
 import helpers
 from flavours import DRIVER_ERRORS, both, sqlstate_of
-from loopaware_pool import asyncpg_session, errors, psycopg_connection
-from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from loopaware_pool import errors
+from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.psycopg import connection as psycopg_connection
 from loopaware_pool.testing import FaultProxy
+from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 from running import LoopThread, eventually, eventually_async
 from servers import dsn_of_role
 
@@ -572,7 +574,7 @@ def test_a_handshake_that_breaks_off_is_tried_again(dsn, run, open_pool, after_b
 @both_flavours
 def test_half_open_connections_are_found_by_their_keepalive(dsn, run, open_pool, monkeypatch):
     """They look alive; a ping that is not answered in time ends them."""
-    monkeypatch.setattr("loopaware_pool.keeper.GOODBYE_SECONDS", 0.2)
+    monkeypatch.setattr("loopaware_pool._core.runner.GOODBYE_SECONDS", 0.2)
 
     async def main():
         with FaultProxy(dsn) as proxy:

@@ -16,8 +16,8 @@ import asyncpg
 import psycopg
 import pytest
 
+from loopaware_pool._platform.conninfo import MISREAD, hide_passwords, may_be_misread
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.dsn import MISREAD, hide_passwords, may_be_misread
 from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.stats import AcquireFailed, ConnectFailed, LeaseDropped, LeaseOverdue
@@ -157,7 +157,7 @@ SLIPS = {
 }
 
 
-@pytest.mark.parametrize("module", ["loopaware_pool.cli.demo", "benchmarks"])
+@pytest.mark.parametrize("module", ["loopaware_pool.cli.demo.command", "benchmarks"])
 def test_a_slip_on_the_command_line_shows_no_password(module):
     """Whatever a command is given by mistake, it does not repeat a password."""
     code = """

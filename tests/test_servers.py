@@ -18,7 +18,7 @@ import pytest
 
 import helpers
 import servers
-from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
+from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 from running import child_process
 from servers import OLDER_MAJORS
 
@@ -165,7 +165,7 @@ def test_a_folder_without_binaries_is_named(tmp_path):
 def test_a_server_outlives_neither_its_process_nor_that_processs_violent_death():
     script = (
         "import sys, time\n"
-        "from loopaware_pool.cli.server import EmbeddedServer\n"
+        "from loopaware_pool.testing.embedded_server import EmbeddedServer\n"
         "server = EmbeddedServer().start()\n"
         "print(server.pid, server.unix_dsn, flush=True)\n"
         "time.sleep(60)\n"

@@ -18,9 +18,9 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg_reset import LONGEST_ANSWER_BYTES, ResetAnswer
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetAnswer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
-from loopaware_pool.config import IdleOrder
+from loopaware_pool._core.config import IdleOrder
+from loopaware_pool._core.shard import PARTING_SECONDS
+from loopaware_pool._core.slot import SlotState
+from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.shard import PARTING_SECONDS
-from loopaware_pool.slot import SlotState
-from loopaware_pool.terms import Phase
 
 PATIENCE = 0.0625  # seconds; a sum of such is exact
 READY, RESET, WORN_OUT, BROKEN = ReturnCheck.READY, ReturnCheck.RESET, ReturnCheck.WORN_OUT, ReturnCheck.BROKEN

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fakes import FakeFuture, FakePool
+from loopaware_pool._core.connect_pacing import PROBE_LONGEST_SECONDS
+from loopaware_pool._core.slot import SlotState
+from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import Liveness, ReturnCheck
-from loopaware_pool.growth import PROBE_LONGEST_SECONDS
-from loopaware_pool.slot import SlotState
-from loopaware_pool.terms import Phase
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 # A slot in one of these is in no container of its shard: a caller, or a task of the pool, has it.

@@ -11,11 +11,11 @@ import pytest
 import helpers
 from fakes import FakeFuture, FakePool
 from loopaware_pool import errors
+from loopaware_pool._core.load_shedding import INTERVAL_LIMITS, Shedding
+from loopaware_pool._core.wait_queue import Line
 from loopaware_pool.asyncpg import Overloaded, TooManyWaiting, create_pool
-from loopaware_pool.line import Line
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, TooManyRequests
 from loopaware_pool.psycopg import Overloaded as OverloadedPsycopg
-from loopaware_pool.shedding import INTERVAL_LIMITS, Shedding
 from loopaware_pool.stats import AcquireFailed
 from psycopg_pools import make_pool
 

@@ -10,12 +10,12 @@ from contextlib import closing
 
 import pytest
 
-from loopaware_pool import loops
-from loopaware_pool import pool as pool_module
-from loopaware_pool.config import PoolConfig
+from loopaware_pool._core import pool as pool_module
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
+from loopaware_pool._platform import event_loops
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.errors import PoolClosed
-from loopaware_pool.pool import Core
 from loopaware_pool.testing import FakeDriver
 
 pytestmark = pytest.mark.both_pythons
@@ -201,9 +201,9 @@ def test_an_errand_that_comes_before_any_instruction_of_others_is_done_once_and_
         errands.add(lambda: notes.append("second"))
         errands.run_if_idle()
 
-    errands, notes = loops.Errands(idle_loop), []
+    errands, notes = event_loops.Errands(idle_loop), []
     for at in range(count_all("opcode", begin, errands, first)):
-        errands, notes = loops.Errands(idle_loop), []
+        errands, notes = event_loops.Errands(idle_loop), []
         with Interruption(second, at, "opcode"):
             begin(errands, first)
         assert not errands
@@ -229,9 +229,9 @@ def test_another_thread_that_comes_before_any_instruction_acts_beside_nobody(idl
         while thread.is_alive() and not has_begun.is_set():
             thread.join(0.001)
 
-    errands, notes, threads = loops.Errands(idle_loop), [], []
+    errands, notes, threads = event_loops.Errands(idle_loop), [], []
     for at in range(count_all("opcode", begin, errands, lambda: None)):
-        errands, notes, threads = loops.Errands(idle_loop), [], []
+        errands, notes, threads = event_loops.Errands(idle_loop), [], []
         has_begun, is_waited_for = threading.Event(), threading.Event()
         with Interruption(come, at, "opcode"):
             begin(errands, lambda: note("first"))
@@ -251,7 +251,7 @@ def test_a_loop_may_be_closed_by_what_is_done_in_its_place(idle_loop):
             errands.add(lambda: notes.append("after"))
         notes.append("closed")
 
-    errands, notes = loops.Errands(idle_loop), []
+    errands, notes = event_loops.Errands(idle_loop), []
     thread = threading.Thread(target=errands.add, args=(close,), daemon=True)
     thread.start()
     thread.join(DEADLINE_SECONDS)

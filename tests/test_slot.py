@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from loopaware_pool.slot import POOLS, TRANSITIONS, IllegalMove, Slot, SlotEvent, SlotState, acquiring_line
+from loopaware_pool._core.slot import POOLS, TRANSITIONS, IllegalMove, Slot, SlotEvent, SlotState, acquiring_line
 
 S, E = SlotState, SlotEvent
 # Written out once more, so that a slip in the table shows.
@@ -147,4 +147,4 @@ def test_an_acquire_stands_in_the_first_frame_that_is_the_callers_own():
 def test_where_an_acquire_stands_may_be_unknown():
     """If there are no frames, or none that is the caller's."""
     assert acquiring_line(None) == (None, 0)
-    assert acquiring_line(frames("contextlib", "loopaware_pool.queue")) == (None, 0)
+    assert acquiring_line(frames("contextlib", "loopaware_pool._core.acquire")) == (None, 0)

@@ -9,7 +9,7 @@ import struct
 import pytest
 import uvloop
 
-from loopaware_pool.fds import SocketIdentity, SocketProbe, is_watched
+from loopaware_pool._platform.sockets import SocketIdentity, SocketProbe, is_watched
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from loopaware_pool import parking
+from loopaware_pool._core import parking
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool
 from psycopg_pools import IS_PSYCOPG_3_2

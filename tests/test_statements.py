@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
 import sql_corpus
-from loopaware_pool import statements as statements_module
-from loopaware_pool.statements import LONGEST_STATEMENT, STATEMENTS_REMEMBERED, is_harmless, is_known_harmless
+from loopaware_pool.asyncpg import sql_effects as statements_module
+from loopaware_pool.asyncpg.sql_effects import LONGEST_STATEMENT, STATEMENTS_REMEMBERED, is_harmless, is_known_harmless
 from sql_tree import objections
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))

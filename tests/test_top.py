@@ -21,15 +21,15 @@ from dataclasses import replace
 
 import pytest
 
-from loopaware_pool.cli import top as command
-from loopaware_pool.cli import top_screen
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
+from loopaware_pool._platform.sockets import SocketIdentity
 from loopaware_pool.cli.console import VisibleConsole
-from loopaware_pool.cli.top_page import Room, as_text, heading, make_pages
-from loopaware_pool.config import PoolConfig
-from loopaware_pool.fds import SocketIdentity
+from loopaware_pool.cli.top import command
+from loopaware_pool.cli.top import screen as top_screen
+from loopaware_pool.cli.top.page import Room, as_text, heading, make_pages
 from loopaware_pool.live import serve_live
-from loopaware_pool.live_snapshot import SCHEMA, ForeignSnapshot, PoolSnapshot, Snapshot
-from loopaware_pool.pool import Core
+from loopaware_pool.live.snapshot import SCHEMA, ForeignSnapshot, PoolSnapshot, Snapshot
 from loopaware_pool.stats import ConnectionReport, Counters, LeaseInfo, LoopStats, PoolStats
 from loopaware_pool.testing import FakeDriver
 from running import DEADLINE_SECONDS, child_process
@@ -37,7 +37,7 @@ from running import DEADLINE_SECONDS, child_process
 pytestmark = pytest.mark.both_pythons
 
 EVERYTHING = Room(1000, 1000)
-COMMAND = [sys.executable, "-m", "loopaware_pool.cli.top"]
+COMMAND = [sys.executable, "-m", "loopaware_pool", "top"]
 
 
 def loop_stats(name="loop-1 (MainThread)", **counts):
@@ -460,7 +460,7 @@ def test_a_view_of_wrong_types_takes_one_line(capsys):
 
 def test_an_answer_that_does_not_end_is_given_up(capsys, monkeypatch):
     """However long it is."""
-    monkeypatch.setattr("loopaware_pool.cli.top_source.LONGEST_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("loopaware_pool.cli.top.source.LONGEST_ANSWER_BYTES", 1000)
     with answering(b"HTTP/1.0 200 OK\r\n\r\n" + b" " * 2000) as address:
         assert "its answer is too long" in failed(capsys, address)
 

@@ -12,10 +12,11 @@ import psycopg
 import pytest
 
 import helpers
-from loopaware_pool import growth, stats
+from loopaware_pool import stats
+from loopaware_pool._core import connect_pacing
 from loopaware_pool.asyncpg import PoolTimeout, TooManyWaiting, create_pool
-from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.errors import PoolClosed
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 HERE = Path(__file__).name
 # Long enough that it is never reached where it must not be, and never waited for.
@@ -983,7 +984,7 @@ def test_no_connect_starts_that_nobody_waits_for(dsn, loop_factory):
 @pytest.mark.parametrize(("options", "ceiling"), [({}, 6), ({"max_connecting": 2}, 2), ({"max_connecting": 50}, 6)])
 def test_connects_ramp_up_to_their_ceiling_and_no_further(dsn, loop_factory, monkeypatch, options, ceiling):
     """A burst of callers starts few connects at first, then as many as `max_connecting` and `max_size` allow."""
-    monkeypatch.setattr(growth, "STEP_SECONDS", 60.0)  # a slow machine takes longer than a step to begin
+    monkeypatch.setattr(connect_pacing, "STEP_SECONDS", 60.0)  # a slow machine takes longer than a step to begin
 
     async def main():
         connects = Connects()

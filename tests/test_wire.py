@@ -11,8 +11,10 @@ import pytest
 
 import helpers
 import psycopg_pools
-from loopaware_pool import asyncpg_session, keeper, psycopg_session, shard, upkeep
+from loopaware_pool._core import housekeeping, runner, shard
+from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.psycopg import session as psycopg_session
 from loopaware_pool.stats import ConnectionClosed
 from loopaware_pool.testing import FakeServer
 from loopaware_pool.testing.fake_server import (
@@ -451,9 +453,9 @@ def test_a_server_that_does_not_welcome_anybody_is_waited_for_until_the_deadline
 
 def test_a_reset_that_is_not_answered_costs_the_connection(run, monkeypatch):
     """In time; `RESET_ANSWER_SECONDS` is 30."""
-    monkeypatch.setattr(upkeep, "RESET_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeping, "RESET_ANSWER_SECONDS", 0.1)
     monkeypatch.setattr(shard, "RESET_ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(upkeep, "LEAST_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(housekeeping, "LEAST_ANSWER_SECONDS", 0.1)
     reasons = []
 
     def listen(event):
@@ -495,7 +497,7 @@ def test_an_awaited_reset_that_is_not_answered_ends_in_time(run, open_pool, monk
 @both
 def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkeypatch):
     """In time, though a cancellation be not answered either; `GOODBYE_SECONDS` is 10."""
-    monkeypatch.setattr(keeper, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "GOODBYE_SECONDS", 0.1)
 
     async def main():
         async with FakeServer() as server, open_pool(server, keepalive=0.05) as (pool, execute):
@@ -514,7 +516,7 @@ def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkey
 
 def test_the_goodbye_of_a_connection_that_nobody_answers_is_bounded(run, monkeypatch):
     """`close()` waits for it that long, and no longer."""
-    monkeypatch.setattr(keeper, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(runner, "GOODBYE_SECONDS", 0.1)
 
     async def main():
         async with FakeServer() as server:

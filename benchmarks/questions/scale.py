@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from benchmarks.contenders import CONNECTIONS
 from benchmarks.lab import Goal, Heat, Question
-from loopaware_pool.config import PoolConfig
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.pool import Core
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.pool import Core
 from loopaware_pool.testing import FakeDriver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from benchmarks.lab import Lab
-    from loopaware_pool.slot import Slot
+    from loopaware_pool._core.slot import Slot
 
 COST = "CPU us/acquire"
 WAITERS = (32, 1000, 10_000)

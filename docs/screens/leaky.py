@@ -7,7 +7,7 @@ import socket
 
 import asyncpg
 
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 PEERS: list[socket.socket] = []
 CONNECTIONS: list[asyncpg.Connection] = []

@@ -11,8 +11,8 @@ from contextlib import chdir, suppress
 from typing import TYPE_CHECKING
 
 from loopaware_pool import create_pool
-from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.live import serve_live
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 if TYPE_CHECKING:
     from loopaware_pool.asyncpg import Pool
@@ -44,7 +44,7 @@ async def watch(pool: Pool) -> None:
     selling = asyncio.create_task(sell(pool, customers=7))
     await asyncio.sleep(3)
     with tempfile.TemporaryDirectory() as folder, chdir(folder), serve_live(pool, "shop.sock") as view:
-        top = [sys.executable, "-m", "loopaware_pool.cli.top", view.address, "--once"]
+        top = [sys.executable, "-m", "loopaware_pool", "top", view.address, "--once"]
         await asyncio.to_thread(subprocess.run, top, check=True)
     selling.cancel()
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from logging import Logger
 
+    from loopaware_pool._platform.sockets import SocketIdentity
     from loopaware_pool.errors import ErrorFamily
-    from loopaware_pool.fds import SocketIdentity
 
 __all__ = ["PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from loopaware_pool.fds import SocketIdentity
+    from loopaware_pool._platform.sockets import SocketIdentity
 
 __all__ = [
     "AcquireFailed",

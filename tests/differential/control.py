@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 __all__ = ["Control", "server"]
 

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from loopaware_pool import asyncpg_reset, asyncpg_session, psycopg, shard
-from loopaware_pool.asyncpg_session import AsyncpgSession
+from loopaware_pool._core import shard
+from loopaware_pool._core.acquire import Queue
+from loopaware_pool._core.shard import Shard
+from loopaware_pool.asyncpg import pipelined_reset as asyncpg_reset
+from loopaware_pool.asyncpg import session as asyncpg_session
+from loopaware_pool.asyncpg.session import AsyncpgSession
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.queue import Queue
-from loopaware_pool.shard import Shard
+from loopaware_pool.psycopg import pool as psycopg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

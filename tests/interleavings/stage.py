@@ -8,16 +8,16 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import loopaware_pool.pool
-import loopaware_pool.shard
-from loopaware_pool.config import PoolConfig
+import loopaware_pool._core.pool
+import loopaware_pool._core.shard
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.housekeeping import Upkeep
+from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.shard import Shard
+from loopaware_pool._core.slot import Slot, SlotState
+from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.pool import Core, CoreState
-from loopaware_pool.shard import Shard
-from loopaware_pool.slot import Slot, SlotState
-from loopaware_pool.terms import Phase
 from loopaware_pool.testing import FakeDriver, FakeSession
-from loopaware_pool.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -82,10 +82,10 @@ class numbered_slots:
     """Have shards make slots whose order in a set is always the same."""
 
     def __enter__(self) -> None:
-        loopaware_pool.shard.Slot = _NumberedSlot  # type: ignore[misc]
+        loopaware_pool._core.shard.Slot = _NumberedSlot  # type: ignore[misc]
 
     def __exit__(self, *exc: object) -> None:
-        loopaware_pool.shard.Slot = Slot  # type: ignore[misc]
+        loopaware_pool._core.shard.Slot = Slot  # type: ignore[misc]
 
 
 class counted_decisions:
@@ -228,7 +228,7 @@ class Stage:
         if core.state is not CoreState.OPEN:
             raise core.closed_error()
         keeper = core.keeper()
-        slot = keeper.shard.take(loopaware_pool.pool.monotonic())
+        slot = keeper.shard.take(loopaware_pool._core.pool.monotonic())
         keeper.act()
         if slot is None:
             slot = await core.queue.wait(keeper, timeout)
@@ -244,7 +244,7 @@ class Stage:
         """As the flavours do."""
         tenancy = slot.session.owner
         if slot.is_lent():
-            tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool.pool.monotonic())
+            tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool._core.pool.monotonic())
             tenancy.keeper.act()
         return tenancy
 
@@ -312,7 +312,7 @@ class Stage:
         async def introduce(warm: int) -> None:
             self.core.start()
             keeper = self.core.keeper()
-            slots = [keeper.shard.open_one(loopaware_pool.pool.monotonic()) for _ in range(warm)]
+            slots = [keeper.shard.open_one(loopaware_pool._core.pool.monotonic()) for _ in range(warm)]
             keeper.act()
             while any(slot.state is not SlotState.IDLE for slot in slots):
                 await asyncio.sleep(0)

@@ -14,7 +14,7 @@ import psycopg
 import uvloop
 from psycopg import pq
 
-from loopaware_pool import psycopg_connection
+from loopaware_pool.psycopg import connection as psycopg_connection
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing import FaultProxy
 from psycopg_pools import make_pool

@@ -331,7 +331,7 @@ def test_copies_pipelines_notifications_and_cursors_work(dsn, run):
 
 def test_a_silent_server_does_not_keep_a_cancelled_query(dsn, run, monkeypatch):
     """After the seconds that a cancellation is granted the connection is closed, and the task ends."""
-    monkeypatch.setattr("loopaware_pool.psycopg_connection.CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr("loopaware_pool.psycopg.connection.CANCEL_SECONDS", 0.1)
 
     async def main():
         async with make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=1) as pool:

@@ -22,9 +22,9 @@ from psycopg.waiting import Ready, Wait
 
 import helpers
 import servers
-from loopaware_pool.fds import duplicate, local_address, peek
+from loopaware_pool._platform.sockets import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
-from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch
 from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error
 from psycopg_pools import busy, make_pool
 from running import eventually_async
@@ -214,7 +214,7 @@ def test_whatever_the_removal_of_a_registration_raises_ends_no_wait_and_keeps_no
                     await waiting
         assert watch.fd == -1
 
-    monkeypatch.setattr("loopaware_pool.psycopg_watch.unregister", remove)
+    monkeypatch.setattr("loopaware_pool.psycopg.socket_waiter.unregister", remove)
     finished = []
     pgconn = connection_of(here)
     pgconn.finish = lambda: finished.append(True)

@@ -12,7 +12,7 @@ import psycopg_pool
 import pytest
 from psycopg.rows import DictRow, Row, dict_row
 
-from loopaware_pool.dsn import MISREAD, may_hold_password
+from loopaware_pool._platform.conninfo import MISREAD, may_hold_password
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
 from psycopg_pools import make_pool
 from running import eventually_async

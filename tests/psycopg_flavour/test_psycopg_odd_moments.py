@@ -19,7 +19,7 @@ from loopaware_pool.psycopg import (
     LoopAwareConnection,
     PoolClosed,
 )
-from loopaware_pool.psycopg_watch import Custody, SocketWatch
+from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch
 from psycopg_pools import make_pool
 from running import LoopThread
 

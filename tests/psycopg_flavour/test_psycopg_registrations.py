@@ -19,7 +19,7 @@ import pytest
 
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
-from loopaware_pool.psycopg_watch import SocketWatch
+from loopaware_pool.psycopg.socket_waiter import SocketWatch
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
 from running import LoopThread, eventually_async
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
-from loopaware_pool.cli.server import EmbeddedServer
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from torture.history import History, write
 from torture.shrink import shrink
 from torture.storm import Broken, Storm

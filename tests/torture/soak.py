@@ -33,8 +33,8 @@ import uvloop
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.cli.server import EmbeddedServer
 from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.testing.embedded_server import EmbeddedServer
 from torture.slopes import WARM_UP_PART, Slope, slope_per_hour
 
 CONNECTIONS = 8

@@ -5,8 +5,8 @@ from typing import Any, assert_type
 
 import loopaware_pool
 from loopaware_pool import errors
+from loopaware_pool._platform.sockets import SocketIdentity
 from loopaware_pool.asyncpg import Pool, PoolClosed, PoolConnectionProxy, PoolTimeout, TooManyWaiting, create_pool
-from loopaware_pool.fds import SocketIdentity
 from loopaware_pool.stats import (
     ConnectFailed,
     ConnectionReport,

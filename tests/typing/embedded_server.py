@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import assert_type
 
-from loopaware_pool.cli.server import EmbeddedServer, TlsFiles
+from loopaware_pool.testing.embedded_server import EmbeddedServer, TlsFiles
 
 with EmbeddedServer(settings={"max_connections": 50}, bindir=Path("bin")) as server:
     assert_type(server, EmbeddedServer)

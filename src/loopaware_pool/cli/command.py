@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
+from loopaware_pool._platform.conninfo import hide_passwords
 from loopaware_pool.cli.output import OutputLost, in_one_line, silence, unfiltered, visible_output
-from loopaware_pool.dsn import hide_passwords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool import __version__
 from loopaware_pool.cli.command import COMMANDS, Parser, Unusable, run_command
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
+
+# The other commands are packages.
+_ONE_MODULE: Final = frozenset({"bench", "probe"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +46,7 @@ def _parser() -> Parser:
 
 def _load(name: str) -> tuple[Any, Any]:
     try:
-        module = import_module(f"loopaware_pool.cli.{name}")
+        module = import_module(f"loopaware_pool.cli.{name if name in _ONE_MODULE else name + '.command'}")
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise Unusable(f"something is not installed ({reason}): pip install 'loopaware-pool[cli]'") from error

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from loopaware_pool._platform.conninfo import may_be_misread
 from loopaware_pool.cli.command import Unusable
-from loopaware_pool.cli.server import EmbeddedServer, EmbeddedServerError
-from loopaware_pool.dsn import may_be_misread
+from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.errors import ErrorFamily, PoolClosed, PoolTimeout, TooManyWaiting
 
 if TYPE_CHECKING:
+    from loopaware_pool._platform.sockets import SocketIdentity
     from loopaware_pool.driver import Owner
-    from loopaware_pool.fds import SocketIdentity
 
 __all__ = ["FakeDriver", "FakeSession"]
 

@@ -1,0 +1,1 @@
+"""The driver-independent pool. Private: flavours and tests use it."""

@@ -1,0 +1,176 @@
+"""
+Which fds have outlived their connections, and which connections their fds: looked for on a timer, if `fd_check` asks.
+
+Each loop remembers the sockets of the connections it has closed until it has seen them gone. A loop that ends leaves
+those it has not to the next one that looks. Nothing is done when a connection is lent or comes back, and a look costs
+one fstat for each idle connection and each that was closed since the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from loopaware_pool._platform.sockets import SocketIdentity, local_address, open_fd_count, selector_keys
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator
+    from selectors import SelectorKey
+
+    from loopaware_pool._core.reporter import Reporter
+    from loopaware_pool._core.shard import Shard
+
+__all__ = ["ClosedSocket", "FdCheck", "Ledger"]
+
+
+class ClosedSocket(NamedTuple):
+    """
+    What is to be gone.
+
+    Attributes:
+        identity: The socket of a connection that was closed.
+        address: Its own address, where sockets have no inode (macOS); None if not known, or not needed.
+        registration: The selector's entry for it when it was closed; None if there was none.
+        closed_at: When that was, monotonic seconds.
+        loop: Label of the loop it belonged to.
+        reason: Why it was closed.
+    """
+
+    identity: SocketIdentity
+    address: object
+    registration: SelectorKey | None
+    closed_at: float
+    loop: str
+    reason: str
+
+    def is_open(self) -> bool:
+        """Whether the socket is still there. Where that cannot be known it is taken for gone."""
+        if not self.identity.is_open():
+            return False
+        if self.identity.inode:
+            return True
+        return self.address is not None and local_address(self.identity.fd) == self.address
+
+
+class Ledger:
+    """
+    What the loops of a pool share.
+
+    Attributes:
+        orphans: Sockets whose loops ended before they were seen gone.
+        process_fds: How many fds the process had open at the last look; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.orphans: deque[ClosedSocket] = deque()
+        self.process_fds: int | None = None
+
+
+class FdCheck:
+    """
+    Looks after the fds of one loop's connections.
+
+    Args:
+        loop: The loop.
+        shard: Has the connections.
+        reporter: Tells of what is found.
+        ledger: The pool's.
+        seconds: Between two looks, and the least a socket has to go; None never looks.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        shard: Shard,
+        reporter: Reporter,
+        ledger: Ledger,
+        seconds: float | None,
+    ) -> None:
+        self._loop = loop
+        self._shard = shard
+        self._reporter = reporter
+        self._ledger = ledger
+        self._seconds = seconds
+        self._closed: list[ClosedSocket] = []
+        self._lost: set[SocketIdentity] = set()
+        self._addresses: dict[int, object] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def opened(self, identity: SocketIdentity | None) -> None:
+        """Hear of a connection; with the first one the looking begins. None is a socket that the driver hides."""
+        if self._seconds is None or identity is None:
+            return
+        if not identity.inode:
+            self._addresses[identity.fd] = local_address(identity.fd)
+        if self._timer is None:
+            self._look(self._seconds)
+
+    def closed(self, identity: SocketIdentity | None, reason: str) -> None:
+        """Remember the socket of a connection that has been closed."""
+        if self._seconds is None or identity is None:
+            return
+        self._lost.discard(identity)
+        registration = (selector_keys(self._loop) or {}).get(identity.fd)
+        address = self._addresses.pop(identity.fd, None)
+        self._closed.append(ClosedSocket(identity, address, registration, monotonic(), self._reporter.label, reason))
+
+    def stop(self) -> None:
+        """Look no more: the loop ends. What was not seen gone is left to others."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ledger.orphans.extend(one._replace(registration=None) for one in self._closed)
+        self._closed.clear()
+
+    def _look(self, seconds: float) -> None:
+        if not self._shard.is_open():
+            return
+        now = monotonic()
+        self._closed = [one for one in self._to_look_at() if not self._is_settled(one, now - seconds)]
+        self._find_lost()
+        self._ledger.process_fds = open_fd_count()
+        self._timer = self._loop.call_later(seconds, _look, weakref.ref(self), seconds)
+
+    def _to_look_at(self) -> Iterator[ClosedSocket]:
+        yield from self._closed
+        with contextlib.suppress(IndexError):  # another loop may take them at the same time
+            while True:
+                yield self._ledger.orphans.popleft()
+
+    def _is_settled(self, one: ClosedSocket, due: float) -> bool:
+        """Whether a socket is gone; or, if it was closed before *due*, has been counted and told as left behind."""
+        is_open = one.is_open()
+        if not is_open and not self._is_watched(one):
+            return True
+        if one.closed_at > due:
+            return False
+        if is_open:
+            self._shard.counters.fds_leaked += 1
+            self._reporter.fd_leaked(one)
+        else:
+            self._shard.counters.registrations_left += 1
+            self._reporter.registration_left(one)
+        return True
+
+    def _is_watched(self, one: ClosedSocket) -> bool:
+        """Whether the selector has the very entry that it had then: nobody has registered the number anew since."""
+        keys = selector_keys(self._loop)
+        return one.registration is not None and keys is not None and keys.get(one.identity.fd) is one.registration
+
+    def _find_lost(self) -> None:
+        """Find idle connections whose number is closed, or means another file. A lent one may be its caller's doing."""
+        identities = {slot.session.identity for slot in self._shard.idle} - {None} - self._lost
+        for identity in identities:
+            if identity is not None and not identity.is_open():
+                self._lost.add(identity)
+                self._shard.counters.fds_lost += 1
+                self._reporter.fd_lost(identity)
+
+
+def _look(check: weakref.ref[FdCheck], seconds: float) -> None:
+    alive = check()
+    if alive is not None:
+        alive._look(seconds)  # noqa: SLF001 - its own timer

@@ -1,0 +1,88 @@
+"""Who holds a connection: since when, from which line, and where his task stands now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from loopaware_pool._core.slot import POOLS, Slot, SlotState
+from loopaware_pool.stats import LeaseInfo
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Iterator
+    from types import FrameType
+
+__all__ = ["lease_of", "leases", "leases_of", "line_outside", "stack_of"]
+
+# Innermost lines of a stack that are told.
+DEEPEST: Final = 20
+# What waits for something else, and what it waits for, as coroutines, generators and async generators have them.
+_SUSPENDED: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+def lease_of(slot: Slot, now: float, *, has_stack: bool = False) -> LeaseInfo:
+    """
+    Say who holds *slot*.
+
+    Args:
+        slot: A slot that is lent.
+        now: Monotonic seconds.
+        has_stack: Whether to say where its task stands, too.
+    """
+    holder = slot.holder  # read once: another thread may ask while its loop takes the connection back
+    task = holder() if holder is not None else None
+    held_seconds = max(now - slot.since, 0.0)
+    if task is None:
+        return LeaseInfo(held_seconds, None, _line(slot))
+    return LeaseInfo(held_seconds, task.get_name(), _line(slot), stack_of(task) if has_stack else ())
+
+
+def leases(slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
+    """Say who holds connections, longest first."""
+    lent = [slot for slot in slots if slot.state is SlotState.LENT]
+    return [lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
+
+
+def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
+    """Say which connections *task* itself holds, longest first."""
+    return leases([slot for slot in slots if slot.holder is not None and slot.holder() is task], now)
+
+
+def line_outside(frame: FrameType | None) -> str | None:
+    """Say where the caller's own code stands that has come as far as *frame*; None if it is not there."""
+    while frame is not None and frame.f_globals.get("__name__") in POOLS:
+        frame = frame.f_back
+    return None if frame is None else _told(frame)
+
+
+def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
+    """
+    List the lines at which a suspended task stands, innermost first: those of its coroutine and of all it awaits.
+
+    `Task.get_stack` gives the outermost alone.
+    """
+    return tuple(_told(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
+
+
+def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        names = next((names for names in _SUSPENDED if hasattr(awaited, names[0])), None)
+        if names is None:
+            return
+        frame, awaited = (getattr(awaited, name) for name in names)
+        if frame is not None:
+            yield frame
+
+
+def _told(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _line(slot: Slot) -> str | None:
+    """Say where a lease was acquired, from what the interpreter kept."""
+    code = slot.code
+    if code is None:
+        return None
+    lines = [line for start, end, line in code.co_lines() if start <= slot.instruction < end and line is not None]
+    return f"{code.co_filename}:{lines[0] if lines else '?'} in {code.co_name}"

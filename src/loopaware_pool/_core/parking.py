@@ -1,0 +1,80 @@
+"""
+When the fd of an idle connection leaves the selector: before the loop next polls with no connection in use.
+
+While some are in use, those that come back are mostly lent again within milliseconds, one way or another; so they keep
+their place for as long. To take it from them at each return would cost as much as half a query.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from loopaware_pool._core.slot import Slot, SlotState
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from loopaware_pool._core.shard import Shard
+
+__all__ = ["Parking"]
+
+_IDLE: Final = SlotState.IDLE  # bound once: see shard.py
+# How long an idle connection stays in the selector while others are in use.
+PARK_SECONDS: Final = 0.01
+
+
+class Parking:
+    """
+    Parks the connections of one loop.
+
+    Args:
+        loop: The loop.
+        shard: Its share of the pool.
+        done: Called when some have been parked.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, shard: Shard, done: Callable[[], object]) -> None:
+        self._loop = loop
+        self._shard = shard
+        self._done = done
+        self._pending: set[Slot] = set()
+        self._handle: asyncio.Handle | None = None
+
+    def is_settled(self) -> bool:
+        """Whether there is none left to park."""
+        return not self._pending
+
+    def park(self, slot: Slot) -> None:
+        """Have an idle connection parked, if it is idle then, and settled: if not, it comes here again when it is."""
+        self._pending.add(slot)
+        if self._handle is None:
+            if self._shard.is_in_use():
+                self._look_later()
+            else:
+                self._handle = self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._shard.is_in_use():
+            self._look_later()
+        else:
+            self._park_those_idle_since(float("inf"))
+
+    def _look_later(self) -> None:
+        self._handle = self._loop.call_later(PARK_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._park_those_idle_since(monotonic() - PARK_SECONDS if self._shard.is_in_use() else float("inf"))
+
+    def _park_those_idle_since(self, then: float) -> None:
+        for slot in list(self._pending):
+            if slot.state is not _IDLE or not slot.session.is_settled:
+                self._pending.discard(slot)
+            elif slot.since <= then:
+                self._pending.discard(slot)
+                slot.session.park()
+        self._handle = None
+        if self._pending:
+            self._look_later()
+        self._done()

@@ -1,0 +1,691 @@
+"""
+Does on one loop what its shard decides: connects, resets, closes, parks, and keeps the timer.
+
+The shard decides, and what it has decided is queued here. Whoever calls the shard calls `act` next, which does it: the
+shard is consistent then, and may be called by all that this leads to, a listener's `pool.terminate()` included.
+
+Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it,
+and whoever ends it (the loop's end cancels all tasks) makes it give up its connection, never lose it.
+
+Nothing outside refers to a keeper strongly, neither the loop's timer nor its end: a pool that is dropped is collected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import weakref
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from loopaware_pool._core.deadlines import Deadlines
+from loopaware_pool._core.leak_check import FdCheck
+from loopaware_pool._core.leases import lease_of, leases
+from loopaware_pool._core.parking import Parking
+from loopaware_pool._core.reporter import Reporter, logger
+from loopaware_pool._core.session_listener import Tenancy
+from loopaware_pool._core.shard import Shard
+from loopaware_pool._core.slot import Slot, SlotState
+from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
+from loopaware_pool._core.terms import Phase
+from loopaware_pool._core.timeouts import within
+from loopaware_pool._platform import event_loops
+from loopaware_pool._platform.frames import has_interrupted_a_decision
+from loopaware_pool.driver import HookFailed, Liveness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from loopaware_pool._core.config import PoolConfig
+    from loopaware_pool._core.permits import Claimant
+    from loopaware_pool._core.pool import Core
+    from loopaware_pool.stats import ConnectionReport, LeaseInfo
+
+__all__ = ["Keeper"]
+
+_IDLE, _RESETTING = SlotState.IDLE, SlotState.RESETTING  # bound once: see shard.py
+_IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
+
+# What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
+LEASE_GRACE_SECONDS: Final = 0.25
+FAREWELL_SECONDS: Final = 1.0
+# The longest a server may take to close a connection that was told goodbye, or to answer a ping.
+GOODBYE_SECONDS: Final = 10.0
+# Iterations of the loop in which a readable socket is surely read.
+READ_ITERATIONS: Final = 3
+
+
+class Keeper:
+    """
+    One loop's part of a pool: a shard and the hands that serve it.
+
+    Args:
+        core: The pool.
+        loop: The running loop.
+
+    Attributes:
+        callers: How many are in the middle of something here, whatever they wait for.
+        decided: What the shard has decided and `act` has not done yet. Empty, but between the two.
+        hasty_callers: How many of those in the queue have a timeout of 0 or less.
+    """
+
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.label = event_loops.label(loop)
+        self.reporter = Reporter(core.config, self.label)
+        self.shard = Shard(core.config, core.budget, core.terms, self, pool_size=core.size, jitter=core.jitter)
+        self._core = weakref.ref(core)
+        self._config = core.config
+        self._driver = core.driver
+        self.errors = core.driver.errors
+        self.decided: deque[Callable[[], object]] = deque()
+        self._is_acting = False
+        self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
+        self._parking = Parking(loop, self.shard, self.notify)
+        self.park = self._parking.park
+        self._fds = FdCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
+        self._timer: asyncio.TimerHandle | None = None
+        self.deadlines = Deadlines(loop)
+        self._changes = event_loops.Changes(loop)
+        self.callers = 0
+        self.hasty_callers = 0
+        self.errands = event_loops.Errands(loop)
+        self._openers: dict[Slot, asyncio.Future[None]] = {}
+        self._myself = weakref.ref(self)
+        self._end = event_loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
+        self.shard.is_ending = self._end.is_too_late
+        self._call_off = event_loops.on_closed(loop, functools.partial(_loop_closed, self._myself))
+
+    # ---- what the shard has decided ----
+
+    def open(self, slot: Slot) -> None:
+        """Connect, in a task that has a second when its loop ends, see `shut`."""
+        self.decided.append(functools.partial(self._open, slot))
+
+    def reset(self, slot: Slot) -> None:
+        """Reset the session, in a task."""
+        self.decided.append(functools.partial(self._reset, slot))
+
+    def ping(self, slot: Slot) -> None:
+        """Make a round trip, in a task."""
+        self.decided.append(functools.partial(self._ping, slot))
+
+    def read(self, slot: Slot) -> None:
+        """Let the driver read what arrived."""
+        self.decided.append(functools.partial(self._read, slot))
+
+    def close(self, slot: Slot, *, politely: bool) -> None:
+        """Close the connection: in a task if there is a goodbye to say."""
+        self.decided.append(functools.partial(self._close, slot, politely=politely))
+
+    def cut(self, slot: Slot) -> None:
+        """Break a goodbye off."""
+        self.decided.append(functools.partial(self._break_off, slot))
+
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread, and the loop runs."""
+        return self.loop is event_loops.running()
+
+    def is_awake(self) -> bool:
+        """Whether the loop runs."""
+        return self.loop.is_running()
+
+    def wake_at(self, due: float) -> None:
+        """Have the shard sweep at *due* (monotonic seconds)."""
+        # A loop that stands still may run any moment: its timers are its own.
+        if self.loop is not event_loops.running():
+            event_loops.post(self.loop, self.wake_at, due)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(max(0.0, due - monotonic()), _sweep, self._myself)
+
+    def tell(self, claimant: Claimant) -> None:
+        """Tell another loop that a permit is its own."""
+        self._ask_core(lambda core: core.tell(claimant))
+
+    def ask(self, donor: Claimant) -> None:
+        """Ask another loop for an idle connection's permit."""
+        self._ask_core(lambda core: core.ask(donor))
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Have done what loops were told that have stopped."""
+        self._ask_core(lambda core: core.run_errands_of_idle_loops())
+
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+        self._ask_core(lambda core: core.look_for_dropped())
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Tell the driver, which knows what its users expect to read of it."""
+        self.decided.append(functools.partial(self._driver.floor_not_restored, error))
+
+    def opened(self, slot: Slot, seconds: float) -> None:
+        """Tell the opener and the listener."""
+        self.decided.append(functools.partial(self._opened, slot, seconds))
+
+    def connect_failed(self, slot: Slot, error: BaseException) -> None:
+        """Tell the opener and the listener."""
+        self.decided.append(functools.partial(self._connect_failed, slot, error))
+
+    def gone(self, slot: Slot, reason: str) -> None:
+        """Tell the listener."""
+        self.decided.append(functools.partial(self._gone, slot, reason))
+
+    def overdue(self, slot: Slot) -> None:
+        """Tell of a lease that lasts too long."""
+        slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
+        self.decided.append(functools.partial(self.reporter.overdue, lease))
+
+    def came_back(self, slot: Slot, held_seconds: float) -> None:
+        """Tell that a lease has ended that was reported as overdue."""
+        reported, slot.reported = slot.reported, None
+        if reported is not None:
+            lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
+            self.decided.append(functools.partial(self.reporter.came_back, lease))
+
+    def dropped(self, slot: Slot) -> None:
+        """Tell of a lease that nobody will ever end."""
+        self.decided.append(functools.partial(self.reporter.dropped, lease_of(slot, monotonic())))
+
+    def _ask_core(self, question: Callable[[Core], object]) -> None:
+        self.decided.append(functools.partial(self._tell_core, question))
+
+    # ---- acting ----
+
+    def act(self) -> None:
+        """
+        Do what the shard has decided, and what it decides because of that.
+
+        Called by what one of these things leads to, it leaves the rest to the call under way. An error is told to the
+        loop's exception handler: the caller, who may be anybody, has not caused it, and the rest is done all the same.
+        """
+        if self._is_acting:
+            return
+        self._is_acting = True
+        try:
+            while self.decided:
+                action = self.decided.popleft()
+                try:
+                    action()
+                except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
+                    message = f"{self._config.name}: the pool's work on a connection failed"
+                    self.loop.call_exception_handler({"message": message, "exception": error})
+        finally:
+            self._is_acting = False
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Call *action*, which may have the shard decide, and do what that has decided."""
+        try:
+            action()
+        finally:
+            self.act()
+
+    def _open(self, slot: Slot) -> None:
+        if slot.state is SlotState.CONNECTING:  # else it was given up before it began
+            event_loops.spare(self._spawn(slot, self._connect(slot)))
+
+    def _reset(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            self._spawn(slot, self._service(slot, slot.session.reset, self.reset_failed))
+
+    def _ping(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            slot.session.unpark()
+            ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
+            self._spawn(slot, self._service(slot, ping, self._found_dead))
+
+    def _read(self, slot: Slot) -> None:
+        if slot.state is SlotState.RESETTING:
+            slot.session.unpark()
+            self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
+
+    def _close(self, slot: Slot, *, politely: bool) -> None:
+        if slot.state is not SlotState.CLOSING:
+            return
+        task = self._tasks.pop(slot, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        if politely and slot.session.says_goodbye and self.loop.is_running():
+            slot.session.unpark()
+            self._spawn(slot, self._say_goodbye(slot))
+        else:
+            self._cut(slot)
+
+    def _break_off(self, slot: Slot) -> None:
+        if slot.state is not SlotState.CLOSING:
+            return
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        self._cut(slot)
+
+    def _tell_core(self, question: Callable[[Core], object]) -> None:
+        if (core := self._core()) is not None:
+            question(core)
+
+    def _opened(self, slot: Slot, seconds: float) -> None:
+        self._tell_opener(slot, None)
+        self._fds.opened(slot.session.identity)
+        self.reporter.opened(seconds)
+
+    def _connect_failed(self, slot: Slot, error: BaseException) -> None:
+        self._tell_opener(slot, error)
+        self.reporter.connect_failed(error)
+        self.notify()
+
+    def _gone(self, slot: Slot, reason: str) -> None:
+        self._fds.closed(slot.session.identity, reason)
+        self.reporter.closed(slot, reason)
+        self.notify()
+
+    # ---- tasks ----
+
+    def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
+        # Not by `create_task`: a factory of eager tasks would run it here, in the middle of a decision of the shard's.
+        task = asyncio.Task(work, loop=self.loop)
+        self._tasks[slot] = task
+        task.add_done_callback(functools.partial(self._ended, slot))
+        return task
+
+    def _ended(self, slot: Slot, task: asyncio.Task[BaseException | None]) -> None:
+        """
+        Let go of a task, and finish what it left undone.
+
+        A task that is cancelled before its first step runs none of its own code, no `finally` either: so its slot
+        is looked after here.
+        """
+        if self._tasks.get(slot) is not task:
+            return
+        del self._tasks[slot]
+        if task.cancelled() or task.exception() is not None:
+            if slot.state is SlotState.CONNECTING:
+                self._tell_opener(slot, self._closed_error())
+                self.shard.connect_cancelled(slot, monotonic())
+            elif slot.state is SlotState.RESETTING:
+                self.shard.broke(slot, "interrupted")
+            elif slot.state is SlotState.CLOSING:
+                self._cut(slot)
+        self.act()
+        self.notify()
+
+    async def _connect(self, slot: Slot) -> None:
+        try:
+            session = await self._driver.connect()
+        except HookFailed as failure:
+            cause = failure.__cause__ or failure
+            self.shard.connect_failed(slot, cause, monotonic(), is_final=True)
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises is told to those who wait
+            self.shard.connect_failed(slot, error, monotonic(), is_final=False)
+        else:
+            if slot.state is not SlotState.CONNECTING:  # given up, and the driver took no notice
+                session.abort()
+                return
+            session.owner = Tenancy(self, slot)
+            self.shard.connected(slot, session, monotonic())
+        self.act()
+
+    async def _service(
+        self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[BaseException], str]
+    ) -> BaseException | None:
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
+            if slot.state is SlotState.RESETTING:
+                self.shard.broke(slot, failed(error))
+                self.act()
+            return error
+        self.shard.serviced(slot, monotonic())
+        self.act()
+        return None
+
+    async def _say_goodbye(self, slot: Slot) -> None:
+        try:
+            await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
+        except Exception:  # noqa: BLE001 - it is cut in the next line
+            logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
+        self._cut(slot)
+
+    def _cut(self, slot: Slot) -> None:
+        """Close the socket, whatever its loop does."""
+        try:
+            if self.loop.is_running():
+                slot.session.abort()
+            else:
+                slot.session.discard(forked=False)
+        finally:  # no error of a driver's costs a permit
+            self.shard.closed(slot, monotonic())
+            self.act()
+
+    def _look_again(self, slot: Slot, iterations: int) -> None:
+        """Decide on a connection that had something to read, once the driver has had the time to read it."""
+        if slot.state is not SlotState.RESETTING:
+            return
+        if iterations:
+            self.loop.call_soon(self._look_again, slot, iterations - 1)
+        elif slot.session.liveness() is Liveness.DEAD:
+            self.shard.counters.found_dead += 1
+            self.shard.broke(slot, "closed by the server")
+        else:
+            self.shard.serviced(slot, monotonic())
+        self.act()
+
+    def reconfigured(self, config: PoolConfig) -> None:
+        """Go by other settings from now on."""
+        self._config = config
+        self.reporter.reconfigured(config)
+        self.shard.reconfigured(config, monotonic())
+        self.act()
+
+    def keep_floor(self) -> None:
+        """Look after `min_size` from now on."""
+        self.shard.keep_floor(monotonic())
+        self.act()
+
+    def granted(self) -> None:
+        """Hear that a permit is this loop's own."""
+        self.shard.granted(monotonic())
+        self.act()
+
+    # ---- what callers ask ----
+
+    async def open_one(self) -> bool:
+        """
+        Open a connection.
+
+        Returns:
+            False if no permit is free.
+
+        Raises:
+            Exception: What connecting failed with.
+
+        Cancellation: ends the waiting, not the connect.
+        """
+        slot = self.shard.open_one(monotonic())
+        if slot is None:
+            return False
+        opener = self._openers[slot] = self.loop.create_future()
+        self.act()
+        await opener
+        return True
+
+    async def settled(self) -> None:
+        """Wait until every connection that was released is ready, out of the selector, or closed."""
+        await self._changes.until(self._is_settled)
+
+    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """
+        Wait until *condition* holds; it is looked at whenever connections have changed on this loop.
+
+        Returns:
+            False if *timeout* (seconds) passed first.
+        """
+        return await self._changes.until(condition, timeout)
+
+    def is_unneeded(self) -> bool:
+        """Whether the loop stands still, and there is nothing on it: no connection, no caller, nothing to do."""
+        return event_loops.is_idle(self.loop) and not (
+            self.callers
+            or self.shard.slots
+            or self.shard.waiters
+            or self._tasks
+            or self._openers
+            or self.errands
+            or self._changes.are_awaited()
+        )
+
+    def is_unused(self) -> bool:
+        """Whether there is no connection but those that are lent."""
+        return len(self.shard.slots) == self._lent()
+
+    async def check_idle(self) -> None:
+        """
+        Make a round trip on each idle connection; those that fail are closed.
+
+        Cancellation: ends the waiting, not the checks.
+        """
+        slots = self.shard.upkeep.ping_all()
+        self.act()
+        for slot in slots:
+            await self.finished(slot)
+
+    async def finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
+        """
+        Wait for the task that works on *slot*, for *patience* seconds at most; None waits as long as it takes.
+
+        Returns:
+            What it failed with, or None.
+
+        Cancellation: ends the waiting, not the task.
+        """
+        task = self._tasks.get(slot)
+        if task is not None and patience is not None:
+            await asyncio.wait([task], timeout=patience)
+            if not task.done():
+                return None
+        return None if task is None else await event_loops.outcome_of(task)
+
+    def leases(self) -> list[LeaseInfo]:
+        """Say who holds connections, longest first."""
+        return leases(list(self.shard.slots), monotonic())
+
+    def report(self) -> list[ConnectionReport]:
+        """Describe every connection."""
+        return [self.reporter.row(slot, self.loop) for slot in list(self.shard.slots)]
+
+    def _is_settled(self) -> bool:
+        return self._parking.is_settled() and all(
+            slot.state is not SlotState.RESETTING
+            and slot.state is not SlotState.CLOSING
+            and (slot.state is not SlotState.IDLE or slot.session.is_settled)
+            for slot in self.shard.slots
+        )
+
+    # ---- the end ----
+
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """
+        Serve nobody any more: tell those who wait, close what is idle.
+
+        A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
+        """
+        self.shard.shut(error)
+        self.act()
+        if not self.loop.is_running():
+            self.cut_unused()  # nobody is there to finish what has begun
+        else:
+            self.shard.sweep(monotonic())
+            self.act()
+            if self.shard.connecting:
+                self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
+        self.notify()
+
+    def _cancel_connects(self) -> None:
+        for slot in list(self.shard.connecting):
+            task = self._tasks.get(slot)
+            if task is not None:
+                task.cancel()
+
+    def terminate(self, error: Callable[[], BaseException]) -> None:
+        """Close every connection now, lent ones included; connects have the time that `shut` gives them."""
+        self.shut(error)
+        self._end_now(self.shard.slots - self.shard.connecting, "terminated")
+        for slot in list(self.shard.connecting):
+            self._tell_opener(slot, error())
+        self.notify()
+
+    def cut_unused(self) -> None:
+        """Close every connection now but those that are lent, and end every connect."""
+        self._end_now({slot for slot in self.shard.slots if slot.state in _IN_TRANSIT}, "pool closed")
+        self._cancel_connects()
+        self.notify()
+
+    def _end_now(self, slots: set[Slot], reason: str) -> None:
+        for slot in slots:
+            task = self._tasks.pop(slot, None)
+            if task is not None:
+                task.cancel()
+            if slot.state is SlotState.CLOSING:
+                self._cut(slot)
+            else:
+                self.shard.retire(slot, reason, politely=False)
+        self.act()
+
+    def cut_all(self, error: Callable[[], BaseException]) -> None:
+        """Close every connection now, and end every connect: the loop ends, or stands still."""
+        self.terminate(error)
+        for slot in list(self.shard.connecting):
+            task = self._tasks.pop(slot, None)
+            if task is not None:
+                task.cancel()
+            self.shard.connect_cancelled(slot, monotonic())
+        self.act()
+        self.notify()
+
+    def dismiss(self) -> None:
+        """Let go of the loop: nothing is left to keep."""
+        self._end.cancel()
+        self._stop_timers()
+
+    def _stop_timers(self) -> None:
+        self._call_off()
+        self.deadlines.stop()
+        self._fds.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def farewell(self) -> None:
+        """Close everything while the loop shuts down, politely as far as a second allows."""
+        self._leave_pool()
+        count = len(self.shard.slots)
+        self.shut(self._closed_error)
+        await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
+        await self._changes.until(self.is_unused, FAREWELL_SECONDS)
+        self.cut_all(self._closed_error)
+        self._ended_with(count)
+        await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
+
+    def loop_closed(self) -> None:
+        """Close everything although the loop is closed. To other threads, one that is being closed looks idle."""
+        with self.errands.closing():
+            self._leave_pool()
+            count = len(self.shard.slots)
+            # Nobody can be told any more: futures of a closed loop refuse even to be resolved.
+            self.shard.waiters.clear()
+            self._openers.clear()
+            self._changes.clear()
+            while self._tasks:
+                event_loops.unwind(self._tasks.popitem()[1])
+            self.cut_all(self._closed_error)
+            self._ended_with(count)
+
+    def forked(self) -> None:
+        """Forget everything in a child process, where all of it is the parent's."""
+        for slot in self.shard.slots:
+            if slot.state is not SlotState.CONNECTING:
+                slot.session.owner = None
+                slot.session.discard(forked=True)
+        self.shard.phase = Phase.CLOSED
+
+    def _leave_pool(self) -> None:
+        if (core := self._core()) is not None:
+            core.loop_ending(self)
+
+    def _ended_with(self, connections: int) -> None:
+        self._stop_timers()
+        if connections:
+            self.reporter.loop_ended(connections)
+        if (core := self._core()) is not None:
+            core.loop_ended(self)
+
+    def _lent(self) -> int:
+        return self.shard.count(SlotState.LENT, SlotState.RESERVED)
+
+    def _closed_error(self) -> BaseException:
+        return self._driver.errors.closed(
+            f"pool {self._config.name!r} closed its connections on {self.label}: the loop ends", pool=self._config.name
+        )
+
+    # ---- telling ----
+
+    def reset_failed(self, error: BaseException) -> str:
+        """Count a session that could not be reset, and tell the listener. Returns the reason for its end."""
+        self.shard.counters.reset_failures += 1
+        self.reporter.reset_failed(error)
+        return "reset failed"
+
+    def demoted(self, slot: Slot) -> None:
+        """Give up a connection whose server has become read-only, and with it all of its generation, on every loop."""
+        if (core := self._core()) is not None and slot.generation == core.terms.generation:
+            logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
+            core.drain()
+        self.shard.broke(slot, BECAME_READ_ONLY)
+        self.act()
+
+    def lost(self, slot: Slot, reason: str) -> None:
+        """Give up a connection that is of no use any more."""
+        self.shard.broke(slot, reason)
+        self.act()
+        self.notify()
+
+    def lease_dropped(self, slot: Slot) -> None:
+        """Give up a connection whose lease nobody will ever end. The collector may tell so between any two lines."""
+        if has_interrupted_a_decision():
+            self.errands.leave(functools.partial(self._reclaim, slot))
+        else:
+            self._reclaim(slot)
+
+    def _reclaim(self, slot: Slot) -> None:
+        self.shard.upkeep.dropped(slot)
+        self.act()
+        self.notify()
+
+    def _found_dead(self, _: BaseException) -> str:
+        self.shard.counters.found_dead += 1
+        return "did not answer"
+
+    def notify_settled(self, slot: Slot) -> None:
+        """Park a connection whose last answer has come, or have it lent again if that was waited for."""
+        if slot.state is _IDLE:
+            self.park(slot)
+        elif slot.state is _RESETTING:
+            self.shard.answered(slot, monotonic())
+            if self.decided:
+                self.act()
+        if self._changes.are_awaited():
+            self.notify()
+
+    def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
+        opener = self._openers.pop(slot, None)
+        if opener is not None and not opener.done():
+            if error is None:
+                opener.set_result(None)
+            else:
+                opener.set_exception(error)
+
+    def notify(self) -> None:
+        """Wake those who wait for a change."""
+        self._changes.notify()
+        if not self.shard.slots and (core := self._core()) is not None:
+            core.keeper_emptied()
+
+
+def _sweep(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        keeper.shard.sweep(monotonic())
+        keeper.act()
+
+
+async def _farewell(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        await keeper.farewell()
+
+
+def _loop_closed(myself: weakref.ref[Keeper]) -> None:
+    keeper = myself()
+    if keeper is not None:
+        keeper.loop_closed()

@@ -1,0 +1,655 @@
+"""
+What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, I/O is the edge's business.
+
+A decision is never re-entered. It changes the shard's own state, and has the edge queue what is to be done: what closes
+a connection, tells another loop or calls a listener may call the shard again, and would find it half changed. The edge
+does what is queued when the decision has been made.
+
+A shard is touched by its own loop only, so nothing here takes a lock. Its connections are in one place each:
+`connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire),
+`unanswered` holds those that are to be idle as soon as the server has answered a reset, and the others are with a
+caller or a task. Callers wait in `waiters`, first come, first served, and a connection that
+comes free is put into the first one's hands: a running task cannot take it in between.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Final
+
+from loopaware_pool._core.config import IdleOrder
+from loopaware_pool._core.connect_pacing import STEP_SECONDS, Ramp
+from loopaware_pool._core.housekeeping import NEVER, RESET_ANSWER_SECONDS, Upkeep, answer_limit
+from loopaware_pool._core.load_shedding import Shedding
+from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
+from loopaware_pool._core.terms import Phase
+from loopaware_pool._core.wait_queue import Line
+from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.stats import Counters, LoopStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from loopaware_pool._core.config import PoolConfig
+    from loopaware_pool._core.interfaces import Edge, Waiter
+    from loopaware_pool._core.permits import Budget
+    from loopaware_pool._core.terms import Terms
+    from loopaware_pool.driver import Session
+
+__all__ = ["PARTING_SECONDS", "Shard"]
+
+# How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
+PARTING_SECONDS: Final = 0.1
+# A server that lets a reset wait for so long is silent, not slow: who waits for its answer is not about to be served.
+SILENT_SECONDS: Final = 1.0
+_NOBODY = IdleOrder.NONE
+# Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
+_OPEN, _SUSPENDED, _CLOSED = Phase
+_ALIVE, _DEAD, _UNREAD = Liveness
+_READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
+_TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
+_RESET_STARTED = SlotEvent.RESET_STARTED
+
+
+class Shard:
+    """
+    One loop's share of a pool.
+
+    Args:
+        config: The pool's settings.
+        budget: The pool's permits.
+        terms: The pool's generation and floor.
+        edge: Does what is decided here.
+        pool_size: Counts the pool's connections on all loops, connecting ones included.
+        jitter: Draws a number between 0 and 1, for lifetimes.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        budget: Budget,
+        terms: Terms,
+        edge: Edge,
+        *,
+        pool_size: Callable[[], int],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.phase = _OPEN
+        self.idle: list[Slot] = []
+        self.slots: set[Slot] = set()
+        self.connecting: set[Slot] = set()
+        self.closing: dict[Slot, float] = {}  # until when callers let it part in peace, in the order of their closing
+        self.unanswered: dict[Slot, float] = {}  # in the order of their returns; until when, monotonic seconds
+        self.waiters = Line()
+        self.counters = Counters()
+        self.last_error: BaseException | None = None
+        self.keeps_floor = False
+        self.is_ending = False
+        self.least_idle = 0
+        self._config = config
+        self._budget = budget
+        self._terms = terms
+        self._edge = edge
+        self._jitter = jitter
+        self._lends_dead = config.lends_dead
+        self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
+        self._due = NEVER
+        ceiling = config.max_connecting or budget.max_size  # which may have changed since the settings were made
+        self._ramp = Ramp(ceiling)
+        self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
+        self._idle_look = _idle_look(config)
+        self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
+        self._reasons: dict[Slot, str] = {}
+        self.upkeep = Upkeep(self, config, terms, edge, ramp=Ramp(ceiling), pool_size=pool_size)
+
+    def is_open(self) -> bool:
+        """Whether callers are, or will be, served."""
+        return self.phase is not _CLOSED
+
+    # ---- lending ----
+
+    def take(self, now: float) -> Slot | None:
+        """Lend an idle connection at once. None if there is none, or others wait for one."""
+        if self.waiters or self.phase is not _OPEN:
+            return None
+        while self.idle:
+            try:
+                slot = self.idle.pop(self._next)
+            except IndexError:  # given to another loop by its thread, at the moment at which this one began to run
+                break
+            self.least_idle = min(self.least_idle, len(self.idle))
+            if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
+                self._retire_old(slot)
+            elif self._lends_dead or (liveness := slot.session.liveness()) is _ALIVE:
+                slot.move(_TAKEN)
+                self._lend(slot, now)
+                return slot
+            else:
+                self._set_aside(slot, liveness)
+        return None
+
+    def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> bool:
+        """
+        Queue a caller, and grow if that helps.
+
+        Returns:
+            Whether it counts as queued: a null pool's caller for whom a connection can be opened does not.
+        """
+        self.waiters.join(waiter, now, has_deadline=has_deadline)
+        self.grow(now)
+        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line(now) > self.growth_left
+        self.counters.queued += is_counted
+        return is_counted
+
+    def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
+        """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
+        self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
+        self.grow(now)
+
+    def claim(self, slot: Slot, waited: float | None, now: float) -> None:
+        """Begin the lease of a caller that was handed *slot* and has woken; *waited* is None if it was not queued."""
+        slot.move(_CLAIMED)
+        if waited is not None:
+            self.counters.waited += 1
+            self.counters.waited_seconds += waited
+        self._lend(slot, now)
+
+    def abandon(self, slot: Slot, now: float) -> None:
+        """Take *slot* back from a caller that was handed it and cannot use it: it was cancelled, or is too late."""
+        if slot.state is SlotState.RESERVED:
+            slot.move(SlotEvent.ABANDONED)
+            self._give(slot, now)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take a caller out of the queue."""
+        self.waiters.pop(waiter, None)
+        if not self.waiters:
+            self._demand_ended()
+
+    def _lend(self, slot: Slot, now: float) -> None:
+        slot.since = now
+        self.counters.acquired += 1
+        if self._lease_look is not NEVER:
+            self.wake_by(now + self._lease_look)
+
+    def _set_aside(self, slot: Slot, liveness: Liveness) -> None:
+        """Keep *slot* from callers: it is dead, or has something to read that may say so."""
+        if liveness is _UNREAD:
+            slot.move(SlotEvent.RESET_STARTED)
+            self._edge.read(slot)
+        else:
+            self._found_dead(slot)
+            self.drop_dead()
+
+    # ---- taking back ----
+
+    def returned(self, slot: Slot, check: ReturnCheck, now: float, answer_seconds: float | None = None) -> None:
+        """
+        Take a connection back from its caller.
+
+        Args:
+            slot: Whose.
+            check: What it needs.
+            now: Monotonic seconds.
+            answer_seconds: How long the answer to a reset that has been sent may take; None for as long as any.
+        """
+        held_seconds = now - slot.since
+        self.counters.used_seconds += held_seconds
+        if self.is_ending and check is not _READY:
+            check = ReturnCheck.STRANDED
+        if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
+            slot.move(_RETURNED)
+            self._give(slot, now)
+        elif check is _RESET_SENT:
+            slot.move(_RESET_STARTED)
+            slot.since = now
+            self.unanswered[slot] = due = now + answer_limit(answer_seconds)
+            self.wake_by(due)
+        elif check is _RESET:
+            slot.move(_RESET_STARTED)
+            self._edge.reset(slot)
+        else:
+            self.counters.returned_dead += check is ReturnCheck.BROKEN
+            self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
+            if check is ReturnCheck.BROKEN:
+                self.drop_dead()
+        if slot.reported is not None:
+            self._edge.came_back(slot, held_seconds)
+
+    def answered(self, slot: Slot, now: float) -> None:
+        """Take back a connection if it was the answer to its reset that was waited for."""
+        if slot in self.unanswered:
+            del self.unanswered[slot]
+            slot.move(SlotEvent.RESET_FINISHED)
+            self._give(slot, now)
+
+    def serviced(self, slot: Slot, now: float) -> None:
+        """Take back a connection that a task has reset, pinged or read from."""
+        if slot.state is SlotState.RESETTING:
+            slot.move(SlotEvent.RESET_FINISHED)
+            self._give(slot, now)
+
+    def broke(self, slot: Slot, reason: str) -> None:
+        """Give up a connection that is of no use any more, whoever has it."""
+        if slot.state in (SlotState.CLOSING, SlotState.GONE, SlotState.CONNECTING):
+            return
+        if slot.state is SlotState.IDLE and slot in self.idle:
+            self.idle.remove(slot)
+        self._retire(slot, reason, politely=False)
+
+    def _give(self, slot: Slot, now: float) -> None:
+        """Put an idle connection to use: into the first waiter's hands, or on the stack."""
+        if self.phase is _CLOSED:
+            self._retire(slot, "pool closed")
+        elif self._is_past_use(slot, now):
+            self._retire_old(slot)
+        elif self.waiters and self._hand_on(slot, now):
+            pass
+        elif self.is_ending:
+            self._retire(slot, "the loop ends", politely=False)
+        elif self._config.idle_order is _NOBODY:
+            self._retire(slot, "nobody waits for it")
+        else:
+            slot.since = now
+            self.idle.append(slot)
+            self._edge.park(slot)
+            if now + self._idle_look < self._due or slot.expires_at < self._due:
+                self.wake_by(min(now + self._idle_look, slot.expires_at))
+            if self._budget.claims:
+                self.asked(now)
+
+    def is_outdated(self, slot: Slot) -> bool:
+        """Whether all connections that were open when *slot* was have expired since."""
+        return slot.generation != self._terms.generation
+
+    def _is_past_use(self, slot: Slot, now: float) -> bool:
+        """Whether *slot* is to be closed as soon as it is back, so that no answer need be waited for."""
+        return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
+
+    def _hand_on(self, slot: Slot, now: float) -> bool:
+        """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
+        if self.phase is _SUSPENDED:
+            return False
+        if self._budget.claims and self._has_served(slot, now):
+            self._retire(slot, "given to another loop")
+            return True
+        if not self._lends_dead and (liveness := slot.session.liveness()) is not _ALIVE:
+            self._set_aside(slot, liveness)
+            return True
+        waiter = self._first_to_serve(now)
+        if not self.waiters:
+            self._demand_ended()
+        if waiter is not None:
+            slot.move(_RESERVED)
+            waiter.set_result(slot)
+        return waiter is not None
+
+    def _first_to_serve(self, now: float) -> Waiter | None:
+        """Take the first caller out of the line. In one that stands, those who have waited too long are refused."""
+        while (first := self.waiters.next()) is not None:
+            waiter, waited = first[0], now - first[1]
+            # Nobody gains by the refusal of one behind whom nobody waits.
+            if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
+                return waiter
+            self.counters.shed += 1
+            error = self._edge.errors.overloaded(
+                pool=self._config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
+            )
+            waiter.set_exception(error)
+        return None
+
+    def _has_served(self, slot: Slot, now: float) -> bool:
+        """
+        Whether *slot* has served this loop long enough to go to another that waits.
+
+        Without a least time here, two loops would hand one permit to and fro, and serve nobody with it.
+        """
+        age_seconds = now - slot.opened_at
+        return age_seconds >= self._config.patience and self._budget.should_yield(self, now, donor_has_waiters=True)
+
+    def _retire_old(self, slot: Slot) -> None:
+        self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
+
+    # ---- growing ----
+
+    def open_one(self, now: float) -> Slot | None:
+        """Start a connect, if a permit is free."""
+        return self._start_connect(now) if self._budget.take(self) else None
+
+    def grow(self, now: float) -> None:
+        """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
+        wanted = len(self.waiters) - len(self.connecting)
+        if wanted <= 0 or self.phase is not _OPEN:
+            return
+        if not self._edge.is_awake():
+            self.wake_by(now)
+            return
+        if len(self.slots) >= self._budget.max_size:
+            self._hurry_goodbyes(now)
+            if now >= self.upkeep.look_at:
+                self.upkeep.look_for_dropped(now)
+            return
+        if now < self._ramp.probe_at:
+            self.wake_by(self._ramp.probe_at)
+            return
+        if self.unanswered:
+            wanted -= self._about_to_be_idle(now)
+        for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
+            if not self._budget.take_or_claim(self, self.waiters.oldest):
+                self._look_for_donor(now)
+                return
+            self._start_connect(now)
+        if wanted > 0 and len(self.waiters) > len(self.connecting):
+            self.wake_by(now + STEP_SECONDS)
+
+    def _about_to_be_idle(self, now: float) -> int:
+        """Count the connections that a reset's answer, due any moment, gives back; none once one has taken too long."""
+        late_at = next(iter(self.unanswered)).since + STEP_SECONDS
+        if now >= late_at:
+            return 0
+        self.wake_by(late_at)
+        return len(self.unanswered)
+
+    def granted(self, now: float) -> None:
+        """Use, or return, a permit that another loop gave up for this one's claim."""
+        is_wanted = self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at
+        if is_wanted and self._edge.is_awake():
+            self._start_connect(now)
+        else:
+            self._return_permit()
+        self.grow(now)
+
+    def asked(self, now: float) -> None:
+        """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
+        is_unused = bool(self.idle or (self.unanswered and not self.waiters))
+        if is_unused and self._budget.should_yield(self, now, donor_has_waiters=False):
+            slot = self._take_unused()
+            if slot is not None:
+                self._retire(slot, "given to another loop")
+        elif self._budget.claims:
+            self._hurry_goodbyes(now)
+
+    def _take_unused(self) -> Slot | None:
+        try:
+            return self.idle.pop(0)
+        except IndexError:  # none, or none any more: this may be another thread, and the loop may begin to run
+            return next(iter(list(self.unanswered)), None)  # a loop that stands still reads no answer
+
+    def connected(self, slot: Slot, session: Session, now: float) -> None:
+        """Welcome a connection."""
+        self.connecting.discard(slot)
+        self.upkeep.connected(slot, now)
+        self.last_error = None
+        self._ramp.connected()
+        self.counters.opened += 1
+        slot.session = session
+        slot.move(SlotEvent.CONNECTED)
+        if self._config.max_lifetime:
+            lifetime = self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
+            slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # whoever waits for it is served by it
+        connect_seconds, slot.opened_at = now - slot.opened_at, now
+        self.counters.connect_seconds += connect_seconds
+        self._edge.opened(slot, connect_seconds)
+        self._give(slot, now)
+        self.grow(now)
+
+    def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:
+        """
+        Note that a connect failed, and tell those callers that have nothing else to hope for.
+
+        A caller with a deadline waits on, until then: the next attempt may succeed. So does one who came when this one
+        was under way: it may have failed of what was before his time, as of a freeze. *is_final* says that none will
+        succeed, as a callback of the user's is at fault; then the first in the queue hears of it.
+        """
+        slot.move(SlotEvent.CONNECT_FAILED)
+        self.connecting.discard(slot)
+        self.slots.discard(slot)
+        self.counters.connect_failures += 1
+        self._edge.connect_failed(slot, error)
+        if not is_final:
+            self.last_error = error
+            self._ramp.refused(now)
+        hopeless = self.size == 0 and not is_final
+        since = now if is_final else slot.opened_at
+        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless, since=since)
+        if not self.waiters:
+            self._demand_ended()
+        self.upkeep.connect_failed(slot, error, now)
+        self._return_permit()
+        self.grow(now)
+
+    def connect_cancelled(self, slot: Slot, now: float) -> None:
+        """Note that somebody ended the connect's task; callers that still wait get another."""
+        slot.move(SlotEvent.CONNECT_FAILED)
+        self.connecting.discard(slot)
+        self.upkeep.restoring.discard(slot)
+        self.slots.discard(slot)
+        self._return_permit()
+        self.grow(now)
+
+    def _start_connect(self, now: float) -> Slot:
+        slot = Slot(self._terms.generation, now)
+        self.slots.add(slot)
+        self.connecting.add(slot)
+        self._edge.open(slot)
+        return slot
+
+    def _demand_ended(self) -> None:
+        self._ramp.demand_ended()
+        if self._shedding is not None:
+            self._shedding.emptied()
+        if self._budget.claims:
+            self._budget.drop_claim(self)
+
+    def _look_for_donor(self, now: float) -> None:
+        self._hurry_goodbyes(now)
+        donor = self._budget.donor_for(self, now)
+        if donor is not None:
+            self._edge.ask(donor)
+        else:
+            self._edge.run_errands_of_idle_loops()
+        if self._budget.claims:
+            self.wake_by(now + self._config.patience)
+        if now >= self.upkeep.look_at:
+            self.upkeep.look_for_dropped(now)
+
+    # ---- closing ----
+
+    def retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+        """Close a connection that a caller has, or just had."""
+        if slot.state not in (SlotState.CLOSING, SlotState.GONE):
+            self._retire(slot, reason, politely=politely)
+
+    def closed(self, slot: Slot, now: float) -> None:
+        """Let go of a connection whose socket is gone."""
+        if slot.state is SlotState.GONE:
+            return
+        slot.move(SlotEvent.CLOSED)
+        self.closing.pop(slot, None)
+        self.slots.discard(slot)
+        self.counters.closed += 1
+        self._edge.gone(slot, self._reasons.pop(slot, ""))
+        self._return_permit()
+        self.grow(now)
+        self.upkeep.restore_floor(now)
+
+    def shut(self, error: Callable[[], BaseException]) -> None:
+        """Serve nobody any more: tell those who wait, and close what is idle."""
+        self.waiters.dismiss(error)
+        self._demand_ended()
+        self.phase = _CLOSED
+        while self.idle:
+            self._retire(self.idle.pop(), "pool closed")
+        for slot in list(self.unanswered):
+            self._retire(slot, "pool closed")
+
+    def resume(self, now: float) -> None:
+        """Serve those who waited during a suspension."""
+        if self.phase is _SUSPENDED:
+            self.phase = _OPEN
+            while self.waiters and self.idle:
+                self._give(self.idle.pop(), now)
+            self.grow(now)
+
+    def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+        slot.move(SlotEvent.CLOSE_STARTED)
+        self.unanswered.pop(slot, None)
+        self.closing[slot] = NEVER
+        self._reasons[slot] = reason
+        self._edge.close(slot, politely=politely)
+
+    def _hurry_goodbyes(self, now: float) -> None:
+        """
+        Cut goodbyes short that somebody waits for, the oldest first.
+
+        A server that is well hangs up within milliseconds, and then has one session less. One that is frozen would keep
+        the permit for as long as a goodbye may take, and callers from the server that has taken its place.
+        """
+        wanted = self._permits_wanted()
+        for slot in list(self.closing):
+            if not wanted:
+                return
+            if self.closing[slot] is NEVER:
+                self.closing[slot] = now + PARTING_SECONDS if self._edge.is_awake() else now
+            if now >= self.closing[slot]:
+                self._edge.cut(slot)
+                wanted -= 1
+            else:
+                self.wake_by(self.closing[slot])
+
+    def _permits_wanted(self) -> int:
+        return max(0, len(self.waiters) - len(self.connecting)) + len(self._budget.claims)
+
+    def _found_dead(self, slot: Slot) -> None:
+        self.counters.found_dead += 1
+        self._retire(slot, "closed by the server", politely=False)
+
+    def _return_permit(self) -> None:
+        claimant = self._budget.give_back(self)
+        if claimant is not None:
+            self._edge.tell(claimant)
+
+    # ---- upkeep ----
+
+    def sweep(self, now: float) -> None:
+        """Do what has become due."""
+        self._due = NEVER
+        self.upkeep.sweep(now)
+        if self._budget.claims:
+            self._hurry_goodbyes(now)
+        self.grow(now)
+
+    def expired(self) -> None:
+        """Close what waits for a reset's answer and is too old to be lent again."""
+        for slot in list(self.unanswered):
+            if self.is_outdated(slot):
+                self._retire_old(slot)
+
+    def reconfigured(self, config: PoolConfig, now: float) -> None:
+        """Go by other settings; not here and now: this may be in the middle of a decision, as of a listener."""
+        self._config = config
+        self._idle_look = _idle_look(config)
+        self.upkeep.reconfigured(config)
+        self.wake_by(now)
+
+    def resized(self, now: float) -> None:
+        """Go by another `min_size` and `max_size`."""
+        if self._config.max_connecting is None:
+            self._ramp.ceiling = self.upkeep.ramp.ceiling = self._budget.max_size
+        self.grow(now)
+        self.upkeep.restore_floor(now)
+
+    def keep_floor(self, now: float) -> None:
+        """Look after `min_size` from now on."""
+        self.keeps_floor = True
+        self.upkeep.restore_floor(now)
+
+    def drop_dead(self) -> None:
+        """Discard every idle connection that is dead: where there is one, there are more."""
+        for slot in self.idle[:]:
+            if slot.session.liveness() is _DEAD:
+                self.idle.remove(slot)
+                self._found_dead(slot)
+
+    def retire_idle(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+        """Close an idle connection."""
+        self.idle.remove(slot)
+        self._retire(slot, reason, politely=politely)
+
+    def ping_idle(self, slot: Slot) -> None:
+        """Make a round trip on an idle connection, unless its loop stands still: nobody would hear the answer."""
+        if not self._edge.is_awake():
+            self.wake_by(0.0)  # as soon as it runs
+            return
+        self.idle.remove(slot)
+        slot.move(SlotEvent.RESET_STARTED)
+        self._edge.ping(slot)
+
+    def wake_by(self, due: float) -> None:
+        """Have `sweep` called at *due* (monotonic seconds), or earlier."""
+        if due < self._due:
+            self._due = due
+            self._edge.wake_at(due)
+
+    # ---- counting ----
+
+    @property
+    def size(self) -> int:
+        """Live connections: neither connecting nor closing."""
+        return len(self.slots) - len(self.connecting) - len(self.closing)
+
+    @property
+    def idle_size(self) -> int:
+        """Connections that are idle, or will be as soon as the server has answered a reset."""
+        return len(self.idle) + len(self.unanswered)
+
+    def waiting_in_line(self, now: float) -> int:
+        """Count callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
+        served_soon = 0 if self._is_silent(now) else len(self.unanswered)
+        if not self._config.counts_growth:
+            served_soon += len(self.connecting)
+        return max(0, len(self.waiters) - served_soon)
+
+    def _is_silent(self, now: float) -> bool:
+        """Whether the server lets a reset wait for too long."""
+        oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
+        return oldest is not None and now - oldest.since >= SILENT_SECONDS
+
+    @property
+    def growth_left(self) -> int:
+        """Connections that can be opened yet for callers who wait in line; none while connecting fails."""
+        if self._config.counts_growth or self.phase is not _OPEN or self.last_error is not None:
+            return 0
+        return self._budget.free
+
+    def is_in_use(self) -> bool:
+        """Whether callers, or tasks of the pool, have connections."""
+        return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
+
+    @property
+    def spare(self) -> int:
+        """Connections that are idle, about to be, or on their way out, and that nobody here waits for."""
+        return len(self.idle) + len(self.unanswered) + len(self.closing) if not self.waiters else 0
+
+    def count(self, *states: SlotState) -> int:
+        """Count the slots in any of *states*."""
+        return sum(slot.state in states for slot in list(self.slots))
+
+    def stats(self, label: str) -> LoopStats:
+        """Count everything, for a loop called *label*."""
+        return LoopStats(
+            loop=label,
+            connecting=len(self.connecting),
+            idle=len(self.idle),
+            lent=self.count(SlotState.LENT, SlotState.RESERVED),
+            resetting=self.count(SlotState.RESETTING),
+            closing=len(self.closing),
+            waiting=len(self.waiters),
+            counters=dataclasses.replace(self.counters),
+        )
+
+
+def _idle_look(config: PoolConfig) -> float:
+    """Say after how many seconds a connection that has become idle is to be looked at."""
+    return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)

@@ -1,0 +1,179 @@
+"""
+One place for one connection: its states, the legal moves between them, and when they happened.
+
+A slot exists from the moment its connect is decided until its socket is gone; for all that time it holds one
+permit of the budget. Three states are there because pools that lack them have lost connections:
+
+* RESERVED, handed to a waiter that has not run since. Whoever is cancelled at that instant abandons the slot,
+  which then goes to the next waiter. Without a state of its own such a connection is idle and taken at once.
+* RESETTING, in the hands of a task of the pool, out of reach of callers and of the sweep.
+* CLOSING, on its way out but still a session on the server, so its permit is not free yet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from types import CodeType, FrameType
+
+    from loopaware_pool.driver import Session
+    from loopaware_pool.stats import LeaseInfo
+
+__all__ = ["POOLS", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
+
+
+class SlotState(Enum):
+    """Where a slot is in its life."""
+
+    # Enum hashes by name, in Python: dearer than the whole move.
+    __hash__ = object.__hash__
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    RESERVED = "reserved"
+    LENT = "lent"
+    RESETTING = "resetting"
+    CLOSING = "closing"
+    GONE = "gone"
+
+
+class SlotEvent(Enum):
+    """What can happen to a slot."""
+
+    __hash__ = object.__hash__
+
+    CONNECTED = "connected"
+    CONNECT_FAILED = "connect failed"
+    TAKEN = "taken"
+    RESERVED = "reserved"
+    CLAIMED = "claimed"
+    ABANDONED = "abandoned"
+    RETURNED = "returned"
+    RESET_STARTED = "reset started"
+    RESET_FINISHED = "reset finished"
+    CLOSE_STARTED = "close started"
+    CLOSED = "closed"
+
+
+_S = SlotState
+_E = SlotEvent
+
+# Every legal move, and nothing else.
+TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
+    _S.CONNECTING: {_E.CONNECTED: _S.IDLE, _E.CONNECT_FAILED: _S.GONE},
+    _S.IDLE: {
+        _E.TAKEN: _S.LENT,
+        _E.RESERVED: _S.RESERVED,
+        _E.RESET_STARTED: _S.RESETTING,
+        _E.CLOSE_STARTED: _S.CLOSING,
+    },
+    _S.RESERVED: {_E.CLAIMED: _S.LENT, _E.ABANDONED: _S.IDLE, _E.CLOSE_STARTED: _S.CLOSING},
+    _S.LENT: {_E.RETURNED: _S.IDLE, _E.RESET_STARTED: _S.RESETTING, _E.CLOSE_STARTED: _S.CLOSING},
+    _S.RESETTING: {_E.RESET_FINISHED: _S.IDLE, _E.CLOSE_STARTED: _S.CLOSING},
+    _S.CLOSING: {_E.CLOSED: _S.GONE},
+    _S.GONE: {},
+}
+
+
+# Modules whose frames are not where an acquire stands in the caller's code.
+POOLS: Final = frozenset(
+    {
+        "asyncpg.pool",
+        "contextlib",
+        "loopaware_pool.asyncpg.pool",
+        "loopaware_pool.asyncpg.proxy",
+        "loopaware_pool.compat",
+        "loopaware_pool.psycopg.pool",
+        "loopaware_pool.psycopg.check",
+        "loopaware_pool.psycopg.lease",
+        "loopaware_pool._core.acquire",
+    }
+)
+
+
+def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
+    """
+    Find where an acquire stands: in the first frame from *frame* up that is the caller's own.
+
+    The interpreter makes an object of each frame that is looked at, and is to let go of it when the function returns:
+    so *frame* should be the caller's already.
+    """
+    while frame is not None and frame.f_globals.get("__name__") in POOLS:
+        frame = frame.f_back
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+
+
+class IllegalMove(RuntimeError):
+    """A move outside the table was asked for: a defect of the pool. Nothing was changed."""
+
+
+class Slot:
+    """
+    A connection's place in the pool. Touched by its own loop only.
+
+    Attributes:
+        state: Where it is in its life; changed by `move` alone.
+        session: The driver's side of the connection; unset while connecting.
+        generation: Which expiry of the pool it was opened under.
+        opened_at: When its connect began, then when it was connected, monotonic seconds.
+        since: When its present idle time or lease began, monotonic seconds.
+        expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
+        reported: What was told of this lease when it was overdue; None if it was not.
+        holder: The task that acquired it last, weakly.
+        code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 where it is not known.
+    """
+
+    __slots__ = (
+        "code",
+        "expires_at",
+        "generation",
+        "holder",
+        "instruction",
+        "opened_at",
+        "reported",
+        "session",
+        "since",
+        "state",
+    )
+
+    session: Session
+
+    def __init__(self, generation: int, now: float) -> None:
+        self.state = SlotState.CONNECTING
+        self.generation = generation
+        self.opened_at = now
+        self.since = now
+        self.expires_at = float("inf")
+        self.reported: LeaseInfo | None = None
+        self.holder: weakref.ref[Any] | None = None
+        self.code: CodeType | None = None
+        self.instruction = 0
+
+    def move(self, event: SlotEvent) -> None:
+        """
+        Change the state as the table says.
+
+        Raises:
+            IllegalMove: The table has no such move.
+        """
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise IllegalMove(f"{event} cannot happen to a slot that is {self.state}") from None
+
+    def is_lent(self) -> bool:
+        """Whether a caller has it."""
+        return self.state is SlotState.LENT
+
+    def lent_to(self, task: asyncio.Task[Any] | None, code: CodeType | None, instruction: int) -> None:
+        """Note who acquired it, and where."""
+        self.holder = None if task is None else weakref.ref(task)
+        self.code = code
+        self.instruction = instruction
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.state.value} {getattr(self, 'session', None)!r}>"

@@ -1,0 +1,204 @@
+"""How connections are made with asyncpg, and what its pool's callers catch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool import errors
+from loopaware_pool._core.config import check_secret
+from loopaware_pool._core.reporter import logger
+from loopaware_pool._platform.conninfo import may_be_misread, withhold
+from loopaware_pool._platform.frames import let_go_of_frames
+from loopaware_pool.asyncpg.internals import cut
+from loopaware_pool.asyncpg.pipelined_reset import SessionUser
+from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, unheard
+from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+__all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
+
+_WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
+_PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConfigurationError)
+_ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
+# What ends a password to asyncpg, which takes URIs apart as urllib does.
+ENDS_PASSWORD: Final = "/?#[]"
+
+
+class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
+    """The pool is closed or closing."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        asyncpg.InterfaceError.__init__(self, message)
+        self.pool = pool
+
+
+class PoolTimeout(errors.PoolTimeout):
+    """No connection came in time. A `TimeoutError`, as asyncpg's pool raises."""
+
+
+class TooManyWaiting(errors.TooManyWaiting, asyncpg.InterfaceError):
+    """As many callers wait already as `max_waiting` allows."""
+
+    def __init__(self, *, pool: str, max_waiting: int) -> None:
+        message = f"pool {pool!r} has {max_waiting} callers waiting already, the limit that max_waiting sets"
+        asyncpg.InterfaceError.__init__(self, message)
+        self.pool = pool
+        self.max_waiting = max_waiting
+
+
+class Overloaded(errors.Overloaded, TooManyWaiting):
+    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+
+
+class AsyncpgDriver:
+    """
+    Makes connections with asyncpg.
+
+    Attributes:
+        args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
+        connect_hook, init, reset_hook: The user's callbacks.
+        session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        resets_always: Whether a session is reset whatever its lease has done.
+        clean_answers: What the server answers to each reset when there was nothing to reset.
+    """
+
+    logger = logging.getLogger("asyncpg.pool")
+    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
+
+    def __init__(
+        self,
+        *,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        connection_class: type[Connection],
+        record_class: type,
+        connect: Callable[..., Awaitable[Any]] | None,
+        init: Callable[[Any], Awaitable[Any]] | None,
+        reset: Callable[[Any], Awaitable[Any]] | None,
+        max_queries: int,
+        session_reset: str,
+    ) -> None:
+        check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
+        self.args = args
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self.record_class = record_class
+        self.connect_hook = connect
+        self.init = init
+        self.reset_hook = reset
+        self.max_queries = max_queries
+        self.session_reset = session_reset
+        self.resets_always = session_reset != "when_dirty"
+        self.clean_answers: dict[bytes, bytes] = {}
+        self._unready: set[AsyncpgSession] = set()
+        self._has_warned = False
+
+    async def connect(self) -> AsyncpgSession:
+        """Open and initialise a connection on the running loop."""
+        loop = asyncio.get_running_loop()
+        connect = self.connect_hook or asyncpg.connect
+        try:
+            con = await connect(
+                *self.args,
+                loop=loop,
+                connection_class=self.connection_class,
+                record_class=self.record_class,
+                **self.kwargs,
+            )
+        except BaseException as error:
+            let_go_of_frames(error)
+            if type(error) is ValueError and self._may_be_misread():
+                withhold(error)
+            if isinstance(error, Exception) and self._is_programming_error(error):
+                raise HookFailed from error
+            raise
+        if not isinstance(con, self.connection_class):
+            raise HookFailed from asyncpg.InterfaceError(
+                "expected pool connect callback to return an instance of "
+                f"'{_full_name(self.connection_class)}', got '{_full_name(type(con))}'"
+            )
+        try:
+            return await self._make_ready(AsyncpgSession(self, con, loop), con)
+        except BaseException:
+            cut(con, loop)
+            raise
+
+    def _is_programming_error(self, error: Exception) -> bool:
+        """
+        Whether a connect failed of the program, not of the server, so that another would fail of the same.
+
+        asyncpg itself may stumble in more ways over what a server, or what is taken for one, has sent.
+        """
+        if isinstance(error, OSError):  # a certificate that is not accepted counts as a `ValueError`, too
+            return False
+        has_callback = self.connect_hook is not None or callable(self.kwargs.get("password"))
+        if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
+            return True
+        return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
+
+    def _may_be_misread(self) -> bool:
+        dsn = self.args[0] if self.args else self.kwargs.get("dsn")
+        return isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD)
+
+    async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
+        self._unready.add(session)
+        try:
+            await session.find_out_who_answers()
+            session.prepare_reset(await self._initialise(con))
+        finally:
+            self._unready.discard(session)
+        return session
+
+    def forked(self) -> None:
+        """Forget, in a child process, the connections that `init` has in its hands."""
+        while self._unready:
+            self._unready.pop().discard(forked=True)
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Log it in asyncpg's words."""
+        self.logger.warning(
+            "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
+        )
+
+    async def _initialise(self, con: Connection) -> SessionUser | None:
+        """Run the user's `init`; tell whom it left the session to act as, None if there is none."""
+        if self.init is None and self.connect_hook is None:
+            return None
+        # Of one that `connect` has given, it is not known who has logged in.
+        began_as = None if self.connect_hook is not None else getattr(con.get_settings(), "session_authorization", None)
+        if self.init is not None:
+            try:
+                await self.init(con)
+            except Exception as error:
+                await _close_bounded(con)
+                raise HookFailed from error
+        if con.is_closed():
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+        with unheard(con):
+            role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
+        return SessionUser(authorization=None if user == began_as else str(user), role=str(role))
+
+    def warn_once(self, warning: str) -> None:
+        """Log why resets are not made as they were asked for, once per pool."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s", warning)
+
+
+def _full_name(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+async def _close_bounded(con: Connection) -> None:
+    try:
+        await con.close(timeout=RESET_SECONDS)
+    except Exception:  # noqa: BLE001 - it is closed either way
+        con.terminate()

@@ -1,0 +1,131 @@
+"""The private parts of asyncpg that are reached, all in one place; what a driver hides is gone without."""
+
+from __future__ import annotations
+
+import contextlib
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg import connection as upstream
+
+from loopaware_pool._platform.event_loops import close_socket_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from asyncpg.connection import Connection
+
+__all__ = ["Reach", "cut", "has_own_methods", "is_refused_as_ended", "raise_if_ended"]
+
+_PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
+
+# Those by which statements reach the server.
+_METHODS: Final = (
+    *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare", "transaction"),
+    *("_execute", "_executemany", "_prepare", "_do_execute", "_get_statement"),
+)
+# How asyncpg refuses an operation once the server has sent an error that answers none.
+_IS_CONSUMING_AN_ERROR: Final = "another operation (2) is in progress"
+
+
+class _HiddenProtocol:
+    """Stands for asyncpg's protocol where it is not found: nothing is known of it, so every reset is awaited."""
+
+    queries_count = 0
+
+
+class Reach:
+    """
+    The private parts of one connection that are reached, each by one name.
+
+    Attributes:
+        transport: asyncpg's transport; None if it is not found.
+        protocol: asyncpg's protocol, or a stand-in.
+        plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
+        is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
+        is_reading: Tells whether the transport reads.
+    """
+
+    __slots__ = ("is_busy", "is_reading", "plain", "protocol", "transport")
+
+    def __init__(self, con: Connection) -> None:
+        self.transport: Any = getattr(con, "_transport", None)
+        self.protocol: Any = getattr(con, "_protocol", None) or _HiddenProtocol
+        self.plain: Any = self.transport
+        if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
+            self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        self.is_busy = self._find_busy()
+        self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
+
+    def _find_busy(self) -> Callable[[], bool] | None:
+        """
+        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not tell.
+
+        Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
+        if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
+        """
+        if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
+            return None
+        on_timeout = self.protocol._on_timeout
+
+        def is_busy() -> bool:
+            try:
+                on_timeout(None)
+            except AttributeError:
+                return False
+            return True
+
+        return None if is_busy() else is_busy  # a fresh connection is not
+
+    @property
+    def can_reset_in_passing(self) -> bool:
+        """Whether all is there that a reset takes which nobody waits for."""
+        return self.is_busy is not None and hasattr(self.transport, "set_protocol")
+
+    @property
+    def socket_fd(self) -> int | None:
+        """The number of the socket."""
+        sock = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if sock is None else sock.fileno()
+
+
+def has_own_methods() -> bool:
+    """Whether asyncpg's connections have its own methods. Those that a tracer has put in their place may do more."""
+    return all(
+        type(method) is FunctionType and method.__globals__ is vars(upstream)
+        for name, method in vars(upstream.Connection).items()
+        if name in _METHODS
+    )
+
+
+def is_refused_as_ended(error: BaseException) -> bool:
+    """
+    Whether asyncpg has refused an operation, and sent nothing of it, as the server has ended the session.
+
+    The server says so before it hangs up, as when a time limit for idle sessions or for transactions has passed. In
+    between, asyncpg takes its word for the beginning of an answer, and blames the caller for a second operation.
+    """
+    return isinstance(error, asyncpg.InternalClientError) and _IS_CONSUMING_AN_ERROR in str(error)
+
+
+def raise_if_ended(error: BaseException) -> None:
+    """
+    Raise what callers of asyncpg catch, in place of *error*, where that says in no such way that the session has ended.
+
+    Raises:
+        asyncpg.ConnectionDoesNotExistError: It does.
+    """
+    if is_refused_as_ended(error):
+        raise asyncpg.ConnectionDoesNotExistError(
+            "connection was closed by the server before the operation was sent"
+        ) from error
+
+
+def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a connection that has no session, even if the loop has been closed under it."""
+    with contextlib.suppress(RuntimeError):
+        con.terminate()
+    if loop.is_closed():
+        close_socket_of(Reach(con).plain, for_good=True)

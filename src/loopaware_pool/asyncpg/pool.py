@@ -1,0 +1,576 @@
+"""
+The drop-in for asyncpg's pool.
+
+`create_pool` and `Pool` take what asyncpg 0.32's take, with its defaults, and behave as they do, whichever supported
+version of asyncpg is installed; what they add is said at each place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+import warnings
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool._core.config import PoolConfig, check_number
+from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._platform.event_loops import running
+from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
+from loopaware_pool.asyncpg.proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
+from loopaware_pool.asyncpg.upstream_pool import PoolLikeness, check_connect_arguments, check_kinds, check_sizes
+from loopaware_pool.driver import ReturnCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+    from typing import Self
+
+    from loopaware_pool._core.runner import Keeper
+    from loopaware_pool._core.session_listener import Tenancy
+    from loopaware_pool._core.slot import Slot
+    from loopaware_pool.asyncpg.session import AsyncpgSession
+    from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+
+__all__ = [
+    "Overloaded",
+    "Pool",
+    "PoolClosed",
+    "PoolConnectionProxy",
+    "PoolTimeout",
+    "SessionReset",
+    "TooManyWaiting",
+    "create_pool",
+]
+
+SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
+_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_RESET: Final = ReturnCheck.RESET
+_TIMEOUT: Final = "a number of seconds, or None"
+# What the pool itself passes to a connect.
+_TAKEN: Final = ("loop", "connection_class", "record_class")
+
+
+class Pool(PoolLikeness):
+    """
+    A connection pool that any number of loops, threads and `asyncio.run` calls share.
+
+    It is opened by awaiting it, once, on any loop; after that, every loop is served from its first acquire on, with
+    connections of its own, and `max_size` bounds them all together. It may be made without a loop, as at import time.
+    See `create_pool` for the arguments.
+    """
+
+    def __init__(
+        self,
+        *connect_args: Any,
+        init_size: int | None = None,
+        min_size: int,
+        max_size: int,
+        max_queries: int,
+        max_inactive_connection_lifetime: float,
+        connect: Callable[..., Awaitable[Any]] | None = None,
+        setup: Callable[[Any], Awaitable[Any]] | None = None,
+        init: Callable[[Any], Awaitable[Any]] | None = None,
+        reset: Callable[[Any], Awaitable[Any]] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        connection_class: type[Connection] = Connection,
+        record_class: type[asyncpg.Record] = asyncpg.Record,
+        name: str | None = None,
+        acquire_timeout: float | None = None,
+        session_reset: SessionReset = "pipelined",
+        max_lifetime: float = 0,
+        lifetime_jitter: float = 0.1,
+        keepalive: float = 0,
+        max_waiting: int = 0,
+        shed_after: float | None = None,
+        max_connecting: int | None = None,
+        leak_threshold: float | None = None,
+        fd_check: float | None = None,
+        close_timeout: float | None = None,
+        on_event: EventHook | None = None,
+        **connect_kwargs: Any,
+    ) -> None:
+        if len(connect_args) > 1:
+            warnings.warn(
+                "Passing multiple positional arguments to asyncpg.Pool constructor is deprecated and will be removed "
+                "in asyncpg 0.17.0.  The non-deprecated form is asyncpg.Pool(<dsn>, **kwargs)",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        init_size = min_size if init_size is None else init_size
+        check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
+        check_kinds(connection_class, record_class, loop, connect=connect, setup=setup, init=init, reset=reset)
+        if session_reset not in get_args(SessionReset):
+            raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
+        check_connect_arguments(connect_kwargs, takes_any=connect is not None, own=_options())
+        config = PoolConfig(
+            **({} if name is None else {"name": name}),  # type: ignore[arg-type]
+            min_size=min_size,
+            init_size=init_size,
+            max_size=max_size,
+            max_idle=0.0 if max_inactive_connection_lifetime == float("inf") else max_inactive_connection_lifetime,
+            max_lifetime=max_lifetime,
+            lifetime_jitter=lifetime_jitter,
+            keepalive=keepalive,
+            acquire_timeout=acquire_timeout,
+            max_waiting=max_waiting,
+            shed_after=shed_after,
+            max_connecting=max_connecting,
+            leak_threshold=leak_threshold,
+            fd_check=fd_check,
+            close_timeout=close_timeout,
+            on_event=on_event,
+        )
+        self._max_inactive_connection_lifetime = max_inactive_connection_lifetime
+        self._driver = AsyncpgDriver(
+            args=connect_args,
+            kwargs=connect_kwargs,
+            connection_class=connection_class,
+            record_class=record_class,
+            connect=connect,
+            init=init,
+            reset=reset,
+            max_queries=max_queries,
+            session_reset=session_reset,
+        )
+        self._proxy_class = ReadingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
+        self._setup = setup
+        self._config = config
+        self._home = None if loop is None else weakref.ref(loop)
+        self._core = Core(config, self._driver, self)
+        self.reference = weakref.ref(self)
+
+    # ---- opening and closing ----
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def _open(self) -> Self:
+        core = self._core
+        if core.state is CoreState.OPENING and core.is_opening_here():
+            raise asyncpg.InterfaceError("pool is being initialized in another task")
+        if core.state in (CoreState.NEW, CoreState.OPENING, CoreState.OPEN):
+            await core.open()
+        return self
+
+    async def close(self) -> None:
+        """
+        Close the pool on every loop: waiters are told, leases waited for, connections closed.
+
+        As asyncpg's. In addition `close_timeout` bounds the waiting for leases, and waiters get an error at once.
+
+        Raises:
+            asyncpg.InterfaceError: The pool has not been opened.
+
+        Cancellation: terminates every connection.
+        """
+        if self._core.state is CoreState.CLOSED:
+            return
+        self._check_init()
+        try:
+            await self._core.close()
+        except BaseException:
+            self.terminate()  # which has been done, but a subclass may have more to do
+            raise
+
+    def terminate(self) -> None:
+        """
+        Close every connection at once, lent ones included; from any thread, with or without a loop.
+
+        Raises:
+            asyncpg.InterfaceError: The pool has not been opened.
+        """
+        if self._core.state is CoreState.CLOSED:
+            return
+        self._check_init()
+        self._core.terminate()
+
+    def _check_init(self) -> None:
+        state = self._core.state
+        if state is CoreState.NEW:
+            raise asyncpg.InterfaceError(
+                "pool is not initialized: await it, or use it in `async with`, before its first use"
+            )
+        if state is CoreState.OPENING:
+            raise asyncpg.InterfaceError(
+                "pool is being initialized, but not yet ready: likely there is a race between creating a pool and "
+                "using it"
+            )
+        if state is CoreState.CLOSED:
+            raise self._core.closed_error()
+
+    # ---- lending ----
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
+        """
+        Lend a connection of the running loop.
+
+        Args:
+            timeout: Seconds for everything: the queue, connecting, `setup`. None takes the pool's `acquire_timeout`.
+
+        Returns:
+            To be awaited, or entered with `async with`. The connection must be used on this loop; it may be released
+            from any.
+
+        Raises:
+            TypeError: *timeout* is not a number.
+            PoolTimeout: None came in time; a `TimeoutError` that tells the counts and the holders. (When awaited.)
+            asyncpg.InterfaceError: The pool is not open, or was closed while waiting. (When awaited.)
+            TooManyWaiting, Overloaded: As `max_waiting` and `shed_after` say. (When awaited.)
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets. (When awaited.)
+            Exception: What connecting failed with, if there is no timeout: one caller hears of each failure.
+
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is
+        being opened joins the pool.
+        """
+        if timeout is None:
+            timeout = self._config.acquire_timeout
+        else:
+            check_number("timeout", timeout, _TIMEOUT)
+        return PoolAcquireContext(self, timeout, sys._getframe(1))
+
+    async def _acquire(self, context: PoolAcquireContext) -> PoolConnectionProxy:
+        core = self._core
+        timeout = context.timeout
+        if core.state is not _OPEN:
+            self._refuse()
+        keeper = core.keeper()
+        began = monotonic()
+        slot = keeper.shard.take(began)
+        if keeper.decided:
+            keeper.act()
+        if slot is None:
+            slot = await core.queue.wait(keeper, timeout)
+        session: AsyncpgSession = slot.session  # type: ignore[assignment]
+        session.reset_timeout = timeout
+        slot.lent_to(asyncio.current_task(keeper.loop), context.code, context.instruction)
+        context.connection = proxy = self._proxy_class(session, self)
+        if self._setup is not None:
+            await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
+        return proxy
+
+    def _refuse(self) -> None:
+        if self._core.state is CoreState.CLOSING:
+            raise self._core.closing_error()
+        self._check_init()
+
+    async def _set_up(self, proxy: PoolConnectionProxy, keeper: Keeper, slot: Slot, deadline: float | None) -> None:
+        """
+        Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it. If `setup`
+        has closed or released it, the caller is told now, not at the first use.
+
+        It is cut, unless asyncpg is about to have the server cancel a query of `setup`. A session that was cut then
+        would run it to its end, beside those that the pool counts.
+        """
+        left = None if deadline is None else deadline - monotonic()
+        timer = asyncio.timeout(left)
+        setup: Any = self._setup
+        try:
+            async with timer:
+                await setup(proxy)
+        except BaseException as error:
+            if proxy._connection is not None:  # else closed or released by `setup`: it may be another caller's by now
+                proxy._holder.disown()
+                keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
+                keeper.act()
+            if timer.expired() and isinstance(error, TimeoutError):
+                raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
+            raise
+        if proxy._connection is None:
+            self._refuse()
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed or released in setup")
+
+    async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
+        """
+        Give a connection back. Costs no round trip unless the session has to be reset by hand (see `session_reset`).
+
+        A caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells, waits for a tenth
+        of a second at most, and so does one whose query is still being cancelled, unless each reset is awaited.
+
+        It may be called on any loop; another than the connection's own only hands it over.
+
+        Args:
+            connection: What `acquire` gave. One that was released already is ignored.
+            timeout: Seconds for the reset, after which the connection is closed; None takes what the acquire was given.
+                A reset that is not awaited has a second at least.
+
+        Raises:
+            TypeError: *timeout* is not a number; the connection is still lent.
+            asyncpg.InterfaceError: *connection* is not of this pool.
+            Exception: What an awaited reset failed with; the connection is closed.
+
+        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, _TIMEOUT)
+        pending = self._release(connection, timeout)
+        if pending is not None:
+            await pending.finished(connection._holder.patience_after(sys.exc_info()[1]))
+
+    _own_release = staticmethod(release)  # as against one that overrides it
+
+    def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
+        """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
+        if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
+            raise asyncpg.InterfaceError(
+                f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
+            )
+        con = proxy._connection
+        if con is None:
+            return None
+        session = proxy._holder
+        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        if con._loop is not running():
+            tenancy.keeper.errands.add(functools.partial(self._release_at_home, proxy, tenancy, timeout))
+            return None
+        if timeout is not None:
+            session.reset_timeout = timeout
+        check = ReturnCheck.BROKEN
+        try:
+            session.invalidate_derivatives()
+        finally:  # it warns of listeners, and warnings may be errors
+            session.end_lease()
+            keeper, shard = tenancy.keeper, tenancy.keeper.shard
+            try:
+                # One that has expired is closed as it is, as by asyncpg's pool.
+                check = ReturnCheck.READY if shard.is_outdated(tenancy.slot) else session.take_back()
+            finally:
+                shard.returned(tenancy.slot, check, monotonic(), session.reset_timeout)
+                if keeper.decided:
+                    keeper.act()
+        return tenancy if check is _RESET else None
+
+    def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:
+        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        if tenancy.keeper.is_here():
+            self._release(proxy, timeout)
+        elif proxy._connection is not None:
+            proxy._holder.end_lease()
+            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
+            tenancy.keeper.act()
+
+    # ---- asyncpg's other methods ----
+
+    async def expire_connections(self) -> None:
+        """Have every connection that is open now replaced: at its release, or when it would be lent next."""
+        self._core.expire()
+
+    def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
+        """
+        Connect with these arguments, and none of the former ones, from now on.
+
+        Args:
+            dsn: As `create_pool` takes it.
+            **connect_kwargs: The arguments of `asyncpg.connect`; with the pool's `connect`, whatever that takes.
+
+        Raises:
+            TypeError: One is unknown, or is the pool's for good; nothing is changed.
+        """
+        check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=_TAKEN)
+        self._driver.args = [dsn]  # a list, as asyncpg makes it
+        self._driver.kwargs = connect_kwargs
+
+    def is_closing(self) -> bool:
+        """Whether the pool is closed, or about to be."""
+        return self._core.state in (CoreState.CLOSING, CoreState.CLOSED)
+
+    def get_size(self) -> int:
+        """Count the open connections on all loops."""
+        return len(self._sessions())
+
+    def get_idle_size(self) -> int:
+        """Count the open connections that nobody has, on all loops; not one whose reset is awaited."""
+        return sum(keeper.shard.idle_size for keeper in self._core.keepers())
+
+    def get_init_size(self) -> int:
+        """Tell how many connections are opened at first."""
+        return self._config.init_size
+
+    def get_min_size(self) -> int:
+        """Tell how many connections are kept while idle."""
+        return self._config.min_size
+
+    def get_max_size(self) -> int:
+        """Tell how many connections there may be, on all loops together."""
+        return self._config.max_size
+
+    # ---- what asyncpg's has not ----
+
+    @property
+    def name(self) -> str:
+        """The pool's name, as errors, logs and events give it."""
+        return self._config.name
+
+    def stats(self) -> PoolStats:
+        """Count everything, for the pool and for each loop. From any thread."""
+        return self._core.stats()
+
+    def fd_report(self) -> list[ConnectionReport]:
+        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
+        return self._core.fd_report()
+
+    async def settled(self) -> None:
+        """
+        Wait until every release so far on this loop has settled: sessions reset, idle fds out of the selector.
+
+        Cancellation: ends the waiting.
+        """
+        keeper = self._core.keeper_here()
+        if keeper is not None:
+            await keeper.settled()
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume()`: acquires queue, up to their timeouts; leases go on. From any thread."""
+        self._core.suspend()
+
+    def resume(self) -> None:
+        """Serve those who queued since `suspend()`. From any thread."""
+        self._core.resume()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._core.state.value}: {self.stats().summary()}>"
+
+
+def create_pool(
+    dsn: str | None = None,
+    *,
+    init_size: int | None = None,
+    min_size: int = 10,
+    max_size: int = 10,
+    max_queries: int = 50000,
+    max_inactive_connection_lifetime: float = 300.0,
+    connect: Callable[..., Awaitable[Any]] | None = None,
+    setup: Callable[[Any], Awaitable[Any]] | None = None,
+    init: Callable[[Any], Awaitable[Any]] | None = None,
+    reset: Callable[[Any], Awaitable[Any]] | None = None,
+    loop: asyncio.AbstractEventLoop | None = None,
+    connection_class: type[Connection] = Connection,
+    record_class: type[asyncpg.Record] = asyncpg.Record,
+    name: str | None = None,
+    acquire_timeout: float | None = None,
+    session_reset: SessionReset = "pipelined",
+    max_lifetime: float = 0,
+    lifetime_jitter: float = 0.1,
+    keepalive: float = 0,
+    max_waiting: int = 0,
+    shed_after: float | None = None,
+    max_connecting: int | None = None,
+    leak_threshold: float | None = None,
+    fd_check: float | None = None,
+    close_timeout: float | None = None,
+    on_event: EventHook | None = None,
+    **connect_kwargs: Any,
+) -> Pool:
+    """
+    Make a pool that knows which loop each of its connections belongs to. The drop-in for `asyncpg.create_pool`.
+
+    To be awaited, or entered with `async with`, before its first use; from then on any loop of any thread may use it.
+
+    Args:
+        dsn: Where to connect; None leaves it to the other arguments and the environment, as asyncpg does.
+        init_size: Connections opened at first; None for *min_size*.
+        min_size: Connections kept while idle, on loops that have awaited the pool.
+        max_size: Most connections of this process, on all loops together.
+        max_queries: Queries after which a connection is replaced, resets included.
+        max_inactive_connection_lifetime: Seconds after which an idle connection above *min_size* is closed; 0 never.
+        connect: Called instead of `asyncpg.connect`, with its arguments.
+        setup: Called with each connection before it is lent.
+        init: Called with each new connection. What it sets with `SET`, and listeners for notifications and log
+            messages, go with the first release, as in asyncpg; a role, a session authorization, query loggers,
+            termination listeners and type codecs stay.
+        reset: Called at each release, instead of the reset query. Its release is awaited.
+        loop: Accepted for compatibility; the pool goes by the loop that runs.
+        connection_class: A subclass of `asyncpg.Connection`. One that overrides its reset is reset that way, awaited.
+        record_class: A subclass of `asyncpg.Record`.
+        name: In errors, logs and events; None for "pool-N".
+        acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
+        session_reset: When the session is reset, and when the connection is lent again; see below. "pipelined",
+            "when_dirty", "confirmed", "awaited" or "never".
+        max_lifetime: Seconds after which a connection is replaced; 0 never.
+        lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
+        keepalive: Seconds after which an idle connection is pinged; 0 never.
+        max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
+        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
+            served within half of it; he is then refused with `Overloaded`, a `TooManyWaiting`, unless he is the last.
+            None never refuses.
+        max_connecting: Connects in flight at once; None for *max_size*.
+        leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
+        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
+            logged; None never looks.
+        close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
+        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+        **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
+
+    Returns:
+        A pool that has connected to nothing yet.
+
+    Raises:
+        ValueError, TypeError: An argument makes no sense, or is unknown; the message names it.
+
+    A lease has left nothing, as far as can be told, if the settings that the server reports are unchanged, it used
+    asyncpg's own connection class, and each of its statements ran and is known by its text to change nothing that a
+    reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
+    `loopaware_pool.asyncpg.sql_effects` lists, and what begins and ends transactions. A text is judged when it comes a
+    second time; a new one may leave something. What a text does not tell goes unseen: what functions do that the
+    server calls by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints; what
+    functions or types of yours do that bear a name in the list; and functions of yours that are written as a column.
+    Where a method of asyncpg's connection has been replaced, as by a tracer, each lease may have left something.
+
+    * "pipelined": each lease is reset. After one that has left nothing the connection is lent again at once, and the
+      next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
+      query. After any other lease, the connection is lent again when the server has answered the reset. Where
+      something stands between the pool and the server, this is so after every lease.
+    * "when_dirty": a lease that has left nothing is not reset. What went unseen stays until the next reset.
+    * "confirmed": each lease is reset, and the connection is lent again when the server has answered. No release waits.
+    * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with. A caller
+      whose time is up waits a tenth of a second at most.
+    * "never": only transactions are rolled back and callbacks removed.
+
+    A reset that has not been answered within 30 seconds costs the connection. `SECURITY.md` says what each promises.
+    """
+    return Pool(
+        dsn,
+        init_size=init_size,
+        min_size=min_size,
+        max_size=max_size,
+        max_queries=max_queries,
+        max_inactive_connection_lifetime=max_inactive_connection_lifetime,
+        connect=connect,
+        setup=setup,
+        init=init,
+        reset=reset,
+        loop=loop,
+        connection_class=connection_class,
+        record_class=record_class,
+        name=name,
+        acquire_timeout=acquire_timeout,
+        session_reset=session_reset,
+        max_lifetime=max_lifetime,
+        lifetime_jitter=lifetime_jitter,
+        keepalive=keepalive,
+        max_waiting=max_waiting,
+        shed_after=shed_after,
+        max_connecting=max_connecting,
+        leak_threshold=leak_threshold,
+        fd_check=fd_check,
+        close_timeout=close_timeout,
+        on_event=on_event,
+        **connect_kwargs,
+    )
+
+
+def _options() -> list[str]:
+    """List the names of the pool's own arguments."""
+    parameters = inspect.signature(create_pool).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]

@@ -1,0 +1,255 @@
+"""What a caller has of a connection: a way to acquire one, and a proxy that looks where it is used."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import asyncpg
+from asyncpg import pool as upstream
+from asyncpg.connection import Connection
+
+from loopaware_pool._core.reporter import apart, logger
+from loopaware_pool._core.slot import acquiring_line
+from loopaware_pool._platform.event_loops import running
+from loopaware_pool.asyncpg.client_memory import CODEC_METHODS
+from loopaware_pool.asyncpg.internals import raise_if_ended
+from loopaware_pool.asyncpg.resources import bound_to_lease, wrong_loop
+from loopaware_pool.asyncpg.sql_effects import is_known_harmless
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from types import FrameType, TracebackType
+
+    from loopaware_pool.asyncpg.pool import Pool
+    from loopaware_pool.asyncpg.session import AsyncpgSession
+
+__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "ReadingProxy"]
+
+# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
+# of one. What a newer asyncpg adds is recognised by itself.
+_COROUTINES = (
+    *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare"),
+    *("add_listener", "remove_listener", "set_type_codec", "set_builtin_type_codec", "reset_type_codec"),
+    *("copy_from_query", "copy_from_table", "copy_records_to_table", "copy_to_table"),
+    *("close", "reload_schema_state", "reset"),
+)
+_FACTORIES = ("cursor", "transaction")
+# Of the methods that talk to the server, those whose doing is all in the statement they are given.
+_STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
+_TRANSACTION = "transaction"
+# Those that run code of the caller's meanwhile, as where rows come from, which may fail of another server.
+_CALL_BACK = (
+    *("executemany", "fetchmany"),
+    *("copy_from_query", "copy_from_table", "copy_records_to_table", "copy_to_table"),
+)
+# Those that have had their answer, or have had it cancelled, once they return or raise, and that leave nothing in the
+# caller's hands which talks to the server.
+_SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
+# Those that look at the client's side, or note a callback there.
+_LOCAL = (
+    *("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction"),
+    *("add_log_listener", "add_query_logger", "add_termination_listener"),
+    *("remove_log_listener", "remove_query_logger", "remove_termination_listener"),
+)
+
+
+class _ProxyMeta(upstream.PoolConnectionProxyMeta):
+    """
+    Wraps those methods of `Connection` that talk to the server, or make what will, to look where they run.
+
+    Args:
+        reads: Whether to look at what they do, too.
+    """
+
+    def __new__(
+        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, reads: bool = False
+    ) -> _ProxyMeta:
+        for method_name, method in inspect.getmembers(Connection, callable):
+            if method_name in _FACTORIES:
+                namespace[method_name] = _making(method_name, method, reads=reads)
+            elif method_name in _LOCAL:
+                namespace[method_name] = _on_any_loop(method_name, method)
+            elif _is_coroutine(method_name, method):
+                namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
+        made: _ProxyMeta = super().__new__(mcls, name, bases, namespace)
+        return made
+
+
+def _is_coroutine(name: str, method: Callable[..., Any]) -> bool:
+    is_new = not name.startswith("_") and inspect.iscoroutinefunction(inspect.unwrap(method))
+    return name in _COROUTINES or is_new
+
+
+def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
+    """
+    Wrap a coroutine method.
+
+    All but the lease is looked at in the coroutine's first step: the call may be made in another thread, or where no
+    loop runs, and by then another lease may have begun.
+    """
+    is_statement = name in _STATEMENT_METHODS
+    is_self_contained = name in _SELF_CONTAINED
+    is_prepare = name == "prepare"
+    sets_codecs = name in CODEC_METHODS
+    calls_back = name in _CALL_BACK
+
+    async def do(proxy: PoolConnectionProxy, con: Connection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if proxy._connection is not con:
+            raise _released(name)
+        session = proxy._holder
+        if session._loop is not running():
+            raise wrong_loop(session._con, f"Connection.{name}")
+        if not is_self_contained:
+            session.is_exposed = True
+            session.may_have_set_codecs |= sets_codecs
+        if reads and not session.is_dirty:
+            session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
+        session.calls += 1
+        try:
+            result = await getattr(con.__class__, name)(con, *args, **kwargs)
+        except BaseException as error:
+            session.call_failed(error, is_hearsay=calls_back)
+            raise_if_ended(error)
+            raise
+        finally:
+            session.calls -= 1
+        return bound_to_lease(result) if is_prepare else result
+
+    do.__name__, do.__qualname__ = name, f"Connection.{name}"  # for who reads that it was never awaited
+
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._connection
+        if con is None:
+            raise _released(name)
+        return do(self, con, args, kwargs)
+
+    mark = getattr(inspect, "markcoroutinefunction", None)  # Python 3.12
+    return call if mark is None else mark(call)
+
+
+def _making(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
+    """Wrap a method that makes what will talk to the server, which looks at its own first step where that runs."""
+    may_leave_something = reads and name != _TRANSACTION
+
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._connection
+        if con is None:
+            raise _released(name)
+        session = self._holder
+        session.is_exposed = True
+        if may_leave_something:
+            session.is_dirty = True
+        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs))
+
+    return call
+
+
+def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
+        con = self._connection
+        if con is None:
+            raise _released(name)
+        return getattr(con.__class__, name)(con, *args, **kwargs)
+
+    return call
+
+
+def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
+    return type(statement) is not str or not is_known_harmless(statement)
+
+
+def _released(name: str) -> asyncpg.InterfaceError:
+    return asyncpg.InterfaceError(f"cannot call Connection.{name}(): connection has been released back to the pool")
+
+
+class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
+    """
+    What an acquire gives: a connection until it is released, and an error afterwards.
+
+    As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
+    """
+
+    __slots__ = ("_connection", "_pool_reference")
+
+    _holder: AsyncpgSession
+
+    def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
+        self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
+        self._holder = session
+        self._connection: Connection | None = session.lend(self, pool)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a copy would outlive its lease."""
+        raise TypeError("a connection cannot be pickled or copied")
+
+    @property
+    def _con(self) -> Connection | None:
+        """The connection, by the name that asyncpg's proxy has it; what reads it may use it past this proxy."""
+        session = self._holder
+        session.is_exposed = session.is_dirty = session.may_have_set_codecs = True
+        return self._connection
+
+
+class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
+    """A proxy that tells whether its lease has left anything to reset."""
+
+    __slots__ = ()
+
+
+# Programs print the name, and compare it.
+ReadingProxy.__name__ = ReadingProxy.__qualname__ = PoolConnectionProxy.__name__
+
+
+class PoolAcquireContext(upstream.PoolAcquireContext):
+    """What `Pool.acquire` returns: to be awaited, or entered, once."""
+
+    __slots__ = ("code", "instruction")
+
+    pool: Pool
+    timeout: float | None
+    connection: PoolConnectionProxy | None
+
+    def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
+        super().__init__(pool, timeout)
+        self.code, self.instruction = acquiring_line(frame)
+
+    def __aenter__(self) -> Coroutine[Any, Any, PoolConnectionProxy]:
+        if self.connection is not None or self.done:
+            raise asyncpg.InterfaceError("a connection is already acquired")
+        return self.pool._acquire(self)
+
+    def __await__(self) -> Generator[Any, Any, PoolConnectionProxy]:
+        self.done = True
+        return self.pool._acquire(self).__await__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        self.done = True
+        connection, self.connection = self.connection, None
+        if exc_val is not None and connection is not None and connection._connection is not None:
+            connection._holder.suspect(exc_val)
+        pool = self.pool
+        if getattr(pool.release, "__func__", None) is pool._own_release:
+            tenancy = pool._release(connection, None)
+            if tenancy is None or connection is None:
+                return
+            releasing: Awaitable[None] = tenancy.finished(connection._holder.patience_after(exc_val))
+        else:  # a subclass's, or a tracer's
+            releasing = pool.release(connection)  # type: ignore[arg-type]
+        try:
+            await releasing
+        except Exception as error:
+            if exc_val is None:
+                raise
+            # What the body raised says more than that the connection could not be reset after it.
+            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))

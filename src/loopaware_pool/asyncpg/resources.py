@@ -1,0 +1,177 @@
+"""
+Transactions, prepared statements and cursors that end with their lease, and keep to their loop.
+
+asyncpg looks whether the lease has ended when a method of theirs is called. The call only makes a coroutine. A task
+made of it may take its first step when the connection is lent again already, and would begin a transaction in the
+middle of the next lease; or it takes its first step on another loop. So the look is taken at the first step, too.
+
+They also talk to the server past the proxy: what it answers them with is told to the session here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg.connresource import ConnectionResource
+from asyncpg.cursor import Cursor, CursorFactory, CursorIterator
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.transaction import Transaction
+
+from loopaware_pool._platform.event_loops import label, running
+from loopaware_pool.asyncpg.internals import raise_if_ended
+from loopaware_pool.errors import WrongLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from asyncpg.connection import Connection
+
+__all__ = ["bound_to_lease", "wrong_loop"]
+
+_LOOK: Final = "_check_conn_validity"
+# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
+# of one. What a newer asyncpg adds is recognised by itself.
+_COROUTINES: Final[dict[type, tuple[str, ...]]] = {
+    Transaction: ("start", "commit", "rollback", "__aenter__", "__aexit__"),
+    PreparedStatement: ("explain", "fetch", "fetchval", "fetchrow", "fetchmany", "executemany"),
+    CursorFactory: (),
+    Cursor: ("fetch", "fetchrow", "forward"),
+    CursorIterator: ("__anext__",),
+}
+# Those that run code of the caller's meanwhile: what gives the arguments may fail of another server.
+_CALL_BACK: Final = ("executemany", "fetchmany")
+# `start`, which the one calls, says that it comes too late; the other may, and knows what to do then.
+_LOOK_THEMSELVES: Final = ("__aenter__", "__aexit__")
+# What of an iterator talks to the server, once for many rows.
+_SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
+# What the server has answered; and what asyncpg says once the server has ended the session.
+_TOLD: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
+# What makes another of these, without a first step.
+_MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
+
+
+def bound_to_lease(resource: Any) -> Any:
+    """Have *resource*, as asyncpg has just made it, refuse a first step after its lease, or on another loop."""
+    bound = _BOUND.get(type(resource))
+    if bound is not None:
+        resource.__class__ = bound
+    return resource
+
+
+def wrong_loop(con: Connection, what: str) -> WrongLoop:
+    """Make the error for a use of *con*, or of what was made of it, on another loop; *what* is the method."""
+    here, proxy = running(), con._proxy
+    pool = None if proxy is None else proxy._holder.pool
+    name = "?" if pool is None else pool.name
+    return WrongLoop(
+        f"cannot call {what}() on {'no loop' if here is None else label(here)}: the connection belongs to "
+        f"{label(con._loop)}; acquire one of pool {name!r} here",
+        pool=name,
+    )
+
+
+def _subclass(kind: type) -> type:
+    names = {
+        *(name for name in _COROUTINES[kind] if hasattr(kind, name)),
+        *(
+            name
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_") and inspect.iscoroutinefunction(inspect.unwrap(method))
+        ),
+    }
+    methods: dict[str, Any] = {name: _looks_twice(kind, name) for name in names}
+    if kind in _MAKERS:
+        methods[_MAKERS[kind]] = _binds(kind, _MAKERS[kind])
+    if kind is CursorFactory:
+        methods["__await__"] = _open
+    if kind is CursorIterator and all(hasattr(kind, part) for part in (*_SENDERS, "_buffer")):
+        methods |= {part: _looks_twice(kind, part, "__anext__") for part in _SENDERS} | {"__anext__": _next_row}
+    return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, **methods})
+
+
+def _looks_twice(kind: type, name: str, public_name: str | None = None) -> Callable[..., Any]:
+    @functools.wraps(getattr(kind, name))
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _run(kind, self, public_name or name, getattr(kind, name)(self, *args, **kwargs))  # which looks itself
+
+    return call
+
+
+@functools.wraps(CursorIterator.__anext__)
+def _next_row(rows: Any) -> Any:
+    """
+    Give the next row. The look would double the cost of one that has come already, and for which nothing is sent.
+
+    Should something have to be sent for it after all, because another call was quicker, that is looked at.
+    """
+    if rows._buffer and rows._connection._loop is running():
+        return CursorIterator.__anext__(rows)
+    return _run(CursorIterator, rows, "__anext__", CursorIterator.__anext__(rows))
+
+
+async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
+    """Run asyncpg's coroutine, unless its first step would come too late, or is taken on another loop."""
+    con = resource._connection
+    if con._loop is not running() or con._pool_release_ctr != resource._con_release_ctr:
+        _check_first_step(kind, resource, name, steps)
+    try:
+        return await steps
+    except _TOLD as error:
+        _tell_session(resource, error, is_hearsay=name in _CALL_BACK)
+        raise_if_ended(error)
+        raise
+
+
+def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
+    try:
+        if name not in _LOOK_THEMSELVES:
+            getattr(resource, _LOOK)(name)
+        _check_loop(kind, resource, name)
+    except BaseException:
+        getattr(steps, "close", bool)()  # it is known that nobody awaits it
+        raise
+
+
+def _binds(kind: type, name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(kind, name))
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound_to_lease(getattr(kind, name)(self, *args, **kwargs))
+
+    return call
+
+
+def _open(factory: Any) -> Generator[Any, Any, Any]:
+    getattr(factory, _LOOK)("__await__")
+    return _opening(factory)
+
+
+def _opening(factory: Any) -> Generator[Any, Any, Any]:
+    _check_loop(CursorFactory, factory, "__await__")
+    try:
+        return bound_to_lease((yield from CursorFactory.__await__(factory)))
+    except _TOLD as error:
+        _tell_session(factory, error)
+        raise_if_ended(error)
+        raise
+
+
+def _check_loop(kind: type, resource: Any, name: str) -> None:
+    con = resource._connection
+    is_over = con._pool_release_ctr != resource._con_release_ctr  # which asyncpg has its own words for, or takes well
+    if con._loop is not running() and not is_over:
+        raise wrong_loop(con, f"{kind.__name__}.{name}")
+
+
+def _tell_session(resource: Any, error: BaseException, *, is_hearsay: bool = False) -> None:
+    proxy = resource._connection._proxy
+    if proxy is not None:  # else the lease has ended meanwhile
+        tell = proxy._holder.suspect if is_hearsay else proxy._holder.heard
+        tell(error)
+
+
+_BOUND: Final[dict[type, type]] = (
+    {kind: _subclass(kind) for kind in _COROUTINES} if hasattr(ConnectionResource, _LOOK) else {}
+)

@@ -1,0 +1,675 @@
+"""
+One asyncpg connection as the core sees it: looking, parking, resetting, closing.
+
+What is reached of other people's private parts
+-----------------------------------------------
+All of it is in `asyncpg_reach.py` and `asyncpg_memory.py`, looked for when a connection is made. What is missing is
+gone without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket
+is left to the collector. That costs, and is never wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, Omen, omen_of
+from loopaware_pool._core.timeouts import LATE_SECONDS, patience_after
+from loopaware_pool._platform.event_loops import close_socket_of
+from loopaware_pool._platform.sockets import SocketIdentity, SocketProbe, replace_by_devnull
+from loopaware_pool.asyncpg.client_memory import ClientMemory
+from loopaware_pool.asyncpg.internals import Reach, has_own_methods, is_refused_as_ended, raise_if_ended
+from loopaware_pool.asyncpg.pipelined_reset import (
+    Introduction,
+    ResetAnswer,
+    SessionUser,
+    can_be_guarded,
+    guarded,
+    query_message,
+    reset_statements,
+)
+from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loopaware_pool.asyncpg.driver import AsyncpgDriver
+    from loopaware_pool.asyncpg.pool import Pool
+    from loopaware_pool.asyncpg.proxy import PoolConnectionProxy
+
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "unheard"]
+
+# A reset that is awaited, and was given no timeout, is given up after this.
+RESET_SECONDS: Final = 30.0
+
+# What the server reports of itself, from version 14 on, unless a proxy hides it.
+_READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
+
+# To a lent proxy: asyncpg's, this session's, and that by which they are counted. To its connection as many.
+_REFERENCES: Final = 3
+# Later ones borrow references, and count some not at all.
+_ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
+
+# Bound once: see shard.py.
+_ALIVE, _DEAD, _UNREAD = Liveness
+_READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
+
+
+@contextlib.contextmanager
+def unheard(con: Connection) -> Iterator[None]:
+    """Keep what the pool itself asks of the server from the query loggers of its users."""
+    loggers, con._query_loggers = con._query_loggers, set()
+    try:
+        yield
+    finally:
+        con._query_loggers = loggers
+
+
+class AsyncpgSession:
+    """
+    One asyncpg connection. To asyncpg, the holder that a pooled connection reports to.
+
+    Attributes:
+        owner: Who hears of what happens to it.
+        proxy: What the caller has of it, while it is lent.
+        pool: The pool, while it is lent; nothing else keeps a pool alive.
+        reset_timeout: Seconds the next reset may take; None for `RESET_SECONDS`.
+        is_dirty: Whether the lease may have left something to reset, as far as its statements tell.
+        may_have_set_codecs: Whether the lease has called what changes type codecs, or something unknown.
+        calls: How many calls of the proxy's have begun and not ended.
+        is_exposed: Whether the caller may talk to the server by anything but those: a prepared statement, a cursor, a
+            transaction, the connection itself.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_can_be_followed",
+        "_con",
+        "_driver",
+        "_ending",
+        "_identity",
+        "_is_parked",
+        "_loop",
+        "_memory",
+        "_message",
+        "_omen",
+        "_probe",
+        "_query",
+        "_query_loggers",
+        "_reach",
+        "_starts_dirty",
+        "_starts_exposed",
+        "_termination_listeners",
+        "_uncounted_queries",
+        "_was_writable",
+        "calls",
+        "is_dirty",
+        "is_exposed",
+        "may_have_set_codecs",
+        "owner",
+        "pool",
+        "proxy",
+        "reset_timeout",
+    )
+
+    def __init__(self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        self.owner: Owner | None = None
+        self.proxy: PoolConnectionProxy | None = None
+        self.pool: Pool | None = None
+        self.reset_timeout: float | None = None
+        self.is_dirty = self._starts_dirty = True
+        self.may_have_set_codecs = False
+        self.calls = 0
+        self.is_exposed = self._starts_exposed = type(con) is not Connection
+        self._driver = driver
+        self._con: Connection | None = con
+        self._loop = loop
+        self._reach = reach = Reach(con)
+        self._uncounted_queries = 0  # by asyncpg, less those it has counted that were the pool's own
+        self._is_parked = False
+        self._can_be_followed = False
+        self._ending: PoolConnectionProxy | None = None  # released, while the connection is reset or closed
+        self._omen: Omen | None = None
+        self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
+        fd = reach.socket_fd
+        self._identity = None if fd is None else SocketIdentity.of(fd)
+        self._probe = None if fd is None else SocketProbe(fd)
+        self._query = ""
+        self._message = b""
+        self._answer: ResetAnswer | None = None
+        self._memory = ClientMemory(con)
+        self._keep_callbacks(con)
+        if hasattr(con, "_pool_holder"):  # asyncpg 0.32
+            con._pool_holder = weakref.ref(self)
+
+    async def find_out_who_answers(self) -> None:
+        """
+        Find out whether a query may travel behind a reset.
+
+        It may not if the server at the other end is not the one that does the work, as its process id tells: a
+        PgBouncer gives a session away as soon as it has answered, whatever has been sent behind. A query behind a reset
+        would be lost, and waited for for ever. Nor may it if the server refuses the guard (see `asyncpg_reset.py`).
+
+        Raises:
+            TimeoutError: There was no answer for `RESET_SECONDS`.
+            asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
+        """
+        con, reach = self._con, self._reach
+        if self._driver.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
+            return
+        answered = self._loop.create_future()
+        answer = Introduction(reach.transport, reach.protocol, answered)
+        answer.expect()
+        answer.is_wanted = True
+        reach.transport.write(query_message(Introduction.QUERY))
+        async with asyncio.timeout(RESET_SECONDS):
+            await answered
+        self._can_be_followed = answer.comes_from(con.get_server_pid())
+        if not self._can_be_followed:
+            culprit = (
+                "something stands between the pool and the server, as a PgBouncer does"
+                if answer.row
+                else "the server does not let exit_on_error be set"
+            )
+            self._driver.warn_once(
+                f"{culprit}: a connection is lent again only when its reset has been answered, as with "
+                'session_reset="confirmed"'
+            )
+
+    def prepare_reset(self, user: SessionUser | None) -> None:
+        """Learn how to reset the session to what it is now, *user* included; None for the one that it began with."""
+        con = self._con
+        if con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+        mode = self._driver.session_reset
+        statements = [] if mode == "never" else reset_statements(con, user)
+        self._can_be_followed &= can_be_guarded(statements)
+        self._query = "\n".join(statements)
+        self._message = guarded(statements) if self._can_be_followed else query_message(self._query)
+        if self._resets_in_passing(con):
+            reach, is_guarded = self._reach, self._can_be_followed
+            self._answer = ResetAnswer(self, reach.transport, reach.protocol, len(statements), is_guarded=is_guarded)
+        # What the methods of a user's own class do, or of a tracer's, is not in the statements they are given.
+        judges = mode == "when_dirty" or self._can_be_followed
+        self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
+        self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
+        if user is not None:
+            self._uncounted_queries -= 1  # by which that was asked
+        self._memory.keep_codecs()
+        self._keep_callbacks(con)
+
+    def _keep_callbacks(self, con: Connection) -> None:
+        """Note the callbacks that leases are to find: those that asyncpg's own reset leaves."""
+        self._query_loggers = frozenset(con._query_loggers)
+        self._termination_listeners = frozenset(con._termination_listeners)
+
+    def _resets_in_passing(self, con: Connection) -> bool:
+        """Whether resets, and the guard against what comes unasked, do without a task that waits."""
+        if self._driver.session_reset == "awaited" or self._is_custom(con):
+            return False
+        if not self._reach.can_reset_in_passing:
+            self._driver.warn_once("asyncpg's protocol or transport not found: resets are awaited")
+            return False
+        return True
+
+    def _is_custom(self, con: Connection) -> bool:
+        """Whether the user has taken the reset into his own hands."""
+        kind = type(con)
+        return (
+            self._driver.reset_hook is not None
+            or kind.reset is not Connection.reset
+            or kind._reset is not Connection._reset
+            or kind.get_reset_query is not Connection.get_reset_query
+        )
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity | None:
+        """The socket."""
+        return self._identity
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no reset's answer is due."""
+        return self._answer is None or not self._answer.is_due
+
+    def is_connected(self) -> bool:
+        """Whether the connection is open."""
+        return self._con is not None and not self._con.is_closed()
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, without waiting."""
+        con = self._con
+        if con is None or con.is_closed():
+            return _DEAD
+        probe = self._probe
+        if probe is None or not (found := probe.poll(0)):
+            return _ALIVE
+        is_gone, is_readable = probe.meaning(found)
+        if is_gone:
+            return _DEAD
+        if is_readable and self.is_settled:
+            if self._answer is not None:
+                self._answer.stand_guard()
+            return _UNREAD
+        return _ALIVE
+
+    def park(self) -> None:
+        """
+        Take the fd out of the selector.
+
+        Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
+        """
+        transport = self._reach.plain or self._reach.transport
+        if transport is not None and not self._is_parked and not transport.is_closing():
+            self._is_parked = True
+            transport.pause_reading()
+
+    def unpark(self) -> None:
+        """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
+        if self._is_parked:
+            self._is_parked = False
+            (self._reach.plain or self._reach.transport).resume_reading()
+
+    def is_dropped(self) -> bool:
+        """
+        Whether nobody refers to the caller's proxy, nor to the connection, as a prepared statement does.
+
+        asyncpg has to refer to the proxy, for listeners are called with it; so nothing can tell when it goes, and
+        references are counted. Where the lease has listeners, they are what the connection is held for.
+        """
+        con = self._con
+        return (
+            _ARE_REFERENCES_COUNTED
+            and con is not None
+            and self.proxy is not None
+            and sys.getrefcount(self.proxy) <= _REFERENCES
+            and sys.getrefcount(con) <= _REFERENCES + 1 + self._count_own_callbacks(con)  # here
+            and not (con._listeners or con._log_listeners)
+            and con._termination_listeners == self._termination_listeners
+        )
+
+    def _count_own_callbacks(self, con: Connection) -> int:
+        """Count the callbacks that are methods of the connection, each of which refers to it."""
+        callbacks = [*self._query_loggers, *self._termination_listeners]
+        return sum(getattr(callback.cb, "__self__", None) is con for callback in callbacks)
+
+    def take_back(self) -> ReturnCheck:
+        """Send the reset, if it need not be awaited."""
+        con = self._con
+        if con is None or con.is_closed() or self._omen is Omen.GOODBYE:
+            return ReturnCheck.BROKEN
+        protocol = self._reach.protocol
+        if protocol.queries_count + self._uncounted_queries >= self._driver.max_queries or self._has_foreign_codecs():
+            return ReturnCheck.WORN_OUT
+        answer = self._answer
+        if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
+            return _RESET
+        if (
+            con._listeners
+            or con._log_listeners
+            or con._query_loggers != self._query_loggers
+            or con._termination_listeners != self._termination_listeners
+        ):
+            self._restore_callbacks(con)
+        if self.may_have_set_codecs:
+            self._restore_codecs(con)
+        self._ending = None
+        # While an answer is due the caller has had none of its own, and is not owed one: the session is as it was.
+        if answer.is_due or not self._query:
+            return _READY
+        return self._send_reset(con, answer)
+
+    def _send_reset(self, con: Connection, answer: ResetAnswer) -> ReturnCheck:
+        """Reset the session, unless the lease has left nothing and that is enough."""
+        memory = self._memory
+        is_dirty = self.is_dirty
+        if memory.reported != memory.expected:
+            is_dirty = True
+            memory.forget_statements(con)
+        if not (is_dirty or self._driver.resets_always):
+            return _READY
+        self.is_dirty = self._starts_dirty
+        self._uncounted_queries += 1
+        answer.expect()
+        self._reach.transport.write(self._message)
+        return _RESET_SENT if is_dirty else _READY
+
+    def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
+        """
+        Whether asyncpg's protocol has, or may have, something to say before it can be bypassed.
+
+        To ask it whether it is busy is the dearest step of a lease, and needless if all the caller had was calls.
+        """
+        return (
+            self.calls > 0
+            or protocol._is_cancelling()
+            or protocol.is_in_transaction()
+            or con._top_xact is not None
+            or (self.is_exposed and self._is_busy())
+        )
+
+    def _is_busy(self) -> bool:
+        """
+        Whether asyncpg's protocol is in the middle of something, as far as can be told.
+
+        While a COPY's sink takes its time, asyncpg waits for no answer, but has stopped reading.
+        """
+        reach = self._reach
+        return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
+
+    def is_cancelling(self) -> bool:
+        """Whether asyncpg has the server cancel a query."""
+        return self._reach.is_busy is not None and bool(self._reach.protocol._is_cancelling())
+
+    def patience_after(self, error: BaseException | None) -> float | None:
+        """Tell how long a release with *error* on its way may wait for the reset, in seconds; None: as it takes."""
+        is_every_reset_awaited = self._answer is None
+        if not is_every_reset_awaited and self.is_cancelling():
+            return LATE_SECONDS  # that query's time was up, whatever the caller has made of the error
+        return patience_after(error)
+
+    async def reset(self) -> None:
+        """Reset the session by a query that is waited for."""
+        timeout, self.reset_timeout = self.reset_timeout, None
+        async with asyncio.timeout(RESET_SECONDS if timeout is None else timeout):
+            try:
+                await self._reset()
+            except asyncpg.InternalClientError as error:
+                raise_if_ended(error)
+                raise
+
+    async def _reset(self) -> None:
+        con, protocol = self._con, self._reach.protocol
+        if self.is_cancelling():
+            await protocol._wait_for_cancellation()
+        if con is None or con.is_closed():
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
+        if self._is_busy():
+            raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
+        self._restore_codecs(con)
+        if self._driver.session_reset != "never":
+            self._memory.forget_statements(con)
+        if self._is_custom(con):
+            await self._reset_by_user(con)
+        else:
+            # As asyncpg's own, it is a query like others to a logger.
+            with contextlib.nullcontext() if self._driver.session_reset == "awaited" else unheard(con):
+                await con._reset()
+                if self._query:
+                    await con.execute(self._query)
+            self._restore_callbacks(con)
+        self.is_dirty = self._starts_dirty
+        self._memory.expect_this()
+        self._ending = None
+        await self._verify(con)
+
+    async def _reset_by_user(self, con: Connection) -> None:
+        """Reset the session by the user's own means. What callbacks they add is to stay: the lease's go before."""
+        listeners = set(con._termination_listeners)
+        self._restore_callbacks(con)
+        try:
+            if self._driver.reset_hook is not None:
+                await con._reset()
+                await self._driver.reset_hook(con)
+            else:
+                await con.reset()
+        except BaseException:
+            con._termination_listeners |= listeners  # they hear that the connection ends by this
+            raise
+
+    async def _verify(self, con: Connection) -> None:
+        """Ask the server what an error has made doubtful: that it is there, and takes writes as it did."""
+        if self._omen is None:
+            return
+        self._omen = None
+        with unheard(con):
+            is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
+        if is_read_only and self._was_writable and self.owner is not None:
+            self.owner.demoted()
+
+    def _restore_callbacks(self, con: Connection) -> None:
+        """
+        Forget what the lease registered, and bring back what it removed.
+
+        Listeners for notifications and for log messages go with each reset, as asyncpg has it; query loggers and
+        termination listeners, which asyncpg lets the lease's successors have, are again those that `init` left.
+        """
+        con._listeners.clear()
+        con._log_listeners.clear()
+        for callbacks, kept in (
+            (con._query_loggers, self._query_loggers),
+            (con._termination_listeners, self._termination_listeners),
+        ):
+            callbacks.clear()
+            callbacks.update(kept)
+
+    def _has_foreign_codecs(self) -> bool:
+        """Whether the lease may have set codecs that cannot be taken back."""
+        return (
+            self.may_have_set_codecs and not self._memory.can_restore_codecs and self._driver.session_reset != "never"
+        )
+
+    def _restore_codecs(self, con: Connection) -> None:
+        """Forget the codecs that the lease has set, unless nothing is to be reset."""
+        if self.may_have_set_codecs and self._driver.session_reset != "never":
+            self._memory.restore_codecs(con)
+        self.may_have_set_codecs = False
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        if self._con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        self._take_transport()
+        with unheard(self._con):
+            await self._con.execute("SELECT 1")
+
+    async def close(self) -> None:
+        """Say goodbye to the server, then close the socket."""
+        if self._con is not None:
+            self._take_transport()
+            self._show_proxy(self._con)
+            await self._con.close()
+
+    def _show_proxy(self, con: Connection) -> None:
+        """Have termination listeners called with what the caller had, if the end of its lease has led to this."""
+        if self._ending is not None:
+            con._set_proxy(self._ending)
+            self._ending = None
+
+    def _take_transport(self) -> None:
+        """Let asyncpg have its transport, now or as soon as the reset's answer has come."""
+        answer = self._answer
+        if answer is not None:
+            answer.is_wanted = True
+            if answer.is_on_guard:
+                answer.relieve()
+
+    def abort(self) -> None:
+        """Close the socket without a word."""
+        con = self._con
+        if con is not None:
+            if self._answer is not None:
+                self._answer.give_back()
+            self._terminate(con)
+
+    def _terminate(self, con: Connection) -> None:
+        """Terminate the connection without hearing of it. Its lease ends after: listeners are called with the proxy."""
+        self._con = None
+        self._show_proxy(con)
+        try:
+            con.terminate()
+        finally:
+            self._detach()
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        con = self._con
+        if forked:
+            self._detach()
+            # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
+            # close: the transport would close the number once more, when it may be somebody else's.
+            if self._identity is not None and self._identity.is_open():
+                replace_by_devnull(self._identity.fd)
+        elif con is not None and (not self._loop.is_closed() or hasattr(self._reach.plain, "_sock")):
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
+                self._terminate(con)
+        self._detach()
+        if con is not None:  # else a goodbye was cut short: asyncpg has let go of it, its socket is open
+            con._aborted = True
+        is_over = forked or self._loop.is_closed()
+        close_socket_of(self._reach.plain, for_good=is_over)
+        if is_over and self._reach.plain is not None and self._reach.transport is not self._reach.plain:
+            self._reach.transport._closed = True  # a TLS transport has a finaliser of its own
+
+    # ---- what asyncpg asks ----
+
+    @property
+    def _pool(self) -> Pool | None:
+        return self.pool
+
+    @property
+    def _in_use(self) -> PoolConnectionProxy | None:
+        return self.proxy
+
+    _inactive_callback = None
+    says_goodbye = True
+
+    def is_idle(self) -> bool:
+        """Whether nobody has it."""
+        return self.proxy is None
+
+    def _release_on_close(self) -> None:
+        """Hear from asyncpg that the connection is closed, unless it was by `abort`."""
+        was_open = self._con is not None
+        self._detach()
+        if was_open and self.owner is not None:
+            self.owner.lost("closed")
+
+    # ---- the caller's side ----
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop it belongs to."""
+        return self._loop
+
+    def lend(self, proxy: PoolConnectionProxy, pool: Pool) -> Connection:
+        """Begin a lease; nothing may be awaited between here and the caller."""
+        con = self._con
+        if con is None:
+            raise asyncpg.ConnectionDoesNotExistError("connection is closed")
+        if self._is_parked:
+            self.unpark()
+        answer = self._answer
+        if answer is not None and (answer.is_due or answer.is_on_guard):
+            self._take_transport()
+        self.proxy = proxy
+        self.pool = pool
+        # What the methods of a user's own class call is not seen.
+        self.is_exposed = self.may_have_set_codecs = self._starts_exposed
+        con._set_proxy(proxy)
+        return con
+
+    def call_failed(self, error: BaseException, *, is_hearsay: bool) -> None:
+        """
+        Note what a call of the proxy's has failed with, which is *hearsay* if the call has run code of the caller's.
+
+        What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end. What is closed in
+        the middle, or failed in the client, may run on at the server, and asyncpg waits for its answer.
+        """
+        self.is_dirty = self.is_exposed = True
+        if is_hearsay:
+            self.suspect(error)
+        elif isinstance(error, (asyncpg.PostgresError, asyncpg.InternalClientError)):
+            self.heard(error)
+
+    def heard(self, error: BaseException) -> None:
+        """Remember what an error that this connection has had says of its server."""
+        omen = Omen.GOODBYE if is_refused_as_ended(error) else omen_of(error)
+        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
+            self._omen = omen
+
+    def suspect(self, error: BaseException) -> None:
+        """
+        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+
+        That may be another. What this one has answered is heard by the calls that were answered, but for those that
+        run code of the caller's, a connection class's own methods, and the connection without its proxy.
+        """
+        omen = omen_of(error)
+        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
+            self._omen = Omen.HEARSAY
+
+    def end_lease(self) -> None:
+        """Make the caller's proxy useless."""
+        proxy, self.proxy = self.proxy, None
+        self._ending = proxy
+        self.pool = None
+        if proxy is not None:
+            con, proxy._connection = proxy._connection, None
+            if con is not None:
+                con._set_proxy(None)
+
+    def invalidate_derivatives(self) -> None:
+        """
+        Make prepared statements, cursors and transactions of the lease useless; warn of listeners it left.
+
+        asyncpg's `_on_release` is that, and looks for listeners at some length, where there are mostly none.
+        """
+        con = self._con
+        if con is None:
+            return
+        if con._listeners or con._log_listeners:
+            con._on_release()
+        else:
+            con._pool_release_ctr += 1
+
+    def disown(self) -> None:
+        """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
+        self._ending = self.proxy
+        self.proxy = self.pool = None
+        if self._con is not None:
+            self._con._set_proxy(None)
+
+    def _detach(self) -> None:
+        self.end_lease()
+        self._con = self._ending = None
+
+    @property
+    def clean_answer(self) -> bytes | None:
+        """What the server answers to this session's reset when there is nothing to reset; None until it has."""
+        return self._driver.clean_answers.get(self._message)
+
+    def learn(self, answer: bytes) -> None:
+        """Keep what the server has just answered to a reset."""
+        self._driver.clean_answers[self._message] = answer
+
+    def reported(self) -> None:
+        """Hear of a setting while nobody has the connection: by the reset, or because the server has been told so."""
+        self._memory.expect_this()
+
+    def answered(self) -> None:
+        """Hear that the reset is done. What the server has reported by then is what it reports of a session as made."""
+        if self.proxy is None:
+            self._memory.expect_this()
+        if self.owner is not None:
+            self.owner.settled()
+
+    def lost(self, reason: str) -> None:
+        """Hear that the connection was lost, or said what nobody had asked for, while nobody had it."""
+        if self.owner is not None:
+            self.owner.lost(reason)
+
+    def reset_failed(self, reason: str) -> None:
+        """Hear that it is not."""
+        if self.owner is not None:
+            self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
+            self.owner.lost("reset failed")

@@ -1,0 +1,1 @@
+"""`loopaware-pool demo [DSN]`: the pools beside the drivers' own, in less than a minute."""

@@ -1,0 +1,113 @@
+"""
+`loopaware-pool doctor [DSN]`: does what is here suit the pools that are planned?
+
+It looks at the interpreter, the drivers, the machine and the server, and changes nothing. Exit code 0: nothing above a
+note; 1: a warning or a problem; 2: it could not look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Final
+
+from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
+from loopaware_pool.cli.doctor.facts import Facts, Plan
+from loopaware_pool.cli.doctor.findings import Severity
+from loopaware_pool.cli.doctor.host import look_at_host
+from loopaware_pool.cli.doctor.host_checks import check_host
+from loopaware_pool.cli.doctor.output import as_json, show
+from loopaware_pool.cli.doctor.server import look_at_server
+from loopaware_pool.cli.doctor.server_checks import check_server
+from loopaware_pool.cli.doctor.way_checks import check_way
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, open_target
+
+if TYPE_CHECKING:
+    import argparse
+
+    from loopaware_pool.cli.doctor.findings import Finding
+
+__all__ = ["add_arguments", "diagnose", "main", "run"]
+
+_DEFAULT_POOL_SIZE: Final = 10
+_DEFAULT_PROCESSES: Final = 1
+_NO_SUCH_SETTING: Final = "async_client_compatibility"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return the exit code: 0, 1 if something is wrong, 2 if it could not look."""
+    return run_command("doctor", lambda: (add_arguments, run), arguments)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to *parser*."""
+    parser.add_argument(
+        "dsn",
+        metavar="DSN",
+        nargs="?",
+        help="postgresql://user:password@host:port/database; without it, an embedded server that ends with the command",
+    )
+    parser.add_argument(
+        "--pool-size",
+        default=str(_DEFAULT_POOL_SIZE),
+        metavar="N",
+        help=f"max_size of the pool in each process (default: {_DEFAULT_POOL_SIZE})",
+    )
+    parser.add_argument(
+        "--processes",
+        default=str(_DEFAULT_PROCESSES),
+        metavar="N",
+        help=f"processes that have such a pool (default: {_DEFAULT_PROCESSES})",
+    )
+    parser.add_argument("--json", action="store_true", help="write an object instead of lines")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
+    try:
+        plan = Plan(_count("--pool-size", options.pool_size), _count("--processes", options.processes))
+        with open_target(options.dsn) as target:
+            facts = _look(target.dsn, plan)
+    except (ValueError, Unusable) as error:
+        raise Unusable(_with_advice(str(error))) from None
+    findings = diagnose(facts)
+    if options.json:
+        print(as_json(facts, findings))
+    else:
+        show(target.description, facts, findings)
+    return FOUND if any(finding.severity > Severity.NOTE for finding in findings) else FINE
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """Judge what was seen: one finding for each check, in the order of docs/audit.md."""
+    return [*check_host(facts), *check_server(facts), *check_way(facts.way)]
+
+
+def _look(dsn: str, plan: Plan) -> Facts:
+    try:
+        way, server = asyncio.run(look_at_server(dsn))
+    except CONNECT_ERRORS as error:
+        raise Unusable(explain(error, dsn)) from None
+    return Facts(plan, look_at_host(), way, server)
+
+
+def _count(name: str, text: str) -> int:
+    """
+    Read a number of connections, or of processes.
+
+    Raises:
+        ValueError: It is none, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name} {text}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def _with_advice(message: str) -> str:
+    if _NO_SUCH_SETTING not in message:
+        return message
+    return f"{message}; no release of PostgreSQL has that setting: take it out of the DSN"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

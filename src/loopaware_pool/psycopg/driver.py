@@ -1,0 +1,306 @@
+"""How connections are made with psycopg, and what its pool's callers catch."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import weakref
+from collections.abc import Mapping
+from time import monotonic
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import psycopg_pool
+
+from loopaware_pool import errors
+from loopaware_pool._core.config import check_secret
+from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, withhold
+from loopaware_pool._platform.frames import let_go_of_frames
+from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
+from loopaware_pool.psycopg.session import PsycopgSession
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg import AsyncConnection
+    from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
+
+    from loopaware_pool.stats import LeaseInfo, PoolStats
+
+__all__ = [
+    "Overloaded",
+    "PoolClosed",
+    "PoolTimeout",
+    "PsycopgDriver",
+    "TooManyRequests",
+    "UnsupportedLoop",
+    "check_conninfo",
+    "check_kwargs",
+]
+
+# What ends a password to libpq.
+ENDS_PASSWORD: Final = "/?@"
+
+
+class PoolClosed(errors.PoolClosed, psycopg_pool.PoolClosed):
+    """The pool is closed, or not open yet."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        psycopg_pool.PoolClosed.__init__(self, message)
+        self.pool = pool
+
+
+class PoolTimeout(errors.PoolTimeout, psycopg_pool.PoolTimeout):
+    """No connection came in time."""
+
+    complaint = "couldn't get a connection after {:.2f} sec"
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        stats: PoolStats,
+        holders: tuple[LeaseInfo, ...],
+        during: str = "",
+        cause: BaseException | None = None,
+    ) -> None:
+        psycopg_pool.PoolTimeout.__init__(self)
+        super().__init__(timeout=timeout, stats=stats, holders=holders, during=during, cause=cause)
+
+
+class InitTimeout(PoolTimeout):
+    """`min_size` connections were not open in time."""
+
+    complaint = "pool initialization incomplete after {} sec"
+
+
+class TooManyRequests(errors.TooManyWaiting, psycopg_pool.TooManyRequests):
+    """As many callers wait already as `max_waiting` allows."""
+
+    def __init__(self, *, pool: str, max_waiting: int) -> None:
+        psycopg_pool.TooManyRequests.__init__(self, f"the pool {pool!r} has already {max_waiting} requests waiting")
+        self.pool = pool
+        self.max_waiting = max_waiting
+
+
+class Overloaded(errors.Overloaded, TooManyRequests):
+    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+
+
+class UnsupportedLoop(errors.UnsupportedLoop, psycopg.InterfaceError):
+    """No event loop runs here, or one that cannot watch sockets."""
+
+    def __init__(self, message: str, *, pool: str) -> None:
+        psycopg.InterfaceError.__init__(self, message)
+        self.pool = pool
+
+
+class PsycopgDriver:
+    """
+    Makes connections with psycopg.
+
+    Args:
+        outlasted: Called when connecting has failed for *reconnect_seconds*; held weakly, a bound method.
+        connecting: Called before each connect, if somebody reads the log; held likewise.
+
+    Attributes:
+        name: The pool's.
+        conninfo, kwargs, connection_class: What is connected with; resolved at each connect.
+        configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
+        session_reset: "never" or "awaited".
+        tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
+        reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
+        fault: What the last connect failed with, if the program is at fault and another would fail as well.
+    """
+
+    logger = logging.getLogger("psycopg.pool")
+    errors = errors.ErrorFamily(
+        PoolClosed,
+        PoolTimeout,
+        TooManyRequests,
+        UnsupportedLoop,
+        overloaded=Overloaded,
+        closing_text="the pool {!r} is closed",
+        closed_text="the pool {!r} is closed",
+    )
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        conninfo: AsyncConninfoParam,
+        kwargs: AsyncKwargsParam | None,
+        connection_class: type[AsyncConnection[Any]],
+        configure: Callable[[Any], Awaitable[None]] | None,
+        reset: Callable[[Any], Awaitable[None]] | None,
+        ping: Callable[[Any], Awaitable[None]],
+        session_reset: str,
+        tells_errors: bool,
+        reconnect_seconds: float,
+        outlasted: Callable[[], None],
+        connecting: Callable[[], None],
+    ) -> None:
+        check_conninfo(conninfo)
+        check_kwargs(kwargs)
+        self.name = name
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
+        self.configure = configure
+        self.reset_hook = reset
+        self.ping = ping
+        self.session_reset = session_reset
+        self.tells_errors = tells_errors
+        self.reconnect_seconds = reconnect_seconds
+        self._outlasted = weakref.WeakMethod(outlasted)
+        self._connecting = weakref.WeakMethod(connecting)
+        self.fault: BaseException | None = None
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._unready: set[PsycopgSession] = set()
+
+    @property
+    def resets(self) -> bool:
+        """Whether a connection that comes back idle is still to be reset."""
+        return self.reset_hook is not None or self.session_reset == "awaited"
+
+    async def connect(self) -> PsycopgSession:
+        """Open and configure a connection on the running loop."""
+        is_told = self.logger.isEnabledFor(logging.INFO)
+        if is_told and (tell := self._connecting()) is not None:
+            tell()
+        try:
+            session = await self._connect()
+        except Exception as error:
+            self._failed(error)
+            if self.tells_errors or self.fault is not None:
+                raise HookFailed from (self.fault or error)
+            raise
+        if is_told and not self.tells_errors:  # a null pool adds none
+            self.logger.info("adding new connection to the pool")
+        self._failing_since = self.fault = None
+        self._failures = 0
+        return session
+
+    async def _connect(self) -> PsycopgSession:
+        try:
+            connection = await self._open()
+        except BaseException as error:
+            let_go_of_frames(error)
+            if type(error) is psycopg.ProgrammingError:  # libpq's, of what it is given: a server's have a SQLSTATE
+                raise HookFailed from error
+            raise
+        connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
+        session = PsycopgSession(self, connection, asyncio.get_running_loop())
+        self._unready.add(session)
+        try:
+            if self.configure is not None:
+                await session.show_to(self.configure, "configure")
+            if self.session_reset == "awaited":
+                await session.remember_configured()
+            session.begin()
+        except BaseException:
+            session.abort()
+            raise
+        finally:
+            self._unready.discard(session)
+        return session
+
+    async def _open(self) -> Any:
+        """Connect. What is connected with is in no frame above this one's, which has to be cleared if it raises."""
+        conninfo = await _resolved(self.conninfo)
+        kwargs = await _resolved(self.kwargs)
+        try:
+            return await self.connection_class.connect(conninfo or "", **(kwargs or {}))
+        except psycopg.Error as error:
+            if _is_misread(conninfo or ""):
+                withhold(error)
+            raise
+
+    def _failed(self, failure: Exception) -> None:
+        error = failure.__cause__ if isinstance(failure, HookFailed) else failure
+        self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
+        self._failures += 1
+        if self._failures.bit_count() == 1:  # the first, second, fourth: an outage is not to fill the log
+            self.logger.warning("error connecting in %r: %s", self.name, error)
+        if self._failing_since is None:
+            self._failing_since = since = monotonic()
+            if self.reconnect_seconds != float("inf"):
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
+
+    def new_fault(self, old: BaseException | None) -> BaseException | None:
+        """Tell the `fault`, if it is not *old*, which was there before."""
+        return None if self.fault is old else self.fault
+
+    def outlasted(self, since: float) -> None:
+        """Tell the pool, if connecting has failed ever *since* then (monotonic seconds)."""
+        if self._failing_since != since:
+            return
+        self._failing_since = None  # the next failure begins another period
+        outlasted = self._outlasted()
+        if outlasted is not None:
+            self.logger.warning(
+                "reconnection attempt in pool %r failed after %s sec", self.name, self.reconnect_seconds
+            )
+            outlasted()
+
+    def pool(self) -> Any:
+        """Find the pool, unless it has been dropped."""
+        return getattr(self._outlasted(), "__self__", None)
+
+    def floor_not_restored(self, error: BaseException) -> None:
+        """Say nothing: each failure to connect has been logged."""
+
+    def forked(self) -> None:
+        """Forget, in a child process, the connections that `configure` has in its hands."""
+        self._failing_since = None
+        while self._unready:
+            self._unready.pop().discard(forked=True)
+
+
+def check_conninfo(conninfo: object) -> None:
+    """
+    Refuse what is no connection string, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
+
+
+def check_kwargs(kwargs: object) -> None:
+    """
+    Refuse what is no set of arguments to connect with, and gives none.
+
+    Raises:
+        TypeError: It is of another type, which is told; its value is not.
+    """
+    check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
+
+
+def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
+    driver = dead_or_alive()
+    if driver is not None:
+        driver.outlasted(since)
+
+
+def _is_misread(conninfo: str) -> bool:
+    """Whether what libpq says of *conninfo*, which it does not understand or misunderstands, may repeat a password."""
+    if may_be_misread(conninfo, ENDS_PASSWORD):
+        return True
+    try:
+        psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return may_hold_password(conninfo)
+    return False
+
+
+async def _resolved(value: Any) -> Any:
+    """Call what can be called, and await what it returns if that is to be awaited."""
+    if not callable(value):
+        return value
+    result = value()
+    return await result if inspect.isawaitable(result) else result

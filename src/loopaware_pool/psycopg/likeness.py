@@ -1,0 +1,160 @@
+"""What psycopg_pool says and shows, so that ours says and shows it: its complaints, its warnings, its statistics."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool.base import BasePool
+
+from loopaware_pool._core.config import check_number, check_whole
+from loopaware_pool.psycopg.connection import LoopAwareConnection
+
+if TYPE_CHECKING:
+    from loopaware_pool.stats import PoolStats
+
+__all__ = [
+    "as_given",
+    "check_choices",
+    "check_sizes",
+    "check_workers",
+    "checked_class",
+    "checked_name",
+    "counted",
+    "seconds",
+    "span",
+    "waiting_limit",
+    "warn_of_open",
+]
+
+Class = TypeVar("Class", bound="type[AsyncConnection[Any]]")
+
+_FIRST_THAT_CLOSES_INTO_POOLS: Final = (3, 3)
+# The shortest time there is: 0 is "at once" to psycopg_pool, and "never" to our core.
+_AT_ONCE: Final = sys.float_info.min
+
+
+def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int:
+    """
+    Complain as psycopg_pool does of sizes that make no sense; of a wrong type, which it does not notice, in our words.
+
+    Returns:
+        *max_size*, or its default.
+    """
+    check_whole("min_size", min_size)
+    if max_size is None:
+        max_size = min_size
+    check_whole("max_size", max_size)
+    for is_wrong, complaint in (
+        (min_size != 0 and not keeps_idle, "null pools must have min_size = 0"),
+        (min_size < 0, "min_size cannot be negative"),
+        (max_size < min_size, "max_size must be greater or equal than min_size"),
+        (min_size == max_size == 0 and keeps_idle, "if min_size is 0 max_size must be greater than 0"),
+    ):
+        if is_wrong:
+            raise ValueError(complaint)
+    return max_size
+
+
+def check_choices(**choices: tuple[object, Any]) -> None:
+    """Refuse what is none of the values of a `Literal`."""
+    for name, (value, literal) in choices.items():
+        if value not in get_args(literal):
+            raise ValueError(f"{name}={value!r}: expected one of {get_args(literal)}")
+
+
+def check_workers(number: int) -> int:
+    """Complain as psycopg_pool does, although there are none; return what was given."""
+    check_whole("num_workers", number)
+    if number < 1:
+        raise ValueError("num_workers must be at least 1")
+    return number
+
+
+def checked_class(kind: Class, *, close_returns: bool) -> Class:
+    """Refuse what is no connection class, or cannot return a connection on closing it."""
+    given: object = get_origin(kind) or kind  # `MyConnection[MyRow]` connects as `MyConnection` does
+    if not isinstance(given, type) or not issubclass(given, AsyncConnection):
+        raise TypeError(f"connection_class={kind!r}: expected psycopg.AsyncConnection or a subclass of it")
+    version = tuple(int(part) for part in psycopg.__version__.split(".")[:2])
+    if close_returns and version < _FIRST_THAT_CLOSES_INTO_POOLS and not issubclass(given, LoopAwareConnection):
+        raise TypeError(
+            "Using 'close_returns=True' and a non-standard 'connection_class' requires psycopg 3.3 or newer, "
+            "or a subclass of loopaware_pool.psycopg.LoopAwareConnection"
+        )
+    return kind
+
+
+def checked_name(name: str | None) -> str:
+    """Take the next of psycopg_pool's names where none is given."""
+    if name not in (None, ""):
+        return name
+    BasePool._num_pool += 1
+    return f"pool-{BasePool._num_pool}"
+
+
+def seconds(name: str, value: float) -> float:
+    """Refuse what is no number of seconds."""
+    check_number(name, value, "a number of seconds")
+    return value
+
+
+def span(name: str, seconds: float) -> float:
+    """Turn a span of time that psycopg_pool counts from 0, at once, to infinity, never, into one of our core's."""
+    what = "a number of seconds, 0 or more; infinity turns it off"
+    check_number(name, seconds, what)
+    if seconds < 0:
+        raise ValueError(f"{name}={seconds!r}: expected {what}")
+    return 0.0 if seconds == float("inf") else seconds or _AT_ONCE
+
+
+def waiting_limit(number: float | None) -> int:
+    """Turn what psycopg_pool takes for "no limit" into 0, as our core does."""
+    return 0 if number is None or number == float("inf") else number  # type: ignore[return-value]  # checked later
+
+
+def as_given(span: float) -> float:
+    """Turn one of our core's spans of time back into psycopg_pool's."""
+    return 0.0 if span == _AT_ONCE else span or float("inf")
+
+
+def warn_of_open(kind: type, *, stacklevel: int) -> None:
+    """Warn that a pool is opened where none of its users can see it."""
+    warnings.warn(
+        f"opening the async pool {kind.__name__} in the constructor is deprecated and will not be supported anymore "
+        f"in a future release. Please use `await pool.open()`, or use the pool as context manager using: "
+        f"`async with {kind.__name__}(...) as pool: `...",
+        RuntimeWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def counted(stats: PoolStats, rechecks: int) -> dict[str, int]:
+    """
+    Count as psycopg_pool does, since the pool was made.
+
+    Args:
+        stats: Our counts.
+        rechecks: Leases that began only because a check had failed, and given-up checks, which it counts once.
+    """
+    totals = stats.totals
+
+    def total(*names: str) -> Any:
+        return sum(getattr(totals, name) for name in names)
+
+    gave_up = total("timed_out", "cancelled", "failed", "refused", "shed")
+    return {
+        "usage_ms": int(1000 * total("used_seconds")),
+        "requests_num": total("acquired") + gave_up + stats.waiting - rechecks,
+        "requests_queued": total("queued"),
+        "requests_wait_ms": int(1000 * total("waited_seconds", "gave_up_seconds")),
+        "requests_errors": gave_up,
+        "returns_bad": total("returned_dead", "reset_failures"),
+        "connections_num": total("opened", "connect_failures") + stats.connecting,
+        "connections_ms": int(1000 * total("connect_seconds")),
+        "connections_errors": total("connect_failures"),
+        "connections_lost": total("found_dead"),
+    }

@@ -1,0 +1,572 @@
+"""
+The drop-in for psycopg_pool's async pools.
+
+`AsyncConnectionPool` and `AsyncNullConnectionPool` take what psycopg_pool 3.3's take, with its defaults, and behave as
+they do, whichever supported version of it is installed; what they add is said at each place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import psycopg_pool
+from psycopg_pool.abc import ACT
+
+from loopaware_pool._core.config import IdleOrder, PoolConfig, check_callbacks, check_number
+from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.slot import SlotState, acquiring_line
+from loopaware_pool._core.timeouts import patience_after
+from loopaware_pool._platform.event_loops import running
+from loopaware_pool.driver import ReturnCheck
+from loopaware_pool.psycopg.check import Checkup
+from loopaware_pool.psycopg.connection import LoopAwareConnection
+from loopaware_pool.psycopg.driver import (
+    InitTimeout,
+    Overloaded,
+    PoolClosed,
+    PoolTimeout,
+    PsycopgDriver,
+    TooManyRequests,
+    UnsupportedLoop,
+)
+from loopaware_pool.psycopg.lease import Lease
+from loopaware_pool.psycopg.likeness import (
+    check_choices,
+    check_sizes,
+    check_workers,
+    checked_class,
+    checked_name,
+    seconds,
+    span,
+    waiting_limit,
+    warn_of_open,
+)
+from loopaware_pool.psycopg.socket_waiter import WrongLoop
+from loopaware_pool.psycopg.upstream_pool import PoolSurface
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
+
+    from loopaware_pool._core.runner import Keeper
+    from loopaware_pool._core.session_listener import Tenancy
+    from loopaware_pool._core.slot import Slot
+    from loopaware_pool.psycopg.session import PsycopgSession
+    from loopaware_pool.stats import EventHook
+
+__all__ = [
+    "AsyncConnectionPool",
+    "AsyncNullConnectionPool",
+    "LoopAwareConnection",
+    "Overloaded",
+    "PoolClosed",
+    "PoolTimeout",
+    "TooManyRequests",
+    "WrongLoop",
+]
+
+logger = logging.getLogger("psycopg.pool")
+
+SessionReset = Literal["never", "awaited"]
+DiscardDead = Literal["on_check", "always"]
+DiscardExpired = Literal["on_return", "always"]
+_Order = Literal["fifo", "lifo"]
+
+_DEFAULT_CLASS: Final[Any] = LoopAwareConnection
+_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_NOT_READY: Final = (SlotState.CONNECTING, SlotState.RESETTING, SlotState.CLOSING)
+_IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
+_SECONDS: Final = "a number of seconds"
+# What psycopg_pool takes off a lifetime at random.
+_LIFETIME_JITTER: Final = 0.05
+# How often `wait()` looks at what other loops have opened.
+_FLOOR_LOOK_SECONDS: Final = 0.05
+# How often a null pool's `wait()` tries to connect.
+_RETRY_SECONDS: Final = 0.25
+
+
+class AsyncConnectionPool(PoolSurface[ACT]):
+    """
+    A connection pool that any number of loops, threads and `asyncio.run` calls share.
+
+    It is opened once, on any loop; after that, every loop is served from its first `connection()` on, with connections
+    of its own, and *max_size* bounds them all together. It may be made without a loop, as at import time.
+
+    Args:
+        conninfo: Where to connect, or a function, plain or async, that is called for it before each connect.
+        connection_class: What connections are made of. The default looks after its registrations with the event loop;
+            another class is looked after from outside.
+        kwargs: Passed to `connection_class.connect`; or a function, plain or async, called for it before each connect.
+        min_size: Connections kept while idle, on loops that have opened the pool.
+        max_size: Most connections of this process, on all loops together; None for *min_size*.
+        open: True opens the pool here, which is deprecated; None does as well, and warns at the first use unless the
+            pool is used as a context manager; False leaves it to `open()`.
+        configure: Called with each new connection, which it must not leave in a transaction.
+        check: Called with each connection before it is lent. If it raises, another is tried.
+        reset: Called with each connection that comes back, which it must not leave in a transaction.
+        name: In errors, logs and events; None for "pool-N".
+        close_returns: Whether a connection's `close()` returns it to the pool.
+        timeout: Seconds that `connection()` and `getconn()` may take when they give none.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for whom
+            a connection is opened do not count.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time
+            it comes back, infinity never.
+        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
+            closes it at once, infinity never.
+        reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. In difference to
+            psycopg_pool's, the pool goes on trying.
+        reconnect_failed: Called with the pool; plain or async.
+        num_workers: Accepted for compatibility; there are none.
+        session_reset: "never": only transactions are rolled back; "awaited": settings, role, advisory locks,
+            listeners and cursors are reset before the connection is lent again. What *configure* has set with `SET`
+            is reset too; a role or session authorization it has set comes back. Costs a round trip at each return.
+        idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" the one
+            used last, so that the others can be closed.
+        discard_dead: When to look at a connection's socket, which takes a microsecond, before it is lent: "on_check",
+            if there is a *check*, as psycopg_pool's tests ask for; "always".
+        discard_expired: When *max_lifetime* is looked at: "on_return", as psycopg_pool does; "always", also before a
+            connection is lent and while it is idle.
+        keepalive: Seconds after which an idle connection is pinged; 0 never.
+        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
+            served within half of it; he is then refused with `Overloaded`, a `TooManyRequests`, unless he is the last.
+            None never refuses.
+        max_connecting: Connects in flight at once; None for *max_size*.
+        leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
+        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
+            logged; None never looks.
+        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+
+    Raises:
+        ValueError, TypeError: An argument makes no sense; the message names it.
+        RuntimeError: It is to be opened here, and no loop is running, or one that cannot watch sockets.
+    """
+
+    _keeps_idle: bool = True
+    _rechecks = 0
+
+    def __init__(
+        self,
+        conninfo: AsyncConninfoParam = "",
+        *,
+        connection_class: type[ACT] = _DEFAULT_CLASS,
+        kwargs: AsyncKwargsParam | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,  # noqa: A002 - psycopg_pool's name for it
+        configure: AsyncConnectionCB[ACT] | None = None,
+        check: AsyncConnectionCB[ACT] | None = None,
+        reset: AsyncConnectionCB[ACT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: AsyncConnectFailedCB | None = None,
+        num_workers: int = 3,
+        session_reset: SessionReset = "never",
+        idle_order: _Order = "fifo",
+        discard_dead: DiscardDead = "on_check",
+        discard_expired: DiscardExpired = "on_return",
+        keepalive: float = 0,
+        shed_after: float | None = None,
+        max_connecting: int | None = None,
+        leak_threshold: float | None = None,
+        fd_check: float | None = None,
+        on_event: EventHook | None = None,
+    ) -> None:
+        self._max_size = max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        check_choices(
+            session_reset=(session_reset, SessionReset),
+            idle_order=(idle_order, _Order),
+            discard_dead=(discard_dead, DiscardDead),
+            discard_expired=(discard_expired, DiscardExpired),
+        )
+        check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
+        name = checked_name(name)
+        self.timeout = timeout
+        self.close_returns, self.num_workers = self._keeps_idle and close_returns, check_workers(num_workers)
+        self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
+        self._driver = PsycopgDriver(
+            name=name,
+            conninfo=conninfo,
+            kwargs=kwargs,
+            connection_class=checked_class(connection_class, close_returns=self.close_returns),
+            configure=configure,
+            reset=reset,
+            ping=self.check_connection,
+            session_reset=session_reset,
+            tells_errors=not self._keeps_idle,
+            reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
+            outlasted=self._connects_outlasted,
+            connecting=self._tell_of_growth,
+        )
+        config = PoolConfig(
+            name=name,
+            min_size=min_size,
+            init_size=min_size,
+            max_size=max_size or sys.maxsize,
+            max_idle=span("max_idle", max_idle),
+            max_lifetime=span("max_lifetime", max_lifetime),
+            lifetime_jitter=_LIFETIME_JITTER,
+            keepalive=keepalive,
+            max_waiting=waiting_limit(max_waiting),
+            counts_growth=self._keeps_idle,
+            shed_after=shed_after,
+            max_connecting=max_connecting,
+            leak_threshold=leak_threshold,
+            fd_check=fd_check,
+            on_event=on_event,
+            idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
+            lends_expired=self._lends_expired(max_lifetime),
+            lends_dead=discard_dead == "on_check" and check is None,
+        )
+        self._core = Core(config, self._driver, self)
+        self._tellers: set[asyncio.Task[None]] = set()
+        self._popped: dict[str, int] = {}
+        self._open_if(open)
+
+    # ---- opening and closing ----
+
+    async def open(self, wait: bool = False, timeout: float | None = 30.0) -> None:
+        """
+        Open the pool, or introduce the running loop to it: *min_size* connections are opened in the background.
+
+        Args:
+            wait: Whether to `wait()` for them.
+            timeout: Seconds for that; None waits as long as it takes.
+
+        Raises:
+            PoolClosed: It has been closed.
+            PoolTimeout: As `wait()`.
+            RuntimeError: No loop is running, or one that cannot watch sockets.
+        """
+        self._open()
+        if wait:
+            await self.wait(timeout)
+
+    def _open_if(self, asked: bool | None) -> None:
+        self._is_to_warn = asked is None
+        if asked:
+            warn_of_open(type(self), stacklevel=4)
+        if asked is not False:
+            self._open()
+
+    def _open(self) -> None:
+        if self._core.state is CoreState.CLOSED:
+            raise PoolClosed("pool has already been opened/closed and cannot be reused", pool=self.name)
+        if running() is None:
+            raise UnsupportedLoop(f"{type(self).__name__} open with no running loop", pool=self.name)
+        self._core.start()
+
+    async def wait(self, timeout: float | None = 30.0) -> None:
+        """
+        Wait until *min_size* connections are open, and those that came back are ready again.
+
+        Connections that are lent count. A null pool opens one, to see whether that can be done.
+
+        Args:
+            timeout: Seconds, after which the pool is closed; None waits as long as it takes.
+
+        Raises:
+            PoolTimeout: They were not open in time; its cause is what connecting failed with last.
+            Exception: What connecting failed with, if another connect would fail of it as well, as of a `TypeError`
+                in `configure`; the pool is closed, as after a timeout.
+            PoolClosed: The pool is not open.
+
+        Cancellation: ends the waiting.
+        """
+        seconds = _longest("timeout", timeout)
+        self._check_open()
+        keeper = self._core.keeper()
+        if self._is_full():
+            return
+        logger.info("waiting for pool %r initialization", self.name)
+        keeper.callers += 1
+        driver, old_fault = self._driver, self._driver.fault
+        try:
+            is_ready = await self._is_ready_within(keeper, seconds, old_fault)
+        finally:
+            keeper.callers -= 1
+        if is_ready:
+            logger.info("pool %r is ready to use", self.name)
+            return
+        error = driver.new_fault(old_fault) or self._init_timeout(keeper, seconds)
+        await self.close()
+        raise error
+
+    def _init_timeout(self, keeper: Keeper, seconds: float) -> InitTimeout:
+        cause = self._driver.fault or keeper.shard.last_error
+        return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
+
+    def _is_full(self) -> bool:
+        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
+
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Wait for what is to be opened. False as soon as the time is up, or the program is found to be at fault."""
+        core, deadline = self._core, monotonic() + seconds
+
+        def is_over() -> bool:
+            return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
+
+        # Nobody here is told of what other loops open.
+        while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
+            if monotonic() >= deadline:
+                return False
+        self._check_open()
+        return self._is_full()
+
+    async def close(self, timeout: float | None = 5.0) -> None:
+        """
+        Close the pool on every loop: who waits is told, idle connections are closed, others when they come back.
+
+        Args:
+            timeout: Seconds for connections that are being opened or rolled back, after which they are cut; None gives
+                them the time it takes.
+
+        Cancellation: ends the waiting. The pool is closed.
+        """
+        if timeout is not None:
+            check_number("timeout", timeout, _SECONDS)
+        if self._core.state is not CoreState.NEW:
+            await self._core.close_unused(timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is not open: not yet, or no more."""
+        return self._core.state is not _OPEN
+
+    async def __aenter__(self) -> Self:
+        self._is_to_warn = False
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        state = self._core.state
+        if state is not _OPEN:
+            what = "not open yet" if state is CoreState.NEW else "already closed"
+            raise PoolClosed(f"the pool {self.name!r} is {what}", pool=self.name)
+        if self._is_to_warn:
+            self._is_to_warn = False
+            warn_of_open(type(self), stacklevel=4)
+
+    # ---- lending ----
+
+    def connection(self, timeout: float | None = None) -> Lease[ACT]:  # type: ignore[override]
+        """
+        Lend a connection of the running loop for a block.
+
+        Args:
+            timeout: Seconds to wait for it; None takes the pool's.
+
+        Returns:
+            To be entered with `async with`. At the end of the block the transaction is committed, or rolled back if
+            an error passes, and the connection is returned.
+
+        Raises:
+            As `getconn()`. (When entered.)
+        """
+        return Lease(self, timeout)
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """
+        Lend a connection of the running loop, to be given back with `putconn()`.
+
+        Args:
+            timeout: Seconds for everything: the queue, connecting, `check`. None takes the pool's. With 0 or less,
+                in difference to psycopg_pool's, a connection that is idle is lent.
+
+        Raises:
+            TypeError: *timeout* is not a number.
+            PoolTimeout: None came in time; it tells the counts and the holders, and its cause is what connecting
+                failed with last.
+            PoolClosed: The pool is not open, or was closed while waiting.
+            TooManyRequests: As many wait as *max_waiting* allows.
+            Overloaded: The queue stands, and this caller has waited for longer than *shed_after*.
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
+            opened joins the pool.
+        """
+        if timeout is None:
+            timeout = self.timeout
+        else:
+            check_number("timeout", timeout, _SECONDS)
+        if is_logged := logger.isEnabledFor(logging.INFO):
+            logger.info("connection requested from %r", self.name)
+        core = self._core
+        if core.state is not _OPEN or self._is_to_warn:
+            self._check_open()
+        keeper = core.keeper()
+        began = monotonic()
+        slot = keeper.shard.take(began)
+        if keeper.decided:
+            keeper.act()
+        if slot is None:
+            slot = await core.queue.wait(keeper, timeout)
+        connection = self._lend(slot, keeper)
+        if self._check is not None:
+            connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)
+        if is_logged:
+            logger.info("connection given by %r", self.name)
+        return connection
+
+    async def putconn(self, conn: ACT) -> None:
+        """
+        Give back a connection that `getconn()` lent. It may be called on any loop.
+
+        One that the end of its loop has closed is given back without a word, as is one of the parent process's.
+
+        A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
+        caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
+        query is still running on is closed, and that query ends with an error.
+
+        Args:
+            conn: The connection.
+
+        Raises:
+            ValueError: It is not lent, or not by this pool.
+
+        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        """
+        lender = getattr(conn, "_pool", None)
+        if lender is not self:
+            whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
+            raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("returning connection to %r", self.name)
+        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        tenancy: Tenancy | None = session.owner  # type: ignore[assignment]
+        if tenancy is None:  # nobody's: the parent process has it still, or `configure` at its first time
+            conn._pool = None
+            return
+        if session.loop is not running():
+            conn._pool = None
+            tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
+            return
+        pending = self._take_back(conn)
+        if pending is not None and self._driver.reset_hook is None:
+            await pending.keeper.finished(pending.slot, patience_after(sys.exc_info()[1]))
+
+    def _session_of(self, conn: Any) -> PsycopgSession:
+        """Find what the pool knows of a connection that it has lent."""
+        return cast("PsycopgSession", conn._loopaware_session)
+
+    def _lend(self, slot: Slot, keeper: Keeper) -> ACT:
+        """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
+        slot.lent_to(asyncio.current_task(keeper.loop), *acquiring_line(sys._getframe(1)))
+        session: PsycopgSession = slot.session  # type: ignore[assignment]
+        return cast("ACT", session.lend(self))
+
+    def _take_back(self, conn: ACT) -> Tenancy | None:
+        """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
+        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        session.end_lease(conn)
+        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        if not tenancy.slot.is_lent():
+            return None
+        keeper, shard = tenancy.keeper, tenancy.keeper.shard
+        is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
+        check = ReturnCheck.BROKEN
+        try:
+            check = session.take_back() if is_kept else session.dismiss()
+        finally:
+            shard.returned(tenancy.slot, check, monotonic())
+            if keeper.decided:
+                keeper.act()
+        return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+
+    def _tell_of_growth(self) -> None:
+        size = self._core.size()
+        if self._keeps_idle and size > self._core.terms.min_size:
+            logger.info("growing pool %r to %s", self.name, size)
+
+    def _take_back_at_home(self, conn: ACT, tenancy: Tenancy) -> None:
+        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        if tenancy.keeper.is_here():
+            self._take_back(conn)
+        elif tenancy.slot.is_lent():
+            self._session_of(conn).end_lease(conn)
+            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
+            tenancy.keeper.act()
+
+    # ---- outages ----
+
+    async def reconnect_failed(self) -> None:
+        """Call the user's `reconnect_failed`. Called once connecting has failed for `reconnect_timeout` seconds."""
+        if self._reconnect_failed is not None:
+            result = self._reconnect_failed(self)
+            if inspect.isawaitable(result):
+                await result
+
+    def _connects_outlasted(self) -> None:
+        if self._core.state is _OPEN:
+            task = asyncio.ensure_future(self.reconnect_failed())
+            self._tellers.add(task)
+            task.add_done_callback(self._told_of_outage)
+
+    def _told_of_outage(self, task: asyncio.Task[None]) -> None:
+        self._tellers.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
+
+
+class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullConnectionPool[ACT]):
+    """
+    A pool that keeps no idle connection: it bounds how many there are, and hands them on to those who wait.
+
+    Args as `AsyncConnectionPool`'s, but *min_size* is 0, *max_size* may be 0 for any number, and *close_returns* has no
+    effect. A caller hears of a failed connect at once.
+    """
+
+    _keeps_idle = False
+
+    if not TYPE_CHECKING:  # which is to see the options one by one, as inherited
+
+        def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
+            super().__init__(conninfo, min_size=min_size, **options)
+
+    async def check(self) -> None:
+        """Do nothing, as no connection is idle."""
+
+    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+        """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
+        deadline = monotonic() + seconds
+        while (left := deadline - monotonic()) > 0:
+            self._check_open()
+            try:
+                async with asyncio.timeout(left):
+                    await keeper.open_one()
+                logger.info("adding new connection to the pool")
+                return True
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
+                keeper.shard.last_error = error
+            if self._driver.new_fault(old_fault) is not None:
+                break
+            await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))
+        return False
+
+
+def _longest(name: str, seconds: float | None) -> float:
+    """Turn a limit that may be None, for none at all, into a number of seconds."""
+    if seconds is None:
+        return float("inf")
+    check_number(name, seconds, _SECONDS)
+    return seconds

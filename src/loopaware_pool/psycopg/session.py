@@ -1,0 +1,616 @@
+"""One psycopg connection as the core sees it: looking, parking, rolling back, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.adapt import AdaptersMap
+
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, Omen, omen_of
+from loopaware_pool._core.timeouts import within
+from loopaware_pool._platform.event_loops import on_closed, post
+from loopaware_pool._platform.sockets import (
+    SocketIdentity,
+    SocketProbe,
+    duplicate,
+    peek,
+    replace_by_devnull,
+    selector_keys,
+)
+from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+from loopaware_pool.psycopg.connection import LoopAwareConnection
+from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch, unregister
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from loopaware_pool.psycopg.driver import PsycopgDriver
+
+__all__ = ["PsycopgSession", "check_connection"]
+
+# A rollback, a session reset and the user's `reset` together are given up after this.
+RESET_SECONDS: Final = 30.0
+# How long a query that runs on somebody else's connection class may take to notice that its socket was shut down.
+_LEAVE_STEP_SECONDS: Final = 0.01
+_LEAVE_STEPS: Final = 100
+# The end, and an error that nobody has asked for. (Over TLS the latter is not to be seen.)
+_FAREWELLS: Final = (b"", b"E")
+# How long a generator that was given up, as of `notifies()`, has to let its connection go.
+_LET_GO_SECONDS: Final = 1.0
+
+# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing. It has begun in the last lease's kind of
+# transaction: one that is serializable, read-only and deferrable would wait for others.
+_RESET_QUERY: Final = (
+    b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+    b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
+    b"RESET SESSION AUTHORIZATION; RESET ROLE"
+)
+# What the server reports of itself, from version 14 on, unless a proxy hides it.
+_READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
+# What a caller may change on the connection's side: by a coroutine each, or by assignment.
+_SETTINGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
+_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+
+# Bound once: see shard.py.
+_ALIVE, _DEAD = Liveness.ALIVE, Liveness.DEAD
+_READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
+_USED, _UNUSED = Custody.USED, Custody.IDLE
+_IDLE: Final = pq.TransactionStatus.IDLE
+_NO_TRANSACTION: Final = (_IDLE,)
+_IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
+_ACTIVE: Final = pq.TransactionStatus.ACTIVE
+_UNKNOWN: Final = pq.TransactionStatus.UNKNOWN
+_BAD: Final = pq.ConnStatus.BAD
+_NO_PIPELINE: Final = pq.PipelineStatus.OFF
+
+
+class ForeignWatch:
+    """
+    The registrations of a connection whose class is not ours, and which adds and removes them around each wait.
+
+    Args:
+        connection: The connection, which is not referred to afterwards.
+        loop: Its loop.
+
+    Attributes:
+        custody, pool_name: As `SocketWatch` has them; nobody looks at them here.
+    """
+
+    def __init__(self, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.custody = _USED
+        self.pool_name = "?"
+        self._pgconn = connection.pgconn
+        self._lock = connection.lock
+        self._loop = loop
+        self._keys = selector_keys(loop)
+        self._identity = SocketIdentity.of(connection.pgconn.socket)
+
+    def is_waited_for(self) -> bool:
+        """Whether a query is waiting for the socket, or may be: uvloop does not tell."""
+        is_registered = self._keys is None or self._identity.fd in self._keys
+        return self._lock.locked() and is_registered
+
+    def detach(self) -> None:
+        """Take the socket out of the selector, unless its number is another's by now."""
+        fd = self._identity.fd
+        if (self._keys is None or fd in self._keys) and not self._identity.is_reused():
+            unregister(self._loop, fd)
+
+    detach_others = detach
+
+    def fail(self, _: BaseException) -> None:
+        """End the wait that is going on by shutting the socket down: nobody can be told."""
+        if self.is_waited_for() and self._identity.is_open():
+            with contextlib.suppress(OSError), duplicate(self._identity.fd) as own:
+                own.shutdown(socket.SHUT_RDWR)
+
+    async def left(self) -> None:
+        """Wait until no query waits for the socket, which is shut down if one does; then nobody watches it."""
+        self.fail(psycopg.OperationalError())
+        for _ in range(_LEAVE_STEPS):
+            if not self.is_waited_for():
+                break
+            await asyncio.sleep(_LEAVE_STEP_SECONDS)
+        self.detach()
+
+    def forget(self) -> None:
+        """Have done with a socket without a word: the selector is also another process's."""
+        self._keys = {}
+
+    def finish(self, how: str) -> None:
+        """
+        Close the socket once no query waits for it any more.
+
+        A wait that is not over would take the number out of the selector when it ends: somebody else's by then.
+        """
+        self.fail(psycopg.OperationalError(f"the connection was {how}"))
+        if self.is_waited_for() and self._loop.is_running():
+            call_off = on_closed(self._loop, self._finish)  # the loop may end first
+            self._finish_when_left(_LEAVE_STEPS, call_off)
+        else:
+            self._finish()
+
+    def _finish_when_left(self, tries: int, call_off: Callable[[], object]) -> None:
+        if tries and self.is_waited_for():
+            self._loop.call_later(_LEAVE_STEP_SECONDS, self._finish_when_left, tries - 1, call_off)
+        else:
+            call_off()
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self.detach()
+        finally:
+            self._pgconn.finish()
+
+
+class _Configured(NamedTuple):
+    """
+    What a session reset comes back to: the connection's side as `configure` left it, and whom it left to act as.
+
+    The latter as settings and their values, in the order in which they are to be set.
+    """
+
+    settings: list[Any]
+    attributes: list[Any]
+    notice_handlers: list[Any]
+    notify_handlers: list[Any]
+    adapters: AdaptersMap | None
+    user: list[tuple[bytes, str]]
+
+
+class PsycopgSession:
+    """
+    One psycopg connection.
+
+    While it is lent nobody but the caller refers to psycopg's object, so that one he drops can be noticed.
+
+    A tracer may have wrapped it when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and the user's functions
+    are called with it. The session looks at psycopg's own object, and watches that one being dropped: a cursor refers
+    to it and not to the wrapper.
+
+    Attributes:
+        owner: Who hears of what happens to it.
+        connection: psycopg's, or what a tracer has made of it; None while it is lent.
+        loop: The loop it belongs to.
+        says_goodbye: Whether its class has a `close` of its own, which is to be called.
+        leaves_plainly: Whether its class leaves `async with` as psycopg's do.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_began_as",
+        "_configured",
+        "_driver",
+        "_identity",
+        "_is_rollback_expected",
+        "_made",
+        "_omen",
+        "_pgconn",
+        "_probe",
+        "_reference",
+        "_was_writable",
+        "_watch",
+        "connection",
+        "leaves_plainly",
+        "loop",
+        "owner",
+        "says_goodbye",
+    )
+
+    is_settled = True
+
+    def __init__(
+        self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        layers = list(_layers(connection))
+        bare = layers[-1]
+        self.owner: Owner | None = None
+        self.connection: AsyncConnection[Any] | None = connection
+        self.loop = loop
+        self._driver = driver
+        self._pgconn = pgconn = bare.pgconn
+        self._omen: Omen | None = None
+        self._is_rollback_expected = False
+        self._began_as = pgconn.parameter_status(b"session_authorization")
+        self._was_writable = all(pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
+        self._made = weakref.ref(connection)
+        self._reference = weakref.ref(bare, self._dropped)
+        fd = pgconn.socket
+        self._identity = SocketIdentity.of(fd)
+        self._probe = SocketProbe(fd)
+        self._watch: SocketWatch | ForeignWatch
+        if isinstance(bare, LoopAwareConnection):
+            self._watch = bare.watch
+        else:
+            self._watch = foreign = ForeignWatch(bare, loop)
+            bare.close = functools.partial(_close, self._reference, foreign)
+        self._watch.custody = _USED
+        self._watch.pool_name = driver.name
+        self._configured: _Configured | None = None
+        bare._loopaware_session = self
+        self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
+        self.leaves_plainly = all(
+            _method(layers, name) in (getattr(AsyncConnection, name), getattr(LoopAwareConnection, name))
+            for name in ("__aenter__", "__aexit__", "commit", "rollback")
+        )
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity:
+        """The socket."""
+        return self._identity
+
+    def liveness(self) -> Liveness:
+        """
+        Look at the socket, and at what has come, without reading it: a notification, or the server's farewell.
+
+        psycopg looks for notifications when it waits for the socket: what libpq had read by then it would not find.
+        """
+        if self._pgconn.status == _BAD:
+            return _DEAD
+        is_gone, is_readable = self._probe.events()
+        if is_gone or (is_readable and peek(self._identity.fd) in _FAREWELLS):
+            return _DEAD
+        return _ALIVE
+
+    def park(self) -> None:
+        """Take the fd out of the selector."""
+        self._watch.detach()
+
+    def unpark(self) -> None:
+        """Do nothing: whoever waits registers the fd."""
+
+    def is_dropped(self) -> bool:
+        """Whether the caller has let go of the connection. `_dropped` hears of it, if the loop runs."""
+        return self.connection is None and self._reference() is None and self._pgconn.status != _BAD
+
+    def take_back(self) -> ReturnCheck:
+        """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
+        pgconn = self._pgconn
+        status = pgconn.transaction_status
+        if status == _UNKNOWN or self._omen is Omen.GOODBYE:
+            return self._discard()
+        if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
+            self._driver.logger.warning("closing returned connection: %s", self.connection)
+            return self._close_used()
+        self._watch.detach_others()
+        self._watch.custody = _UNUSED
+        if status != _IDLE:
+            if not self._is_rollback_expected:
+                self._driver.logger.warning("rolling back returned connection: %s", self.connection)
+            self._is_rollback_expected = False
+            return _RESET
+        return _RESET if self._driver.resets or self._omen is not None or self._kept().lock.locked() else _READY
+
+    def dismiss(self) -> ReturnCheck:
+        """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
+        return ReturnCheck.BROKEN if self._pgconn.status == _BAD else ReturnCheck.WORN_OUT
+
+    def _close_used(self) -> ReturnCheck:
+        if self.says_goodbye:
+            self._watch.fail(psycopg.OperationalError("the connection was returned while a query was running"))
+            return ReturnCheck.WORN_OUT
+        self._finish("returned to its pool")
+        return self._discard()
+
+    def _discard(self) -> ReturnCheck:
+        self._driver.logger.warning("discarding closed connection: %s", self.connection)
+        return ReturnCheck.BROKEN
+
+    async def reset(self) -> None:
+        """Roll back, reset the session and call the user's `reset`, as far as each is due."""
+        self._watch.custody = _USED
+        try:
+            await within(RESET_SECONDS, self._make_clean, self.abort)
+        except Exception:
+            self._finish("closed")
+            self._discard()
+            raise
+        finally:
+            self._watch.custody = _UNUSED
+
+    async def _make_clean(self) -> None:
+        await self._let_go()
+        if self._configured is not None:
+            self._restore_client_side(self._configured)
+        await self._roll_back()
+        await self._reset()
+        if self._omen is not None:
+            self._omen = None
+            if await self._is_read_only() and self._was_writable and self.owner is not None:
+                self.owner.demoted()
+
+    async def _is_read_only(self) -> bool:
+        connection = self._bare()
+        was_autocommit = connection.autocommit
+        await connection.set_autocommit(True)
+        is_read_only = await _first_value(connection, IS_READ_ONLY_QUERY.encode())
+        await connection.set_autocommit(was_autocommit)
+        return is_read_only == b"t"
+
+    def _bare(self) -> AsyncConnection[Any]:
+        """Give the connection without what a tracer has made of it: for what is the pool's own."""
+        connection: AsyncConnection[Any] | None = self._reference()
+        assert connection is not None, "dropped"
+        return connection
+
+    def _kept(self) -> AsyncConnection[Any]:
+        assert self.connection is not None, "in use by a caller"
+        return self.connection
+
+    async def _let_go(self) -> None:
+        """Wait for a generator that still has the connection to be closed: Python does that an iteration later."""
+        lock = self._kept().lock
+        if lock.locked():
+            async with asyncio.timeout(_LET_GO_SECONDS):
+                await lock.acquire()
+            lock.release()
+
+    async def _roll_back(self) -> None:
+        connection = self._kept()
+        if connection.pgconn.transaction_status == _IDLE:
+            return
+        try:
+            await connection.rollback()
+        except Exception as error:
+            self._driver.logger.warning(
+                "rollback failed: %s: %s. Discarding connection %s", type(error).__name__, error, connection
+            )
+            raise
+
+    async def _reset(self) -> None:
+        try:
+            if self._configured is not None:
+                await self._reset_session(self._configured)
+            if self._driver.reset_hook is not None:
+                await self.show_to(self._driver.reset_hook, "reset")
+        except Exception as error:
+            self._driver.logger.warning("error resetting connection: %s", error)
+            raise
+
+    def _restore_client_side(self, configured: _Configured) -> None:
+        """Have psycopg forget what it remembers of the lease; first, as what follows is done by means of it."""
+        connection = self._bare()
+        if connection._num_transactions:  # it ends when its holder is collected: in the middle of another's lease
+            raise psycopg.ProgrammingError("connection left inside a transaction() block: discarded")
+        for name, value in zip(_ATTRIBUTES, configured.attributes, strict=True):
+            setattr(connection, name, value)
+        connection._notice_handlers[:] = configured.notice_handlers
+        connection._notify_handlers[:] = configured.notify_handlers
+        connection._adapters = None if configured.adapters is None else AdaptersMap(configured.adapters)
+        connection._tpc = None
+
+    async def _reset_session(self, configured: _Configured) -> None:
+        connection = self._bare()
+        await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
+        await _first_value(connection, _RESET_QUERY)
+        for setting, user in configured.user:
+            literal = pq.Escaping(connection.pgconn).escape_literal(user.encode(connection.info.encoding))
+            await _first_value(connection, b"SELECT pg_catalog.set_config('%s', %s, false)" % (setting, bytes(literal)))
+        for name, value in zip(_SETTINGS, configured.settings, strict=True):
+            await getattr(connection, f"set_{name}")(value)
+        if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
+            backlog.clear()  # last: notifications may have come with the answers
+
+    async def remember_configured(self) -> None:
+        """Note what an awaited session reset is to come back to."""
+        connection = self._bare()
+        user: list[tuple[bytes, str]] = []
+        if self._driver.configure is not None:
+            was_autocommit = connection.autocommit
+            await connection.set_autocommit(True)
+            name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
+            role = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')") or b"none"
+            # The session user first: to set it ends the role. A reset would bring back one that it began with.
+            found = [(b"session_authorization", name)] if name != self._began_as else []
+            user = [(what, who.decode(connection.info.encoding)) for what, who in [*found, (b"role", role)]]
+            await connection.set_autocommit(was_autocommit)
+        self._configured = _Configured(
+            settings=[getattr(connection, name) for name in _SETTINGS],
+            attributes=[getattr(connection, name) for name in _ATTRIBUTES],
+            notice_handlers=list(connection._notice_handlers),
+            notify_handlers=list(connection._notify_handlers),
+            adapters=None if connection._adapters is None else AdaptersMap(connection._adapters),
+            user=user,
+        )
+
+    async def show_to(self, function: Callable[[Any], Awaitable[None]], what: str) -> None:
+        """
+        Call one of the user's functions, by the name of *what*, with the connection.
+
+        Meanwhile it is its pool's, as one that is lent: left as a block, it would else be closed.
+
+        Raises:
+            psycopg.ProgrammingError: It has been left in a transaction.
+            Exception: What the function raises.
+        """
+        connection = self._kept()
+        connection._pool = self._driver.pool()
+        try:
+            await function(connection)
+        finally:
+            connection._pool = None
+        check_idle(connection, what, function)
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        self._watch.custody = _USED
+        try:
+            await self._driver.ping(self._kept())
+        except Exception:
+            self._driver.logger.warning("discarding broken connection: %s", self.connection)
+            raise
+        finally:
+            self._watch.custody = _UNUSED
+
+    async def close(self) -> None:
+        """Call the connection's own `close`."""
+        self._watch.custody = _USED
+        connection = self.connection or self._reference()
+        if connection is not None:
+            connection._pool = None
+            await connection.close()
+
+    def abort(self) -> None:
+        """Close the socket. libpq says goodbye by itself, and waits for nothing."""
+        self._finish("closed")
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        if forked:
+            self._watch.forget()
+            if self._identity.is_open():
+                replace_by_devnull(self._identity.fd)
+            self._pgconn.finish()
+        else:
+            self._finish("closed")
+
+    def _finish(self, how: str) -> None:
+        connection = self._reference()
+        # One that is closed already keeps saying, by `broken`, that nobody has closed it.
+        if connection is not None and self._pgconn.status != _BAD:
+            connection._closed = True
+        self._watch.finish(how)
+
+    # ---- the caller's side ----
+
+    def begin(self) -> None:
+        """Belong to the pool from now on: nobody may use it before it is lent."""
+        self._watch.custody = _UNUSED
+
+    def rename(self, pool_name: str) -> None:
+        """Belong to a pool that has another name from now on."""
+        self._watch.pool_name = pool_name
+
+    def lend(self, pool: Any) -> AsyncConnection[Any]:
+        """Begin a lease."""
+        connection, self.connection = self._kept(), None
+        self._watch.custody = _USED
+        connection._pool = pool
+        return connection
+
+    def heard(self, error: BaseException) -> None:
+        """Remember what an error that this connection has had says of its server."""
+        omen = omen_of(error)
+        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
+            self._omen = omen
+
+    def suspect(self, error: BaseException) -> None:
+        """
+        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+
+        That may be another. What this one has answered is heard by our connection class's `wait()`, by no other's.
+        """
+        omen = omen_of(error)
+        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
+            self._omen = Omen.HEARSAY
+
+    def end_lease(self, connection: AsyncConnection[Any]) -> None:
+        """Have the caller's connection back: what was lent, though it come without the wrapper, or in one more."""
+        connection._pool = None
+        self.connection = self._made() or self._reference()
+
+    def has_nothing_to_end(self, connection: AsyncConnection[Any], states: tuple[int, ...] = _NO_TRANSACTION) -> bool:
+        """
+        Whether a commit, or a rollback, would find nothing to do, so that neither need be called.
+
+        Args:
+            connection: The caller's.
+            states: Which a transaction may be in all the same.
+        """
+        return (
+            self.leaves_plainly
+            and self._pgconn.transaction_status in states
+            and not connection.lock.locked()
+            and connection._pipeline is None
+            and not connection._num_transactions
+            and connection._tpc is None
+        )
+
+    def has_only_to_roll_back(self, connection: AsyncConnection[Any]) -> bool:
+        """Whether a transaction is open and all else is as it was, so that the pool can roll back instead."""
+        self._is_rollback_expected = self.has_nothing_to_end(connection, _IN_TRANSACTION)
+        return self._is_rollback_expected
+
+    def _dropped(self, _: object) -> None:
+        """Hear, in whichever thread collects garbage, that nobody refers to the connection any more."""
+        if self.connection is None and self._pgconn.status != _BAD:
+            post(self.loop, self._reclaim)
+
+    def _reclaim(self) -> None:
+        if self.owner is not None and self._pgconn.status != _BAD:
+            self.owner.dropped()
+
+
+async def _first_value(connection: AsyncConnection[Any], query: bytes) -> bytes | None:
+    """
+    Execute a query of the pool's own, past the user's cursors, rows and adapters.
+
+    Returns:
+        The first value of its first result, as the server has written it; None for none.
+    """
+    cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+    await cursor.execute(query, prepare=False)
+    result = cursor.pgresult
+    return result.get_value(0, 0) if result is not None and result.ntuples else None
+
+
+def _layers(connection: Any) -> Iterator[Any]:
+    """Go through what tracers have wrapped a connection in, down to the connection."""
+    while connection is not None:
+        yield connection
+        connection = getattr(connection, "__wrapped__", None)
+
+
+def _method(layers: list[Any], name: str) -> object:
+    """Find what a method is, on the outermost of *layers* whose class has it."""
+    return next(getattr(type(layer), name) for layer in layers if hasattr(type(layer), name))
+
+
+async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:
+    """Close a connection of another class in its own way, once no query waits for its socket."""
+    await watch.left()
+    connection = reference()
+    if connection is not None:
+        await type(connection).close(connection)
+
+
+async def check_connection(connection: AsyncConnection[Any]) -> None:
+    """
+    Make a round trip, and leave the connection as it was.
+
+    Raises:
+        Exception: The connection is of no use any more.
+    """
+    if connection.autocommit:
+        await connection.execute("")
+        return
+    await connection.set_autocommit(True)  # or the round trip would begin a transaction
+    try:
+        await connection.execute("")
+    finally:
+        if connection.pgconn.transaction_status == _IDLE:  # else whatever happened says more
+            await connection.set_autocommit(False)
+
+
+def check_idle(connection: AsyncConnection[Any], what: str, function: object) -> None:
+    """
+    Refuse a connection that one of the user's functions has left in a transaction.
+
+    Raises:
+        psycopg.ProgrammingError: It has.
+    """
+    status = connection.pgconn.transaction_status
+    if status != _IDLE:
+        name = pq.TransactionStatus(status).name
+        culprit = getattr(function, "__qualname__", type(function).__name__)  # a repr may tell what it is bound to
+        raise psycopg.ProgrammingError(f"connection left in status {name} by {what} function {culprit}: discarded")

@@ -1,0 +1,276 @@
+"""What can be seen and set of a psycopg pool, psycopg_pool's way and ours. Lending is in `psycopg`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import psycopg_pool
+from psycopg_pool.abc import ACT
+
+from loopaware_pool.psycopg.driver import check_conninfo, check_kwargs
+from loopaware_pool.psycopg.likeness import (
+    as_given,
+    check_sizes,
+    checked_class,
+    checked_name,
+    counted,
+    seconds,
+    span,
+    waiting_limit,
+)
+from loopaware_pool.psycopg.session import check_connection
+
+if TYPE_CHECKING:
+    from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
+
+    from loopaware_pool._core.pool import Core
+    from loopaware_pool.psycopg.driver import PsycopgDriver
+    from loopaware_pool.stats import ConnectionReport, PoolStats
+
+__all__ = ["PoolSurface"]
+
+logger = logging.getLogger("psycopg.pool")
+
+
+def _refuse_size(which: str, _: object, value: object) -> NoReturn:
+    raise AttributeError(f"{which}={value!r}: cannot be assigned; use `await pool.resize(min_size, max_size)`")
+
+
+class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
+    """The part of a pool that lends nothing."""
+
+    close_returns: bool
+    _discard_expired: str
+    _keeps_idle: bool
+    _core: Core
+    _driver: PsycopgDriver
+    _max_size: int
+    _popped: dict[str, int]
+    _rechecks: int
+    _timeout: float
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: connections belong to one pool of one process, and a password to no file."""
+        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """
+        Keep, and allow, another number of connections; None for *max_size* is *min_size*.
+
+        Connections there are too many of go when they have not been needed for *max_idle* seconds.
+
+        Raises:
+            ValueError, TypeError: The sizes make no sense; nothing has changed.
+        """
+        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size)
+        self._max_size = max_size
+        self._core.resize(min_size, max_size or sys.maxsize)
+
+    async def check(self) -> None:
+        """
+        Make a round trip on each idle connection; those that fail are closed, and replaced.
+
+        Other loops' connections are checked by their loops, which is not waited for. Of a pool that is not open, there
+        is none.
+
+        Cancellation: ends the waiting, not the checks.
+        """
+        await self._core.check_idle()
+
+    async def drain(self) -> None:
+        """Replace every connection that is open: the idle ones now, the others when they come back."""
+        self._core.drain()
+
+    @staticmethod
+    async def check_connection(conn: ACT) -> None:
+        """
+        Make a round trip, and leave the connection as it was; to be given as *check*.
+
+        Raises:
+            Exception: The connection is of no use any more.
+        """
+        await check_connection(conn)
+
+    def get_stats(self) -> dict[str, int]:
+        """Count, under psycopg_pool's names: times in milliseconds, and only such counters as are not 0."""
+        totals = counted(self.stats(), self._rechecks)
+        rose = {key: total - self._popped.get(key, 0) for key, total in totals.items()}
+        return {key: rise for key, rise in rose.items() if rise} | self._measured()
+
+    def pop_stats(self) -> dict[str, int]:
+        """As `get_stats()`, and begin to count anew."""
+        stats = self.get_stats()
+        self._popped = counted(self.stats(), self._rechecks)
+        return stats
+
+    def _measured(self) -> dict[str, int]:
+        stats = self.stats()
+        return {
+            "pool_min": self.min_size,
+            "pool_max": self.max_size,
+            "pool_size": stats.size + stats.connecting,
+            "pool_available": stats.idle,
+            "requests_waiting": self._core.queue.waiting_in_line(),
+        }
+
+    @property
+    def min_size(self) -> int:
+        """Connections kept while idle."""
+        return self._core.terms.min_size
+
+    @property
+    def max_size(self) -> int:
+        """Most connections there may be, on all loops together; of a null pool, 0 for any number."""
+        return self._max_size
+
+    # ---- what psycopg_pool's has not ----
+
+    def stats(self) -> PoolStats:
+        """Count everything, for the pool and for each loop. From any thread."""
+        return self._core.stats()
+
+    def fd_report(self) -> list[ConnectionReport]:
+        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
+        return self._core.fd_report()
+
+    async def settled(self) -> None:
+        """
+        Wait until every return so far on this loop has settled: transactions rolled back, idle fds out of the selector.
+
+        Cancellation: ends the waiting.
+        """
+        keeper = self._core.keeper_here()
+        if keeper is not None:
+            await keeper.settled()
+
+    def suspend(self) -> None:
+        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
+        self._core.suspend()
+
+    def resume(self) -> None:
+        """Serve those who queued since `suspend()`. From any thread."""
+        self._core.resume()
+
+    @property
+    def conninfo(self) -> AsyncConninfoParam:
+        """Where to connect from now on."""
+        return self._driver.conninfo
+
+    @conninfo.setter
+    def conninfo(self, conninfo: AsyncConninfoParam) -> None:
+        check_conninfo(conninfo)
+        self._driver.conninfo = conninfo
+
+    @property
+    def kwargs(self) -> AsyncKwargsParam | None:
+        """What to connect with from now on."""
+        return self._driver.kwargs
+
+    @kwargs.setter
+    def kwargs(self, kwargs: AsyncKwargsParam | None) -> None:
+        check_kwargs(kwargs)
+        self._driver.kwargs = kwargs
+
+    @property
+    def connection_class(self) -> type[ACT]:
+        """What connections are made of from now on."""
+        return cast("type[ACT]", self._driver.connection_class)
+
+    @connection_class.setter
+    def connection_class(self, kind: type[ACT]) -> None:
+        self._driver.connection_class = checked_class(kind, close_returns=self.close_returns)
+
+    @property
+    def name(self) -> str:
+        """What errors, logs, events and metrics call the pool from now on."""
+        return self._core.config.name
+
+    @name.setter
+    def name(self, name: str | None) -> None:
+        name = checked_name(name)
+        self._core.reconfigure(name=name)
+        self._driver.name = name
+        self._core.for_each_session(functools.partial(_rename, name))
+
+    @property
+    def max_waiting(self) -> int:
+        """Callers that may wait at once, from now on; 0 for no limit."""
+        return self._core.config.max_waiting
+
+    @max_waiting.setter
+    def max_waiting(self, number: float | None) -> None:
+        self._core.reconfigure(max_waiting=waiting_limit(number))
+
+    @property
+    def max_idle(self) -> float:
+        """Seconds after which the pool closes, from now on, a connection above *min_size* that was not needed."""
+        return as_given(self._core.config.max_idle)
+
+    @max_idle.setter
+    def max_idle(self, seconds: float) -> None:
+        self._core.reconfigure(max_idle=span("max_idle", seconds))
+
+    @property
+    def reconnect_timeout(self) -> float:
+        """Seconds of failing connects after which `reconnect_failed` is called; of the next outage, if one goes on."""
+        return self._driver.reconnect_seconds
+
+    @reconnect_timeout.setter
+    def reconnect_timeout(self, value: float) -> None:
+        self._driver.reconnect_seconds = seconds("reconnect_timeout", value)
+
+    @property
+    def max_lifetime(self) -> float:
+        """Seconds after which a connection is replaced that is opened from now on."""
+        return as_given(self._core.config.max_lifetime)
+
+    @max_lifetime.setter
+    def max_lifetime(self, seconds: float) -> None:
+        limit = span("max_lifetime", seconds)
+        self._core.reconfigure(max_lifetime=limit, lends_expired=self._lends_expired(seconds))
+
+    def _lends_expired(self, max_lifetime: float) -> bool:
+        """Whether what is too old is lent all the same: with a lifetime of 0, everything is."""
+        return self._discard_expired == "on_return" or not max_lifetime
+
+    def _set_timeout(self, value: float) -> None:
+        self._timeout = seconds("timeout", value)
+
+    if not TYPE_CHECKING:  # which is to see, as psycopg_pool's, an attribute, and sizes that cannot be assigned
+        # Read at each lease: by a function in C.
+        timeout = property(attrgetter("_timeout"), _set_timeout, doc="Seconds for callers who give none.")
+        min_size = min_size.setter(functools.partial(_refuse_size, "min_size"))
+        max_size = max_size.setter(functools.partial(_refuse_size, "max_size"))
+
+    @property
+    def _pool(self) -> list[Any]:  # type: ignore[override]
+        return [_connection(slot.session) for keeper in self._core.keepers() for slot in keeper.shard.idle]
+
+    @property
+    def _nconns(self) -> int:  # type: ignore[override]
+        return self._core.size()
+
+    @property
+    def _waiting(self) -> list[object]:  # type: ignore[override]
+        return [waiter for keeper in self._core.keepers() for waiter in keeper.shard.waiters]
+
+    def run_task(self, task: object) -> NoReturn:
+        """Refuse: psycopg_pool's workers are not here."""
+        raise NotImplementedError(f"{type(self).__name__} has no workers to run {task!r}")
+
+    async def schedule_task(self, task: object, delay: float) -> NoReturn:
+        """Refuse: psycopg_pool's workers are not here."""
+        raise NotImplementedError(f"{type(self).__name__} has no workers to run {task!r} after {delay} s")
+
+
+def _connection(session: Any) -> Any:
+    return session.connection
+
+
+def _rename(name: str, session: Any) -> None:
+    session.rename(name)
