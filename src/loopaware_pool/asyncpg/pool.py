@@ -17,18 +17,22 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import asyncpg
+from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import PoolConfig, check_number
 from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.reporter import apart, logger
+from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg.proxy import PoolAcquireContext, PoolConnectionProxy, ReadingProxy
+from loopaware_pool.asyncpg.proxy import PoolConnectionProxy, ReadingProxy
 from loopaware_pool.asyncpg.upstream_pool import PoolLikeness, check_connect_arguments, check_kinds, check_sizes
 from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+    from types import FrameType, TracebackType
     from typing import Self
 
     from loopaware_pool._core.runner import Keeper
@@ -440,6 +444,55 @@ class Pool(PoolLikeness):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._core.state.value}: {self.stats().summary()}>"
+
+
+class PoolAcquireContext(upstream.PoolAcquireContext):
+    """What `Pool.acquire` returns: to be awaited, or entered, once."""
+
+    __slots__ = ("code", "instruction")
+
+    pool: Pool
+    timeout: float | None
+    connection: PoolConnectionProxy | None
+
+    def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
+        super().__init__(pool, timeout)
+        self.code, self.instruction = acquiring_line(frame)
+
+    def __aenter__(self) -> Coroutine[Any, Any, PoolConnectionProxy]:
+        if self.connection is not None or self.done:
+            raise asyncpg.InterfaceError("a connection is already acquired")
+        return self.pool._acquire(self)
+
+    def __await__(self) -> Generator[Any, Any, PoolConnectionProxy]:
+        self.done = True
+        return self.pool._acquire(self).__await__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_val: BaseException | None = None,
+        exc_tb: TracebackType | None = None,
+    ) -> None:
+        self.done = True
+        connection, self.connection = self.connection, None
+        if exc_val is not None and connection is not None and connection._connection is not None:
+            connection._holder.suspect(exc_val)
+        pool = self.pool
+        if getattr(pool.release, "__func__", None) is pool._own_release:
+            tenancy = pool._release(connection, None)
+            if tenancy is None or connection is None:
+                return
+            releasing: Awaitable[None] = tenancy.finished(connection._holder.patience_after(exc_val))
+        else:  # a subclass's, or a tracer's
+            releasing = pool.release(connection)  # type: ignore[arg-type]
+        try:
+            await releasing
+        except Exception as error:
+            if exc_val is None:
+                raise
+            # What the body raised says more than that the connection could not be reset after it.
+            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))
 
 
 def create_pool(

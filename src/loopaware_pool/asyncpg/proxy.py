@@ -1,4 +1,4 @@
-"""What a caller has of a connection: a way to acquire one, and a proxy that looks where it is used."""
+"""What a caller has of a connection: a proxy that looks where it is used."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool._core.reporter import apart, logger
-from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.client_memory import CODEC_METHODS
 from loopaware_pool.asyncpg.internals import raise_if_ended
@@ -19,13 +17,11 @@ from loopaware_pool.asyncpg.resources import bound_to_lease, wrong_loop
 from loopaware_pool.asyncpg.sql_effects import is_known_harmless
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from types import FrameType, TracebackType
+    from collections.abc import Callable
 
-    from loopaware_pool.asyncpg.pool import Pool
     from loopaware_pool.asyncpg.session import AsyncpgSession
 
-__all__ = ["PoolAcquireContext", "PoolConnectionProxy", "ReadingProxy"]
+__all__ = ["PoolConnectionProxy", "ReadingProxy"]
 
 # asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
 # of one. What a newer asyncpg adds is recognised by itself.
@@ -179,7 +175,7 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
 
     _holder: AsyncpgSession
 
-    def __init__(self, session: AsyncpgSession, pool: Pool) -> None:
+    def __init__(self, session: AsyncpgSession, pool: upstream.Pool) -> None:
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
         self._connection: Connection | None = session.lend(self, pool)
@@ -204,52 +200,3 @@ class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
 
 # Programs print the name, and compare it.
 ReadingProxy.__name__ = ReadingProxy.__qualname__ = PoolConnectionProxy.__name__
-
-
-class PoolAcquireContext(upstream.PoolAcquireContext):
-    """What `Pool.acquire` returns: to be awaited, or entered, once."""
-
-    __slots__ = ("code", "instruction")
-
-    pool: Pool
-    timeout: float | None
-    connection: PoolConnectionProxy | None
-
-    def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
-        super().__init__(pool, timeout)
-        self.code, self.instruction = acquiring_line(frame)
-
-    def __aenter__(self) -> Coroutine[Any, Any, PoolConnectionProxy]:
-        if self.connection is not None or self.done:
-            raise asyncpg.InterfaceError("a connection is already acquired")
-        return self.pool._acquire(self)
-
-    def __await__(self) -> Generator[Any, Any, PoolConnectionProxy]:
-        self.done = True
-        return self.pool._acquire(self).__await__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_val: BaseException | None = None,
-        exc_tb: TracebackType | None = None,
-    ) -> None:
-        self.done = True
-        connection, self.connection = self.connection, None
-        if exc_val is not None and connection is not None and connection._connection is not None:
-            connection._holder.suspect(exc_val)
-        pool = self.pool
-        if getattr(pool.release, "__func__", None) is pool._own_release:
-            tenancy = pool._release(connection, None)
-            if tenancy is None or connection is None:
-                return
-            releasing: Awaitable[None] = tenancy.finished(connection._holder.patience_after(exc_val))
-        else:  # a subclass's, or a tracer's
-            releasing = pool.release(connection)  # type: ignore[arg-type]
-        try:
-            await releasing
-        except Exception as error:
-            if exc_val is None:
-                raise
-            # What the body raised says more than that the connection could not be reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))

@@ -3,7 +3,7 @@ One asyncpg connection as the core sees it: looking, parking, resetting, closing
 
 What is reached of other people's private parts
 -----------------------------------------------
-All of it is in `asyncpg_reach.py` and `asyncpg_memory.py`, looked for when a connection is made. What is missing is
+All of it is in `internals.py` and `client_memory.py`, looked for when a connection is made. What is missing is
 gone without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket
 is left to the collector. That costs, and is never wrong.
 """
@@ -14,9 +14,10 @@ import asyncio
 import contextlib
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
+from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, Omen, omen_of
@@ -37,13 +38,10 @@ from loopaware_pool.asyncpg.pipelined_reset import (
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from loopaware_pool.asyncpg.driver import AsyncpgDriver
-    from loopaware_pool.asyncpg.pool import Pool
-    from loopaware_pool.asyncpg.proxy import PoolConnectionProxy
 
-__all__ = ["RESET_SECONDS", "AsyncpgSession", "unheard"]
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "unheard"]
 
 # A reset that is awaited, and was given no timeout, is given up after this.
 RESET_SECONDS: Final = 30.0
@@ -71,6 +69,30 @@ def unheard(con: Connection) -> Iterator[None]:
         con._query_loggers = loggers
 
 
+class SessionSettings(Protocol):
+    """
+    What a session goes by. The driver that made it has this.
+
+    Attributes:
+        session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        resets_always: Whether a session is reset whatever its lease has done.
+        init, connect_hook, reset_hook: The user's callbacks.
+        max_queries: How many queries a connection may run.
+        clean_answers: What the server answers to each reset when there was nothing to reset.
+    """
+
+    session_reset: str
+    resets_always: bool
+    init: Callable[[Any], Awaitable[Any]] | None
+    connect_hook: Callable[..., Awaitable[Any]] | None
+    reset_hook: Callable[[Any], Awaitable[Any]] | None
+    max_queries: int
+    clean_answers: dict[bytes, bytes]
+
+    def warn_once(self, warning: str) -> None:
+        """Log why resets are not made as they were asked for, once per pool."""
+
+
 class AsyncpgSession:
     """
     One asyncpg connection. To asyncpg, the holder that a pooled connection reports to.
@@ -92,7 +114,6 @@ class AsyncpgSession:
         "_answer",
         "_can_be_followed",
         "_con",
-        "_driver",
         "_ending",
         "_identity",
         "_is_parked",
@@ -104,6 +125,7 @@ class AsyncpgSession:
         "_query",
         "_query_loggers",
         "_reach",
+        "_settings",
         "_starts_dirty",
         "_starts_exposed",
         "_termination_listeners",
@@ -119,23 +141,23 @@ class AsyncpgSession:
         "reset_timeout",
     )
 
-    def __init__(self, driver: AsyncpgDriver, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: Owner | None = None
-        self.proxy: PoolConnectionProxy | None = None
-        self.pool: Pool | None = None
+        self.proxy: upstream.PoolConnectionProxy | None = None
+        self.pool: upstream.Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = self._starts_dirty = True
         self.may_have_set_codecs = False
         self.calls = 0
         self.is_exposed = self._starts_exposed = type(con) is not Connection
-        self._driver = driver
+        self._settings = settings
         self._con: Connection | None = con
         self._loop = loop
         self._reach = reach = Reach(con)
         self._uncounted_queries = 0  # by asyncpg, less those it has counted that were the pool's own
         self._is_parked = False
         self._can_be_followed = False
-        self._ending: PoolConnectionProxy | None = None  # released, while the connection is reset or closed
+        self._ending: upstream.PoolConnectionProxy | None = None  # released, while the connection is reset or closed
         self._omen: Omen | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = reach.socket_fd
@@ -162,7 +184,7 @@ class AsyncpgSession:
             asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
         """
         con, reach = self._con, self._reach
-        if self._driver.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
+        if self._settings.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
             return
         answered = self._loop.create_future()
         answer = Introduction(reach.transport, reach.protocol, answered)
@@ -178,7 +200,7 @@ class AsyncpgSession:
                 if answer.row
                 else "the server does not let exit_on_error be set"
             )
-            self._driver.warn_once(
+            self._settings.warn_once(
                 f"{culprit}: a connection is lent again only when its reset has been answered, as with "
                 'session_reset="confirmed"'
             )
@@ -188,7 +210,7 @@ class AsyncpgSession:
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        mode = self._driver.session_reset
+        mode = self._settings.session_reset
         statements = [] if mode == "never" else reset_statements(con, user)
         self._can_be_followed &= can_be_guarded(statements)
         self._query = "\n".join(statements)
@@ -199,7 +221,7 @@ class AsyncpgSession:
         # What the methods of a user's own class do, or of a tracer's, is not in the statements they are given.
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
-        self.is_dirty = self._starts_dirty or self._driver.init is not None or self._driver.connect_hook is not None
+        self.is_dirty = self._starts_dirty or self._settings.init is not None or self._settings.connect_hook is not None
         if user is not None:
             self._uncounted_queries -= 1  # by which that was asked
         self._memory.keep_codecs()
@@ -212,10 +234,10 @@ class AsyncpgSession:
 
     def _resets_in_passing(self, con: Connection) -> bool:
         """Whether resets, and the guard against what comes unasked, do without a task that waits."""
-        if self._driver.session_reset == "awaited" or self._is_custom(con):
+        if self._settings.session_reset == "awaited" or self._is_custom(con):
             return False
         if not self._reach.can_reset_in_passing:
-            self._driver.warn_once("asyncpg's protocol or transport not found: resets are awaited")
+            self._settings.warn_once("asyncpg's protocol or transport not found: resets are awaited")
             return False
         return True
 
@@ -223,7 +245,7 @@ class AsyncpgSession:
         """Whether the user has taken the reset into his own hands."""
         kind = type(con)
         return (
-            self._driver.reset_hook is not None
+            self._settings.reset_hook is not None
             or kind.reset is not Connection.reset
             or kind._reset is not Connection._reset
             or kind.get_reset_query is not Connection.get_reset_query
@@ -308,7 +330,7 @@ class AsyncpgSession:
         if con is None or con.is_closed() or self._omen is Omen.GOODBYE:
             return ReturnCheck.BROKEN
         protocol = self._reach.protocol
-        if protocol.queries_count + self._uncounted_queries >= self._driver.max_queries or self._has_foreign_codecs():
+        if protocol.queries_count + self._uncounted_queries >= self._settings.max_queries or self._has_foreign_codecs():
             return ReturnCheck.WORN_OUT
         answer = self._answer
         if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
@@ -335,7 +357,7 @@ class AsyncpgSession:
         if memory.reported != memory.expected:
             is_dirty = True
             memory.forget_statements(con)
-        if not (is_dirty or self._driver.resets_always):
+        if not (is_dirty or self._settings.resets_always):
             return _READY
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
@@ -396,13 +418,13 @@ class AsyncpgSession:
         if self._is_busy():
             raise asyncpg.InterfaceError("cannot perform operation: another operation is in progress")
         self._restore_codecs(con)
-        if self._driver.session_reset != "never":
+        if self._settings.session_reset != "never":
             self._memory.forget_statements(con)
         if self._is_custom(con):
             await self._reset_by_user(con)
         else:
             # As asyncpg's own, it is a query like others to a logger.
-            with contextlib.nullcontext() if self._driver.session_reset == "awaited" else unheard(con):
+            with contextlib.nullcontext() if self._settings.session_reset == "awaited" else unheard(con):
                 await con._reset()
                 if self._query:
                     await con.execute(self._query)
@@ -417,9 +439,9 @@ class AsyncpgSession:
         listeners = set(con._termination_listeners)
         self._restore_callbacks(con)
         try:
-            if self._driver.reset_hook is not None:
+            if self._settings.reset_hook is not None:
                 await con._reset()
-                await self._driver.reset_hook(con)
+                await self._settings.reset_hook(con)
             else:
                 await con.reset()
         except BaseException:
@@ -455,12 +477,12 @@ class AsyncpgSession:
     def _has_foreign_codecs(self) -> bool:
         """Whether the lease may have set codecs that cannot be taken back."""
         return (
-            self.may_have_set_codecs and not self._memory.can_restore_codecs and self._driver.session_reset != "never"
+            self.may_have_set_codecs and not self._memory.can_restore_codecs and self._settings.session_reset != "never"
         )
 
     def _restore_codecs(self, con: Connection) -> None:
         """Forget the codecs that the lease has set, unless nothing is to be reset."""
-        if self.may_have_set_codecs and self._driver.session_reset != "never":
+        if self.may_have_set_codecs and self._settings.session_reset != "never":
             self._memory.restore_codecs(con)
         self.may_have_set_codecs = False
 
@@ -533,11 +555,11 @@ class AsyncpgSession:
     # ---- what asyncpg asks ----
 
     @property
-    def _pool(self) -> Pool | None:
+    def _pool(self) -> upstream.Pool | None:
         return self.pool
 
     @property
-    def _in_use(self) -> PoolConnectionProxy | None:
+    def _in_use(self) -> upstream.PoolConnectionProxy | None:
         return self.proxy
 
     _inactive_callback = None
@@ -561,7 +583,7 @@ class AsyncpgSession:
         """The loop it belongs to."""
         return self._loop
 
-    def lend(self, proxy: PoolConnectionProxy, pool: Pool) -> Connection:
+    def lend(self, proxy: upstream.PoolConnectionProxy, pool: upstream.Pool) -> Connection:
         """Begin a lease; nothing may be awaited between here and the caller."""
         con = self._con
         if con is None:
@@ -646,11 +668,11 @@ class AsyncpgSession:
     @property
     def clean_answer(self) -> bytes | None:
         """What the server answers to this session's reset when there is nothing to reset; None until it has."""
-        return self._driver.clean_answers.get(self._message)
+        return self._settings.clean_answers.get(self._message)
 
     def learn(self, answer: bytes) -> None:
         """Keep what the server has just answered to a reset."""
-        self._driver.clean_answers[self._message] = answer
+        self._settings.clean_answers[self._message] = answer
 
     def reported(self) -> None:
         """Hear of a setting while nobody has the connection: by the reset, or because the server has been told so."""
