@@ -88,8 +88,7 @@ POOLS: Final = frozenset(
         "loopaware_pool.asyncpg.proxy",
         "loopaware_pool.compat",
         "loopaware_pool.psycopg.pool",
-        "loopaware_pool.psycopg.check",
-        "loopaware_pool.psycopg.lease",
+        "loopaware_pool.psycopg.lending",
         "loopaware_pool._core.acquire",
     }
 )

@@ -24,7 +24,6 @@ from loopaware_pool._core.slot import SlotState, acquiring_line
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.psycopg.check import Checkup
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.driver import (
     InitTimeout,
@@ -35,7 +34,7 @@ from loopaware_pool.psycopg.driver import (
     TooManyRequests,
     UnsupportedLoop,
 )
-from loopaware_pool.psycopg.lease import Lease
+from loopaware_pool.psycopg.lending import Checkup, Lease
 from loopaware_pool.psycopg.likeness import (
     check_choices,
     check_sizes,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import psycopg
 from psycopg import AsyncConnection, pq
@@ -31,9 +32,10 @@ from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch, unregiste
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from loopaware_pool.psycopg.driver import PsycopgDriver
 
-__all__ = ["PsycopgSession", "check_connection"]
+__all__ = ["PsycopgSession", "SessionSettings", "check_connection"]
+
+logger = logging.getLogger("psycopg.pool")
 
 # A rollback, a session reset and the user's `reset` together are given up after this.
 RESET_SECONDS: Final = 30.0
@@ -166,6 +168,28 @@ class _Configured(NamedTuple):
     user: list[tuple[bytes, str]]
 
 
+class SessionSettings(Protocol):
+    """
+    What a session goes by. The driver that made it has this.
+
+    Attributes:
+        name: The pool's.
+        resets: Whether a connection that comes back idle is still to be reset.
+        configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
+    """
+
+    name: str
+    configure: Callable[[Any], Awaitable[None]] | None
+    reset_hook: Callable[[Any], Awaitable[None]] | None
+    ping: Callable[[Any], Awaitable[None]]
+
+    @property
+    def resets(self) -> bool: ...
+
+    def pool(self) -> Any:
+        """The pool."""
+
+
 class PsycopgSession:
     """
     One psycopg connection.
@@ -188,7 +212,6 @@ class PsycopgSession:
         "__weakref__",
         "_began_as",
         "_configured",
-        "_driver",
         "_identity",
         "_is_rollback_expected",
         "_made",
@@ -196,6 +219,7 @@ class PsycopgSession:
         "_pgconn",
         "_probe",
         "_reference",
+        "_settings",
         "_was_writable",
         "_watch",
         "connection",
@@ -208,14 +232,14 @@ class PsycopgSession:
     is_settled = True
 
     def __init__(
-        self, driver: PsycopgDriver, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
+        self, settings: SessionSettings, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop
     ) -> None:
         layers = list(_layers(connection))
         bare = layers[-1]
         self.owner: Owner | None = None
         self.connection: AsyncConnection[Any] | None = connection
         self.loop = loop
-        self._driver = driver
+        self._settings = settings
         self._pgconn = pgconn = bare.pgconn
         self._omen: Omen | None = None
         self._is_rollback_expected = False
@@ -233,7 +257,7 @@ class PsycopgSession:
             self._watch = foreign = ForeignWatch(bare, loop)
             bare.close = functools.partial(_close, self._reference, foreign)
         self._watch.custody = _USED
-        self._watch.pool_name = driver.name
+        self._watch.pool_name = settings.name
         self._configured: _Configured | None = None
         bare._loopaware_session = self
         self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
@@ -280,16 +304,16 @@ class PsycopgSession:
         if status == _UNKNOWN or self._omen is Omen.GOODBYE:
             return self._discard()
         if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
-            self._driver.logger.warning("closing returned connection: %s", self.connection)
+            logger.warning("closing returned connection: %s", self.connection)
             return self._close_used()
         self._watch.detach_others()
         self._watch.custody = _UNUSED
         if status != _IDLE:
             if not self._is_rollback_expected:
-                self._driver.logger.warning("rolling back returned connection: %s", self.connection)
+                logger.warning("rolling back returned connection: %s", self.connection)
             self._is_rollback_expected = False
             return _RESET
-        return _RESET if self._driver.resets or self._omen is not None or self._kept().lock.locked() else _READY
+        return _RESET if self._settings.resets or self._omen is not None or self._kept().lock.locked() else _READY
 
     def dismiss(self) -> ReturnCheck:
         """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
@@ -303,7 +327,7 @@ class PsycopgSession:
         return self._discard()
 
     def _discard(self) -> ReturnCheck:
-        self._driver.logger.warning("discarding closed connection: %s", self.connection)
+        logger.warning("discarding closed connection: %s", self.connection)
         return ReturnCheck.BROKEN
 
     async def reset(self) -> None:
@@ -362,19 +386,17 @@ class PsycopgSession:
         try:
             await connection.rollback()
         except Exception as error:
-            self._driver.logger.warning(
-                "rollback failed: %s: %s. Discarding connection %s", type(error).__name__, error, connection
-            )
+            logger.warning("rollback failed: %s: %s. Discarding connection %s", type(error).__name__, error, connection)
             raise
 
     async def _reset(self) -> None:
         try:
             if self._configured is not None:
                 await self._reset_session(self._configured)
-            if self._driver.reset_hook is not None:
-                await self.show_to(self._driver.reset_hook, "reset")
+            if self._settings.reset_hook is not None:
+                await self.show_to(self._settings.reset_hook, "reset")
         except Exception as error:
-            self._driver.logger.warning("error resetting connection: %s", error)
+            logger.warning("error resetting connection: %s", error)
             raise
 
     def _restore_client_side(self, configured: _Configured) -> None:
@@ -405,7 +427,7 @@ class PsycopgSession:
         """Note what an awaited session reset is to come back to."""
         connection = self._bare()
         user: list[tuple[bytes, str]] = []
-        if self._driver.configure is not None:
+        if self._settings.configure is not None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
             name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
@@ -434,7 +456,7 @@ class PsycopgSession:
             Exception: What the function raises.
         """
         connection = self._kept()
-        connection._pool = self._driver.pool()
+        connection._pool = self._settings.pool()
         try:
             await function(connection)
         finally:
@@ -445,9 +467,9 @@ class PsycopgSession:
         """Make a round trip."""
         self._watch.custody = _USED
         try:
-            await self._driver.ping(self._kept())
+            await self._settings.ping(self._kept())
         except Exception:
-            self._driver.logger.warning("discarding broken connection: %s", self.connection)
+            logger.warning("discarding broken connection: %s", self.connection)
             raise
         finally:
             self._watch.custody = _UNUSED

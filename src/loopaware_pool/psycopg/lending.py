@@ -1,24 +1,31 @@
-"""The user's `check`, called with connections until one passes."""
+"""How a connection is lent: until one passes the user's `check`, and for the length of a block."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator
+from enum import Enum, auto
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
-from loopaware_pool._core.timeouts import within
+from psycopg_pool.abc import ACT
+
+from loopaware_pool._core.timeouts import patience_after, within
 from loopaware_pool.errors import PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
 
+    from loopaware_pool._core.pool import Core
     from loopaware_pool._core.runner import Keeper
     from loopaware_pool._core.session_listener import Tenancy
-    from loopaware_pool.psycopg.pool import AsyncConnectionPool
+    from loopaware_pool._core.slot import Slot
+    from loopaware_pool.psycopg.session import PsycopgSession
 
-__all__ = ["Checkup"]
+__all__ = ["Checkup", "Lease"]
 
 logger = logging.getLogger("psycopg.pool")
 
@@ -27,6 +34,35 @@ FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
 # A caller who comes late would else cost the pool a connection in good health.
 LEAST_CHECK_SECONDS: Final = 0.04
+
+
+class _Phase(Enum):
+    NEW = auto()
+    ENTERED = auto()
+    LEFT = auto()
+
+
+# Bound once: see shard.py.
+_NEW, _ENTERED, _LEFT = _Phase
+
+
+class Lender(Protocol[ACT]):
+    """The pool, as seen by what lends its connections."""
+
+    _core: Core
+    _rechecks: int
+
+    def getconn(self, timeout: float | None = None) -> Awaitable[ACT]:
+        """Lend a connection."""
+
+    def putconn(self, conn: ACT) -> Awaitable[None]:
+        """Take it back."""
+
+    def _lend(self, slot: Slot, keeper: Keeper) -> ACT: ...
+
+    def _take_back(self, conn: ACT) -> Tenancy | None: ...
+
+    def _session_of(self, conn: Any) -> PsycopgSession: ...
 
 
 class Checkup:
@@ -43,7 +79,7 @@ class Checkup:
 
     def __init__(
         self,
-        pool: AsyncConnectionPool[Any],
+        pool: Lender[Any],
         keeper: Keeper,
         check: Callable[[Any], Awaitable[None]],
         timeout: float,
@@ -100,19 +136,19 @@ class Checkup:
         await asyncio.sleep(pause)
 
     async def _another(self) -> Any:
-        keeper, core = self._keeper, self._pool._core
+        keeper, queue = self._keeper, self._pool._core.queue
         now = monotonic()
         left = self._deadline - now
         if left <= 0:
             keeper.shard.counters.timed_out += 1
-            raise core.queue.timeout_error(keeper, self._timeout, " (in check)")
+            raise queue.timeout_error(keeper, self._timeout, " (in check)")
         slot = keeper.shard.take(now)
         keeper.act()
         if slot is None:
             try:
-                slot = await core.queue.wait(keeper, left)
+                slot = await queue.wait(keeper, left)
             except PoolTimeout as late:
-                raise core.queue.timeout_error(keeper, self._timeout) from late.__cause__
+                raise queue.timeout_error(keeper, self._timeout) from late.__cause__
         return self._pool._lend(slot, keeper)
 
     async def _passes(self, connection: Any) -> bool:
@@ -129,3 +165,62 @@ class Checkup:
             self._pool._take_back(connection)
             raise
         return True
+
+
+class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
+    """
+    Gets a connection on entering; on leaving commits, or rolls back if an error passes, and returns it.
+
+    Cancellation: at any moment, loses nothing. A commit that is cancelled is cancelled on the server.
+    """
+
+    __slots__ = ("_connection", "_phase", "_pool", "_timeout")
+
+    def __init__(self, pool: Lender[ACT], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._phase = _NEW
+        self._connection: Any = None
+
+    def _recreate_cm(self) -> Lease[ACT]:
+        """Begin anew at each call of a function that this decorates."""
+        return Lease(self._pool, self._timeout)
+
+    async def __aenter__(self) -> ACT:
+        if self._phase is not _NEW:
+            raise RuntimeError("this context was entered already; call connection() for each lease")
+        self._phase = _ENTERED
+        self._connection = connection = await self._pool.getconn(timeout=self._timeout)
+        session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
+        if not session.leaves_plainly:
+            try:
+                await connection.__aenter__()
+            except BaseException:
+                self._connection = None
+                await self._pool.putconn(connection)
+                raise
+        return connection
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            if (self._phase is _NEW) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
+                raise RuntimeError("this context was not entered; use it with `async with`")
+            return
+        self._phase = _LEFT
+        session: PsycopgSession = connection._loopaware_session
+        if exc_val is not None:
+            session.suspect(exc_val)
+        try:
+            is_late = exc_val is not None and patience_after(exc_val) is not None
+            if is_late and session.has_only_to_roll_back(connection):
+                pass  # the pool does: once the caller's time is up, no deadline would end a rollback here
+            elif not session.has_nothing_to_end(connection):
+                await connection.__aexit__(exc_type, exc_val, exc_tb)
+        finally:
+            await self._pool.putconn(connection)
