@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 import flavours
-from loopaware_pool._core import leak_check
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import Core
 from loopaware_pool._platform import sockets
@@ -419,7 +418,7 @@ def test_sockets_without_an_inode_are_told_apart_by_their_address(monkeypatch):
         monkeypatch.setattr(SocketIdentity, "of", classmethod(lambda cls, number: SocketIdentity(number, 0, 0)))
 
         def closed(address, identity=bare):
-            return leak_check.ClosedSocket(identity, address, None, 0.0, "loop", "closed")
+            return sockets.ClosedSocket(identity, address, None, 0.0, "loop", "closed")
 
         assert closed(address).is_open()
         assert not closed(("127.0.0.1", 1)).is_open()

@@ -12,10 +12,10 @@ import loopaware_pool._core.pool
 import loopaware_pool._core.shard
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.housekeeping import Upkeep
-from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.pool import Core
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import Phase
+from loopaware_pool._core.terms import CoreState, Phase
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.testing import FakeDriver, FakeSession
 
@@ -377,7 +377,7 @@ class Stage:
         self.core.resume()
 
         async def take_all() -> None:
-            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.max_size)]
+            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.budget.max_size)]
             for slot in slots:
                 del self._holders[slot.session]
                 slot.session.check = ReturnCheck.READY

@@ -13,12 +13,8 @@ from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool.errors import Overloaded, PoolTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from loopaware_pool._core.config import PoolConfig
+    from loopaware_pool._core.registry import Registry
     from loopaware_pool._core.runner import Keeper
-    from loopaware_pool.driver import Driver
-    from loopaware_pool.stats import PoolStats
 
 __all__ = ["Queue"]
 
@@ -28,29 +24,11 @@ class Queue:
     The waiting callers of one pool.
 
     Args:
-        config: The pool's settings.
-        driver: Which errors its callers expect.
-        keepers: Lists the keepers of all loops.
-        stats: Counts everything.
-        closed_error: Makes the error of a caller that finds the pool closed.
-
-    Attributes:
-        config: The pool's settings; replaced where the pool replaces them.
+        registry: The pool's loops.
     """
 
-    def __init__(
-        self,
-        config: PoolConfig,
-        driver: Driver,
-        keepers: Callable[[], list[Keeper]],
-        stats: Callable[[], PoolStats],
-        closed_error: Callable[[], BaseException],
-    ) -> None:
-        self.config = config
-        self._driver = driver
-        self._keepers = keepers
-        self._stats = stats
-        self._closed_error = closed_error
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     async def wait(self, keeper: Keeper, timeout: float | None) -> Slot:
         """
@@ -73,7 +51,7 @@ class Queue:
         began = monotonic()
         keeper.act()
         if not shard.is_open():
-            raise self._closed_error()
+            raise self._registry.closed_error()
         self._check_queue(keeper)
         now, has_come_back, is_counted = began, False, True
         is_hasty = timeout is not None and timeout <= 0
@@ -104,7 +82,7 @@ class Queue:
                     shard.claim(slot, now - began if is_counted else None, now)
                     return slot
                 if not shard.is_open():
-                    raise self._closed_error()
+                    raise self._registry.closed_error()
                 # It was lost between the hand-over and this line: once more, with what is left of the time.
                 taken = shard.take(now)
                 keeper.act()
@@ -117,16 +95,16 @@ class Queue:
 
     def waiting_in_line(self) -> int:
         """Count the callers, on all loops, who wait for others to be done; those without any time leave in a moment."""
-        keepers, now = self._keepers(), monotonic()
+        keepers, now = self._registry.keepers(), monotonic()
         can_be_opened = max((keeper.shard.growth_left for keeper in keepers), default=0)
         in_line = sum(keeper.shard.waiting_in_line(now) - keeper.hasty_callers for keeper in keepers)
         return max(0, in_line - can_be_opened)
 
     def _check_queue(self, keeper: Keeper) -> None:
-        limit = self.config.max_waiting
+        limit = self._registry.config.max_waiting
         if limit and self.waiting_in_line() >= limit:
             keeper.shard.counters.refused += 1
-            raise self._driver.errors.too_many_waiting(pool=self.config.name, max_waiting=limit)
+            raise self._registry.driver.errors.too_many_waiting(pool=self._registry.config.name, max_waiting=limit)
 
     def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if waiter.done():
@@ -137,9 +115,9 @@ class Queue:
 
     def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> PoolTimeout:
         """Make the error of a caller whose *timeout* (seconds) has passed."""
-        error = self._driver.errors.timeout(
+        error = self._registry.driver.errors.timeout(
             timeout=timeout,
-            stats=self._stats(),
+            stats=self._registry.stats(),
             holders=tuple(keeper.leases()),
             during=during,
             cause=keeper.shard.last_error,

@@ -12,48 +12,18 @@ import contextlib
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from loopaware_pool._platform.sockets import SocketIdentity, local_address, open_fd_count, selector_keys
+from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity, local_address, open_fd_count, selector_keys
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
-    from selectors import SelectorKey
 
     from loopaware_pool._core.reporter import Reporter
     from loopaware_pool._core.shard import Shard
 
-__all__ = ["ClosedSocket", "FdCheck", "Ledger"]
-
-
-class ClosedSocket(NamedTuple):
-    """
-    What is to be gone.
-
-    Attributes:
-        identity: The socket of a connection that was closed.
-        address: Its own address, where sockets have no inode (macOS); None if not known, or not needed.
-        registration: The selector's entry for it when it was closed; None if there was none.
-        closed_at: When that was, monotonic seconds.
-        loop: Label of the loop it belonged to.
-        reason: Why it was closed.
-    """
-
-    identity: SocketIdentity
-    address: object
-    registration: SelectorKey | None
-    closed_at: float
-    loop: str
-    reason: str
-
-    def is_open(self) -> bool:
-        """Whether the socket is still there. Where that cannot be known it is taken for gone."""
-        if not self.identity.is_open():
-            return False
-        if self.identity.inode:
-            return True
-        return self.address is not None and local_address(self.identity.fd) == self.address
+__all__ = ["FdCheck", "Ledger"]
 
 
 class Ledger:

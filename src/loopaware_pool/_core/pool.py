@@ -1,74 +1,35 @@
-"""
-The pool that all flavours share: finds the running loop's keeper, opens, closes, and survives loops and forks.
-
-Everything here may be called from any thread. What is decided per loop is decided by that loop's keeper, on that loop;
-a keeper of another loop is told, never touched, unless its loop stands still and nobody else can be touching it.
-"""
+"""The life of a pool, which all flavours share: it is opened, closed, or dropped, and survives forks."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
-import random
-import threading
 import warnings
 import weakref
-from enum import Enum
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from loopaware_pool._core.acquire import Queue
-from loopaware_pool._core.leak_check import Ledger
-from loopaware_pool._core.permits import Budget
-from loopaware_pool._core.runner import Keeper
-from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import Phase, Terms
+from loopaware_pool._core.registry import Registry
+from loopaware_pool._core.terms import CoreState
 from loopaware_pool._platform import event_loops, frames
-from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from loopaware_pool import errors
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.permits import Claimant
-    from loopaware_pool.driver import Driver, Session
+    from loopaware_pool._core.runner import Keeper
+    from loopaware_pool.driver import Driver
 
-__all__ = ["Core", "CoreState"]
+__all__ = ["Core"]
 
 CLOSE_WARNING_SECONDS: Final = 60.0
 # How often `close()` looks for loops that have stopped before they heard of it.
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
-class CoreState(Enum):
-    """Where a pool is in its life."""
-
-    NEW = "new"
-    OPENING = "opening"
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class _Census(NamedTuple):
-    """The keepers by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
-
-    keepers: Mapping[Claimant, Keeper]
-    ended: Counters
-
-    def with_one(self, keeper: Keeper) -> _Census:
-        return _Census({**self.keepers, keeper.shard: keeper}, self.ended)
-
-    def without(self, keeper: Keeper) -> _Census:
-        others = {shard: other for shard, other in self.keepers.items() if other is not keeper}
-        return _Census(others, self.ended.plus(keeper.shard.counters))
-
-
-class Core:
+class Core(Registry):
     """
-    A pool without a face.
+    The driver-independent pool.
 
     Args:
         config: Its settings.
@@ -77,127 +38,12 @@ class Core:
     """
 
     def __init__(self, config: PoolConfig, driver: Driver, face: object) -> None:
-        self.config = config
-        self.driver = driver
-        self.max_size = config.max_size
-        self.terms = Terms(config.min_size)
-        self.jitter = random.random
-        self.state = CoreState.NEW
-        self._suspended = False
+        super().__init__(config, driver)
         self._opener: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        self.queue = Queue(config, driver, self.keepers, self.stats, self.closed_error)
-        self._begin()
+        self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self.queue = Queue(self)
         event_loops.call_in_child(self)
         weakref.finalize(face, _dropped, weakref.ref(self)).atexit = False
-
-    def _begin(self) -> None:
-        """Start without connections, at first and in a forked child."""
-        self.budget = Budget(self.max_size, self.config.patience)
-        # For those who change what is below. A signal handler, or the collector, may interrupt its holder and come back
-        # here, so it can be taken again; and who only looks takes none.
-        self._lock = threading.RLock()
-        self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
-        self._recent: Keeper | None = None
-        self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-        self._census = _Census({}, Counters())
-        self.ledger = Ledger()
-        self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-
-    # ---- routing ----
-
-    def keeper(self) -> Keeper:
-        """
-        Find the running loop's part of the pool, or make it.
-
-        Raises:
-            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
-        """
-        recent = self._recent
-        if recent is not None and recent.loop is event_loops.running():
-            return recent
-        loop, complaint = event_loops.supported_loop()
-        if loop is None:
-            raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
-        self._recent = keeper = self._keepers.get(loop) or self._make_keeper(loop)
-        return keeper
-
-    def _make_keeper(self, loop: asyncio.AbstractEventLoop) -> Keeper:
-        self._bury_closed()
-        for other in self.keepers():
-            self._forget_if_unneeded(other)
-        with self._lock:
-            if (known := self._keepers.get(loop)) is not None:  # it was only looked at: see below
-                return known
-            keeper = self._keepers[loop] = Keeper(self, loop)
-            self._census = self._census.with_one(keeper)
-        if self._suspended:
-            keeper.shard.phase = Phase.SUSPENDED
-        if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
-            keeper.shut(self.closed_error)
-        elif loop in self._floor_loops:
-            keeper.keep_floor()
-        return keeper
-
-    def _forget_if_unneeded(self, keeper: Keeper) -> None:
-        """
-        Let go of a loop that stands still with nothing of the pool's on it: whoever made it may have forgotten it.
-
-        It may begin to run at any moment, and its caller find the keeper. So the way to it is barred first, and then it
-        is looked at: a caller who has come that way before has left something there, or runs.
-        """
-        if self.state is not CoreState.OPEN or not keeper.is_unneeded():
-            return
-        with self._lock:
-            self.loop_ending(keeper)
-            if keeper.is_unneeded():
-                if keeper.shard.keeps_floor:
-                    self._floor_loops.add(keeper.loop)
-                keeper.shard.phase = Phase.CLOSED
-                keeper.dismiss()
-                self.loop_ended(keeper)
-            else:
-                self._keepers[keeper.loop] = keeper
-
-    def keeper_here(self) -> Keeper | None:
-        """Find the running loop's part of the pool, if it has one."""
-        loop = event_loops.running()
-        return None if loop is None else self._keepers.get(loop)
-
-    def tell(self, claimant: Claimant) -> None:
-        """Tell the loop of *claimant* that a permit is its own now."""
-        keeper = self._census.keepers.get(claimant)
-        if keeper is None or keeper.loop.is_closed():
-            self._forget(claimant)
-        else:
-            keeper.errands.add(keeper.granted)
-
-    def ask(self, donor: Claimant) -> None:
-        """Ask the loop of *donor* for an idle connection's permit."""
-        keeper = self._census.keepers.get(donor)
-        if keeper is not None:
-            self._on(keeper, lambda: keeper.shard.asked(monotonic()))
-            self._forget_if_unneeded(keeper)
-
-    def look_for_dropped(self) -> None:
-        """Have every loop look for leases that were dropped."""
-        for keeper in self.keepers():
-            self._on(keeper, keeper.shard.upkeep.reclaim_dropped)
-
-    def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
-        """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
-        if keeper.loop is event_loops.running():
-            keeper.do(action)
-        else:
-            keeper.errands.add(functools.partial(keeper.do, action))
-
-    def run_errands_of_idle_loops(self) -> None:
-        """Do, for loops that have stopped, what they were told and have not heard."""
-        for keeper in self.keepers():
-            keeper.errands.run_if_idle()
-
-    def keepers(self) -> list[Keeper]:
-        """List the keepers of all loops. Takes no lock: making a list is one step."""
-        return list(self._keepers.values())
 
     # ---- opening ----
 
@@ -387,31 +233,20 @@ class Core:
     def _let_go(self, keeper: Keeper) -> None:
         if not keeper.shard.slots:  # it may have begun to connect meanwhile
             keeper.dismiss()
-            self.loop_ending(keeper)
-            self.loop_ended(keeper)
+            self.loop_ending(keeper.loop, keeper.shard)
+            self.loop_ended(keeper.shard)
 
-    def loop_ending(self, keeper: Keeper) -> None:
-        """Route nobody to *keeper* any more."""
-        with self._lock:
-            if self._keepers.get(keeper.loop) is keeper:
-                self._keepers.pop(keeper.loop, None)  # a signal handler may have come in between, and done it
-            if self._recent is keeper:
-                self._recent = None
-
-    def loop_ended(self, keeper: Keeper) -> None:
+    def loop_ended(self, shard: Claimant) -> None:
         """Take back the permits of a loop that has no connection left."""
-        with self._lock:
-            if keeper.shard not in self._census.keepers:
-                return
-            self._census = self._census.without(keeper)
-        self._forget(keeper.shard)
+        super().loop_ended(shard)
         if self._closers:
             self.keeper_emptied()
 
     def forked(self) -> None:
         """Start afresh in a child process. The parent's connections, loops and locks are not touched."""
         keepers = list(self._keepers.values())
-        self._begin()
+        self._start_afresh(self.budget.max_size)
+        self._closers = []
         if self.state is CoreState.OPENING:
             self.state = CoreState.NEW
         elif self.state is CoreState.CLOSING:
@@ -420,149 +255,15 @@ class Core:
         for keeper in keepers:
             keeper.forked()
 
-    def _forget(self, claimant: Claimant) -> None:
-        for served in self.budget.forget(claimant):
-            self.tell(served)
-
-    def _bury_closed(self) -> None:
-        """Clear up after loops whose end went unnoticed."""
-        for keeper in self.keepers():
-            if keeper.loop.is_closed():
-                keeper.loop_closed()
-
     def _warn_of_long_close(self) -> None:
         self.driver.logger.warning(
             "Pool.close() is taking over 60 seconds to complete. Check if you have any unreleased connections left. "
             "Use asyncio.wait_for() to set a timeout for Pool.close()."
         )
 
-    # ---- switches and counts ----
-
-    def suspend(self) -> None:
-        """Serve nobody until `resume`; callers queue, leases go on."""
-        self._suspended = True
-        for keeper in self.keepers():
-            if keeper.shard.phase is Phase.OPEN:
-                keeper.shard.phase = Phase.SUSPENDED
-
-    def resume(self) -> None:
-        """Serve those who queued, on every loop."""
-        self._suspended = False
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.resume)
-
-    def expire(self) -> None:
-        """Have every connection that is open now replaced when it is next idle."""
-        self.terms.generation += 1
-        for keeper in self.keepers():
-            self._on(keeper, keeper.shard.expired)
-
-    def resize(self, min_size: int, max_size: int) -> None:
-        """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
-        self.terms.min_size = min_size
-        self.max_size = max_size
-        for served in self.budget.resize(max_size):
-            self.tell(served)
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.resized)
-
-    def reconfigure(self, **settings: Any) -> None:
-        """
-        Go by other settings from now on; other loops do as soon as they hear of it. From any thread.
-
-        Args:
-            **settings: Of `PoolConfig`'s, such as are read each time they are needed: sizes are for `resize`.
-
-        Raises:
-            ValueError, TypeError: One makes no sense; nothing has changed.
-        """
-        with self._lock:  # a keeper that is being made has these from the start, or is among those that are told
-            self.config = self.queue.config = dataclasses.replace(self.config, **settings)
-            keepers = self.keepers()
-        for keeper in keepers:
-            self._on(keeper, functools.partial(self._reconfigure, keeper))
-
-    def _reconfigure(self, keeper: Keeper) -> None:
-        keeper.reconfigured(self.config)  # today's: another thread may have set more meanwhile
-
-    async def check_idle(self) -> None:
-        """
-        Make a round trip on every idle connection, and open what the floor lacks, if the pool is open.
-
-        Other loops do so on their own; it is not waited for.
-
-        Cancellation: ends the waiting.
-        """
-        if self.state is not CoreState.OPEN:
-            return
-        here = self.keeper()
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.upkeep.refill)
-            if keeper is not here:
-                self._on(keeper, keeper.shard.upkeep.ping_all)
-        await here.check_idle()
-
-    def drain(self) -> None:
-        """Have every connection that is open now replaced: the idle ones at once, the others when they come back."""
-        self.expire()
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.sweep)
-
-    def _sweep(self, keeper: Keeper, sweep: Callable[[float], None]) -> None:
-        self._on(keeper, lambda: sweep(monotonic()))
-
-    def live_size(self) -> int:
-        """Count the connections on all loops that are neither being opened nor closed."""
-        return sum(keeper.shard.size for keeper in self.keepers())
-
-    def size(self) -> int:
-        """Count the connections on all loops, connecting ones included."""
-        return self.live_size() + sum(len(keeper.shard.connecting) for keeper in self.keepers())
-
-    def slots(self, *without: SlotState) -> list[Slot]:
-        """List the slots of all loops, those in some states left out."""
-        return [slot for keeper in self.keepers() for slot in list(keeper.shard.slots) if slot.state not in without]
-
-    def for_each_session(self, action: Callable[[Session], object]) -> None:
-        """Act on every session, on its own loop."""
-        for keeper in self.keepers():
-            self._act_on_sessions(keeper, action)
-
-    def _act_on_sessions(self, keeper: Keeper, action: Callable[[Session], object]) -> None:
-        def act() -> None:
-            for slot in list(keeper.shard.slots):
-                if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
-                    action(slot.session)
-
-        self._on(keeper, act)
-
-    def stats(self) -> PoolStats:
-        """Count everything. From any thread, and from a signal handler."""
-        keepers, ended = self._census
-        return PoolStats(
-            name=self.config.name,
-            min_size=self.terms.min_size,
-            max_size=self.budget.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers.values()),
-            ended=ended,
-            state=self.state.value,
-            process_fds=self.ledger.process_fds,
-        )
-
-    def fd_report(self) -> list[ConnectionReport]:
-        """Describe every connection on every loop."""
-        return [row for keeper in self.keepers() for row in keeper.report()]
-
     def closing_error(self) -> errors.PoolClosed:
         """Make the error of a caller that comes, or waits, while the pool closes."""
         return self._closed(self.driver.errors.closing_text)
-
-    def closed_error(self) -> errors.PoolClosed:
-        """Make the error of a caller that comes after that."""
-        return self._closed(self.driver.errors.closed_text)
-
-    def _closed(self, text: str) -> errors.PoolClosed:
-        return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from loopaware_pool._core.config import PoolConfig
-    from loopaware_pool._core.leak_check import ClosedSocket
-    from loopaware_pool._platform.sockets import SocketIdentity
+    from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
 
 __all__ = ["Reporter", "apart", "logger"]

@@ -18,14 +18,13 @@ import functools
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loopaware_pool._core.deadlines import Deadlines
 from loopaware_pool._core.leak_check import FdCheck
 from loopaware_pool._core.leases import lease_of, leases
 from loopaware_pool._core.parking import Parking
 from loopaware_pool._core.reporter import Reporter, logger
-from loopaware_pool._core.session_listener import Tenancy
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
@@ -39,11 +38,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from loopaware_pool._core.config import PoolConfig
-    from loopaware_pool._core.permits import Claimant
-    from loopaware_pool._core.pool import Core
+    from loopaware_pool._core.leak_check import Ledger
+    from loopaware_pool._core.permits import Budget, Claimant
+    from loopaware_pool._core.terms import Terms
+    from loopaware_pool.driver import Driver
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "Tenancy"]
 
 _IDLE, _RESETTING = SlotState.IDLE, SlotState.RESETTING  # bound once: see shard.py
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
@@ -55,6 +56,54 @@ FAREWELL_SECONDS: Final = 1.0
 GOODBYE_SECONDS: Final = 10.0
 # Iterations of the loop in which a readable socket is surely read.
 READ_ITERATIONS: Final = 3
+
+
+class PoolOfLoops(Protocol):
+    """
+    What a loop's runner asks of the pool that it is part of.
+
+    Attributes:
+        config: The pool's settings.
+        driver: How connections are made.
+        terms: What the pool decides for all its loops.
+        budget: The pool's permits.
+        ledger: Sockets whose loops ended before they were seen gone.
+        jitter: Draws a number between 0 and 1, for lifetimes.
+    """
+
+    config: PoolConfig
+    driver: Driver
+    terms: Terms
+    budget: Budget
+    ledger: Ledger
+    jitter: Callable[[], float]
+
+    def size(self) -> int:
+        """Count the connections on all loops, connecting ones included."""
+
+    def tell(self, claimant: Claimant) -> None:
+        """Tell the loop of *claimant* that a permit is its own now."""
+
+    def ask(self, donor: Claimant) -> None:
+        """Ask the loop of *donor* for an idle connection's permit."""
+
+    def run_errands_of_idle_loops(self) -> None:
+        """Do, for loops that have stopped, what they were told and have not heard."""
+
+    def look_for_dropped(self) -> None:
+        """Have every loop look for leases that were dropped."""
+
+    def drain(self) -> None:
+        """Have every connection that is open now replaced."""
+
+    def keeper_emptied(self) -> None:
+        """Hear that a loop may have no connection left."""
+
+    def loop_ending(self, loop: asyncio.AbstractEventLoop, shard: Claimant) -> None:
+        """Route nobody to *shard* any more."""
+
+    def loop_ended(self, shard: Claimant) -> None:
+        """Take back the permits of a loop that has no connection left."""
 
 
 class Keeper:
@@ -71,7 +120,7 @@ class Keeper:
         hasty_callers: How many of those in the queue have a timeout of 0 or less.
     """
 
-    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, core: PoolOfLoops, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = event_loops.label(loop)
         self.reporter = Reporter(core.config, self.label)
@@ -190,7 +239,7 @@ class Keeper:
         """Tell of a lease that nobody will ever end."""
         self.decided.append(functools.partial(self.reporter.dropped, lease_of(slot, monotonic())))
 
-    def _ask_core(self, question: Callable[[Core], object]) -> None:
+    def _ask_core(self, question: Callable[[PoolOfLoops], object]) -> None:
         self.decided.append(functools.partial(self._tell_core, question))
 
     # ---- acting ----
@@ -262,7 +311,7 @@ class Keeper:
             task.cancel()
         self._cut(slot)
 
-    def _tell_core(self, question: Callable[[Core], object]) -> None:
+    def _tell_core(self, question: Callable[[PoolOfLoops], object]) -> None:
         if (core := self._core()) is not None:
             question(core)
 
@@ -591,14 +640,14 @@ class Keeper:
 
     def _leave_pool(self) -> None:
         if (core := self._core()) is not None:
-            core.loop_ending(self)
+            core.loop_ending(self.loop, self.shard)
 
     def _ended_with(self, connections: int) -> None:
         self._stop_timers()
         if connections:
             self.reporter.loop_ended(connections)
         if (core := self._core()) is not None:
-            core.loop_ended(self)
+            core.loop_ended(self.shard)
 
     def _lent(self) -> int:
         return self.shard.count(SlotState.LENT, SlotState.RESERVED)
@@ -670,6 +719,52 @@ class Keeper:
         self._changes.notify()
         if not self.shard.slots and (core := self._core()) is not None:
             core.keeper_emptied()
+
+
+class Tenancy:
+    """Forwards what the driver sees of a session to the runner of its loop."""
+
+    __slots__ = ("keeper", "slot")
+
+    def __init__(self, keeper: Keeper, slot: Slot) -> None:
+        self.keeper = keeper
+        self.slot = slot
+
+    async def finished(self, patience: float | None = None) -> None:
+        """
+        Wait for the task that works on the connection.
+
+        Args:
+            patience: Seconds after which it is left to the pool; None waits as long as it takes.
+
+        Raises:
+            Exception: What it failed with.
+
+        Cancellation: ends the waiting, not the task.
+        """
+        error = await self.keeper.finished(self.slot, patience)
+        if error is not None:
+            raise error
+
+    def settled(self) -> None:
+        """Park it."""
+        self.keeper.notify_settled(self.slot)
+
+    def reset_failed(self, error: BaseException) -> None:
+        """Count it."""
+        self.keeper.reset_failed(error)
+
+    def demoted(self) -> None:
+        """Give it up, and all that were opened before: their server takes no writes any more."""
+        self.keeper.demoted(self.slot)
+
+    def dropped(self) -> None:
+        """Give it up, and tell who had it."""
+        self.keeper.lease_dropped(self.slot)
+
+    def lost(self, reason: str) -> None:
+        """Give it up."""
+        self.keeper.lost(self.slot, reason)
 
 
 def _sweep(myself: weakref.ref[Keeper]) -> None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Phase", "Terms"]
+__all__ = ["CoreState", "Phase", "Terms"]
+
+
+class CoreState(Enum):
+    """Where a pool is in its life."""
+
+    NEW = "new"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
 
 
 class Phase(Enum):

@@ -22,7 +22,7 @@ import select
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from selectors import SelectorKey
 
 __all__ = [
+    "ClosedSocket",
     "SocketIdentity",
     "SocketProbe",
     "duplicate",
@@ -87,6 +88,35 @@ class SocketIdentity:
             return SocketIdentity.of(self.fd) != self
         except OSError:
             return False
+
+
+class ClosedSocket(NamedTuple):
+    """
+    What is to be gone.
+
+    Attributes:
+        identity: The socket of a connection that was closed.
+        address: Its own address, where sockets have no inode (macOS); None if not known, or not needed.
+        registration: The selector's entry for it when it was closed; None if there was none.
+        closed_at: When that was, monotonic seconds.
+        loop: Label of the loop it belonged to.
+        reason: Why it was closed.
+    """
+
+    identity: SocketIdentity
+    address: object
+    registration: SelectorKey | None
+    closed_at: float
+    loop: str
+    reason: str
+
+    def is_open(self) -> bool:
+        """Whether the socket is still there. Where that cannot be known it is taken for gone."""
+        if not self.identity.is_open():
+            return False
+        if self.identity.inode:
+            return True
+        return self.address is not None and local_address(self.identity.fd) == self.address
 
 
 class SocketProbe:

@@ -21,9 +21,10 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import PoolConfig, check_number
-from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.pool import Core
 from loopaware_pool._core.reporter import apart, logger
 from loopaware_pool._core.slot import acquiring_line
+from loopaware_pool._core.terms import CoreState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg.proxy import PoolConnectionProxy, ReadingProxy
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
-    from loopaware_pool._core.runner import Keeper
-    from loopaware_pool._core.session_listener import Tenancy
+    from loopaware_pool._core.runner import Keeper, Tenancy
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.asyncpg.session import AsyncpgSession
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats

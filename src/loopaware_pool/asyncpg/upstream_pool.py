@@ -13,8 +13,8 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import check_callbacks, check_number, check_whole
-from loopaware_pool._core.pool import CoreState
 from loopaware_pool._core.slot import SlotState
+from loopaware_pool._core.terms import CoreState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.session import AsyncpgSession
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from loopaware_pool._core.pool import Core
-    from loopaware_pool._core.runner import Keeper
-    from loopaware_pool._core.session_listener import Tenancy
+    from loopaware_pool._core.runner import Keeper, Tenancy
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.psycopg.session import PsycopgSession
 

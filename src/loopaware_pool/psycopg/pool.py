@@ -19,8 +19,9 @@ import psycopg_pool
 from psycopg_pool.abc import ACT
 
 from loopaware_pool._core.config import IdleOrder, PoolConfig, check_callbacks, check_number
-from loopaware_pool._core.pool import Core, CoreState
+from loopaware_pool._core.pool import Core
 from loopaware_pool._core.slot import SlotState, acquiring_line
+from loopaware_pool._core.terms import CoreState
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.driver import ReturnCheck
@@ -55,8 +56,7 @@ if TYPE_CHECKING:
 
     from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
 
-    from loopaware_pool._core.runner import Keeper
-    from loopaware_pool._core.session_listener import Tenancy
+    from loopaware_pool._core.runner import Keeper, Tenancy
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.psycopg.session import PsycopgSession
     from loopaware_pool.stats import EventHook
