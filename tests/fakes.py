@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import deque
 
 from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.permits import Budget
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import SlotState
@@ -154,7 +156,7 @@ class FakeEdge:
 
     def look_for_dropped(self):
         for shard in self.pool.shards:
-            self.decided.append(shard.upkeep.reclaim_dropped)
+            self.decided.append(shard.housekeeper.reclaim_dropped)
 
     def dropped(self, slot):
         self.dropped_leases.append(slot)
@@ -186,13 +188,13 @@ class FakeEdge:
         self.tell_listener("gone")
 
 
-# What decides, of a shard and of its upkeep.
+# What decides, of a shard and of its housekeeper.
 DECISIONS = (
     *("take", "enqueue", "come_back", "claim", "abandon", "leave", "returned", "answered", "serviced", "broke"),
     *("open_one", "grow", "granted", "asked", "connected", "connect_failed", "connect_cancelled", "retire", "closed"),
-    *("shut", "resume", "sweep", "expired", "resized", "keep_floor", "drop_dead"),
+    *("shut", "resume", "refill", "restore_floor", "expired", "resized", "keep_floor", "drop_dead"),
 )
-UPKEEP_DECISIONS = ("reclaim_dropped", "dropped", "refill", "ping_all", "look_for_dropped")
+HOUSEKEEPING = ("sweep", "reclaim_dropped", "dropped", "ping_all")
 
 
 def act_after(edge, decider, names):
@@ -246,13 +248,20 @@ class FakePool:
             self.config, self.budget, self.terms, edge, pool_size=self.size, jitter=lambda: self.draw
         )
         shard.edge = edge
+        shard.housekeeper = Housekeeper(shard, self.config, self.terms, edge, pool_size=self.size)
         act_after(edge, shard, DECISIONS)
-        act_after(edge, shard.upkeep, UPKEEP_DECISIONS)
+        act_after(edge, shard.housekeeper, HOUSEKEEPING)
         self.shards.append(shard)
         return shard
 
     def size(self):
         return sum(shard.size + len(shard.connecting) for shard in self.shards)
+
+    def reconfigure(self, shard, **settings):
+        """Have *shard* go by other settings than the pool's."""
+        config = dataclasses.replace(self.config, **settings)
+        shard.housekeeper.reconfigured(config)
+        shard.reconfigured(config, self.now)
 
     # ---- what callers do ----
 
@@ -315,7 +324,7 @@ class FakePool:
         for shard in self.shards:
             if shard.edge.wake <= self.now:
                 shard.edge.wake = NEVER
-                shard.sweep(self.now)
+                shard.housekeeper.sweep(self.now)
 
     def deliver(self):
         """Deliver what loops have told and asked each other, and what that leads to."""

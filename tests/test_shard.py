@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
@@ -441,9 +439,9 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         shard.returned(slot, RESET_SENT, pool.now, given)
-        shard.sweep(pool.now + lasts - 0.001)
+        shard.housekeeper.sweep(pool.now + lasts - 0.001)
         assert slot.state is SlotState.RESETTING
-        shard.sweep(pool.now + lasts)
+        shard.housekeeper.sweep(pool.now + lasts)
         assert slot.state is SlotState.GONE
 
     def test_an_answer_that_nobody_waits_for_changes_nothing(self, make):
@@ -1002,7 +1000,7 @@ class TestAge:
         pool, shard = make()
         alive, dead = pool.with_idle(shard, 2)
         kill(dead)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert shard.idle == [alive]
         assert shard.counters.found_dead == 1
 
@@ -1013,7 +1011,7 @@ class TestAge:
         pool.with_idle(shard, 1)
         pool.terms.generation += 1
         give_back(pool, shard, lent)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         for _ in range(2):
             pool.closed(shard)
         assert shard.edge.reasons == ["expired", "expired"]
@@ -1031,7 +1029,7 @@ class TestAge:
         pool, shard = make(max_lifetime=10.0, lends_expired=True)
         (slot,) = pool.with_idle(shard, 1)
         pool.now += 100.0
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert shard.idle == [slot]
         assert shard.take(pool.now) is slot
         give_back(pool, shard, slot)
@@ -1043,7 +1041,7 @@ class TestAge:
         old, other = pool.with_idle(shard, 2)
         pool.pass_time(20.0)
         lent = shard.take(pool.now)
-        shard.reconfigured(dataclasses.replace(pool.config, max_idle=10.0), pool.now)
+        pool.reconfigure(shard, max_idle=10.0)
         assert shard.idle == [old]
         pool.pass_time(0.0)
         assert (lent, shard.idle, shard.edge.reasons) == (other, [], [])
@@ -1067,7 +1065,7 @@ class TestAge:
         pool, shard = make(lifetime_jitter=0.0, **{limit: 10.0})
         (slot,) = pool.with_idle(shard, 1)
         pool.now += 4.0
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert (shard.idle, shard.edge.pinging, shard.edge.wake) == ([slot], [], slot.since + 10.0)
 
     def test_a_look_before_an_answer_is_overdue_leaves_the_connection_alone(self, make):
@@ -1076,7 +1074,7 @@ class TestAge:
         (slot,) = pool.with_idle(shard, 1)
         slot.session.is_settled = False
         pool.now += 4.0
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert (shard.idle, shard.edge.wake) == ([slot], slot.since + 30.0)
 
     def test_all_idle_connections_can_be_pinged_at_once(self, make):
@@ -1084,7 +1082,7 @@ class TestAge:
         pool, shard = make(max_size=3)
         (lent,) = pool.lend(shard, 1)
         slots = pool.with_idle(shard, 2)
-        assert shard.upkeep.ping_all() == slots
+        assert shard.housekeeper.ping_all() == slots
         assert (shard.edge.pinging, shard.idle) == (slots, [])
         assert lent.state is SlotState.LENT
 
@@ -1097,7 +1095,7 @@ class TestShrinking:
         """Three idle connections where one is enough, at the begin of a period."""
         pool, shard = make(min_size=1, max_idle=10.0, idle_order=IdleOrder.FIFO)
         slots = pool.with_idle(shard, 3)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         return pool, shard, slots
 
     def test_one_goes_each_period_down_to_the_floor(self, three):
@@ -1128,37 +1126,37 @@ class TestShrinking:
         """The period goes on."""
         pool, shard, slots = three
         pool.now += 4.0
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert (shard.idle, shard.edge.wake) == (slots, pool.now + 6.0)
 
     def test_another_limit_begins_a_period_of_its_own(self, three):
         """Another setting alone does not; and the timer is set, not for what is far away."""
         pool, shard, slots = three
         pool.pass_time(4.0)
-        shard.reconfigured(dataclasses.replace(pool.config, max_waiting=3), pool.now)
+        pool.reconfigure(shard, max_waiting=3)
         assert shard.edge.wake == pool.now
         pool.pass_time(0.0)
         assert shard.edge.wake == pool.now + 6.0
-        shard.reconfigured(dataclasses.replace(pool.config, max_idle=2.0), pool.now)
+        pool.reconfigure(shard, max_idle=2.0)
         pool.pass_time(0.0)
         assert (shard.idle, shard.edge.wake) == (slots, pool.now + 2.0)
         pool.pass_time(2.0)
         assert shard.edge.closing == slots[:1]
-        shard.reconfigured(dataclasses.replace(pool.config, max_idle=0.0), pool.now)
+        pool.reconfigure(shard, max_idle=0.0)
         pool.pass_time(100.0)
         assert shard.edge.closing == slots[:1]
 
     def test_a_pool_without_connections_sets_no_timer(self, make):
         """There is nothing to shrink."""
         pool, shard = make(max_idle=10.0, idle_order=IdleOrder.FIFO)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert shard.edge.wake == NEVER
 
     def test_the_shortest_period_is_ten_milliseconds(self, make):
         """Of those to spare, one goes in it."""
         pool, shard = make(max_idle=0.01, idle_order=IdleOrder.FIFO)
         slots = pool.with_idle(shard, 3)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         pool.pass_time(0.01)
         assert shard.edge.closing == slots[:1]
 
@@ -1212,7 +1210,7 @@ class TestLeases:
         pool, shard = make(leak_threshold=2.0)
         (slot,) = pool.lend(shard, 1)
         pool.now += 0.5
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert (shard.edge.overdue_leases, shard.edge.wake) == ([], slot.since + 2.0)
 
 
@@ -1265,7 +1263,7 @@ class TestDroppedLeases:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         shard.shut(RuntimeError)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         pool.pass_time(1.0)
         self.drop(slot)
         pool.pass_time(1.0)
@@ -1277,7 +1275,7 @@ class TestDroppedLeases:
         pool, shard = make()
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot)
-        shard.upkeep.dropped(slot)
+        shard.housekeeper.dropped(slot)
         assert shard.idle == [slot]
 
     def test_a_look_is_followed_by_another_a_second_later(self, make):
@@ -1307,7 +1305,7 @@ class TestDroppedLeases:
         for slot in dropped:
             self.drop(slot)
         shard.shut(RuntimeError)
-        shard.sweep(pool.now)
+        shard.housekeeper.sweep(pool.now)
         assert shard.counters.dropped == 2
         assert shard.edge.reasons == ["dropped by its holder"] * 2
         assert shard.edge.wake == pool.now + 1.0
@@ -1339,7 +1337,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         give_back(pool, shard, slot, BROKEN)
         assert len(shard.edge.opening) == 1
-        assert shard.upkeep.restoring == set(shard.edge.opening)
+        assert shard.restoring == set(shard.edge.opening)
 
     def test_the_floor_counts_all_loops(self, make):
         """What is open elsewhere need not be opened here."""
@@ -1362,7 +1360,7 @@ class TestFloor:
         assert starts == [1.0, 2.0, 4.0, 8.0]
         assert len(shard.edge.floor_failures) == 4
         assert shard.edge.floor_failures[-1] is error
-        assert shard.upkeep.restoring == set(shard.edge.opening)
+        assert shard.restoring == set(shard.edge.opening)
 
     def test_a_restored_floor_starts_afresh(self, make):
         """After a connect that ended well, the next failure is followed by a second's pause again."""
@@ -1372,7 +1370,7 @@ class TestFloor:
             pool.refuse(shard)
             pool.pass_time(seconds)
         slot = pool.connect(shard)
-        assert not shard.upkeep.restoring
+        assert not shard.restoring
         shard.broke(slot, "lost")
         pool.refuse(shard)
         pool.pass_time(1.0)
@@ -1483,7 +1481,7 @@ class TestFloor:
         pool, shard = make(min_size=1)
         shard.keep_floor(pool.now)
         shard.connect_cancelled(shard.edge.opening.pop(), pool.now)
-        assert not shard.upkeep.restoring
+        assert not shard.restoring
         pool.pass_time(1.0)
         assert len(shard.edge.opening) == 1
 
@@ -1493,18 +1491,18 @@ class TestFloor:
         shard.keep_floor(pool.now)
         pool.refuse(shard)
         pool.refuse(shard)
-        shard.upkeep.refill(pool.now)
+        shard.refill(pool.now)
         assert len(shard.edge.opening) == 1
 
     def test_a_refill_opens_one_connection_without_a_floor(self, make):
         """If there is none."""
         pool, shard = make(min_size=0)
         for _ in range(2):
-            shard.upkeep.refill(pool.now)
+            shard.refill(pool.now)
             assert len(shard.slots) == 1
         slot = pool.connect(shard)
         assert slot.opened_at == pool.now
-        shard.upkeep.refill(pool.now)
+        shard.refill(pool.now)
         assert shard.slots == {slot}
 
     def test_a_higher_floor_is_filled_at_once(self, make):
@@ -1912,7 +1910,7 @@ class TestStandingStill:
         pool, shard = make(max_size=1, keepalive=1.0)
         (slot,) = pool.with_idle(shard, 1)
         shard.edge.is_running = False
-        shard.upkeep.ping_all()
+        shard.housekeeper.ping_all()
         pool.pass_time(5.0)
         assert (shard.idle, shard.edge.pinging) == ([slot], [])
         shard.edge.is_running = True

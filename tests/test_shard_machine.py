@@ -102,7 +102,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _drain_on(self, shard):
         self._expire_on(shard)
-        shard.sweep(self.pool.now)
+        shard.housekeeper.sweep(self.pool.now)
 
     def _expire_on(self, shard):
         self.pool.terms.generation += 1
@@ -123,7 +123,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.suspend_or_resume(None)
 
     def _sweep_on(self, shard):
-        shard.sweep(self.pool.now)
+        shard.housekeeper.sweep(self.pool.now)
 
     def _terminate_on(self, shard):
         """As `pool.terminate()` does, on one loop; another comes in its place."""
@@ -458,7 +458,7 @@ class PoolMachine(RuleBasedStateMachine):
                 expected = same(slot for slot in shard.slots if slot.state is state)
                 assert all(same(place) == expected for place in places)
             assert SlotState.GONE not in {slot.state for slot in shard.slots}
-            assert shard.upkeep.restoring <= shard.connecting
+            assert shard.restoring <= shard.connecting
 
     def each_lease_has_one_holder(self):
         lent = [slot for _, slot in self._sessions(SlotState.LENT)]

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from loopaware_pool._core import pool as pool_module
+from loopaware_pool._core import registry
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import Core
 from loopaware_pool._platform import event_loops
@@ -107,12 +107,12 @@ class Story:
     async def _lease(self, check):
         core = self.core
         keeper = core.keeper()
-        slot = keeper.shard.take(pool_module.monotonic())
+        slot = keeper.shard.take(registry.monotonic())
         if slot is None:
             slot = await core.queue.wait(keeper, DEADLINE_SECONDS)
         await asyncio.sleep(0)
         if slot.is_lent():
-            keeper.shard.returned(slot, check, pool_module.monotonic())
+            keeper.shard.returned(slot, check, registry.monotonic())
             keeper.act()
 
 

@@ -8,10 +8,10 @@ import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import loopaware_pool._core.pool
+import loopaware_pool._core.registry
 import loopaware_pool._core.shard
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.housekeeping import Upkeep
+from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.pool import Core
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
@@ -103,7 +103,9 @@ class counted_decisions:
     def __enter__(self) -> None:
         counted_decisions.under_way = 0
         counted_decisions.disturbed.clear()
-        self._methods = [(kind, name, getattr(kind, name)) for kind in (Shard, Upkeep) for name in _decisions_of(kind)]
+        self._methods = [
+            (kind, name, getattr(kind, name)) for kind in (Shard, Housekeeper) for name in _decisions_of(kind)
+        ]
         for kind, name, decide in self._methods:
             setattr(kind, name, _counting(decide))
 
@@ -228,7 +230,7 @@ class Stage:
         if core.state is not CoreState.OPEN:
             raise core.closed_error()
         keeper = core.keeper()
-        slot = keeper.shard.take(loopaware_pool._core.pool.monotonic())
+        slot = keeper.shard.take(loopaware_pool._core.registry.monotonic())
         keeper.act()
         if slot is None:
             slot = await core.queue.wait(keeper, timeout)
@@ -244,7 +246,7 @@ class Stage:
         """As the flavours do."""
         tenancy = slot.session.owner
         if slot.is_lent():
-            tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool._core.pool.monotonic())
+            tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool._core.registry.monotonic())
             tenancy.keeper.act()
         return tenancy
 
@@ -312,7 +314,7 @@ class Stage:
         async def introduce(warm: int) -> None:
             self.core.start()
             keeper = self.core.keeper()
-            slots = [keeper.shard.open_one(loopaware_pool._core.pool.monotonic()) for _ in range(warm)]
+            slots = [keeper.shard.open_one(loopaware_pool._core.registry.monotonic()) for _ in range(warm)]
             keeper.act()
             while any(slot.state is not SlotState.IDLE for slot in slots):
                 await asyncio.sleep(0)

@@ -76,7 +76,7 @@ class Edge(Protocol):
         """Have done what other loops were told and have stopped before they heard: permits may be among it."""
 
     def look_for_dropped(self) -> None:
-        """Call `reclaim_dropped` of every loop's upkeep, on its loop."""
+        """Call `reclaim_dropped` of every loop's housekeeper, on its loop."""
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""

@@ -191,7 +191,7 @@ class Registry:
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
         for keeper in self.keepers():
-            self._on(keeper, keeper.shard.upkeep.reclaim_dropped)
+            self._on(keeper, keeper.housekeeper.reclaim_dropped)
 
     def run_errands_of_idle_loops(self) -> None:
         """Do, for loops that have stopped, what they were told and have not heard."""
@@ -233,7 +233,7 @@ class Registry:
         """Have every connection that is open now replaced: the idle ones at once, the others when they come back."""
         self.expire()
         for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.sweep)
+            self._sweep(keeper, keeper.housekeeper.sweep)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
@@ -274,9 +274,9 @@ class Registry:
             return
         here = self.keeper()
         for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.upkeep.refill)
+            self._sweep(keeper, keeper.shard.refill)
             if keeper is not here:
-                self._on(keeper, keeper.shard.upkeep.ping_all)
+                self._on(keeper, keeper.housekeeper.ping_all)
         await here.check_idle()
 
     def for_each_session(self, action: Callable[[Session], object]) -> None:

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loopaware_pool._core.deadlines import Deadlines
+from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.leak_check import FdCheck
 from loopaware_pool._core.leases import lease_of, leases
 from loopaware_pool._core.parking import Parking
@@ -125,6 +126,7 @@ class Keeper:
         self.label = event_loops.label(loop)
         self.reporter = Reporter(core.config, self.label)
         self.shard = Shard(core.config, core.budget, core.terms, self, pool_size=core.size, jitter=core.jitter)
+        self.housekeeper = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
         self._core = weakref.ref(core)
         self._config = core.config
         self._driver = core.driver
@@ -425,6 +427,7 @@ class Keeper:
         """Go by other settings from now on."""
         self._config = config
         self.reporter.reconfigured(config)
+        self.housekeeper.reconfigured(config)
         self.shard.reconfigured(config, monotonic())
         self.act()
 
@@ -495,7 +498,7 @@ class Keeper:
 
         Cancellation: ends the waiting, not the checks.
         """
-        slots = self.shard.upkeep.ping_all()
+        slots = self.housekeeper.ping_all()
         self.act()
         for slot in slots:
             await self.finished(slot)
@@ -545,7 +548,7 @@ class Keeper:
         if not self.loop.is_running():
             self.cut_unused()  # nobody is there to finish what has begun
         else:
-            self.shard.sweep(monotonic())
+            self.housekeeper.sweep(monotonic())
             self.act()
             if self.shard.connecting:
                 self.loop.call_later(FAREWELL_SECONDS, self._cancel_connects)
@@ -687,7 +690,7 @@ class Keeper:
             self._reclaim(slot)
 
     def _reclaim(self, slot: Slot) -> None:
-        self.shard.upkeep.dropped(slot)
+        self.housekeeper.dropped(slot)
         self.act()
         self.notify()
 
@@ -770,7 +773,7 @@ class Tenancy:
 def _sweep(myself: weakref.ref[Keeper]) -> None:
     keeper = myself()
     if keeper is not None:
-        keeper.shard.sweep(monotonic())
+        keeper.housekeeper.sweep(monotonic())
         keeper.act()
 
 

@@ -19,8 +19,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool._core.config import IdleOrder
-from loopaware_pool._core.connect_pacing import STEP_SECONDS, Ramp
-from loopaware_pool._core.housekeeping import NEVER, RESET_ANSWER_SECONDS, Upkeep, answer_limit
+from loopaware_pool._core.connect_pacing import STEP_SECONDS, FloorPace, Ramp
 from loopaware_pool._core.load_shedding import Shedding
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
 from loopaware_pool._core.terms import Phase
@@ -37,7 +36,17 @@ if TYPE_CHECKING:
     from loopaware_pool._core.terms import Terms
     from loopaware_pool.driver import Session
 
-__all__ = ["PARTING_SECONDS", "Shard"]
+__all__ = ["NEVER", "PARTING_SECONDS", "RESET_ANSWER_SECONDS", "Shard"]
+
+NEVER: Final = float("inf")
+# A floor is kept only if its dead are noticed.
+DEAD_CHECK_SECONDS: Final = 1.0
+# The longest an idle connection's reset may stay unanswered.
+RESET_ANSWER_SECONDS: Final = 30.0
+# The same, where the caller gave less: nobody waits for it, and a connect would take as long.
+LEAST_ANSWER_SECONDS: Final = 1.0
+# How often leases are looked at that may have been dropped, while somebody waits for want of a connection.
+DROPPED_LOOK_SECONDS: Final = 1.0
 
 # How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
 PARTING_SECONDS: Final = 0.1
@@ -50,6 +59,11 @@ _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
 _RESET_STARTED = SlotEvent.RESET_STARTED
+
+
+def answer_limit(seconds: float | None) -> float:
+    """Tell how long a reset's answer may take, in seconds, where the caller has said *seconds*, or nothing: None."""
+    return RESET_ANSWER_SECONDS if seconds is None else min(max(seconds, LEAST_ANSWER_SECONDS), RESET_ANSWER_SECONDS)
 
 
 class Shard:
@@ -101,7 +115,11 @@ class Shard:
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
-        self.upkeep = Upkeep(self, config, terms, edge, ramp=Ramp(ceiling), pool_size=pool_size)
+        self.restoring: set[Slot] = set()  # connects that are for `min_size`
+        self._floor_ramp = Ramp(ceiling)
+        self._floor_pace = FloorPace()
+        self._pool_size = pool_size
+        self._look_at = 0.0  # when leases may be looked at again for such as were dropped
 
     def is_open(self) -> bool:
         """Whether callers are, or will be, served."""
@@ -327,8 +345,7 @@ class Shard:
             return
         if len(self.slots) >= self._budget.max_size:
             self._hurry_goodbyes(now)
-            if now >= self.upkeep.look_at:
-                self.upkeep.look_for_dropped(now)
+            self._look_for_dropped(now)
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -379,7 +396,12 @@ class Shard:
     def connected(self, slot: Slot, session: Session, now: float) -> None:
         """Welcome a connection."""
         self.connecting.discard(slot)
-        self.upkeep.connected(slot, now)
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            if self._pool_size() < self._terms.min_size:
+                self.wake_by(now + STEP_SECONDS)  # to see soon what it lacks still
+        self._floor_pace.connected()
+        self._floor_ramp.connected()
         self.last_error = None
         self._ramp.connected()
         self.counters.opened += 1
@@ -415,7 +437,7 @@ class Shard:
         self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless, since=since)
         if not self.waiters:
             self._demand_ended()
-        self.upkeep.connect_failed(slot, error, now)
+        self._floor_connect_failed(slot, error, now)
         self._return_permit()
         self.grow(now)
 
@@ -423,7 +445,7 @@ class Shard:
         """Note that somebody ended the connect's task; callers that still wait get another."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
-        self.upkeep.restoring.discard(slot)
+        self.restoring.discard(slot)
         self.slots.discard(slot)
         self._return_permit()
         self.grow(now)
@@ -451,8 +473,14 @@ class Shard:
             self._edge.run_errands_of_idle_loops()
         if self._budget.claims:
             self.wake_by(now + self._config.patience)
-        if now >= self.upkeep.look_at:
-            self.upkeep.look_for_dropped(now)
+        self._look_for_dropped(now)
+
+    def _look_for_dropped(self, now: float) -> None:
+        """Look, on every loop, for leases that were dropped: a caller waits for want of a connection."""
+        if now >= self._look_at:
+            self._look_at = now + DROPPED_LOOK_SECONDS
+            self.wake_by(self._look_at)
+            self._edge.look_for_dropped()
 
     # ---- closing ----
 
@@ -472,7 +500,7 @@ class Shard:
         self._edge.gone(slot, self._reasons.pop(slot, ""))
         self._return_permit()
         self.grow(now)
-        self.upkeep.restore_floor(now)
+        self.restore_floor(now)
 
     def shut(self, error: Callable[[], BaseException]) -> None:
         """Serve nobody any more: tell those who wait, and close what is idle."""
@@ -530,12 +558,66 @@ class Shard:
         if claimant is not None:
             self._edge.tell(claimant)
 
-    # ---- upkeep ----
+    # ---- min_size ----
 
-    def sweep(self, now: float) -> None:
-        """Do what has become due."""
+    def keep_floor(self, now: float) -> None:
+        """Look after `min_size` from now on."""
+        self.keeps_floor = True
+        self.restore_floor(now)
+
+    def restore_floor(self, now: float) -> None:
+        """Open what `min_size` lacks, on a loop that has opened the pool."""
+        if not (self.is_open() and self.keeps_floor and self._terms.min_size > 0):
+            return
+        self.wake_by(now + DEAD_CHECK_SECONDS)
+        missing = self._terms.min_size - self._pool_size()
+        if missing <= 0 or not self._edge.is_awake():
+            self._floor_ramp.demand_ended()
+        elif now < self._floor_pace.retry_at:
+            self.wake_by(self._floor_pace.retry_at)
+        else:
+            self._open_for_floor(missing, now)
+
+    def _open_for_floor(self, missing: int, now: float) -> None:
+        """Open a few at once, and more every few milliseconds: all processes do that when a server comes back."""
+        allowance = self._floor_ramp.allowance(now)
+        for _ in range(min(missing, allowance - len(self.connecting))):
+            slot = self.open_one(now)
+            if slot is None:
+                return
+            self.restoring.add(slot)
+            missing -= 1
+        if missing and allowance > 1:  # else the one under way is to end first
+            self.wake_by(now + STEP_SECONDS)
+
+    def _floor_connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+        """Have another connect made later, if this one was for the floor."""
+        if slot in self.restoring:
+            self.restoring.discard(slot)
+            self._floor_pace.failed(now)
+            self._floor_ramp.refused(now)
+            self.wake_by(self._floor_pace.retry_at)
+            if self.is_open():
+                self._edge.floor_not_restored(error)
+
+    def refill(self, now: float) -> None:
+        """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
+        self._floor_pace.connected()
+        self.restore_floor(now)
+        if not self.slots:
+            self.open_one(now)
+
+    # ---- housekeeping ----
+
+    def woke(self) -> None:
+        """Hear that the timer has fired."""
         self._due = NEVER
-        self.upkeep.sweep(now)
+
+    def catch_up(self, now: float) -> None:
+        """Open what is missing, for callers who wait and for `min_size`; let no goodbye keep a permit from them."""
+        if self.is_open() and now < self._look_at:
+            self.wake_by(self._look_at)
+        self.restore_floor(now)
         if self._budget.claims:
             self._hurry_goodbyes(now)
         self.grow(now)
@@ -550,20 +632,14 @@ class Shard:
         """Go by other settings; not here and now: this may be in the middle of a decision, as of a listener."""
         self._config = config
         self._idle_look = _idle_look(config)
-        self.upkeep.reconfigured(config)
         self.wake_by(now)
 
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
-            self._ramp.ceiling = self.upkeep.ramp.ceiling = self._budget.max_size
+            self._ramp.ceiling = self._floor_ramp.ceiling = self._budget.max_size
         self.grow(now)
-        self.upkeep.restore_floor(now)
-
-    def keep_floor(self, now: float) -> None:
-        """Look after `min_size` from now on."""
-        self.keeps_floor = True
-        self.upkeep.restore_floor(now)
+        self.restore_floor(now)
 
     def drop_dead(self) -> None:
         """Discard every idle connection that is dead: where there is one, there are more."""
@@ -587,7 +663,7 @@ class Shard:
         self._edge.ping(slot)
 
     def wake_by(self, due: float) -> None:
-        """Have `sweep` called at *due* (monotonic seconds), or earlier."""
+        """Have the housekeeper called at *due* (monotonic seconds), or earlier."""
         if due < self._due:
             self._due = due
             self._edge.wake_at(due)
