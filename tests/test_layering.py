@@ -13,94 +13,32 @@ import pytest
 import loopaware_pool
 
 ROOT = Path(loopaware_pool.__file__).parent
-# The order in which to read them. Each imports only such as stand before it. A new module gets its place here.
-READING_ORDER = (
-    "errors",
-    "dsn",
-    "config",
-    "stats",
-    "fds",
-    "frames",
-    "loops",
-    "driver",
-    "omens",
-    "slot",
-    "budget",
-    "growth",
-    "terms",
-    "edge",
-    "line",
-    "shedding",
-    "upkeep",
-    "shard",
-    "leases",
-    "reports",
-    "fd_check",
-    "tenancy",
-    "parking",
-    "deadlines",
-    "bounds",
-    "keeper",
-    "queue",
-    "pool",
-    "live_address",
-    "live_snapshot",
-    "live_wire",
-    "live",
-    "audit_fds",
-    "audit_kept",
-    "audit_origins",
-    "audit_registrations",
-    "audit",
-    "pytest_plugin",
-    "metrics.table",
-    "metrics",
-    "metrics.prometheus",
-    "testing.fake_driver",
-    "testing.fake_server",
-    "testing.fault_proxy",
-    "testing.loop_harness",
-    "testing",
-    "statements",
-    "asyncpg_reset",
-    "asyncpg_memory",
-    "asyncpg_reach",
-    "asyncpg_resources",
-    "asyncpg_session",
-    "asyncpg_driver",
-    "asyncpg_likeness",
-    "asyncpg_proxy",
-    "asyncpg",
-    "compat",
-    "psycopg_wakeup",
-    "psycopg_watch",
-    "psycopg_connection",
-    "psycopg_session",
-    "psycopg_driver",
-    "psycopg_likeness",
-    "psycopg_checkup",
-    "psycopg_lease",
-    "psycopg_surface",
-    "psycopg",
-    "__main__",
-)
+# What each folder, or module beside them, may import of the package, annotations included.
+PRIVATE = {"_core", "_platform"}
+BASE = {"driver", "errors", "stats"}
+FLAVOUR = {"_core", "_platform", *BASE}
+MAY_IMPORT = {
+    "_platform": set(),
+    "stats": {"_platform"},
+    "errors": {"stats"},
+    "driver": {"_platform", "errors"},
+    "_core": {"_platform", *BASE},
+    "asyncpg": FLAVOUR,
+    "psycopg": FLAVOUR,
+    "compat": {"asyncpg"},
+    "audit": {"_platform"},
+    "pytest_plugin": {"audit"},
+    "live": {"_platform", "stats"},
+    "metrics": {"stats"},
+    "testing": {"_platform", *BASE},
+    "cli": {"_platform.conninfo", "asyncpg", "psycopg", "audit", "live", "stats", "testing"},
+    "__main__": {"cli"},
+}
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
 PURE = (
-    "errors",
-    "dsn",
-    "config",
-    "stats",
-    "omens",
-    "slot",
-    "budget",
-    "growth",
-    "terms",
-    "edge",
-    "line",
-    "shedding",
-    "shard",
-    "upkeep",
-    "statements",
+    *("errors", "stats", "_platform.conninfo", "asyncpg.sql_effects"),
+    *("_core.config", "_core.connect_pacing", "_core.housekeeping", "_core.interfaces", "_core.load_shedding"),
+    *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.terms", "_core.wait_queue"),
 )
 IMPURE_IMPORTS = {
     "asyncio",
@@ -122,7 +60,6 @@ IMPURE_IMPORTS = {
 }
 DRIVERS = {"asyncpg", "psycopg", "psycopg_pool", "psycopg_binary", "sqlalchemy"}
 KNOWS_A_DRIVER = ("asyncpg", "psycopg", "sqlalchemy", "compat", "cli")
-INSIDES = {f"loopaware_pool.{name}" for name in (*READING_ORDER[4 : READING_ORDER.index("pool") + 1], "config")}
 
 LONGEST_FUNCTION = 50
 
@@ -170,32 +107,51 @@ def packages(names):
     return {name.partition(".")[0] for name in names}
 
 
-def test_every_module_has_its_place_in_the_reading_order():
-    """The order names every module once, the commands apart, and no module that is not there."""
-    assert sorted(READING_ORDER) == sorted(name for name in MODULES if not name.startswith("cli"))
+def own_imports(name):
+    """The modules of the package that a module imports, annotations included."""
+    found = imports(tree(name), types=True)
+    return {other for other in MODULES if f"loopaware_pool.{other}" in found}
 
 
-@pytest.mark.parametrize("name", READING_ORDER)
-def test_a_module_imports_only_what_comes_before_it(name):
-    """So the package can be read from top to bottom, and no import goes round in a circle."""
-    known = {"loopaware_pool", *(f"loopaware_pool.{other}" for other in READING_ORDER)}
-    before = {"loopaware_pool", *(f"loopaware_pool.{other}" for other in READING_ORDER[: READING_ORDER.index(name)])}
-    assert imports(tree(name), functions=False) & known <= before
+def folder_of(name):
+    return name.partition(".")[0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_folder_imports_only_what_it_may(name):
+    """A flavour builds on the core, the core on the platform; commands use what any user can."""
+    allowed = MAY_IMPORT[folder_of(name)]
+    others = {other for other in own_imports(name) if folder_of(other) != folder_of(name)}
+    assert {other for other in others if not {other, folder_of(other)} & allowed} == set()
+
+
+def test_imports_go_round_in_no_circle():
+    """Not for annotations either: what a module is about can be told without those that use it."""
+    below = {name: own_imports(name) - {name, folder_of(name)} for name in MODULES}
+    while leaves := {name for name, others in below.items() if not others & below.keys()}:
+        below = {name: others for name, others in below.items() if name not in leaves}
+    assert below == {}
+
+
+@pytest.mark.parametrize("name", ["asyncpg", "psycopg", "audit", "live", "metrics", "testing"])
+def test_a_package_only_hands_on_what_its_modules_define(name):
+    """Whoever looks for a definition finds it in a module that is named after it."""
+    nodes = tree(name).body
+    assert not [node for node in nodes if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_a_module_that_decides_cannot_wait_connect_or_tell_the_time(name):
-    """Its imports give it no means to; the lock of the budget is the one exception."""
-    allowed = {"threading"} if name == "budget" else set()
+    """Its imports give it no means to; the lock of the permits is the one exception."""
+    allowed = {"threading"} if name == "_core.permits" else set()
     assert not packages(imports(tree(name))) & IMPURE_IMPORTS - allowed
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_a_module_that_decides_imports_only_its_like(name):
     """Otherwise it would get the means from there. (`driver` holds protocols only.)"""
-    pure = {f"loopaware_pool.{other}" for other in (*PURE, "driver")}
-    own = {found for found in imports(tree(name)) if found.startswith("loopaware_pool.")}
-    assert {".".join(found.split(".")[:2]) for found in own} <= pure
+    found = imports(tree(name))
+    assert {other for other in MODULES if f"loopaware_pool.{other}" in found} <= {*PURE, "driver", "_core", "_platform"}
     assert not packages(imports(tree("driver"))) & IMPURE_IMPORTS
 
 
@@ -213,19 +169,6 @@ def test_no_flavour_knows_another():
                 found = imports(tree(name), types=True)
                 assert not packages(found) & other
                 assert not any(item.startswith(f"loopaware_pool.{left}") for item in found for left in other)
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("cli")])
-def test_the_commands_use_the_public_api_only(name):
-    """What they do any user can do."""
-    assert not imports(tree(name), types=True) & INSIDES
-
-
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("metrics")])
-def test_exporters_read_statistics_and_events_only(name):
-    """So that another one can be written by anybody, beside the package."""
-    own = {found for found in imports(tree(name), types=True) if found.startswith("loopaware_pool.")}
-    assert all(found.startswith(("loopaware_pool.metrics.", "loopaware_pool.stats")) for found in own)
 
 
 def run(code, *options):
@@ -269,7 +212,9 @@ def shape_of(name):
     return (1 if name[0].isupper() else 2), name
 
 
-@pytest.mark.parametrize("name", ["", *(name for name in MODULES if not name.startswith("cli"))])
+@pytest.mark.parametrize(
+    "name", ["", *(name for name in MODULES if not name.startswith("cli") and name not in PRIVATE)]
+)
 def test_public_names_exist_and_are_sorted(name):
     """`__all__` names what is there, each name once, in order."""
     module = importlib.import_module(f"loopaware_pool.{name}".rstrip("."))

@@ -279,7 +279,7 @@ class Standstill:
 
     def _return(self, slot):
         if slot.is_lent():
-            self.keeper.shard.returned(slot, ReturnCheck.STRANDED, pool_module.monotonic())
+            self.keeper.shard.returned(slot, ReturnCheck.STRANDED, registry.monotonic())
             self.keeper.act()
 
 
