@@ -8,7 +8,7 @@ from collections import deque
 
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.housekeeping import Housekeeper
-from loopaware_pool._core.permits import Budget
+from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.terms import Terms
@@ -16,7 +16,7 @@ from loopaware_pool.driver import Liveness
 from loopaware_pool.stats import LeaseInfo
 from loopaware_pool.testing import FakeDriver, FakeSession
 
-__all__ = ["NEVER", "FakeEdge", "FakeFuture", "FakePool"]
+__all__ = ["NEVER", "FakeEffects", "FakeFuture", "FakePool"]
 
 NEVER = float("inf")
 
@@ -62,7 +62,7 @@ class FakeFuture:
         self.outcome = (kind, value)
 
 
-class FakeEdge:
+class FakeEffects:
     """
     Notes what a shard wants done; whoever runs it says when it is, and how it went.
 
@@ -190,29 +190,29 @@ class FakeEdge:
 
 # What decides, of a shard and of its housekeeper.
 DECISIONS = (
-    *("take", "enqueue", "come_back", "claim", "abandon", "leave", "returned", "answered", "serviced", "broke"),
+    *("take", "enqueue", "come_back", "claim", "abandon", "leave", "returned", "answered", "serviced", "discard"),
     *("open_one", "grow", "granted", "asked", "connected", "connect_failed", "connect_cancelled", "retire", "closed"),
     *("shut", "resume", "refill", "restore_floor", "expired", "resized", "keep_floor", "drop_dead"),
 )
 HOUSEKEEPING = ("sweep", "reclaim_dropped", "dropped", "ping_all")
 
 
-def act_after(edge, decider, names):
-    """Have *edge* act when a decision has been made, but not when one that is part of another has."""
+def act_after(effects, decider, names):
+    """Have *effects* act when a decision has been made, but not when one that is part of another has."""
     for name in names:
-        setattr(decider, name, _acting_after(edge, getattr(decider, name)))
+        setattr(decider, name, _acting_after(effects, getattr(decider, name)))
 
 
-def _acting_after(edge, decide):
+def _acting_after(effects, decide):
     @functools.wraps(decide)
     def decide_and_act(*args, **kwargs):
-        edge.depth += 1
+        effects.depth += 1
         try:
             return decide(*args, **kwargs)
         finally:
-            edge.depth -= 1
-            if not edge.depth:
-                edge.act()
+            effects.depth -= 1
+            if not effects.depth:
+                effects.act()
 
     return decide_and_act
 
@@ -232,7 +232,7 @@ class FakePool:
     def __init__(self, **options):
         sizes = {"min_size": 0, "init_size": options.get("min_size", 0), "max_size": 4}
         self.config = PoolConfig(**{**sizes, **options})
-        self.budget = Budget(self.config.max_size, self.config.patience)
+        self.permits = Permits(self.config.max_size, self.config.patience)
         self.terms = Terms(self.config.min_size)
         self.now = 100.0
         self.draw = 0.0
@@ -243,14 +243,14 @@ class FakePool:
 
     def shard(self):
         """Make another loop's shard."""
-        edge = FakeEdge(self)
-        shard = edge.shard = Shard(
-            self.config, self.budget, self.terms, edge, pool_size=self.size, jitter=lambda: self.draw
+        effects = FakeEffects(self)
+        shard = effects.shard = Shard(
+            self.config, self.permits, self.terms, effects, pool_size=self.size, jitter=lambda: self.draw
         )
-        shard.edge = edge
-        shard.housekeeper = Housekeeper(shard, self.config, self.terms, edge, pool_size=self.size)
-        act_after(edge, shard, DECISIONS)
-        act_after(edge, shard.housekeeper, HOUSEKEEPING)
+        shard.effects = effects
+        shard.housekeeper = Housekeeper(shard, self.config, self.terms, effects, pool_size=self.size)
+        act_after(effects, shard, DECISIONS)
+        act_after(effects, shard.housekeeper, HOUSEKEEPING)
         self.shards.append(shard)
         return shard
 
@@ -280,8 +280,8 @@ class FakePool:
 
     def connect(self, shard, slot=None, life=Liveness.ALIVE):
         """End a connect well, the first one unless told otherwise."""
-        slot = slot or shard.edge.opening[0]
-        shard.edge.opening.remove(slot)
+        slot = slot or shard.effects.opening[0]
+        shard.effects.opening.remove(slot)
         session = FakeSession()
         session.life = life
         shard.connected(slot, session, self.now)
@@ -290,13 +290,13 @@ class FakePool:
     def refuse(self, shard, error=None, *, is_final=False):
         """End the first connect badly."""
         error = error or OSError("refused")
-        shard.connect_failed(shard.edge.opening.pop(0), error, self.now, is_final=is_final)
+        shard.connect_failed(shard.effects.opening.pop(0), error, self.now, is_final=is_final)
         return error
 
     def closed(self, shard, slot=None):
         """End a polite close, the first one unless told otherwise."""
-        slot = slot or shard.edge.closing[0]
-        shard.edge.closing.remove(slot)
+        slot = slot or shard.effects.closing[0]
+        shard.effects.closing.remove(slot)
         shard.closed(slot, self.now)
 
     def with_idle(self, shard, count):
@@ -322,8 +322,8 @@ class FakePool:
         """Let time pass, and every timer that is due then fire once."""
         self.now += seconds
         for shard in self.shards:
-            if shard.edge.wake <= self.now:
-                shard.edge.wake = NEVER
+            if shard.effects.wake <= self.now:
+                shard.effects.wake = NEVER
                 shard.housekeeper.sweep(self.now)
 
     def deliver(self):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from loopaware_pool.asyncpg.sql_effects import is_known_harmless
+from loopaware_pool.asyncpg.sql_effects import is_known_to_leave_session_unchanged
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -48,7 +48,7 @@ def open_sockets() -> dict[str, int]:
 def make_known(*statements: str) -> None:
     """Have texts come often enough to be judged: a new one counts as one that may leave something."""
     for statement in statements * 2:
-        is_known_harmless(statement)
+        is_known_to_leave_session_unchanged(statement)
 
 
 def socket_count() -> int:

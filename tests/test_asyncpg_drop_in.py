@@ -676,15 +676,15 @@ def test_an_error_of_another_server_costs_no_connection(dsn, run, pool, sqlstate
 
 # A session in which a function, and a commit, fail as if the server shut down.
 OMINOUS = """
-    CREATE FUNCTION pg_temp.omen() RETURNS int LANGUAGE plpgsql AS
+    CREATE FUNCTION pg_temp.server_state() RETURNS int LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION USING ERRCODE = '57P01'; END $$;
     CREATE FUNCTION pg_temp.late_omen() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION USING ERRCODE = '57P01'; END $$;
     CREATE TEMP TABLE ominous (n int);
-    CREATE CONSTRAINT TRIGGER omen AFTER INSERT ON ominous DEFERRABLE INITIALLY DEFERRED
+    CREATE CONSTRAINT TRIGGER server_state AFTER INSERT ON ominous DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION pg_temp.late_omen();
 """
-ASKS = "SELECT pg_temp.omen()"
+ASKS = "SELECT pg_temp.server_state()"
 
 
 async def by_call(con):

@@ -130,7 +130,7 @@ def test_a_socket_of_this_machine_is_local(private_server):
 
 def test_without_the_drivers_private_parts_less_is_told(private_server, monkeypatch):
     """Of the socket, that is; the server is seen as ever."""
-    monkeypatch.setattr(doctor_server, "Reach", lambda connection: SimpleNamespace(transport=None))
+    monkeypatch.setattr(doctor_server, "Internals", lambda connection: SimpleNamespace(transport=None))
     way, server = look(private_server.dsn)
     assert (way.peer, way.local_port, way.client_tls) == (None, None, None)
     assert server.role == "postgres"

@@ -55,7 +55,7 @@ class TestFarewell:
         """After the main coroutine, inside the running loop, to its end, and once."""
 
         async def main():
-            main.end = event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
+            main.end = event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell())
             notes.append("main")
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -69,7 +69,7 @@ class TestFarewell:
         kept = []
 
         async def main():
-            kept.append(event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()))
+            kept.append(event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell()))
             gc.collect()
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -80,7 +80,7 @@ class TestFarewell:
         """After `cancel()` the loop ends without it; a second `cancel()` does nothing."""
 
         async def main():
-            end = event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell())
+            end = event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell())
             end.cancel()
             end.cancel()
             await asyncio.sleep(0)
@@ -100,7 +100,7 @@ class TestFarewell:
                 await asyncio.sleep(0.001)
                 notes.append("ended")
 
-            end = event_loops.EndOfLoop(asyncio.get_running_loop(), farewell)
+            end = event_loops.LoopShutdownHook(asyncio.get_running_loop(), farewell)
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -111,7 +111,7 @@ class TestFarewell:
         kept = []
 
         async def main():
-            kept.extend(event_loops.EndOfLoop(asyncio.get_running_loop(), notes.farewell()) for _ in range(3))
+            kept.extend(event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell()) for _ in range(3))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -124,8 +124,8 @@ class TestFarewell:
         async def main():
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _, context: reports.append(context["exception"]))
-            kept.append(event_loops.EndOfLoop(loop, notes.farewell(raises=OSError("no goodbye"))))
-            kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
+            kept.append(event_loops.LoopShutdownHook(loop, notes.farewell(raises=OSError("no goodbye"))))
+            kept.append(event_loops.LoopShutdownHook(loop, notes.farewell()))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -137,7 +137,7 @@ class TestFarewell:
         loop = new_loop()
 
         async def main():
-            return event_loops.EndOfLoop(loop, notes.farewell())
+            return event_loops.LoopShutdownHook(loop, notes.farewell())
 
         end = loop.run_until_complete(main())
         loop.close()
@@ -153,10 +153,10 @@ class TestFarewell:
             loop = asyncio.get_running_loop()
 
             async def farewell():
-                kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
+                kept.append(event_loops.LoopShutdownHook(loop, notes.farewell()))
                 notes.append("another")
 
-            kept.append(event_loops.EndOfLoop(loop, farewell))
+            kept.append(event_loops.LoopShutdownHook(loop, farewell))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())
@@ -187,7 +187,7 @@ class TestOnClosed:
         async def main():
             loop = asyncio.get_running_loop()
             event_loops.on_closed(loop, notes.note("closed"))
-            kept.append(event_loops.EndOfLoop(loop, notes.farewell()))
+            kept.append(event_loops.LoopShutdownHook(loop, notes.farewell()))
 
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(main())

@@ -8,7 +8,7 @@ from time import monotonic
 import pytest
 
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool.driver import Driver, ReturnCheck, Session
 from loopaware_pool.errors import PoolClosed
@@ -22,13 +22,13 @@ class Bench:
 
     def __init__(self, max_size):
         self.driver = FakeDriver()
-        self.core = Core(PoolConfig(min_size=0, init_size=max_size, max_size=max_size), self.driver, face=self)
+        self.core = PoolCore(PoolConfig(min_size=0, init_size=max_size, max_size=max_size), self.driver, face=self)
         self.callers = []
 
     async def __aenter__(self):
         await self.core.open()
-        self.keeper = self.core.keeper()
-        self.shard = self.keeper.shard
+        self.shard_runner = self.core.shard_runner()
+        self.shard = self.shard_runner.shard
         return self
 
     async def __aexit__(self, *exc):
@@ -42,7 +42,7 @@ class Bench:
 
     async def queue(self):
         """A task that waits for a connection."""
-        task = asyncio.create_task(self.core.queue.wait(self.keeper, None))
+        task = asyncio.create_task(self.core.queue.wait(self.shard_runner, None))
         self.callers.append(task)
         await asyncio.sleep(0)
         return task
@@ -78,7 +78,7 @@ def test_a_pool_opens_lends_and_closes_without_a_server(run):
             slot = bench.take()
             assert slot.session in bench.driver.sessions
             bench.give_back(slot)
-            await bench.keeper.settled()
+            await bench.shard_runner.settled()
             assert all(session.is_parked for session in bench.driver.sessions)
             await bench.core.close()
             assert [session.calls for session in bench.driver.sessions] == [["close", "abort"]] * 2
@@ -95,7 +95,7 @@ def test_a_refusal_reaches_the_opener(run):
         with pytest.raises(OSError, match="refused"):
             await bench.core.open()
         assert bench.driver.sessions == []
-        assert bench.core.budget.in_use == 0
+        assert bench.core.permits.in_use == 0
 
     run(story)
 

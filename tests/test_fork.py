@@ -186,7 +186,7 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(dsn, loop_factory)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(open_pool())
-        with pool._core._lock, pool._core.budget._lock:
+        with pool._core._lock, pool._core.permits._lock:
             _, children, _ = in_child(Lives(pool, loop_factory).uses_to_the_full)
     assert len({*children}) == 2
 

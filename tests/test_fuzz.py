@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetAnswer
+from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetProtocol
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
@@ -134,7 +134,7 @@ answers = st.one_of(
 
 def feed(ear, pieces):
     """Let the pieces arrive, until the transport is given back; the rest is asyncpg's."""
-    answer = ResetAnswer(ear, ear, ear, STATEMENTS)
+    answer = ResetProtocol(ear, ear, ear, STATEMENTS)
     answer.expect()
     answer.is_wanted = True
     for piece in pieces:

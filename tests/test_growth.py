@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loopaware_pool._core.connect_pacing import FloorPace, Ramp
+from loopaware_pool._core.connect_pacing import MinSizeBackoff, SlowStart
 
 BEGAN = 50.0
 
@@ -15,14 +15,14 @@ def allowances(ramp, seconds):
 
 def test_the_ramp_doubles_every_ten_milliseconds():
     """Three connects may be in flight at first, and twice as many after each further 20 ms of waiting."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     times = [0, 0.0199, 0.020, 0.0399, 0.040, 0.060, 0.080, 0.100]
     assert allowances(ramp, times) == [3, 3, 6, 6, 12, 24, 48, 96]
 
 
 def test_a_step_counts_although_sums_of_seconds_are_not_exact():
     """Steps that a timer takes one by one count in full, whatever floating point makes of their sum."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     now, found = BEGAN, []
     for _ in range(6):
         found.append(ramp.allowance(now))
@@ -33,19 +33,19 @@ def test_a_step_counts_although_sums_of_seconds_are_not_exact():
 @pytest.mark.parametrize(("ceiling", "expected"), [(1, [1, 1, 1]), (4, [3, 4, 4]), (100, [3, 6, 100])])
 def test_the_ramp_ends_at_its_ceiling(ceiling, expected):
     """No more connects than the ceiling may be in flight, however long callers wait."""
-    assert allowances(Ramp(ceiling), [0, 0.020, 3600]) == expected
+    assert allowances(SlowStart(ceiling), [0, 0.020, 3600]) == expected
 
 
 def test_the_ramp_begins_with_the_first_caller():
     """It counts from when it is first asked, not from when it was made."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     assert ramp.allowance(999.0) == 3
     assert ramp.allowance(999.020) == 6
 
 
 def test_the_ramp_begins_anew_with_new_demand():
     """When nobody waits any more, the next to wait is at the foot of the ramp."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     assert allowances(ramp, [0, 0.100]) == [3, 96]
     ramp.demand_ended()
     assert allowances(ramp, [0.110, 0.130]) == [3, 6]
@@ -53,14 +53,14 @@ def test_the_ramp_begins_anew_with_new_demand():
 
 def test_a_time_before_the_ramp_began_is_its_foot():
     """A caller that lost what it was handed queues with its old time, when another has begun the ramp since."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     ramp.allowance(BEGAN)
     assert ramp.allowance(BEGAN - 1) == 3
 
 
 def test_a_refused_connect_leaves_one_prober():
     """After a refusal one connect at a time is allowed, for however long callers have waited."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     ramp.allowance(BEGAN)
     ramp.refused(BEGAN + 1)
     assert allowances(ramp, [1.0, 1.05, 60.0]) == [1, 1, 1]
@@ -68,7 +68,7 @@ def test_a_refused_connect_leaves_one_prober():
 
 def test_the_prober_pauses_for_longer_each_time():
     """The pauses are 50, 100, 200, 400, then 500 ms, and never longer."""
-    ramp = Ramp(ceiling=10)
+    ramp = SlowStart(ceiling=10)
     pauses = []
     for _ in range(40):
         ramp.refused(BEGAN)
@@ -79,7 +79,7 @@ def test_the_prober_pauses_for_longer_each_time():
 
 def test_a_connection_ends_the_pauses():
     """Once a connect ends well, the ramp is free again, from its foot, and the next refusal starts with 50 ms."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     for _ in range(5):
         ramp.refused(BEGAN)
     ramp.connected()
@@ -91,7 +91,7 @@ def test_a_connection_ends_the_pauses():
 
 def test_the_end_of_demand_does_not_end_the_pauses():
     """A server that refuses is asked by one prober also for the callers that come later."""
-    ramp = Ramp(ceiling=1000)
+    ramp = SlowStart(ceiling=1000)
     ramp.refused(BEGAN)
     ramp.demand_ended()
     assert ramp.probe_at == BEGAN + 0.05
@@ -100,7 +100,7 @@ def test_the_end_of_demand_does_not_end_the_pauses():
 
 def test_the_floor_is_tried_again_after_longer_and_longer():
     """The pauses are 1, 2, 4, 8, 16, 32 s, then a minute, and never longer."""
-    pace = FloorPace()
+    pace = MinSizeBackoff()
     pauses = []
     for _ in range(9):
         pace.failed(BEGAN)
@@ -110,7 +110,7 @@ def test_the_floor_is_tried_again_after_longer_and_longer():
 
 def test_a_connection_for_the_floor_shortens_the_pauses():
     """Once one ends well, the next failure is followed by a second's pause again."""
-    pace = FloorPace()
+    pace = MinSizeBackoff()
     for _ in range(4):
         pace.failed(BEGAN)
     pace.connected()
@@ -121,5 +121,5 @@ def test_a_connection_for_the_floor_shortens_the_pauses():
 
 def test_the_floor_may_be_tried_at_once():
     """Before anything has failed there is no pause."""
-    assert FloorPace().retry_at == 0.0
-    assert Ramp(ceiling=1).probe_at == 0.0
+    assert MinSizeBackoff().retry_at == 0.0
+    assert SlowStart(ceiling=1).probe_at == 0.0

@@ -12,7 +12,7 @@ import pytest
 from interleavings.explore import explore, replay
 from interleavings.scenarios import SCENARIOS
 from interleavings.stage import Violation
-from loopaware_pool._core.runner import Keeper
+from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._platform.event_loops import Errands, is_idle, post
@@ -46,7 +46,7 @@ def keep_what_is_abandoned(monkeypatch):
 
 def forget_unstarted_tasks(monkeypatch):
     """A task that is cancelled before its first step leaves its slot as it is."""
-    monkeypatch.setattr(Keeper, "_ended", lambda self, slot, task: self._tasks.pop(slot, None))
+    monkeypatch.setattr(ShardRunner, "_ended", lambda self, slot, task: self._tasks.pop(slot, None))
 
 
 def serve_the_cancelled(monkeypatch):
@@ -78,12 +78,12 @@ def lose_errands(monkeypatch):
 
 def tell_at_once(monkeypatch):
     """A listener hears of a connection's end while the shard decides."""
-    monkeypatch.setattr(Keeper, "gone", Keeper._gone)
+    monkeypatch.setattr(ShardRunner, "gone", ShardRunner._gone)
 
 
 def close_at_once(monkeypatch):
     """A connection is closed while the shard decides."""
-    monkeypatch.setattr(Keeper, "close", Keeper._close)
+    monkeypatch.setattr(ShardRunner, "close", ShardRunner._close)
 
 
 @pytest.mark.parametrize(

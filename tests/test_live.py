@@ -22,7 +22,7 @@ import pytest
 from flavours import both
 from forking import in_child
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import Reporter
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
 from loopaware_pool.audit import FdAudit
@@ -45,7 +45,7 @@ class Face:
 @pytest.fixture
 def core():
     """A pool on a driver without a server; nobody uses it."""
-    return Core(PoolConfig(name="orders", min_size=0, init_size=0, max_size=3), FakeDriver(), face=Face())
+    return PoolCore(PoolConfig(name="orders", min_size=0, init_size=0, max_size=3), FakeDriver(), face=Face())
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_connection_may_be_gone_before_it_is_described():
 
 def test_a_pool_that_nobody_has_any_more_disappears(path):
     """The view does not keep it."""
-    core = Core(PoolConfig(min_size=0, init_size=0, max_size=3), FakeDriver(), face=Face())
+    core = PoolCore(PoolConfig(min_size=0, init_size=0, max_size=3), FakeDriver(), face=Face())
     gone = weakref.ref(core)
     with serve_live([core], path) as view:
         assert len(look(view.address).pools) == 1

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import flavours
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.metrics import METRICS, Spent, Total
 from loopaware_pool.metrics.prometheus import PREFIX, register
 from loopaware_pool.stats import PoolStats
@@ -44,7 +44,7 @@ def run(loop_factory):
     return run
 
 
-class FakePool(Core):
+class FakePool(PoolCore):
     """A pool without a server."""
 
     def __init__(self, name="fake"):
@@ -292,7 +292,7 @@ def test_leaks_and_the_process_are_seen_with_fd_check(dsn, run, registry):
         async with make_pool(dsn, fd_check=0.01) as pool:
             register(pool, registry)
             await pool.fetchval("SELECT 1")
-            pool._core.keeper().shard.counters.fds_leaked += 2
+            pool._core.shard_runner().shard.counters.fds_leaked += 2
             seen = scrape(registry)
             assert seen["process_fds",] > 3
             assert seen["fd_leak_total",] == 2

@@ -36,7 +36,7 @@ class Without:
 def reaching(monkeypatch, change):
     """Have every connection looked at through *change* when it is made."""
 
-    class Reach(asyncpg_session.Reach):
+    class Internals(asyncpg_session.Internals):
         __slots__ = ()
 
         def __init__(self, con):
@@ -47,7 +47,7 @@ def reaching(monkeypatch, change):
             self.is_busy = self._find_busy()
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncpg_session, "Reach", Reach)
+        patch.setattr(asyncpg_session, "Internals", Internals)
         yield
 
 
@@ -115,7 +115,7 @@ def test_without_a_way_to_reset_in_passing_resets_are_awaited(
 def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, loop_factory, monkeypatch, caplog, zero_fd_delta):
     """If a new connection seems busy, the question is not the one it was: resets are awaited."""
 
-    class Reach(asyncpg_session.Reach):
+    class Internals(asyncpg_session.Internals):
         __slots__ = ()
 
         def __init__(self, con):
@@ -127,7 +127,7 @@ def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, loop_factory, monkey
         def _on_timeout(self, waiter):
             return None
 
-    monkeypatch.setattr(asyncpg_session, "Reach", Reach)
+    monkeypatch.setattr(asyncpg_session, "Internals", Internals)
     with caplog.at_level(logging.WARNING), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(live(dsn))
     assert len(warnings_of(caplog)) == 1
@@ -151,14 +151,14 @@ def test_without_one_of_its_parts_a_connection_works(dsn, loop_factory, monkeypa
 def test_without_the_transport_under_tls_a_connection_works(tls_server, monkeypatch, caplog, zero_fd_delta):
     """Where TLS hides the transport with the socket, only the upper one is paused, as on uvloop."""
 
-    class Reach(asyncpg_session.Reach):
+    class Internals(asyncpg_session.Internals):
         __slots__ = ()
 
         def __init__(self, con):
             super().__init__(con)
             self.plain = None
 
-    monkeypatch.setattr(asyncpg_session, "Reach", Reach)
+    monkeypatch.setattr(asyncpg_session, "Internals", Internals)
     with caplog.at_level(logging.WARNING):
         asyncio.run(live(tls_server.dsn, ssl=tls_server.ssl_context))
     assert len(warnings_of(caplog)) <= 1

@@ -18,7 +18,7 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetAnswer
+from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetProtocol
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 from servers import dsn_of_role
@@ -1455,7 +1455,7 @@ class Recorder:
 def expecting(clean=None, *, is_wanted=True):
     recorder = Recorder()
     recorder.clean_answer = clean
-    answer = ResetAnswer(recorder, recorder, recorder, STATEMENTS)
+    answer = ResetProtocol(recorder, recorder, recorder, STATEMENTS)
     answer.expect()
     answer.is_wanted = is_wanted
     assert answer.is_due

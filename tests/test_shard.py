@@ -112,11 +112,11 @@ class TestLending:
         (slot,) = pool.lend(shard, 1)
         waiter = pool.wait(shard)
         give_back(pool, shard, slot)
-        shard.broke(slot, "lost")
+        shard.discard(slot, "lost")
         shard.abandon(waiter.result, pool.now)
         assert slot.state is SlotState.GONE
         assert not shard.slots
-        assert pool.budget.in_use == 0
+        assert pool.permits.in_use == 0
 
     def test_a_caller_that_leaves_is_not_served(self, make):
         """A caller that has left the queue gets nothing, and those behind it move up."""
@@ -217,7 +217,7 @@ class TestDeadConnections:
         kill(dead)
         assert shard.take(pool.now) is alive
         assert dead.state is SlotState.GONE
-        assert shard.edge.reasons == ["closed by the server"]
+        assert shard.effects.reasons == ["closed by the server"]
 
     def test_the_socket_is_looked_at_however_lately_it_was_used(self, make):
         """A moment is long enough to die in, also between a caller's last word and the next caller's first."""
@@ -238,7 +238,7 @@ class TestDeadConnections:
         assert shard.take(pool.now) is slots[2]
         assert shard.slots == {slots[2]}
         assert shard.counters.found_dead == 3
-        assert pool.budget.in_use == 1
+        assert pool.permits.in_use == 1
 
     def test_after_a_mass_death_the_caller_connects_at_once(self, make):
         """A working server whose connections have all died is connected to without a pause."""
@@ -247,7 +247,7 @@ class TestDeadConnections:
         assert shard.take(pool.now) is None
         waiter = pool.wait(shard)
         assert waiter.result is None
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
         assert pool.connect(shard) is waiter.result
 
     def test_a_waiter_is_not_handed_a_dead_connection(self, make):
@@ -266,10 +266,10 @@ class TestDeadConnections:
         (slot,) = pool.with_idle(shard, 1)
         slot.session.life = Liveness.UNREAD
         assert shard.take(pool.now) is None
-        assert shard.edge.reading == [slot]
+        assert shard.effects.reading == [slot]
         waiter = pool.wait(shard)
         slot.session.life = Liveness.ALIVE
-        shard.edge.reading.clear()
+        shard.effects.reading.clear()
         shard.serviced(slot, pool.now)
         assert waiter.result is slot
 
@@ -279,9 +279,9 @@ class TestDeadConnections:
         (slot,) = pool.with_idle(shard, 1)
         slot.session.life = Liveness.UNREAD
         shard.take(pool.now)
-        shard.broke(slot, "closed by the server")
+        shard.discard(slot, "closed by the server")
         assert not shard.slots
-        assert shard.edge.reading == []
+        assert shard.effects.reading == []
 
     @pytest.mark.parametrize("state", [SlotState.IDLE, SlotState.LENT, SlotState.RESERVED, SlotState.RESETTING])
     def test_a_loss_ends_a_connection_wherever_it_is(self, make, state):
@@ -293,21 +293,21 @@ class TestDeadConnections:
         if state is not SlotState.LENT:
             give_back(pool, shard, slot, RESET if state is SlotState.RESETTING else READY)
         assert slot.state is state
-        shard.broke(slot, "lost")
+        shard.discard(slot, "lost")
         assert slot.state is SlotState.GONE
-        assert (shard.idle, shard.slots, shard.closing, pool.budget.in_use) == ([], set(), {}, 0)
+        assert (shard.idle, shard.slots, shard.closing, pool.permits.in_use) == ([], set(), {}, 0)
 
     def test_a_loss_is_noticed_once(self, make):
         """A driver that reports a loss again, or while the pool closes the connection, changes nothing."""
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, WORN_OUT)
-        shard.broke(slot, "lost")
+        shard.discard(slot, "lost")
         assert slot.state is SlotState.CLOSING
         pool.closed(shard)
-        shard.broke(slot, "lost")
+        shard.discard(slot, "lost")
         shard.closed(slot, pool.now)
-        assert (shard.counters.closed, pool.budget.in_use) == (1, 0)
+        assert (shard.counters.closed, pool.permits.in_use) == (1, 0)
 
     def test_a_broken_session_has_the_idle_ones_looked_at(self, make):
         """Where one is lost, there are more; one that is only worn out proves nothing."""
@@ -335,7 +335,7 @@ class TestDeadConnections:
         waiter = pool.wait(shard)
         slot.session.life = Liveness.UNREAD
         give_back(pool, shard, slot)
-        assert (shard.edge.reading, slot.state, waiter.done()) == ([slot], SlotState.RESETTING, False)
+        assert (shard.effects.reading, slot.state, waiter.done()) == ([slot], SlotState.RESETTING, False)
 
 
 class TestComingBack:
@@ -345,9 +345,9 @@ class TestComingBack:
         (slot,) = pool.lend(shard, 1)
         waiter = pool.wait(shard)
         give_back(pool, shard, slot, RESET)
-        assert shard.edge.resetting == [slot]
+        assert shard.effects.resetting == [slot]
         assert not waiter.done()
-        shard.edge.resetting.clear()
+        shard.effects.resetting.clear()
         shard.serviced(slot, pool.now)
         assert waiter.result is slot
 
@@ -356,7 +356,7 @@ class TestComingBack:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET)
-        shard.broke(slot, "reset failed")
+        shard.discard(slot, "reset failed")
         shard.serviced(slot, pool.now)
         assert slot.state is SlotState.GONE
         assert shard.idle == []
@@ -368,23 +368,23 @@ class TestComingBack:
         (slot,) = pool.lend(shard, 1)
         waiter = pool.wait(shard)
         give_back(pool, shard, slot, check)
-        assert (shard.edge.closing == [slot]) is is_polite
+        assert (shard.effects.closing == [slot]) is is_polite
         if is_polite:
-            assert shard.edge.opening == []
+            assert shard.effects.opening == []
             pool.closed(shard)
         assert pool.connect(shard) is waiter.result
-        assert shard.edge.reasons == [check.value]
+        assert shard.effects.reasons == [check.value]
 
     def test_an_idle_connection_is_parked(self, make):
         """Each time it becomes idle, but not when it is handed on."""
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
-        shard.edge.parked.clear()
+        shard.effects.parked.clear()
         waiter = pool.wait(shard)
         give_back(pool, shard, slot)
-        assert shard.edge.parked == []
+        assert shard.effects.parked == []
         give_back(pool, shard, pool.claim(shard, waiter))
-        assert shard.edge.parked == [slot]
+        assert shard.effects.parked == [slot]
 
     def test_a_null_pool_keeps_only_what_somebody_waits_for(self, make):
         """The rest is closed, politely."""
@@ -395,9 +395,9 @@ class TestComingBack:
         second = pool.wait(shard)
         give_back(pool, shard, slot)
         give_back(pool, shard, pool.claim(shard, second))
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
         pool.closed(shard)
-        assert shard.edge.reasons == ["nobody waits for it"]
+        assert shard.effects.reasons == ["nobody waits for it"]
 
     def test_a_loop_that_ends_keeps_only_what_somebody_waits_for(self, make):
         """The rest is closed at once: there is no time for a goodbye."""
@@ -408,7 +408,7 @@ class TestComingBack:
         give_back(pool, shard, slot)
         give_back(pool, shard, pool.claim(shard, waiter))
         assert slot.state is SlotState.GONE
-        assert shard.edge.reasons == ["the loop ends"]
+        assert shard.effects.reasons == ["the loop ends"]
 
     @pytest.mark.parametrize("check", [RESET, RESET_SENT])
     def test_a_loop_that_ends_resets_nothing(self, make, check):
@@ -417,8 +417,8 @@ class TestComingBack:
         (slot,) = pool.lend(shard, 1)
         shard.is_ending = True
         give_back(pool, shard, slot, check)
-        assert (slot.state, shard.edge.resetting) == (SlotState.GONE, [])
-        assert shard.edge.reasons == [ReturnCheck.STRANDED.value]
+        assert (slot.state, shard.effects.resetting) == (SlotState.GONE, [])
+        assert shard.effects.reasons == [ReturnCheck.STRANDED.value]
 
 
 class TestAwaitingAnAnswer:
@@ -428,7 +428,7 @@ class TestAwaitingAnAnswer:
         (slot,) = pool.lend(shard, 1)
         waiter = pool.wait(shard)
         give_back(pool, shard, slot, RESET_SENT)
-        assert (slot.state, shard.edge.resetting, waiter.done()) == (SlotState.RESETTING, [], False)
+        assert (slot.state, shard.effects.resetting, waiter.done()) == (SlotState.RESETTING, [], False)
         shard.answered(slot, pool.now)
         assert waiter.result is slot
         assert not shard.unanswered
@@ -457,7 +457,7 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=5)
         for _ in range(5):
             pool.wait(shard)
-        assert len(shard.edge.opening) == 3
+        assert len(shard.effects.opening) == 3
         assert (shard.waiting_in_line(pool.now), shard.growth_left) == (2, 2)
         shard.phase = Phase.SUSPENDED
         assert shard.growth_left == 0
@@ -478,10 +478,10 @@ class TestAwaitingAnAnswer:
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET_SENT)
         pool.wait(shard)
-        assert shard.edge.opening == []
+        assert shard.effects.opening == []
         assert shard.waiting_in_line(pool.now) == 0
         pool.wait(shard)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
         assert shard.waiting_in_line(pool.now) == 1
         pool.pass_time(0.05)
         assert len(shard.slots) == 2
@@ -511,7 +511,7 @@ class TestAwaitingAnAnswer:
         give_back(pool, shard, second, RESET_SENT)
         pool.pass_time(15)
         assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
-        assert shard.edge.reasons == ["reset not answered"]
+        assert shard.effects.reasons == ["reset not answered"]
 
     def test_what_is_past_its_use_is_closed_without_waiting(self, make):
         """Its answer would be of no use to anybody."""
@@ -521,7 +521,7 @@ class TestAwaitingAnAnswer:
         give_back(pool, shard, expired, RESET_SENT)
         shard.shut(RuntimeError)
         give_back(pool, shard, last, RESET_SENT)
-        assert shard.edge.closing == [expired, last]
+        assert shard.effects.closing == [expired, last]
 
     def test_a_pool_that_is_shut_waits_for_no_answer(self, make):
         """What has been sent is sent; the goodbye follows it."""
@@ -529,10 +529,10 @@ class TestAwaitingAnAnswer:
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET_SENT)
         shard.shut(RuntimeError)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
         assert not shard.unanswered
         pool.closed(shard)
-        assert shard.edge.reasons == ["pool closed"]
+        assert shard.effects.reasons == ["pool closed"]
 
     def test_a_loop_keeps_what_its_own_callers_wait_for(self, make):
         """Another loop that has none is given it if nobody here waits, though its answer be due."""
@@ -558,22 +558,22 @@ class TestAwaitingAnAnswer:
         (new,) = pool.lend(shard, 1)
         give_back(pool, shard, new, RESET_SENT)
         shard.expired()
-        assert shard.edge.closing == [old]
+        assert shard.effects.closing == [old]
         assert list(shard.unanswered) == [new]
         pool.closed(shard)
-        assert shard.edge.reasons == ["expired"]
+        assert shard.effects.reasons == ["expired"]
 
     def test_the_timer_is_set_for_the_answer_that_is_due_first(self, make):
         """To the moment: when one is given up, it is set for the next."""
         pool, shard = make(max_size=2)
         first, second = pool.lend(shard, 2)
         give_back(pool, shard, first, RESET_SENT)
-        assert shard.edge.wake == pool.now + 30.0
+        assert shard.effects.wake == pool.now + 30.0
         pool.now += 10.0
         give_back(pool, shard, second, RESET_SENT)
         pool.pass_time(20.0)
         assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
-        assert shard.edge.wake == pool.now + 10.0
+        assert shard.effects.wake == pool.now + 10.0
 
     def test_an_answer_is_late_after_a_step_of_the_ramp(self, make):
         """To the moment: a connection is opened then for who waits."""
@@ -581,9 +581,9 @@ class TestAwaitingAnAnswer:
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET_SENT)
         pool.wait(shard)
-        assert (shard.edge.opening, shard.edge.wake) == ([], pool.now + 0.020)
+        assert (shard.effects.opening, shard.effects.wake) == ([], pool.now + 0.020)
         pool.pass_time(0.020)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
 
 class TestGrowth:
@@ -592,17 +592,17 @@ class TestGrowth:
         pool, shard = make(max_size=10)
         pool.wait(shard)
         pool.wait(shard)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
 
     def test_growth_follows_the_ramp(self, make):
         """Three at once, twice as many after 20 ms, with callers still waiting, up to `max_size`."""
         pool, shard = make(max_size=10)
         for _ in range(20):
             pool.wait(shard)
-        connects = [len(shard.edge.opening)]
+        connects = [len(shard.effects.opening)]
         for _ in range(3):
             pool.pass_time(0.020)
-            connects.append(len(shard.edge.opening))
+            connects.append(len(shard.effects.opening))
         assert connects == [3, 6, 10, 10]
 
     def test_max_connecting_limits_connects_in_flight(self, make):
@@ -611,10 +611,10 @@ class TestGrowth:
         for _ in range(5):
             pool.wait(shard)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
         pool.connect(shard)
         pool.pass_time(0.020)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
         assert len(shard.slots) == 3
 
     def test_no_connect_is_started_once_demand_is_gone(self, make):
@@ -630,7 +630,7 @@ class TestGrowth:
         assert all(waiter.done() for waiter in waiters)
         pool.pass_time(0.020)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 3
+        assert len(shard.effects.opening) == 3
 
     def test_a_connection_opened_for_a_caller_served_meanwhile_is_idle(self, make):
         """It joins the pool."""
@@ -647,28 +647,28 @@ class TestGrowth:
         waiter = pool.wait(shard)
         pool.terms.generation += 1
         pool.connect(shard)
-        assert len(shard.edge.closing) == 1
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.closing) == 1
+        assert len(shard.effects.opening) == 1
         assert pool.connect(shard) is waiter.result
 
     def test_a_cancelled_connect_is_made_again(self, make):
         """Somebody ended the task; the caller still waits."""
         pool, shard = make(max_size=1)
         waiter = pool.wait(shard)
-        slot = shard.edge.opening.pop()
+        slot = shard.effects.opening.pop()
         shard.connect_cancelled(slot, pool.now)
         assert slot.state is SlotState.GONE
         assert pool.connect(shard) is waiter.result
-        assert pool.budget.in_use == 1
+        assert pool.permits.in_use == 1
 
     def test_a_single_caller_beyond_the_ramp_gets_its_turn(self, make):
         """The timer is set for the next step, to the moment."""
         pool, shard = make(max_size=10)
         for _ in range(4):
             pool.wait(shard)
-        assert (len(shard.edge.opening), shard.edge.wake) == (3, pool.now + 0.020)
+        assert (len(shard.effects.opening), shard.effects.wake) == (3, pool.now + 0.020)
         pool.pass_time(0.020)
-        assert len(shard.edge.opening) == 4
+        assert len(shard.effects.opening) == 4
 
     def test_connects_are_counted_with_their_times(self, make):
         """And each is told of, with its own."""
@@ -679,7 +679,7 @@ class TestGrowth:
             pool.now += seconds
             pool.connect(shard)
         assert (shard.counters.opened, shard.counters.connect_seconds) == (2, 0.75)
-        assert shard.edge.connect_times == list(zip(slots, (0.25, 0.5), strict=True))
+        assert shard.effects.connect_times == list(zip(slots, (0.25, 0.5), strict=True))
 
     @pytest.mark.parametrize(("max_connecting", "opening"), [(None, 3), (2, 2)])
     def test_a_larger_pool_has_more_connects_in_flight(self, make, max_connecting, opening):
@@ -687,10 +687,10 @@ class TestGrowth:
         pool, shard = make(max_size=2, max_connecting=max_connecting)
         for _ in range(5):
             pool.wait(shard)
-        assert len(shard.edge.opening) == 2
-        pool.budget.resize(10)
+        assert len(shard.effects.opening) == 2
+        pool.permits.resize(10)
         shard.resized(pool.now)
-        assert len(shard.edge.opening) == opening
+        assert len(shard.effects.opening) == opening
 
 
 class TestConnectFailures:
@@ -766,9 +766,9 @@ class TestConnectFailures:
         pool.refuse(shard)
         for seconds in (0.0, 0.06, 0.03):
             pool.pass_time(seconds)
-            assert shard.edge.opening == []
+            assert shard.effects.opening == []
         pool.pass_time(0.02)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
         assert pool.connect(shard) is waiter.result
         assert shard.last_error is None
 
@@ -778,8 +778,8 @@ class TestConnectFailures:
         pool.wait(shard, has_deadline=True)
         pool.refuse(shard)
         pool.wait(shard, has_deadline=True)
-        assert shard.edge.opening == []
-        assert shard.edge.wake == pytest.approx(pool.now + 0.05)
+        assert shard.effects.opening == []
+        assert shard.effects.wake == pytest.approx(pool.now + 0.05)
 
     def test_a_failed_connect_returns_its_permit(self, make):
         """As often as it fails."""
@@ -787,7 +787,7 @@ class TestConnectFailures:
         for _ in range(3):
             pool.wait(shard)
             pool.refuse(shard)
-            assert pool.budget.in_use == 0
+            assert pool.permits.in_use == 0
             pool.pass_time(1.0)
         assert shard.counters.connect_failures == 3
         assert not shard.slots
@@ -806,8 +806,8 @@ class TestConnectFailures:
         pool, shard = make(max_size=4)
         pool.wait(shard, has_deadline=True)
         pool.refuse(shard)
-        pool.pass_time(shard.edge.wake - pool.now)
-        assert len(shard.edge.opening) == 1
+        pool.pass_time(shard.effects.wake - pool.now)
+        assert len(shard.effects.opening) == 1
 
     def test_a_failed_hook_is_told_to_who_came_when_the_connect_was_under_way(self, make):
         """The first in the queue hears of it, although the connect began for another."""
@@ -824,7 +824,7 @@ class TestConnectFailures:
         pool, shard = make(max_size=1)
         slot = shard.open_one(pool.now)
         error = pool.refuse(shard)
-        assert shard.edge.failures == [(slot, error)]
+        assert shard.effects.failures == [(slot, error)]
 
 
 class TestAge:
@@ -835,9 +835,9 @@ class TestAge:
         assert shard.take(pool.now) is lent
         pool.terms.generation += 1
         assert shard.take(pool.now) is None
-        assert shard.edge.closing == [old]
+        assert shard.effects.closing == [old]
         give_back(pool, shard, lent)
-        assert shard.edge.closing == [old, lent]
+        assert shard.effects.closing == [old, lent]
         assert shard.idle == []
 
     def test_a_connection_opened_after_the_expiry_is_kept(self, make):
@@ -863,7 +863,7 @@ class TestAge:
         pool.terms.generation += 1
         pool.connect(shard)
         assert shard.idle == []
-        assert len(shard.edge.closing) == 1
+        assert len(shard.effects.closing) == 1
 
     @pytest.mark.parametrize(("draw", "lifetime"), [(0.0, 100.0), (0.5, 90.0), (1.0, 80.0)])
     def test_a_lifetime_is_shortened_at_random(self, make, draw, lifetime):
@@ -882,7 +882,7 @@ class TestAge:
         give_back(pool, shard, slot)
         pool.now = slot.expires_at
         assert shard.take(pool.now) is None
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_a_lease_may_outlast_the_lifetime(self, make):
         """It ends with the lease then, not in the caller's hands."""
@@ -891,26 +891,26 @@ class TestAge:
         pool.pass_time(100.0)
         assert slot.state is SlotState.LENT
         give_back(pool, shard, slot)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
         pool.closed(shard)
-        assert shard.edge.reasons == ["max_lifetime"]
+        assert shard.effects.reasons == ["max_lifetime"]
 
     def test_an_idle_connection_is_closed_at_the_end_of_its_life(self, make):
         """Although nobody comes by: the timer is set for it."""
         pool, shard = make(max_lifetime=100.0, lifetime_jitter=0.0)
         pool.with_idle(shard, 1)
-        while shard.edge.wake < NEVER:
-            pool.pass_time(shard.edge.wake - pool.now)
+        while shard.effects.wake < NEVER:
+            pool.pass_time(shard.effects.wake - pool.now)
         assert pool.now == 200.0
-        assert len(shard.edge.closing) == 1
+        assert len(shard.effects.closing) == 1
 
     def test_connections_idle_for_too_long_are_closed_down_to_the_floor(self, make):
         """The coldest go, and `min_size` stay."""
         pool, shard = make(min_size=2, max_idle=10.0)
         slots = pool.with_idle(shard, 4)
-        assert shard.edge.wake == pytest.approx(pool.now + 10.0)
+        assert shard.effects.wake == pytest.approx(pool.now + 10.0)
         pool.pass_time(10.0)
-        assert shard.edge.closing == slots[:2]
+        assert shard.effects.closing == slots[:2]
         assert shard.idle == slots[2:]
 
     def test_the_floor_is_the_whole_pools(self, make):
@@ -920,7 +920,7 @@ class TestAge:
         pool.with_idle(shard, 2)
         pool.lend(other, 2)
         pool.pass_time(10.0)
-        assert len(shard.edge.closing) == 2
+        assert len(shard.effects.closing) == 2
 
     def test_without_a_limit_nothing_is_idle_for_too_long(self, make):
         """0 turns `max_idle` off."""
@@ -938,7 +938,7 @@ class TestAge:
         slot = pool.claim(shard, waiter)
         pool.now += 1
         give_back(pool, shard, slot)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_a_floor_of_the_shortest_lives_is_replaced_now_and_then(self, make):
         """Not as fast as it connects."""
@@ -947,15 +947,15 @@ class TestAge:
         pool.pass_time(0.05)
         assert shard.idle == [slot]
         pool.pass_time(PATIENCE)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_the_shortest_idle_time_is_no_period(self, make):
         """Where idle connections go one each `max_idle`, as psycopg_pool's, a shorter one would keep the timer busy."""
         pool, shard = make(min_size=1, max_idle=1e-9, idle_order=IdleOrder.FIFO)
         slots = pool.with_idle(shard, 3)
         pool.pass_time(0.001)
-        assert shard.edge.closing == slots[:2]
-        assert shard.edge.wake >= pool.now + 0.5
+        assert shard.effects.closing == slots[:2]
+        assert shard.effects.wake >= pool.now + 0.5
 
     def test_use_makes_a_connection_young_again(self, make):
         """Idle time counts from the last release."""
@@ -966,7 +966,7 @@ class TestAge:
         pool.pass_time(9.0)
         assert shard.idle == [slot]
         pool.pass_time(1.0)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_an_idle_connection_is_pinged(self, make):
         """After `keepalive` seconds, out of reach of callers, and again after as long; what fails is closed."""
@@ -974,14 +974,14 @@ class TestAge:
         (slot,) = pool.with_idle(shard, 1)
         for _ in range(2):
             pool.pass_time(5.0)
-            assert shard.edge.pinging == [slot]
+            assert shard.effects.pinging == [slot]
             assert shard.take(pool.now) is None
-            shard.edge.pinging.clear()
+            shard.effects.pinging.clear()
             shard.serviced(slot, pool.now)
             assert shard.idle == [slot]
         pool.pass_time(5.0)
-        shard.broke(slot, "keepalive failed")
-        assert shard.edge.reasons == ["keepalive failed"]
+        shard.discard(slot, "keepalive failed")
+        assert shard.effects.reasons == ["keepalive failed"]
         assert not shard.slots
 
     def test_a_reset_that_is_never_answered_ends_the_connection(self, make):
@@ -993,7 +993,7 @@ class TestAge:
         assert shard.idle == [answered, unanswered]
         pool.pass_time(1.0)
         assert shard.idle == [answered]
-        assert shard.edge.reasons == ["reset not answered"]
+        assert shard.effects.reasons == ["reset not answered"]
 
     def test_the_sweep_drops_what_has_died(self, make):
         """Not only a lease notices the dead."""
@@ -1014,7 +1014,7 @@ class TestAge:
         shard.housekeeper.sweep(pool.now)
         for _ in range(2):
             pool.closed(shard)
-        assert shard.edge.reasons == ["expired", "expired"]
+        assert shard.effects.reasons == ["expired", "expired"]
 
     def test_a_lease_that_ends_with_the_lifetime_is_the_last(self, make):
         """To the moment; no answer to a reset is waited for."""
@@ -1022,7 +1022,7 @@ class TestAge:
         (slot,) = pool.lend(shard, 1)
         pool.now = slot.expires_at
         give_back(pool, shard, slot, RESET_SENT)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_a_pool_may_keep_what_is_too_old_while_it_is_idle(self, make):
         """It is lent once more, and closed when it comes back."""
@@ -1033,7 +1033,7 @@ class TestAge:
         assert shard.idle == [slot]
         assert shard.take(pool.now) is slot
         give_back(pool, shard, slot)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_another_limit_is_in_effect_for_what_is_idle(self, make):
         """And for what becomes idle afterwards."""
@@ -1044,10 +1044,10 @@ class TestAge:
         pool.reconfigure(shard, max_idle=10.0)
         assert shard.idle == [old]
         pool.pass_time(0.0)
-        assert (lent, shard.idle, shard.edge.reasons) == (other, [], [])
-        assert shard.edge.closing == [old]
+        assert (lent, shard.idle, shard.effects.reasons) == (other, [], [])
+        assert shard.effects.closing == [old]
         give_back(pool, shard, lent)
-        assert shard.edge.wake == pool.now + 10.0
+        assert shard.effects.wake == pool.now + 10.0
 
     @pytest.mark.parametrize(("limit", "reason"), [("max_lifetime", "max_lifetime"), ("max_idle", "idle")])
     def test_what_time_ends_says_which_limit_it_was(self, make, limit, reason):
@@ -1055,9 +1055,9 @@ class TestAge:
         pool, shard = make(lifetime_jitter=0.0, **{limit: 10.0})
         (slot,) = pool.with_idle(shard, 1)
         pool.pass_time(10.0)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
         pool.closed(shard)
-        assert shard.edge.reasons == [reason]
+        assert shard.effects.reasons == [reason]
 
     @pytest.mark.parametrize("limit", ["keepalive", "max_idle", "max_lifetime"])
     def test_a_look_before_its_time_leaves_an_idle_connection_alone(self, make, limit):
@@ -1066,7 +1066,7 @@ class TestAge:
         (slot,) = pool.with_idle(shard, 1)
         pool.now += 4.0
         shard.housekeeper.sweep(pool.now)
-        assert (shard.idle, shard.edge.pinging, shard.edge.wake) == ([slot], [], slot.since + 10.0)
+        assert (shard.idle, shard.effects.pinging, shard.effects.wake) == ([slot], [], slot.since + 10.0)
 
     def test_a_look_before_an_answer_is_overdue_leaves_the_connection_alone(self, make):
         """The timer is set for when it is."""
@@ -1075,7 +1075,7 @@ class TestAge:
         slot.session.is_settled = False
         pool.now += 4.0
         shard.housekeeper.sweep(pool.now)
-        assert (shard.idle, shard.edge.wake) == ([slot], slot.since + 30.0)
+        assert (shard.idle, shard.effects.wake) == ([slot], slot.since + 30.0)
 
     def test_all_idle_connections_can_be_pinged_at_once(self, make):
         """They are out of reach of callers until each has answered; what is lent is left alone."""
@@ -1083,7 +1083,7 @@ class TestAge:
         (lent,) = pool.lend(shard, 1)
         slots = pool.with_idle(shard, 2)
         assert shard.housekeeper.ping_all() == slots
-        assert (shard.edge.pinging, shard.idle) == (slots, [])
+        assert (shard.effects.pinging, shard.idle) == (slots, [])
         assert lent.state is SlotState.LENT
 
 
@@ -1103,13 +1103,13 @@ class TestShrinking:
         pool, shard, slots = three
         closed = []
         for _ in range(3):
-            assert shard.edge.wake == pool.now + 10.0
+            assert shard.effects.wake == pool.now + 10.0
             pool.pass_time(10.0)
-            closed.append(len(shard.edge.closing))
+            closed.append(len(shard.effects.closing))
         assert closed == [1, 2, 2]
-        assert shard.edge.closing == slots[:2]
+        assert shard.effects.closing == slots[:2]
         pool.closed(shard)
-        assert shard.edge.reasons == ["idle"]
+        assert shard.effects.reasons == ["idle"]
 
     @pytest.mark.parametrize(("used", "closed"), [(2, 1), (3, 0)])
     def test_none_goes_if_all_were_needed_at_once(self, three, used, closed):
@@ -1118,39 +1118,39 @@ class TestShrinking:
         for slot in [shard.take(pool.now) for _ in range(used)]:
             give_back(pool, shard, slot)
         pool.pass_time(10.0)
-        assert len(shard.edge.closing) == closed
+        assert len(shard.effects.closing) == closed
         pool.pass_time(10.0)
-        assert len(shard.edge.closing) == closed + 1
+        assert len(shard.effects.closing) == closed + 1
 
     def test_a_look_in_between_closes_nothing(self, three):
         """The period goes on."""
         pool, shard, slots = three
         pool.now += 4.0
         shard.housekeeper.sweep(pool.now)
-        assert (shard.idle, shard.edge.wake) == (slots, pool.now + 6.0)
+        assert (shard.idle, shard.effects.wake) == (slots, pool.now + 6.0)
 
     def test_another_limit_begins_a_period_of_its_own(self, three):
         """Another setting alone does not; and the timer is set, not for what is far away."""
         pool, shard, slots = three
         pool.pass_time(4.0)
         pool.reconfigure(shard, max_waiting=3)
-        assert shard.edge.wake == pool.now
+        assert shard.effects.wake == pool.now
         pool.pass_time(0.0)
-        assert shard.edge.wake == pool.now + 6.0
+        assert shard.effects.wake == pool.now + 6.0
         pool.reconfigure(shard, max_idle=2.0)
         pool.pass_time(0.0)
-        assert (shard.idle, shard.edge.wake) == (slots, pool.now + 2.0)
+        assert (shard.idle, shard.effects.wake) == (slots, pool.now + 2.0)
         pool.pass_time(2.0)
-        assert shard.edge.closing == slots[:1]
+        assert shard.effects.closing == slots[:1]
         pool.reconfigure(shard, max_idle=0.0)
         pool.pass_time(100.0)
-        assert shard.edge.closing == slots[:1]
+        assert shard.effects.closing == slots[:1]
 
     def test_a_pool_without_connections_sets_no_timer(self, make):
         """There is nothing to shrink."""
         pool, shard = make(max_idle=10.0, idle_order=IdleOrder.FIFO)
         shard.housekeeper.sweep(pool.now)
-        assert shard.edge.wake == NEVER
+        assert shard.effects.wake == NEVER
 
     def test_the_shortest_period_is_ten_milliseconds(self, make):
         """Of those to spare, one goes in it."""
@@ -1158,7 +1158,7 @@ class TestShrinking:
         slots = pool.with_idle(shard, 3)
         shard.housekeeper.sweep(pool.now)
         pool.pass_time(0.01)
-        assert shard.edge.closing == slots[:1]
+        assert shard.effects.closing == slots[:1]
 
 
 class TestLeases:
@@ -1166,18 +1166,18 @@ class TestLeases:
         """At the moment when it is, without anybody's coming by; the next lease is reported anew."""
         pool, shard = make(leak_threshold=2.0)
         (slot,) = pool.lend(shard, 1)
-        assert shard.edge.wake == pytest.approx(pool.now + 2.0)
+        assert shard.effects.wake == pytest.approx(pool.now + 2.0)
         pool.pass_time(1.9)
-        assert shard.edge.overdue_leases == []
+        assert shard.effects.overdue_leases == []
         for _ in range(3):
             pool.pass_time(2.0)
-        assert shard.edge.overdue_leases == [slot]
-        assert shard.edge.returned_leases == []
+        assert shard.effects.overdue_leases == [slot]
+        assert shard.effects.returned_leases == []
         give_back(pool, shard, slot)
-        assert shard.edge.returned_leases == [(slot, pytest.approx(7.9))]
+        assert shard.effects.returned_leases == [(slot, pytest.approx(7.9))]
         shard.take(pool.now)
         pool.pass_time(2.0)
-        assert shard.edge.overdue_leases == [slot, slot]
+        assert shard.effects.overdue_leases == [slot, slot]
 
     def test_the_younger_lease_is_reported_in_its_own_time(self, make):
         """The timer is set again for those that are not overdue yet."""
@@ -1186,9 +1186,9 @@ class TestLeases:
         pool.now += 1.0
         (second,) = pool.lend(shard, 1)
         pool.pass_time(1.0)
-        assert shard.edge.overdue_leases == [first]
+        assert shard.effects.overdue_leases == [first]
         pool.pass_time(1.0)
-        assert shard.edge.overdue_leases == [first, second]
+        assert shard.effects.overdue_leases == [first, second]
 
     def test_a_lease_that_was_not_reported_comes_back_unreported(self, make):
         """Nobody was told of it."""
@@ -1196,14 +1196,14 @@ class TestLeases:
         (slot,) = pool.lend(shard, 1)
         pool.pass_time(1.0)
         give_back(pool, shard, slot)
-        assert shard.edge.returned_leases == []
+        assert shard.effects.returned_leases == []
 
     def test_nothing_is_reported_unless_asked_for(self, make):
         """Without `leak_threshold` a lease may last for ever."""
         pool, shard = make(leak_threshold=None)
         pool.lend(shard, 1)
         pool.pass_time(1e6)
-        assert shard.edge.overdue_leases == []
+        assert shard.effects.overdue_leases == []
 
     def test_a_look_before_a_lease_is_overdue_sets_the_timer_for_it(self, make):
         """To the moment."""
@@ -1211,7 +1211,7 @@ class TestLeases:
         (slot,) = pool.lend(shard, 1)
         pool.now += 0.5
         shard.housekeeper.sweep(pool.now)
-        assert (shard.edge.overdue_leases, shard.edge.wake) == ([], slot.since + 2.0)
+        assert (shard.effects.overdue_leases, shard.effects.wake) == ([], slot.since + 2.0)
 
 
 class TestDroppedLeases:
@@ -1228,7 +1228,7 @@ class TestDroppedLeases:
         for slot in (own, *others):
             self.drop(slot)
         waiter = pool.wait(shard)
-        assert (shard.edge.dropped_leases, other.edge.dropped_leases) == ([own], others)
+        assert (shard.effects.dropped_leases, other.effects.dropped_leases) == ([own], others)
         pool.deliver()
         pool.connect(shard)
         assert waiter.result is not None
@@ -1242,9 +1242,9 @@ class TestDroppedLeases:
         self.drop(slot)
         pool.now += 0.9
         pool.wait(shard)
-        assert shard.edge.dropped_leases == []
+        assert shard.effects.dropped_leases == []
         pool.pass_time(0.1)
-        assert shard.edge.dropped_leases == [slot]
+        assert shard.effects.dropped_leases == [slot]
 
     def test_a_sweep_in_between_does_not_call_off_the_next_look(self, make):
         """Else a caller who comes then, before it is due, would wait for ever."""
@@ -1256,7 +1256,7 @@ class TestDroppedLeases:
         pool.wait(shard)
         self.drop(slot)
         pool.pass_time(0.5)
-        assert shard.edge.dropped_leases == [slot]
+        assert shard.effects.dropped_leases == [slot]
 
     def test_a_closed_pool_looks_for_them(self, make):
         """For as long as a lease is out."""
@@ -1267,7 +1267,7 @@ class TestDroppedLeases:
         pool.pass_time(1.0)
         self.drop(slot)
         pool.pass_time(1.0)
-        assert shard.edge.dropped_leases == [slot]
+        assert shard.effects.dropped_leases == [slot]
         assert not shard.slots
 
     def test_a_lease_that_has_ended_cannot_be_dropped(self, make):
@@ -1284,7 +1284,7 @@ class TestDroppedLeases:
         pool.lend(shard, 1)
         pool.wait(shard)
         for _ in range(3):
-            assert shard.edge.wake == pool.now + 1.0
+            assert shard.effects.wake == pool.now + 1.0
             pool.pass_time(1.0)
 
     def test_who_waits_for_another_loops_permit_looks_again_a_second_later(self, make):
@@ -1296,7 +1296,7 @@ class TestDroppedLeases:
         pool.wait(shard)
         self.drop(slot)
         pool.pass_time(1.0)
-        assert other.edge.dropped_leases == [slot]
+        assert other.effects.dropped_leases == [slot]
 
     def test_each_dropped_lease_counts(self, make):
         """And its connection says why it was closed; a closed pool looks for them once a second."""
@@ -1307,8 +1307,8 @@ class TestDroppedLeases:
         shard.shut(RuntimeError)
         shard.housekeeper.sweep(pool.now)
         assert shard.counters.dropped == 2
-        assert shard.edge.reasons == ["dropped by its holder"] * 2
-        assert shard.edge.wake == pool.now + 1.0
+        assert shard.effects.reasons == ["dropped by its holder"] * 2
+        assert shard.effects.wake == pool.now + 1.0
 
 
 class TestFloor:
@@ -1316,9 +1316,9 @@ class TestFloor:
         """A loop that only borrowed does not open `min_size` connections; one that opened the pool does."""
         pool, shard = make(min_size=2)
         pool.pass_time(10.0)
-        assert shard.edge.opening == []
+        assert shard.effects.opening == []
         shard.keep_floor(pool.now)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
 
     def test_a_dead_floor_is_noticed_and_restored(self, make):
         """Within a second of its death, although nobody uses the pool."""
@@ -1326,9 +1326,9 @@ class TestFloor:
         pool.with_idle(shard, 2)
         shard.keep_floor(pool.now)
         kill(*shard.idle)
-        assert shard.edge.wake <= pool.now + 1.0
+        assert shard.effects.wake <= pool.now + 1.0
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
 
     def test_a_connection_lost_below_the_floor_is_replaced(self, make):
         """At once, when its place is free."""
@@ -1336,15 +1336,15 @@ class TestFloor:
         (slot,) = pool.lend(shard, 1)
         shard.keep_floor(pool.now)
         give_back(pool, shard, slot, BROKEN)
-        assert len(shard.edge.opening) == 1
-        assert shard.restoring == set(shard.edge.opening)
+        assert len(shard.effects.opening) == 1
+        assert shard.restoring == set(shard.effects.opening)
 
     def test_the_floor_counts_all_loops(self, make):
         """What is open elsewhere need not be opened here."""
         pool, shard = make(min_size=3)
         pool.lend(pool.shard(), 2)
         shard.keep_floor(pool.now)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_restoring_is_paced_while_the_server_refuses(self, make):
         """After a failure the next attempt is a second away, then two; each is reported."""
@@ -1354,13 +1354,13 @@ class TestFloor:
         for _ in range(4):
             error = pool.refuse(shard)
             failed_at = pool.now
-            while not shard.edge.opening:
+            while not shard.effects.opening:
                 pool.pass_time(0.25)
             starts.append(pool.now - failed_at)
         assert starts == [1.0, 2.0, 4.0, 8.0]
-        assert len(shard.edge.floor_failures) == 4
-        assert shard.edge.floor_failures[-1] is error
-        assert shard.restoring == set(shard.edge.opening)
+        assert len(shard.effects.floor_failures) == 4
+        assert shard.effects.floor_failures[-1] is error
+        assert shard.restoring == set(shard.effects.opening)
 
     def test_a_restored_floor_starts_afresh(self, make):
         """After a connect that ended well, the next failure is followed by a second's pause again."""
@@ -1371,35 +1371,35 @@ class TestFloor:
             pool.pass_time(seconds)
         slot = pool.connect(shard)
         assert not shard.restoring
-        shard.broke(slot, "lost")
+        shard.discard(slot, "lost")
         pool.refuse(shard)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_a_floor_is_restored_a_few_at_a_time(self, make):
         """Every process that uses a server does so when that has come back."""
         pool, shard = make(min_size=20, max_size=20)
         shard.keep_floor(pool.now)
-        opened = [len(shard.edge.opening)]
+        opened = [len(shard.effects.opening)]
         for _ in range(3):
             pool.pass_time(0.02)
-            opened.append(len(shard.edge.opening))
+            opened.append(len(shard.effects.opening))
         assert opened == [3, 6, 12, 20]
 
     def test_a_floor_that_cannot_be_restored_is_tried_by_one(self, make):
         """And those that fail together count as one failure each: the pause is the last one's."""
         pool, shard = make(min_size=20, max_size=20)
         shard.keep_floor(pool.now)
-        while shard.edge.opening:
+        while shard.effects.opening:
             pool.refuse(shard)
         for _ in range(5):
             pool.pass_time(60.0)
-            assert len(shard.edge.opening) == 1
+            assert len(shard.effects.opening) == 1
             pool.refuse(shard)
         pool.pass_time(60.0)
         pool.connect(shard)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 3
+        assert len(shard.effects.opening) == 3
 
     def test_no_more_connects_for_the_floor_than_may_be_in_flight(self, make):
         """`max_connecting` holds for all."""
@@ -1407,7 +1407,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         for _ in range(5):
             pool.pass_time(0.01)
-            assert len(shard.edge.opening) == 2
+            assert len(shard.effects.opening) == 2
 
     def test_the_floor_never_exceeds_the_permits(self, make):
         """With `max_size` in use elsewhere there is no place for it."""
@@ -1416,11 +1416,11 @@ class TestFloor:
         (slot,) = pool.lend(other, 1)
         give_back(pool, other, slot, WORN_OUT)  # a session still, though no connection of the pool any more
         shard.keep_floor(pool.now)
-        assert len(shard.edge.opening) == 1
-        assert pool.budget.in_use == 2
+        assert len(shard.effects.opening) == 1
+        assert pool.permits.in_use == 2
         pool.closed(other)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 2
+        assert len(shard.effects.opening) == 2
 
     def test_a_floor_is_not_restored_on_a_closed_pool(self, make):
         """Connections that end while the pool closes are not replaced, and failures are not reported."""
@@ -1428,7 +1428,7 @@ class TestFloor:
         shard.keep_floor(pool.now)
         shard.shut(RuntimeError)
         pool.refuse(shard)
-        assert shard.edge.floor_failures == []
+        assert shard.effects.floor_failures == []
         pool.pass_time(60.0)
         assert not shard.slots
 
@@ -1436,24 +1436,24 @@ class TestFloor:
         """No timer is set for it."""
         pool, shard = make(min_size=0)
         shard.keep_floor(pool.now)
-        assert shard.edge.wake == NEVER
+        assert shard.effects.wake == NEVER
 
     def test_a_floor_that_is_there_is_looked_at_once_a_second(self, make):
         """Not more often: neither when the last connect for it has begun, nor when more is open."""
         pool, shard = make(min_size=2)
         shard.keep_floor(pool.now)
-        assert (len(shard.edge.opening), shard.edge.wake) == (2, pool.now + 1.0)
+        assert (len(shard.effects.opening), shard.effects.wake) == (2, pool.now + 1.0)
         for _ in range(2):
             pool.connect(shard)
         pool.with_idle(shard, 1)
         pool.pass_time(1.0)
-        assert shard.edge.wake == pool.now + 1.0
+        assert shard.effects.wake == pool.now + 1.0
 
     def test_a_floor_that_lacks_more_is_looked_at_with_the_next_step(self, make):
         """Also where few connects may be in flight."""
         pool, shard = make(min_size=3, max_connecting=2)
         shard.keep_floor(pool.now)
-        assert (len(shard.edge.opening), shard.edge.wake) == (2, pool.now + 0.020)
+        assert (len(shard.effects.opening), shard.effects.wake) == (2, pool.now + 0.020)
 
     def test_the_prober_for_the_floor_is_followed_by_nobody_until_it_ends(self, make):
         """While the server refuses, no step of the ramp is due."""
@@ -1462,7 +1462,7 @@ class TestFloor:
         pool.refuse(shard)
         pool.refuse(shard)
         pool.pass_time(2.0)
-        assert (len(shard.edge.opening), shard.edge.wake) == (1, pool.now + 1.0)
+        assert (len(shard.effects.opening), shard.effects.wake) == (1, pool.now + 1.0)
 
     def test_a_floor_that_is_lost_again_is_restored_from_the_foot_of_the_ramp(self, make):
         """However fast it was restored the last time."""
@@ -1474,16 +1474,16 @@ class TestFloor:
         pool.pass_time(1.0)
         kill(*shard.idle)
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 3
+        assert len(shard.effects.opening) == 3
 
     def test_a_cancelled_connect_is_not_the_floors_any_more(self, make):
         """Another is made for it within a second."""
         pool, shard = make(min_size=1)
         shard.keep_floor(pool.now)
-        shard.connect_cancelled(shard.edge.opening.pop(), pool.now)
+        shard.connect_cancelled(shard.effects.opening.pop(), pool.now)
         assert not shard.restoring
         pool.pass_time(1.0)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_a_refill_ends_the_pause(self, make):
         """Of a floor that could not be restored."""
@@ -1492,7 +1492,7 @@ class TestFloor:
         pool.refuse(shard)
         pool.refuse(shard)
         shard.refill(pool.now)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_a_refill_opens_one_connection_without_a_floor(self, make):
         """If there is none."""
@@ -1511,18 +1511,18 @@ class TestFloor:
         shard.keep_floor(pool.now)
         pool.connect(shard)
         pool.terms.min_size = 5
-        pool.budget.resize(5)
+        pool.permits.resize(5)
         shard.resized(pool.now)
-        assert (len(shard.edge.opening), shard.edge.wake) == (3, pool.now + 0.020)
+        assert (len(shard.effects.opening), shard.effects.wake) == (3, pool.now + 0.020)
 
     def test_a_larger_pools_new_loop_fills_the_floor_by_the_new_size(self, make):
         """Not by that with which the pool was made."""
         pool, _ = make(max_size=1)
         pool.terms.min_size = 5
-        pool.budget.resize(5)
+        pool.permits.resize(5)
         new = pool.shard()
         new.keep_floor(pool.now)
-        assert len(new.edge.opening) == 3
+        assert len(new.effects.opening) == 3
 
     def test_a_floor_that_is_filled_one_by_one_is_filled_without_pauses(self, make):
         """The next connect follows the last within a step of the ramp."""
@@ -1531,7 +1531,7 @@ class TestFloor:
         for _ in range(3):
             pool.connect(shard)
             pool.pass_time(0.020)
-            assert len(shard.edge.opening) == 1
+            assert len(shard.effects.opening) == 1
 
 
 class TestSuspension:
@@ -1547,7 +1547,7 @@ class TestSuspension:
         pool.pass_time(1.0)
         assert not waiter.done()
         assert shard.idle == [idle, lent]
-        assert shard.edge.opening == []
+        assert shard.effects.opening == []
 
     def test_those_who_waited_are_served_on_resuming(self, make):
         """In their order, by the warmest; and connects are started for the rest."""
@@ -1557,7 +1557,7 @@ class TestSuspension:
         waiters = [pool.wait(shard) for _ in range(3)]
         shard.resume(pool.now)
         assert [waiter.result for waiter in waiters] == [warm, cold, None]
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_resuming_finds_the_dead(self, make):
         """Connections that died during the suspension are all dropped, and those who waited get new ones."""
@@ -1596,16 +1596,16 @@ class TestClosing:
         connecting = shard.open_one(pool.now)
         shard.shut(RuntimeError)
         assert not shard.is_open()
-        assert shard.edge.closing == [idle]
+        assert shard.effects.closing == [idle]
         give_back(pool, shard, lent)
-        assert shard.edge.closing == [idle, lent]
+        assert shard.effects.closing == [idle, lent]
         pool.connect(shard, connecting)
-        assert shard.edge.closing == [idle, lent, connecting]
+        assert shard.effects.closing == [idle, lent, connecting]
         for _ in range(3):
             pool.closed(shard)
-        assert shard.edge.reasons == ["pool closed"] * 3
+        assert shard.effects.reasons == ["pool closed"] * 3
         assert not shard.slots
-        assert pool.budget.in_use == 0
+        assert pool.permits.in_use == 0
 
     def test_everybody_who_waits_is_told(self, make):
         """Each with an error of its own; and nobody's claim is left."""
@@ -1614,13 +1614,13 @@ class TestClosing:
         waiters = [pool.wait(shard) for _ in range(2)]
         waiters.append(cancelled := pool.wait(shard))
         cancelled.cancel()
-        assert list(pool.budget.claims) == [shard]
+        assert list(pool.permits.claims) == [shard]
         shard.shut(lambda: RuntimeError("closed"))
         told = [waiter.exception for waiter in waiters]
         assert isinstance(told[0], RuntimeError)
         assert told[0] is not told[1]
         assert not shard.waiters
-        assert not pool.budget.claims
+        assert not pool.permits.claims
 
     def test_a_closed_pool_lends_nothing(self, make):
         """Nor does time do anything to it."""
@@ -1629,7 +1629,7 @@ class TestClosing:
         shard.shut(RuntimeError)
         assert shard.take(pool.now) is None
         pool.pass_time(100.0)
-        assert shard.edge.opening == []
+        assert shard.effects.opening == []
 
     def test_a_closing_connection_has_its_permit_until_it_is_gone(self, make):
         """It is a session on the server still: another one would be one too many."""
@@ -1638,7 +1638,7 @@ class TestClosing:
         shard.retire(slot, "told so")
         waiter = pool.wait(shard)
         pool.pass_time(PARTING_SECONDS / 2)
-        assert (pool.budget.in_use, shard.edge.opening) == (1, [])
+        assert (pool.permits.in_use, shard.effects.opening) == (1, [])
         pool.closed(shard)
         assert pool.connect(shard) is waiter.result
 
@@ -1648,12 +1648,12 @@ class TestClosing:
         for slot in pool.lend(shard, 3):
             shard.retire(slot, "told so")
         pool.pass_time(5.0)
-        oldest, *others = shard.edge.closing
+        oldest, *others = shard.effects.closing
         pool.wait(shard)
-        assert shard.edge.closing == [oldest, *others]
+        assert shard.effects.closing == [oldest, *others]
         pool.pass_time(PARTING_SECONDS)
-        assert (oldest.state, shard.edge.closing) == (SlotState.GONE, others)
-        assert len(shard.edge.opening) == 1
+        assert (oldest.state, shard.effects.closing) == (SlotState.GONE, others)
+        assert len(shard.effects.opening) == 1
 
     def test_a_goodbye_that_nobody_waits_for_takes_its_time(self, make):
         """Nor is it cut for a caller who has gone."""
@@ -1662,7 +1662,7 @@ class TestClosing:
         shard.retire(slot, "told so")
         shard.leave(pool.wait(shard))
         pool.pass_time(5.0)
-        assert shard.edge.closing == [slot]
+        assert shard.effects.closing == [slot]
 
     def test_retiring_what_is_on_its_way_out_does_nothing(self, make):
         """The first reason stands."""
@@ -1672,14 +1672,14 @@ class TestClosing:
         shard.retire(slot, "two")
         pool.closed(shard)
         shard.retire(slot, "three")
-        assert shard.edge.reasons == ["one"]
+        assert shard.effects.reasons == ["one"]
 
     def test_a_connection_can_be_closed_without_a_goodbye(self, make):
         """At once, with its permit."""
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so", politely=False)
-        assert (slot.state, pool.budget.in_use) == (SlotState.GONE, 0)
+        assert (slot.state, pool.permits.in_use) == (SlotState.GONE, 0)
 
     def test_a_goodbye_is_cut_although_another_loop_has_permits_too(self, make):
         """Whoever waits for a permit does not wait for what its own loop is closing."""
@@ -1691,7 +1691,7 @@ class TestClosing:
         pool.pass_time(PARTING_SECONDS)
         assert slot.state is SlotState.GONE
         pool.deliver()
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
 
 class TestTwoLoops:
@@ -1706,17 +1706,17 @@ class TestTwoLoops:
         pool, here, there = two
         cold, warm = pool.with_idle(here, 2)
         waiter = pool.wait(there)
-        assert there.edge.opening == []
+        assert there.effects.opening == []
         assert pool.messages == [("ask", here)]
         pool.deliver()
-        assert here.edge.closing == [cold]
+        assert here.effects.closing == [cold]
         assert here.idle == [warm]
         pool.closed(here)
-        assert here.edge.reasons == ["given to another loop"]
+        assert here.effects.reasons == ["given to another loop"]
         assert pool.messages == [("tell", there)]
         pool.deliver()
         assert pool.connect(there) is waiter.result
-        assert (pool.budget.held(here), pool.budget.held(there)) == (1, 1)
+        assert (pool.permits.held(here), pool.permits.held(there)) == (1, 1)
 
     def test_a_connection_that_comes_free_is_given_up_for_a_loop_that_has_none(self, two):
         """At once, if nobody waits for it here."""
@@ -1724,7 +1724,7 @@ class TestTwoLoops:
         slots = pool.lend(here, 2)
         pool.wait(there)
         give_back(pool, here, slots[0])
-        assert here.edge.closing == [slots[0]]
+        assert here.effects.closing == [slots[0]]
         pool.closed(here)
         pool.deliver()
         give_back(pool, here, slots[1])
@@ -1740,10 +1740,10 @@ class TestTwoLoops:
         assert mine[0].result is slots[0]
         pool.now += PATIENCE
         give_back(pool, here, slots[1])
-        assert here.edge.closing == [slots[1]]
+        assert here.effects.closing == [slots[1]]
         assert not mine[1].done()
         pool.closed(here)
-        assert here.edge.reasons == ["given to another loop"]
+        assert here.effects.reasons == ["given to another loop"]
 
     def test_a_connection_opened_for_a_caller_serves_it_first(self, make):
         """Connects take longer than patience: if each new one were given up, two loops would connect for ever."""
@@ -1765,11 +1765,11 @@ class TestTwoLoops:
         slots = pool.lend(here, 2)
         waiter = pool.wait(there)
         give_back(pool, here, slots[0], BROKEN)
-        assert pool.budget.held(there) == 1
+        assert pool.permits.held(there) == 1
         there.leave(waiter)
         pool.deliver()
-        assert there.edge.opening == []
-        assert pool.budget.in_use == 1
+        assert there.effects.opening == []
+        assert pool.permits.in_use == 1
         assert here.open_one(pool.now) is not None
 
     def test_a_caller_that_leaves_takes_its_claim_along(self, two):
@@ -1789,7 +1789,7 @@ class TestTwoLoops:
         pool.now += 1.0
         give_back(pool, here, ours)
         assert here.idle == [ours]
-        assert not pool.budget.claims
+        assert not pool.permits.claims
 
     def test_two_busy_loops_do_not_take_from_each_other(self, two):
         """Each has one of two connections and callers without end: nobody closes anything."""
@@ -1811,11 +1811,11 @@ class TestTwoLoops:
         pool.lend(there, 1)
         pool.wait(there)
         assert pool.messages == []
-        assert there.edge.wake == pool.now + PATIENCE
+        assert there.effects.wake == pool.now + PATIENCE
         pool.pass_time(PATIENCE)
         assert pool.messages == [("ask", here)]
         pool.deliver()
-        assert len(here.edge.closing) == 1
+        assert len(here.effects.closing) == 1
 
     def test_an_ask_for_what_has_been_lent_meanwhile_is_forgotten(self, two):
         """The connection is given up when it comes back."""
@@ -1824,9 +1824,9 @@ class TestTwoLoops:
         pool.wait(there)
         slots = [here.take(pool.now), here.take(pool.now)]
         pool.deliver()
-        assert here.edge.closing == []
+        assert here.effects.closing == []
         give_back(pool, here, slots[0])
-        assert here.edge.closing == [slots[0]]
+        assert here.effects.closing == [slots[0]]
 
     def test_a_failed_connect_gives_its_permit_to_the_loop_that_waits(self, two):
         """The permit changes hands, whatever ended its use."""
@@ -1837,8 +1837,8 @@ class TestTwoLoops:
         pool.refuse(here)
         assert pool.messages == [("tell", there)]
         pool.deliver()
-        assert len(there.edge.opening) == 1
-        assert pool.budget.in_use == 2
+        assert len(there.effects.opening) == 1
+        assert pool.permits.in_use == 2
 
     def test_the_richer_loop_gives_to_one_that_is_overdue(self, make):
         """Although both have callers, and the one that gives waits for a permit as well."""
@@ -1850,7 +1850,7 @@ class TestTwoLoops:
         pool.wait(there)
         pool.now += PATIENCE
         give_back(pool, here, slots[0])
-        assert here.edge.closing == [slots[0]]
+        assert here.effects.closing == [slots[0]]
 
     def test_own_callers_come_first_however_old_the_connection_is(self, two):
         """Patience counts from when the other loop began to wait."""
@@ -1882,8 +1882,8 @@ class TestTwoLoops:
             pool.wait(shard)
         give_back(pool, here, slots[0], BROKEN)
         pool.deliver()
-        assert (len(there.edge.opening), third.edge.opening) == (1, [])
-        assert list(pool.budget.claims) == [third, there]
+        assert (len(there.effects.opening), third.effects.opening) == (1, [])
+        assert list(pool.permits.claims) == [third, there]
 
 
 class TestStandingStill:
@@ -1895,27 +1895,27 @@ class TestStandingStill:
         shard.keep_floor(pool.now)
         pool.connect(shard)
         assert shard.take(pool.now) is not None
-        shard.edge.is_running = False
+        shard.effects.is_running = False
         pool.wait(shard)
-        assert pool.budget.take(shard)
+        assert pool.permits.take(shard)
         shard.granted(pool.now)
-        shard.broke(next(iter(shard.slots)), "lost")
-        assert (shard.edge.opening, pool.budget.in_use) == ([], 0)
-        shard.edge.is_running = True
+        shard.discard(next(iter(shard.slots)), "lost")
+        assert (shard.effects.opening, pool.permits.in_use) == ([], 0)
+        shard.effects.is_running = True
         pool.pass_time(0.0)
-        assert len(shard.edge.opening) == 1
+        assert len(shard.effects.opening) == 1
 
     def test_nothing_is_asked(self, make):
         """An idle connection that waits for the answer to a ping would be out of everybody's reach."""
         pool, shard = make(max_size=1, keepalive=1.0)
         (slot,) = pool.with_idle(shard, 1)
-        shard.edge.is_running = False
+        shard.effects.is_running = False
         shard.housekeeper.ping_all()
         pool.pass_time(5.0)
-        assert (shard.idle, shard.edge.pinging) == ([slot], [])
-        shard.edge.is_running = True
+        assert (shard.idle, shard.effects.pinging) == ([slot], [])
+        shard.effects.is_running = True
         pool.pass_time(0.0)
-        assert (shard.idle, shard.edge.pinging) == ([], [slot])
+        assert (shard.idle, shard.effects.pinging) == ([], [slot])
 
 
 class TestGoodbyesElsewhere:
@@ -1933,18 +1933,18 @@ class TestGoodbyesElsewhere:
         pool, here, there = two
         pool.wait(here)
         pool.deliver()
-        assert (len(there.edge.closing), here.edge.opening) == (1, [])
+        assert (len(there.effects.closing), here.effects.opening) == (1, [])
         pool.pass_time(PARTING_SECONDS)
         pool.deliver()
-        assert (there.edge.closing, len(here.edge.opening)) == ([], 1)
+        assert (there.effects.closing, len(here.effects.opening)) == ([], 1)
 
     def test_one_on_a_loop_that_stands_still_is_cut_at_once(self, two):
         """Nobody is there to hear the server hang up."""
         pool, here, there = two
-        there.edge.is_running = False
+        there.effects.is_running = False
         pool.wait(here)
         pool.deliver()
-        assert (there.edge.closing, len(here.edge.opening)) == ([], 1)
+        assert (there.effects.closing, len(here.effects.opening)) == ([], 1)
 
 
 class TestCounts:
@@ -1988,14 +1988,14 @@ class TestCounts:
         """In steady use nobody touches it."""
         pool, shard = make()
         pool.with_idle(shard, 1)
-        first = shard.edge.wake
+        first = shard.effects.wake
         assert first < NEVER
-        shard.edge.wake = "untouched"
+        shard.effects.wake = "untouched"
         for _ in range(5):
             pool.now += 0.1
             give_back(pool, shard, shard.take(pool.now))
         shard.wake_by(first)
-        assert shard.edge.wake == "untouched"
+        assert shard.effects.wake == "untouched"
 
     def test_connections_are_in_use_while_a_caller_has_one(self, make):
         """Not by being idle, connecting or closing."""

@@ -115,7 +115,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._resume()
 
     def _shrink_on(self, shard):
-        self.pool.messages += [("tell", served) for served in self.pool.budget.resize(self.pool.config.max_size)]
+        self.pool.messages += [("tell", served) for served in self.pool.permits.resize(self.pool.config.max_size)]
         shard.resized(self.pool.now)
 
     def _suspend_on(self, shard):
@@ -238,17 +238,17 @@ class PoolMachine(RuleBasedStateMachine):
 
     @staticmethod
     def _work(shard, kind):
-        return list(shard.unanswered) if kind == "unanswered" else getattr(shard.edge, kind)
+        return list(shard.unanswered) if kind == "unanswered" else getattr(shard.effects, kind)
 
     @precondition(lambda self: self._with("opening"))
     @rule(data=st.data(), end=st.sampled_from(CONNECT_ENDS))
     def connect_ends(self, data, end):
         shard = data.draw(st.sampled_from(self._with("opening")))
-        slot = data.draw(st.sampled_from(shard.edge.opening))
+        slot = data.draw(st.sampled_from(shard.effects.opening))
         if end in ("well", "with a message"):
             self.pool.connect(shard, slot, Liveness.ALIVE if end == "well" else Liveness.UNREAD)
             return
-        shard.edge.opening.remove(slot)
+        shard.effects.opening.remove(slot)
         if end == "cancelled":
             shard.connect_cancelled(slot, self.pool.now)
         else:
@@ -271,13 +271,13 @@ class PoolMachine(RuleBasedStateMachine):
         elif is_well:
             shard.serviced(slot, self.pool.now)
         else:
-            shard.broke(slot, "it was not")
+            shard.discard(slot, "it was not")
 
     @precondition(lambda self: self._with("closing"))
     @rule(data=st.data())
     def close_ends(self, data):
         shard = data.draw(st.sampled_from(self._with("closing")))
-        self.pool.closed(shard, data.draw(st.sampled_from(shard.edge.closing)))
+        self.pool.closed(shard, data.draw(st.sampled_from(shard.effects.closing)))
 
     def _sessions(self, *states):
         return [(shard, slot) for shard in self.pool.shards for slot in self._slots(shard) if slot.state in states]
@@ -295,7 +295,7 @@ class PoolMachine(RuleBasedStateMachine):
             slot.session.life = Liveness.DEAD
         elif event == "is lost":
             slot.session.life = Liveness.DEAD
-            shard.broke(slot, "lost")
+            shard.discard(slot, "lost")
         elif event == "has something to read" and slot.session.life is Liveness.ALIVE:
             slot.session.life = Liveness.UNREAD
         else:
@@ -310,7 +310,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The same, and every driver has noticed."""
         self.mass_death(data)
         for shard, slot in self._sessions(SlotState.IDLE, *HELD):
-            shard.broke(slot, "lost")
+            shard.discard(slot, "lost")
 
     # ---- the pool, its threads and loops ----
 
@@ -324,13 +324,13 @@ class PoolMachine(RuleBasedStateMachine):
     def all_goes_well(self):
         """Whatever is under way ends well, on every loop; whoever was served has not run yet."""
         for shard in self.pool.shards:
-            edge = shard.edge
+            effects = shard.effects
             for work in (self._work(shard, kind) for kind in SERVICES):
                 while work:
                     self._serviced(shard, work.pop(0), is_well=True)
-            while edge.opening:
+            while effects.opening:
                 self.pool.connect(shard)
-            while edge.closing:
+            while effects.closing:
                 self.pool.closed(shard)
         while self.pool.messages:
             self._deliver(0)
@@ -358,7 +358,7 @@ class PoolMachine(RuleBasedStateMachine):
             self._forget(shard)
 
     def _forget(self, shard):
-        self.pool.messages += [("tell", served) for served in self.pool.budget.forget(shard)]
+        self.pool.messages += [("tell", served) for served in self.pool.permits.forget(shard)]
 
     def expire(self, data):
         self.pool.terms.generation += 1
@@ -441,18 +441,18 @@ class PoolMachine(RuleBasedStateMachine):
     def each_connection_has_one_permit(self):
         """Connecting and closing ones too; a permit on its way to another loop is that loop's."""
         for shard in self.pool.shards:
-            assert self.pool.budget.held(shard) == len(shard.slots) + self._grants(shard)
-        assert self.pool.budget.in_use == sum(self.pool.budget.held(shard) for shard in self.pool.shards)
-        assert self.pool.budget.in_use <= self.pool.config.max_size
+            assert self.pool.permits.held(shard) == len(shard.slots) + self._grants(shard)
+        assert self.pool.permits.in_use == sum(self.pool.permits.held(shard) for shard in self.pool.shards)
+        assert self.pool.permits.in_use <= self.pool.config.max_size
 
     def each_connection_is_in_one_place(self):
         for shard in self.pool.shards:
-            edge = shard.edge
-            in_service = [*edge.resetting, *edge.pinging, *edge.reading, *shard.unanswered]
+            effects = shard.effects
+            in_service = [*effects.resetting, *effects.pinging, *effects.reading, *shard.unanswered]
             for places, state in (
                 ([shard.idle], SlotState.IDLE),
-                ([shard.connecting, edge.opening], SlotState.CONNECTING),
-                ([shard.closing, edge.closing], SlotState.CLOSING),
+                ([shard.connecting, effects.opening], SlotState.CONNECTING),
+                ([shard.closing, effects.closing], SlotState.CLOSING),
                 ([in_service], SlotState.RESETTING),
             ):
                 expected = same(slot for slot in shard.slots if slot.state is state)
@@ -501,20 +501,20 @@ class PoolMachine(RuleBasedStateMachine):
 
     def nobody_waits_in_vain(self):
         """A caller that no connect is under way for waits for a message, a timer, or a connection of its own loop."""
-        budget, max_size = self.pool.budget, self.pool.config.max_size
+        permits, max_size = self.pool.permits, self.pool.config.max_size
         for shard in self.pool.shards:
             if shard.phase is not Phase.OPEN or len(shard.waiters) <= len(shard.connecting) or self._grants(shard):
                 continue
-            has_timer = shard.edge.wake <= self.pool.now + PROBE_LONGEST_SECONDS
-            assert has_timer or budget.held(shard) == max_size
-            if budget.in_use < max_size and not self.pool.messages:
+            has_timer = shard.effects.wake <= self.pool.now + PROBE_LONGEST_SECONDS
+            assert has_timer or permits.held(shard) == max_size
+            if permits.in_use < max_size and not self.pool.messages:
                 assert has_timer, "nobody waits beside a free permit, but for a pause"
 
     def claims_are_of_those_who_wait(self):
-        for claimant in self.pool.budget.claims:
+        for claimant in self.pool.permits.claims:
             assert claimant in self.pool.shards
             assert claimant.waiters, "a claim outlives those it was made for: another loop would give up a connection"
-        assert not (self.pool.budget.claims and self.pool.budget.in_use < self.pool.config.max_size)
+        assert not (self.pool.permits.claims and self.pool.permits.in_use < self.pool.config.max_size)
 
     # ---- what must come of it ----
 
@@ -535,8 +535,8 @@ class PoolMachine(RuleBasedStateMachine):
         self._good_moment()
         self._good_moment()
         assert not any(shard.slots for shard in self.pool.shards)
-        assert self.pool.budget.in_use == 0
-        assert not self.pool.budget.claims
+        assert self.pool.permits.in_use == 0
+        assert not self.pool.permits.claims
 
     def _good_moment(self):
         self.all_goes_well()

@@ -11,8 +11,8 @@ import pytest
 import helpers
 from fakes import FakeFuture, FakePool
 from loopaware_pool import errors
-from loopaware_pool._core.load_shedding import INTERVAL_LIMITS, Shedding
-from loopaware_pool._core.wait_queue import Line
+from loopaware_pool._core.load_shedding import INTERVAL_LIMITS, LoadShedding
+from loopaware_pool._core.wait_queue import WaitQueue
 from loopaware_pool.asyncpg import Overloaded, TooManyWaiting, create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, TooManyRequests
 from loopaware_pool.psycopg import Overloaded as OverloadedPsycopg
@@ -32,12 +32,12 @@ def served(shedding, *waits, since, over=INTERVAL):
 class TestShedding:
     def test_nobody_is_refused_at_first(self):
         """However long he has waited: it takes an interval to know that a line stands."""
-        assert Shedding(LIMIT).is_standing is False
-        assert served(Shedding(LIMIT), 100.0, 100.0, 100.0, since=50.0) == [False] * 3
+        assert LoadShedding(LIMIT).is_standing is False
+        assert served(LoadShedding(LIMIT), 100.0, 100.0, 100.0, since=50.0) == [False] * 3
 
     def test_a_line_stands_once_the_shortest_wait_of_an_interval_was_too_long(self):
         """From the next interval on, those who have waited longer than the limit are refused; others are not."""
-        shedding = Shedding(LIMIT)
+        shedding = LoadShedding(LIMIT)
         assert not any(served(shedding, 2.0, 0.6, 3.0, since=0.0))
         assert served(shedding, 1.1, 0.9, 1.0, 1.2, since=INTERVAL) == [True, False, False, True]
         assert shedding.is_standing
@@ -45,20 +45,20 @@ class TestShedding:
     def test_one_short_wait_proves_that_the_line_moves(self):
         """A burst is taken up: one caller who waited for no longer than half the limit is enough, first or last."""
         for waits in [(0.5, 2.0, 3.0), (3.0, 2.0, 0.5)]:
-            shedding = Shedding(LIMIT)
+            shedding = LoadShedding(LIMIT)
             served(shedding, *waits, since=0.0)
             assert not any(served(shedding, 5.0, 5.0, since=INTERVAL))
 
     def test_an_empty_line_does_not_stand(self):
         """Nobody has to be served quickly to prove it."""
-        shedding = Shedding(LIMIT)
+        shedding = LoadShedding(LIMIT)
         served(shedding, 2.0, 3.0, since=0.0)
         shedding.emptied()
         assert not any(served(shedding, 5.0, 5.0, since=INTERVAL))
 
     def test_it_ends_an_interval_after_the_load_does(self):
         """The waits grow short, and then even a long one is no reason any more."""
-        shedding = Shedding(LIMIT)
+        shedding = LoadShedding(LIMIT)
         served(shedding, 2.0, 3.0, since=0.0)
         assert served(shedding, 2.0, 0.2, since=INTERVAL) == [True, False]
         assert not any(served(shedding, 2.0, 2.0, since=2 * INTERVAL))
@@ -66,7 +66,7 @@ class TestShedding:
 
     def test_each_interval_is_judged_by_itself(self):
         """What was seen in those before it is forgotten."""
-        shedding = Shedding(LIMIT)
+        shedding = LoadShedding(LIMIT)
         served(shedding, 0.1, since=0.0)
         served(shedding, 2.0, 3.0, since=INTERVAL)
         assert served(shedding, 9.0, 0.9, since=2 * INTERVAL) == [True, False]
@@ -143,7 +143,7 @@ class TestShard:
 
 def test_a_line_skips_those_who_have_gone():
     """Cancelled, and not out of the line yet."""
-    line = Line()
+    line = WaitQueue()
     gone, here = FakeFuture(), FakeFuture()
     line.join(gone, 1.0, has_deadline=False)
     line.join(here, 2.0, has_deadline=False)

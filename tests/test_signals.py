@@ -12,7 +12,7 @@ import pytest
 
 from loopaware_pool._core import registry
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._platform import event_loops
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.errors import PoolClosed
@@ -74,7 +74,9 @@ class Story:
 
     def __init__(self, loop_factory):
         self.driver = FakeDriver()
-        self.core = Core(PoolConfig(name="interrupted", min_size=0, init_size=0, max_size=2), self.driver, face=self)
+        self.core = PoolCore(
+            PoolConfig(name="interrupted", min_size=0, init_size=0, max_size=2), self.driver, face=self
+        )
         self.complaints = []
         self.outcomes = None
         self._loop_factory = loop_factory
@@ -106,14 +108,14 @@ class Story:
 
     async def _lease(self, check):
         core = self.core
-        keeper = core.keeper()
-        slot = keeper.shard.take(registry.monotonic())
+        shard_runner = core.shard_runner()
+        slot = shard_runner.shard.take(registry.monotonic())
         if slot is None:
-            slot = await core.queue.wait(keeper, DEADLINE_SECONDS)
+            slot = await core.queue.wait(shard_runner, DEADLINE_SECONDS)
         await asyncio.sleep(0)
         if slot.is_lent():
-            keeper.shard.returned(slot, check, registry.monotonic())
-            keeper.act()
+            shard_runner.shard.returned(slot, check, registry.monotonic())
+            shard_runner.act()
 
 
 def test_who_looks_at_the_pool_waits_for_nobody(loop_factory):
@@ -124,7 +126,7 @@ def test_who_looks_at_the_pool_waits_for_nobody(loop_factory):
     def look():
         stats = core.stats()
         assert 0 <= stats.size + stats.connecting <= 2
-        core.size(), core.live_size(), core.slots(), core.fd_report(), core.budget.in_use
+        core.size(), core.live_size(), core.slots(), core.fd_report(), core.permits.in_use
 
     interruption = Interruption(look)
     story.tell(interruption)
@@ -143,7 +145,7 @@ def test_a_pool_that_is_terminated_before_any_line_ends_in_peace(loop_factory):
         stories.append(story)  # whatever the collector did with it would be among the lines of the next
         story.tell(Interruption(story.core.terminate, at))
         assert all(outcome is None or isinstance(outcome, PoolClosed) for outcome in story.outcomes), story.outcomes
-        assert story.core.budget.in_use == 0
+        assert story.core.permits.in_use == 0
         assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)
 
 
@@ -157,7 +159,7 @@ def test_a_lease_that_is_dropped_before_any_line_costs_one_connection(loop_facto
         stories.append(story)  # see above
         story.tell(Interruption(story.drop_a_lease, at))
         assert story.outcomes == [None] * 3
-        assert story.core.budget.in_use == 0
+        assert story.core.permits.in_use == 0
         assert all(any(call in ("abort", "discard") for call in each.calls) for each in story.driver.sessions)
 
 
@@ -264,23 +266,23 @@ class Standstill:
 
     def __init__(self, loop):
         self.driver = FakeDriver()
-        self.core = Core(PoolConfig(name="still", min_size=0, init_size=0, max_size=2), self.driver, face=self)
+        self.core = PoolCore(PoolConfig(name="still", min_size=0, init_size=0, max_size=2), self.driver, face=self)
         self.loop = loop
         loop.run_until_complete(self._lend())
 
     async def _lend(self):
         self.core.start()
-        self.keeper = self.core.keeper()
-        self.slots = [await self.core.queue.wait(self.keeper, DEADLINE_SECONDS) for _ in range(2)]
+        self.shard_runner = self.core.shard_runner()
+        self.slots = [await self.core.queue.wait(self.shard_runner, DEADLINE_SECONDS) for _ in range(2)]
 
     def give_back(self):
         for slot in self.slots:
-            self.keeper.errands.add(functools.partial(self._return, slot))
+            self.shard_runner.errands.add(functools.partial(self._return, slot))
 
     def _return(self, slot):
         if slot.is_lent():
-            self.keeper.shard.returned(slot, ReturnCheck.STRANDED, registry.monotonic())
-            self.keeper.act()
+            self.shard_runner.shard.returned(slot, ReturnCheck.STRANDED, registry.monotonic())
+            self.shard_runner.act()
 
 
 def give_back(story):
@@ -296,7 +298,7 @@ def close_loop(story):
 def let_go(story):
     """Its connections are closed; who comes to the pool on another loop has the pool forget it."""
     story.give_back()
-    story.core.keeper()
+    story.core.shard_runner()
 
 
 def terminate(story):
@@ -334,5 +336,5 @@ def test_what_comes_before_any_line_done_in_a_loops_place_upsets_nothing(loop_fa
     assert lines > 100
     for at in range(lines):
         story, _ = told(loop_factory, deed, interrupt, at)
-        assert story.core.budget.in_use == 0
+        assert story.core.permits.in_use == 0
         assert [session.calls for session in story.driver.sessions] == [["discard"]] * 2

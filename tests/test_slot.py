@@ -7,7 +7,15 @@ import types
 
 import pytest
 
-from loopaware_pool._core.slot import POOLS, TRANSITIONS, IllegalMove, Slot, SlotEvent, SlotState, acquiring_line
+from loopaware_pool._core.slot import (
+    LIBRARY_MODULES,
+    TRANSITIONS,
+    IllegalMove,
+    Slot,
+    SlotEvent,
+    SlotState,
+    acquiring_line,
+)
 
 S, E = SlotState, SlotEvent
 # Written out once more, so that a slip in the table shows.
@@ -141,7 +149,10 @@ def frames(*modules):
 def test_an_acquire_stands_in_the_first_frame_that_is_the_callers_own():
     """However many of the pool's are below it, and whichever follow."""
     assert acquiring_line(frames("app", "main")) == ("app", 0)
-    assert acquiring_line(frames(*sorted(POOLS), "app", "contextlib", "main")) == ("app", len(POOLS))
+    assert acquiring_line(frames(*sorted(LIBRARY_MODULES), "app", "contextlib", "main")) == (
+        "app",
+        len(LIBRARY_MODULES),
+    )
 
 
 def test_where_an_acquire_stands_may_be_unknown():

@@ -23,7 +23,12 @@ from psycopg.pq import TransactionStatus
 
 import sql_corpus
 from loopaware_pool.asyncpg import sql_effects as statements_module
-from loopaware_pool.asyncpg.sql_effects import LONGEST_STATEMENT, STATEMENTS_REMEMBERED, is_harmless, is_known_harmless
+from loopaware_pool.asyncpg.sql_effects import (
+    LONGEST_STATEMENT,
+    STATEMENTS_REMEMBERED,
+    is_known_to_leave_session_unchanged,
+    leaves_session_unchanged,
+)
 from sql_tree import objections
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
@@ -183,26 +188,30 @@ SUSPECT = [
 @pytest.mark.parametrize("statement", HARMLESS)
 def test_what_services_send_all_day_is_harmless(statement):
     """Else nothing would be gained."""
-    assert is_harmless(statement)
+    assert leaves_session_unchanged(statement)
 
 
 @pytest.mark.parametrize("statement", SUSPECT)
 def test_whatever_is_not_known_is_suspect(statement):
     """A kind of statement, a function, a type, a second statement, a way to write one of these."""
-    assert not is_harmless(statement)
+    assert not leaves_session_unchanged(statement)
 
 
 def test_a_text_is_judged_when_it_comes_again(monkeypatch):
     """One look at each text that comes more than once, and none at those that do not."""
     judged = []
-    monkeypatch.setattr(statements_module, "is_harmless", lambda text: judged.append(text) or is_harmless(text))
+    monkeypatch.setattr(
+        statements_module,
+        "leaves_session_unchanged",
+        lambda text: judged.append(text) or leaves_session_unchanged(text),
+    )
     texts = [f"SELECT {number} AS remembered" for number in range(3)]
-    assert [is_known_harmless(text) for text in texts] == [False, False, False]
+    assert [is_known_to_leave_session_unchanged(text) for text in texts] == [False, False, False]
     assert judged == []
-    assert [is_known_harmless(text) for text in [*texts, *texts]] == [True] * 6
+    assert [is_known_to_leave_session_unchanged(text) for text in [*texts, *texts]] == [True] * 6
     assert judged == texts
     for _ in range(3):
-        assert not is_known_harmless("SET a.remembered = 1")
+        assert not is_known_to_leave_session_unchanged("SET a.remembered = 1")
     assert judged == [*texts, "SET a.remembered = 1"]
 
 
@@ -210,11 +219,11 @@ def test_texts_are_remembered_within_bounds():
     """However many there are, and however long one is."""
     for number in range(2 * STATEMENTS_REMEMBERED + 10):
         for _ in range(2):
-            is_known_harmless(f"SELECT {number}")
+            is_known_to_leave_session_unchanged(f"SELECT {number}")
     assert 0 < len(statements_module._verdicts) <= STATEMENTS_REMEMBERED
     assert 0 < len(statements_module._seen_once) <= STATEMENTS_REMEMBERED
     for _ in range(3):
-        assert not is_known_harmless("SELECT '" + "x" * LONGEST_STATEMENT + "'")
+        assert not is_known_to_leave_session_unchanged("SELECT '" + "x" * LONGEST_STATEMENT + "'")
     assert all(len(text) <= LONGEST_STATEMENT for text in statements_module._verdicts)
 
 
@@ -236,7 +245,7 @@ SIZES = [("generated", 12_000), ("mutated", 12_000), ("keywords", 40_000), ("sca
 
 
 def harmless(kind, count):
-    return (statement for statement in KINDS[kind](SEED, count) if is_harmless(statement))
+    return (statement for statement in KINDS[kind](SEED, count) if leaves_session_unchanged(statement))
 
 
 @pytest.mark.parametrize(("kind", "count"), SIZES)
@@ -272,7 +281,7 @@ def test_the_parse_tree_tells_what_is_suspect():
 
 def test_what_is_ordinary_is_harmless_but_for_what_is_in_no_list():
     """Else nothing would be gained."""
-    assert [statement for statement in sql_corpus.ORDINARY if not is_harmless(statement)] == [
+    assert [statement for statement in sql_corpus.ORDINARY if not leaves_session_unchanged(statement)] == [
         "SELECT id, total::numeric(10, 2), trim(BOTH 'x' FROM name) FROM orders",
     ]
 
@@ -497,7 +506,8 @@ def test_whatever_changes_a_session_was_suspect(session, statement):
     except psycopg.Error:
         outcome = "refused"
     after = session.execute(STATE).fetchone()
-    event(f"{outcome}, {'harmless' if is_harmless(statement) else 'suspect'}{'' if before == after else ', dirty'}")
+    verdict = "harmless" if leaves_session_unchanged(statement) else "suspect"
+    event(f"{outcome}, {verdict}{'' if before == after else ', dirty'}")
     if before != after:
         session.execute(CLEAN)
-        assert not is_harmless(statement)
+        assert not leaves_session_unchanged(statement)

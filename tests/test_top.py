@@ -22,7 +22,7 @@ from dataclasses import replace
 import pytest
 
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._platform.sockets import SocketIdentity
 from loopaware_pool.cli.console import VisibleConsole
 from loopaware_pool.cli.top import command
@@ -175,7 +175,7 @@ def test_the_heading_tells_whose_pools_these_are():
 def view(tmp_path):
     """Of a pool that nobody uses."""
     driver = FakeDriver()
-    core = Core(PoolConfig(name="orders", min_size=0, init_size=0, max_size=3), driver, face=driver)
+    core = PoolCore(PoolConfig(name="orders", min_size=0, init_size=0, max_size=3), driver, face=driver)
     with serve_live(core, tmp_path / "pool.sock") as view:
         yield view
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.contenders import CONNECTIONS
 from benchmarks.lab import Goal, Heat, Question
 from loopaware_pool._core.config import PoolConfig
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.testing import FakeDriver
 
@@ -63,9 +63,9 @@ def _connections(number: int) -> str:
 
 
 @asynccontextmanager
-async def _core(max_size: int) -> AsyncIterator[Core]:
+async def _core(max_size: int) -> AsyncIterator[PoolCore]:
     face = _Face()
-    core = Core(PoolConfig(min_size=max_size, init_size=max_size, max_size=max_size), FakeDriver(), face)
+    core = PoolCore(PoolConfig(min_size=max_size, init_size=max_size, max_size=max_size), FakeDriver(), face)
     await core.open()
     try:
         yield core
@@ -73,20 +73,20 @@ async def _core(max_size: int) -> AsyncIterator[Core]:
         core.terminate()
 
 
-async def _acquire(core: Core) -> Slot:
-    keeper = core.keeper()
-    return keeper.shard.take(monotonic()) or await core.queue.wait(keeper, None)
+async def _acquire(core: PoolCore) -> Slot:
+    runner = core.runner()
+    return runner.shard.take(monotonic()) or await core.queue.wait(runner, None)
 
 
-def _release(core: Core, slot: Slot) -> None:
-    core.keeper().shard.returned(slot, ReturnCheck.READY, monotonic())
+def _release(core: PoolCore, slot: Slot) -> None:
+    core.runner().shard.returned(slot, ReturnCheck.READY, monotonic())
 
 
 async def _cost_in_queue(waiters: int, acquires: int) -> float:
     """So many tasks, that many of which always wait, acquire in turn."""
     served = 0
 
-    async def work(core: Core) -> None:
+    async def work(core: PoolCore) -> None:
         nonlocal served
         while served < acquires:
             slot = await _acquire(core)

@@ -74,7 +74,7 @@ def _retire_at_once(shard: Shard, slot: Any, reason: str, *, politely: bool = Tr
 MENDS = {
     "waits-for-answers": _patched(
         (AsyncpgSession, "_send_reset", _send_and_lend),
-        (AsyncpgSession, "find_out_who_answers", _have_no_guard),
+        (AsyncpgSession, "detect_pooler", _have_no_guard),
         (asyncpg_session, "reset_statements", _reset_all_last),
     ),
     "restores-the-session-user": _patched(
@@ -84,7 +84,7 @@ MENDS = {
     "closes-at-once": _patched((psycopg, "span", _span_that_never_is_0)),
     "lends-before-the-end-of-life": _patched((shard, "math", SimpleNamespace(nextafter=lambda now, _: now))),
     "lets-growth-not-wait": _patched(
-        (Queue, "waiting_in_line", lambda queue: sum(len(keeper.shard.waiters) for keeper in queue._keepers()))
+        (Queue, "waiting_in_line", lambda queue: sum(len(runner.shard.waiters) for runner in queue._runners()))
     ),
     "counts-no-query-of-its-own": _patched((AsyncpgSession, "prepare_reset", _count_own_query)),
     "closes-what-has-expired": _patched((Shard, "is_outdated", lambda *_: False)),

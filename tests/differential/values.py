@@ -136,7 +136,7 @@ _PARAMETERS: dict[str, list[Any]] = {
     "binary": [False, True, None],
     "prepare": [None, True, False],
     "scrollable": [None, True, False],
-    "withhold": [False, True],
+    "redact": [False, True],
     "value": [None, True, False, 1, 2],
     "mode": ["relative", "absolute"],
     "size": [0, 1, 2],

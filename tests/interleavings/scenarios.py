@@ -296,7 +296,7 @@ def one_stops_and_keeps_nobody_waiting(stage: Stage) -> None:
     """What a loop was granted that has stopped for long, and has no connection, serves another meanwhile."""
 
     def stop() -> None:
-        if not any(keeper.shard.slots for keeper in stage.core.keepers() if keeper.loop is stage.loops[1]):
+        if not any(runner.shard.slots for runner in stage.core.runners() if runner.loop is stage.loops[1]):
             stage.loops[1].stand_still()
 
     stage.caller(0, check=BROKEN)

@@ -12,10 +12,10 @@ import loopaware_pool._core.registry
 import loopaware_pool._core.shard
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.housekeeping import Housekeeper
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import CoreState, Phase
+from loopaware_pool._core.terms import Phase, PoolState
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.testing import FakeDriver, FakeSession
 
@@ -168,7 +168,7 @@ class Stage:
         sizes = {"min_size": 0, "init_size": 0, "max_size": 1, "name": "stage", "on_event": self._heard}
         config = PoolConfig(**{**sizes, **scenario.options})
         self.largest = config.max_size
-        self.core = Core(config, self.driver, face=self)
+        self.core = PoolCore(config, self.driver, face=self)
         self.parties: list[asyncio.Task[Any]] = []
         self._cancelled: set[asyncio.Task[Any]] = set()
         self._holders: dict[FakeSession, asyncio.Task[Any]] = {}
@@ -220,22 +220,22 @@ class Stage:
         finally:
             del self._holders[session]
             session.check = check
-            tenancy = self.release(slot)
+            listener = self.release(slot)
         if awaits and slot.state is SlotState.RESETTING:
-            await tenancy.keeper.finished(slot)
+            await listener.runner.finished(slot)
 
     async def acquire(self, timeout: float | None = None) -> Slot:
         """As the flavours do."""
         core = self.core
-        if core.state is not CoreState.OPEN:
+        if core.state is not PoolState.OPEN:
             raise core.closed_error()
-        keeper = core.keeper()
-        slot = keeper.shard.take(loopaware_pool._core.registry.monotonic())
-        keeper.act()
+        runner = core.runner()
+        slot = runner.shard.take(loopaware_pool._core.registry.monotonic())
+        runner.act()
         if slot is None:
-            slot = await core.queue.wait(keeper, timeout)
+            slot = await core.queue.wait(runner, timeout)
         self._demand(slot.session not in self._holders, "a connection is lent twice")
-        self._demand(slot.session.owner.keeper.loop is asyncio.get_running_loop(), "a connection changed its loop")
+        self._demand(slot.session.owner.runner.loop is asyncio.get_running_loop(), "a connection changed its loop")
         self._demand("abort" not in slot.session.calls, "a connection was lent that the pool has closed")
         self._holders[slot.session] = asyncio.current_task()
         slot.lent_to(asyncio.current_task(), None, 0)
@@ -244,11 +244,11 @@ class Stage:
 
     def release(self, slot: Slot) -> Any:
         """As the flavours do."""
-        tenancy = slot.session.owner
+        listener = slot.session.owner
         if slot.is_lent():
-            tenancy.keeper.shard.returned(slot, slot.session.take_back(), loopaware_pool._core.registry.monotonic())
-            tenancy.keeper.act()
-        return tenancy
+            listener.runner.shard.returned(slot, slot.session.take_back(), loopaware_pool._core.registry.monotonic())
+            listener.runner.act()
+        return listener
 
     def cancel(self, task: asyncio.Task[Any]) -> None:
         """Cancel a party; if it hears of it, it must end cancelled."""
@@ -306,16 +306,16 @@ class Stage:
             self._step(in_order=False)
         self._settle()
         self._check_parties()
-        if self.core.state is CoreState.OPEN:
+        if self.core.state is PoolState.OPEN:
             self._check_capacity()
         self._close()
 
     def _set_up(self) -> None:
         async def introduce(warm: int) -> None:
             self.core.start()
-            keeper = self.core.keeper()
-            slots = [keeper.shard.open_one(loopaware_pool._core.registry.monotonic()) for _ in range(warm)]
-            keeper.act()
+            runner = self.core.runner()
+            slots = [runner.shard.open_one(loopaware_pool._core.registry.monotonic()) for _ in range(warm)]
+            runner.act()
             while any(slot.state is not SlotState.IDLE for slot in slots):
                 await asyncio.sleep(0)
 
@@ -347,14 +347,14 @@ class Stage:
         """After each step."""
         self._demand(not self.world.complaints, f"a loop complains: {self.world.complaints}")
         self._demand(not counted_decisions.disturbed, "; ".join(counted_decisions.disturbed))
-        in_use = self.core.budget.in_use
-        keepers = self.core.keepers()
-        slots = [slot for keeper in keepers for slot in keeper.shard.slots]
+        in_use = self.core.permits.in_use
+        runners = self.core.runners()
+        slots = [slot for runner in runners for slot in runner.shard.slots]
         self._demand(len(slots) <= in_use <= self.largest, f"{len(slots)} places, {in_use} permits")
         alive = [session for session in self.driver.sessions if not _is_closed(session)]
         self._demand(len(alive) <= in_use, f"{len(alive)} sessions, {in_use} permits")
-        for keeper in keepers:
-            shard = keeper.shard
+        for runner in runners:
+            shard = runner.shard
             self._demand(
                 not (shard.phase is Phase.OPEN and shard.idle and any(not waiter.done() for waiter in shard.waiters)),
                 "somebody waits beside an idle connection",
@@ -369,8 +369,8 @@ class Stage:
                 self._demand(isinstance(error, self.scenario.allowed), f"a caller was told {error!r}")
             else:
                 self._demand(not party.cancelled(), "a caller was cancelled by nobody")
-        for keeper in self.core.keepers():
-            shard = keeper.shard
+        for runner in self.core.runners():
+            shard = runner.shard
             self._demand(not shard.waiters, "a waiter is left")
             self._demand(not shard.count(SlotState.LENT, SlotState.RESERVED), "a connection stays lent")
 
@@ -379,7 +379,7 @@ class Stage:
         self.core.resume()
 
         async def take_all() -> None:
-            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.budget.max_size)]
+            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.permits.max_size)]
             for slot in slots:
                 del self._holders[slot.session]
                 slot.session.check = ReturnCheck.READY
@@ -397,13 +397,13 @@ class Stage:
 
     def _close(self) -> None:
         """Closing ends, and nothing is left."""
-        if self.core.state is not CoreState.NEW:
+        if self.core.state is not PoolState.NEW:
             self._finish(self._living().create_task(self.core.close()))
         self._settle()
-        self._demand(self.core.budget.in_use == 0, f"{self.core.budget.in_use} permits are lost")
-        self._demand(not self.core.budget.claims, "a claim is left")
+        self._demand(self.core.permits.in_use == 0, f"{self.core.permits.in_use} permits are lost")
+        self._demand(not self.core.permits.claims, "a claim is left")
         self._demand(all(map(_is_closed, self.driver.sessions)), "a connection is lost")
-        self._demand(not self.core.keepers(), "a closed pool clings to a loop")
+        self._demand(not self.core.runners(), "a closed pool clings to a loop")
 
 
 def _is_closed(session: FakeSession) -> bool:

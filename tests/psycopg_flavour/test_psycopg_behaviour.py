@@ -1047,7 +1047,7 @@ def test_age_is_looked_at_on_return_unless_told_otherwise(pool_of):
             assert pids[0] != pids[1]
         async with pool_of(min_size=1, max_lifetime=0.1, discard_expired="always") as pool:
             await pool.wait()
-            counters = pool._core.keeper().shard.counters
+            counters = pool._core.runner().shard.counters
             await eventually_async(lambda: counters.closed, "a connection that has grown too old")
 
     asyncio.run(main())

@@ -24,7 +24,7 @@ import helpers
 import servers
 from loopaware_pool._platform.sockets import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
-from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch
+from loopaware_pool.psycopg.socket_waiter import ConnectionUse, SocketWaiter
 from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error
 from psycopg_pools import busy, make_pool
 from running import eventually_async
@@ -166,7 +166,7 @@ def test_an_fd_that_is_closed_in_a_step_that_waits_for_both_directions_ends_the_
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, report: reports.append(report))
-        watch = SocketWatch(pgconn, loop)
+        watch = SocketWaiter(pgconn, loop)
         fill(here)
         loop.call_soon(answer)
         async with asyncio.timeout(5):
@@ -199,8 +199,8 @@ def test_whatever_the_removal_of_a_registration_raises_ends_no_wait_and_keeps_no
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, report: reports.append(report["exception"]))
-        watch = SocketWatch(pgconn, loop)
-        watch.custody = Custody.USED
+        watch = SocketWaiter(pgconn, loop)
+        watch.use = ConnectionUse.USED
         waiting = asyncio.create_task(watch.drive(work()))
         await asyncio.sleep(0)
         async with asyncio.timeout(5):
@@ -236,7 +236,7 @@ def test_a_socket_in_error_is_told_of_as_long_as_somebody_waits(run, tcp_pair):
         readiness.append((yield Wait.R))
 
     async def main():
-        watch = SocketWatch(connection_of(here), asyncio.get_running_loop())
+        watch = SocketWaiter(connection_of(here), asyncio.get_running_loop())
         fill(here)
         asyncio.get_running_loop().call_soon(reset)
         async with asyncio.timeout(5):

@@ -19,7 +19,7 @@ from loopaware_pool.psycopg import (
     LoopAwareConnection,
     PoolClosed,
 )
-from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch
+from loopaware_pool.psycopg.socket_waiter import ConnectionUse, SocketWaiter
 from psycopg_pools import make_pool
 from running import LoopThread
 
@@ -74,8 +74,8 @@ def test_a_wait_hears_of_an_error_as_often_as_it_asks(run):
             peer, _ = server.accept()
         with here, peer:
             pgconn = SimpleNamespace(socket=here.fileno(), status=ConnStatus.OK)
-            watch = SocketWatch(pgconn, asyncio.get_running_loop())
-            watch.custody = Custody.USED
+            watch = SocketWaiter(pgconn, asyncio.get_running_loop())
+            watch.use = ConnectionUse.USED
             waiting = asyncio.ensure_future(watch.drive(ask_thrice()))
             await asyncio.sleep(0)
             peer.send(b"a part of the answer")

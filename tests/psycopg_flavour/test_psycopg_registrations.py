@@ -19,7 +19,7 @@ import pytest
 
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
-from loopaware_pool.psycopg.socket_waiter import SocketWatch
+from loopaware_pool.psycopg.socket_waiter import SocketWaiter
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
 from running import LoopThread, eventually_async
 
@@ -181,7 +181,7 @@ def test_a_loop_that_is_closed_under_a_query_takes_the_socket_along(pool_of, kin
 def test_a_writer_that_cannot_be_added_leaves_no_reader(pool_of, kind, monkeypatch):
     """Neither is left when one of the two fails."""
     monkeypatch.setattr(psycopg.waiting, "_ready", lambda *_: 0, raising=False)
-    monkeypatch.setattr(SocketWatch, "_ready_now", lambda *_: 0)
+    monkeypatch.setattr(SocketWaiter, "_ready_now", lambda *_: 0)
 
     def fail(*_):
         raise OSError("no writer")

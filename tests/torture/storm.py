@@ -462,7 +462,7 @@ class Storm:
         if not self._surface.is_ours:
             return
         core = self._pool._core
-        in_use = core.budget.in_use
+        in_use = core.permits.in_use
         if in_use > self.largest:
             self._break("over", f"{in_use} permits of {self.largest}", in_use - self.largest)
 
@@ -472,7 +472,12 @@ class Storm:
 
         def count() -> tuple[int, int, int, int]:
             stats = pool.stats()
-            return stats.size, len(self._witness.sockets()), pool._core.budget.in_use, self._witness.sessions(self.name)
+            return (
+                stats.size,
+                len(self._witness.sockets()),
+                pool._core.permits.in_use,
+                self._witness.sessions(self.name),
+            )
 
         def is_so() -> bool:
             size, sockets, permits, sessions = count()
@@ -532,8 +537,8 @@ class Storm:
             await self._within(self._surface.close(self._pool), "close()")
         await self._callers_end()
         self._judge_callers()
-        if self._surface.is_ours and not await self._eventually(lambda: not self._pool._core.budget.in_use):
-            self._break("lost", f"{self._pool._core.budget.in_use} permits are held by a closed pool")
+        if self._surface.is_ours and not await self._eventually(lambda: not self._pool._core.permits.in_use):
+            self._break("lost", f"{self._pool._core.permits.in_use} permits are held by a closed pool")
         if not await self._eventually(lambda: not self._witness.peers()):
             self._break("sockets", f"{len(self._witness.peers())} sockets of a closed pool", len(self._witness.peers()))
         if not await self._eventually(lambda: not self._witness.sessions(self.name)):

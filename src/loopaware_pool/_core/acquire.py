@@ -14,7 +14,7 @@ from loopaware_pool.errors import Overloaded, PoolTimeout
 
 if TYPE_CHECKING:
     from loopaware_pool._core.registry import Registry
-    from loopaware_pool._core.runner import Keeper
+    from loopaware_pool._core.runner import ShardRunner
 
 __all__ = ["Queue"]
 
@@ -30,12 +30,12 @@ class Queue:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def wait(self, keeper: Keeper, timeout: float | None) -> Slot:
+    async def wait(self, runner: ShardRunner, timeout: float | None) -> Slot:
         """
         Queue for a connection.
 
         Args:
-            keeper: The running loop's.
+            runner: The running loop's.
             timeout: Seconds; None waits as long as it takes.
 
         Raises:
@@ -47,36 +47,36 @@ class Queue:
 
         Cancellation: a connection handed over at that moment goes to the next waiter.
         """
-        shard = keeper.shard
+        shard = runner.shard
         began = monotonic()
-        keeper.act()
+        runner.act()
         if not shard.is_open():
             raise self._registry.closed_error()
-        self._check_queue(keeper)
+        self._check_queue(runner)
         now, has_come_back, is_counted = began, False, True
         is_hasty = timeout is not None and timeout <= 0
-        keeper.callers += 1
-        keeper.hasty_callers += is_hasty
+        runner.callers += 1
+        runner.hasty_callers += is_hasty
         try:
             while True:
-                waiter: asyncio.Future[Slot] = keeper.loop.create_future()
+                waiter: asyncio.Future[Slot] = runner.loop.create_future()
                 tick = None
                 if timeout is not None:
-                    passed = functools.partial(self._time_out, keeper, waiter, timeout)
-                    tick = keeper.deadlines.add(waiter, began + timeout, passed)
+                    passed = functools.partial(self._time_out, runner, waiter, timeout)
+                    tick = runner.deadlines.add(waiter, began + timeout, passed)
                 if has_come_back:
                     shard.come_back(waiter, began, now, has_deadline=timeout is not None)
                 else:
                     is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
                 try:
-                    keeper.act()
+                    runner.act()
                     slot = await waiter
                 except BaseException:
-                    self._gave_up(keeper, waiter, monotonic() - began, is_counted=is_counted)
+                    self._gave_up(runner, waiter, monotonic() - began, is_counted=is_counted)
                     raise
                 finally:
                     if tick is not None:
-                        keeper.deadlines.remove(waiter, tick)
+                        runner.deadlines.remove(waiter, tick)
                 now = monotonic()
                 if slot.state is SlotState.RESERVED:
                     shard.claim(slot, now - began if is_counted else None, now)
@@ -85,70 +85,70 @@ class Queue:
                     raise self._registry.closed_error()
                 # It was lost between the hand-over and this line: once more, with what is left of the time.
                 taken = shard.take(now)
-                keeper.act()
+                runner.act()
                 if taken is not None:
                     return taken
                 has_come_back = True
         finally:
-            keeper.callers -= 1
-            keeper.hasty_callers -= is_hasty
+            runner.callers -= 1
+            runner.hasty_callers -= is_hasty
 
     def waiting_in_line(self) -> int:
         """Count the callers, on all loops, who wait for others to be done; those without any time leave in a moment."""
-        keepers, now = self._registry.keepers(), monotonic()
-        can_be_opened = max((keeper.shard.growth_left for keeper in keepers), default=0)
-        in_line = sum(keeper.shard.waiting_in_line(now) - keeper.hasty_callers for keeper in keepers)
+        runners, now = self._registry.runners(), monotonic()
+        can_be_opened = max((runner.shard.growth_left for runner in runners), default=0)
+        in_line = sum(runner.shard.waiting_in_line(now) - runner.hasty_callers for runner in runners)
         return max(0, in_line - can_be_opened)
 
-    def _check_queue(self, keeper: Keeper) -> None:
+    def _check_queue(self, runner: ShardRunner) -> None:
         limit = self._registry.config.max_waiting
         if limit and self.waiting_in_line() >= limit:
-            keeper.shard.counters.refused += 1
+            runner.shard.counters.refused += 1
             raise self._registry.driver.errors.too_many_waiting(pool=self._registry.config.name, max_waiting=limit)
 
-    def _time_out(self, keeper: Keeper, waiter: asyncio.Future[Slot], timeout: float) -> None:
+    def _time_out(self, runner: ShardRunner, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if waiter.done():
             return
-        keeper.shard.leave(waiter)
-        keeper.shard.counters.timed_out += 1
-        waiter.set_exception(self.timeout_error(keeper, timeout))
+        runner.shard.leave(waiter)
+        runner.shard.counters.timed_out += 1
+        waiter.set_exception(self.timeout_error(runner, timeout))
 
-    def timeout_error(self, keeper: Keeper, timeout: float, during: str = "") -> PoolTimeout:
+    def timeout_error(self, runner: ShardRunner, timeout: float, during: str = "") -> PoolTimeout:
         """Make the error of a caller whose *timeout* (seconds) has passed."""
         error = self._registry.driver.errors.timeout(
             timeout=timeout,
             stats=self._registry.stats(),
-            holders=tuple(keeper.leases()),
+            holders=tuple(runner.leases()),
             during=during,
-            cause=keeper.shard.last_error,
+            cause=runner.shard.last_error,
         )
-        _add_own(error, keeper)
+        _add_own(error, runner)
         return error
 
     def _gave_up(
-        self, keeper: Keeper, waiter: asyncio.Future[Slot], waited_seconds: float, *, is_counted: bool
+        self, runner: ShardRunner, waiter: asyncio.Future[Slot], waited_seconds: float, *, is_counted: bool
     ) -> None:
         """Take a caller out of the queue; what it was handed at that instant goes to the next."""
-        shard = keeper.shard
+        shard = runner.shard
         shard.leave(waiter)
         if is_counted:
             shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
         if isinstance(told, PoolTimeout):
-            _add_own(told, keeper)
+            _add_own(told, runner)
         elif told is not None:
             shard.counters.failed += not isinstance(told, Overloaded)
         else:
             shard.counters.cancelled += 1
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
-                keeper.act()
-        keeper.reporter.acquire_failed(told, waited_seconds)
+                runner.act()
+        runner.reporter.acquire_failed(told, waited_seconds)
 
 
-def _add_own(error: PoolTimeout, keeper: Keeper) -> None:
+def _add_own(error: PoolTimeout, runner: ShardRunner) -> None:
     """Say in a timeout what the waiting task holds itself. A timer, which is no task, leaves that to the task."""
-    task = asyncio.current_task(keeper.loop)
-    own = [] if task is None else leases_of(task, list(keeper.shard.slots), monotonic())
+    task = asyncio.current_task(runner.loop)
+    own = [] if task is None else leases_of(task, list(runner.shard.slots), monotonic())
     if own:
         error.add_own(tuple(own), line_outside(sys._getframe()))  # noqa: SLF001

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["FloorPace", "Ramp"]
+__all__ = ["MinSizeBackoff", "SlowStart"]
 
 START_CONNECTS: Final = 3
 # Long enough for a spike of short work to pass before the second doubling.
@@ -22,7 +22,7 @@ FLOOR_FIRST_SECONDS: Final = 1.0
 FLOOR_LONGEST_SECONDS: Final = 60.0
 
 
-class Ramp:
+class SlowStart:
     """
     Paces the connects that callers wait for.
 
@@ -68,7 +68,7 @@ class Ramp:
         self.probe_at = 0.0
 
 
-class FloorPace:
+class MinSizeBackoff:
     """
     Paces the connects for `min_size`, which nobody waits for.
 

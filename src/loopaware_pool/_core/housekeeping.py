@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopaware_pool._core.config import PoolConfig
-    from loopaware_pool._core.interfaces import Edge
+    from loopaware_pool._core.interfaces import ShardEffects
     from loopaware_pool._core.shard import Shard
     from loopaware_pool._core.terms import Terms
 
@@ -36,17 +36,17 @@ class Housekeeper:
         shard: The shard.
         config: The pool's settings.
         terms: The pool's generation and floor.
-        edge: Does what is decided here.
+        effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
     """
 
     def __init__(
-        self, shard: Shard, config: PoolConfig, terms: Terms, edge: Edge, *, pool_size: Callable[[], int]
+        self, shard: Shard, config: PoolConfig, terms: Terms, effects: ShardEffects, *, pool_size: Callable[[], int]
     ) -> None:
         self._shard = shard
         self._config = config
         self._terms = terms
-        self._edge = edge
+        self._effects = effects
         self._pool_size = pool_size
         self._shrinks_in_periods = _shrinks_in_periods(config)
         self._shrink_at = NEVER
@@ -82,8 +82,8 @@ class Housekeeper:
         """Close a connection that its holder has let go of: its session is unknown, a query may still run."""
         if slot.state is SlotState.LENT:
             self._shard.counters.dropped += 1
-            self._edge.dropped(slot)
-            self._shard.broke(slot, "dropped by its holder")
+            self._effects.dropped(slot)
+            self._shard.discard(slot, "dropped by its holder")
 
     def _give_up_unanswered(self, now: float) -> None:
         """Close connections whose reset the server has not answered in time."""
@@ -91,7 +91,7 @@ class Housekeeper:
             if now < due:
                 self._shard.wake_by(due)
             else:
-                self._shard.broke(slot, "reset not answered")
+                self._shard.discard(slot, "reset not answered")
 
     def ping_all(self) -> list[Slot]:
         """Make a round trip on each idle connection; list them."""
@@ -161,7 +161,7 @@ class Housekeeper:
         for slot in self._shard.slots:
             if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
-                    self._edge.overdue(slot)
+                    self._effects.overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)
 

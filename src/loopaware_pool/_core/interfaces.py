@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.errors import ErrorFamily
 
-__all__ = ["Edge", "Waiter", "Waiting"]
+__all__ = ["ShardEffects", "Waiter", "Waiting"]
 
 
 class Waiter(Protocol):
@@ -32,7 +32,7 @@ class Waiting(NamedTuple):
     has_deadline: bool
 
 
-class Edge(Protocol):
+class ShardEffects(Protocol):
     """What a shard has done for it, on its loop."""
 
     @property
@@ -46,13 +46,13 @@ class Edge(Protocol):
         """Connect; then call `connected` or `connect_failed`."""
 
     def reset(self, slot: Slot) -> None:
-        """Reset the session; then call `serviced` or `broke`."""
+        """Reset the session; then call `serviced` or `discard`."""
 
     def ping(self, slot: Slot) -> None:
-        """Make a round trip; then call `serviced` or `broke`."""
+        """Make a round trip; then call `serviced` or `discard`."""
 
     def read(self, slot: Slot) -> None:
-        """Let the driver read what arrived; then call `serviced` or `broke`."""
+        """Let the driver read what arrived; then call `serviced` or `discard`."""
 
     def close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection; then call `closed`."""

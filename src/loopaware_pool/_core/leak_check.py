@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.reporter import Reporter
     from loopaware_pool._core.shard import Shard
 
-__all__ = ["FdCheck", "Ledger"]
+__all__ = ["LeakCheck", "Ledger"]
 
 
 class Ledger:
@@ -40,7 +40,7 @@ class Ledger:
         self.process_fds: int | None = None
 
 
-class FdCheck:
+class LeakCheck:
     """
     Looks after the fds of one loop's connections.
 
@@ -140,7 +140,7 @@ class FdCheck:
                 self._reporter.fd_lost(identity)
 
 
-def _look(check: weakref.ref[FdCheck], seconds: float) -> None:
+def _look(check: weakref.ref[LeakCheck], seconds: float) -> None:
     alive = check()
     if alive is not None:
         alive._look(seconds)  # noqa: SLF001 - its own timer

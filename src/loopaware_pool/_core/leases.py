@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool._core.slot import POOLS, Slot, SlotState
+from loopaware_pool._core.slot import LIBRARY_MODULES, Slot, SlotState
 from loopaware_pool.stats import LeaseInfo
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> lis
 
 def line_outside(frame: FrameType | None) -> str | None:
     """Say where the caller's own code stands that has come as far as *frame*; None if it is not there."""
-    while frame is not None and frame.f_globals.get("__name__") in POOLS:
+    while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back
     return None if frame is None else _told(frame)
 

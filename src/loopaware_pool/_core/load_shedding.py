@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["Shedding"]
+__all__ = ["LoadShedding"]
 
 # The shortest wait that tells of a queue that stands, as a part of that which is too long in one.
 STANDING_PART: Final = 0.5
@@ -19,7 +19,7 @@ STANDING_PART: Final = 0.5
 INTERVAL_LIMITS: Final = 5.0
 
 
-class Shedding:
+class LoadShedding:
     """
     Watches the waits of one line.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-__all__ = ["Budget", "Claimant"]
+__all__ = ["Claimant", "Permits"]
 
 
 class Claimant(Protocol):
@@ -26,7 +26,7 @@ class Claimant(Protocol):
         """Idle connections that nobody on that loop waits for. Read from any thread; a moment old."""
 
 
-class Budget:
+class Permits:
     """
     Permits for connections, and the loops that wait for one. Safe to use from any thread.
 

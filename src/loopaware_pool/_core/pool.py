@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Final
 
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.registry import Registry
-from loopaware_pool._core.terms import CoreState
+from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform import event_loops, frames
 
 if TYPE_CHECKING:
     from loopaware_pool import errors
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.permits import Claimant
-    from loopaware_pool._core.runner import Keeper
+    from loopaware_pool._core.runner import ShardRunner
     from loopaware_pool.driver import Driver
 
-__all__ = ["Core"]
+__all__ = ["PoolCore"]
 
 CLOSE_WARNING_SECONDS: Final = 60.0
 # How often `close()` looks for loops that have stopped before they heard of it.
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
-class Core(Registry):
+class PoolCore(Registry):
     """
     The driver-independent pool.
 
@@ -59,20 +59,20 @@ class Core(Registry):
 
         Cancellation: as a failure.
         """
-        keeper = self.keeper()
-        if keeper.shard.keeps_floor:
+        runner = self.runner()
+        if runner.shard.keeps_floor:
             return
-        first_loop = self.state is CoreState.NEW
+        first_loop = self.state is PoolState.NEW
         if first_loop:
-            self.state = CoreState.OPENING
-            self._opener = weakref.ref(keeper.loop)
-        keeper.callers += 1
+            self.state = PoolState.OPENING
+            self._opener = weakref.ref(runner.loop)
+        runner.callers += 1
         try:
             missing = self.config.init_size - self.size()
-            if missing > 0 and await keeper.open_one() and missing > 1:
+            if missing > 0 and await runner.open_one() and missing > 1:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(missing - 1):
-                        group.create_task(keeper.open_one())
+                        group.create_task(runner.open_one())
         except BaseException as error:
             if first_loop:
                 self.terminate()
@@ -80,10 +80,10 @@ class Core(Registry):
                 raise error.exceptions[0] from None
             raise
         finally:
-            keeper.callers -= 1
-        if self.state is CoreState.OPENING:
-            self.state = CoreState.OPEN
-        keeper.keep_floor()
+            runner.callers -= 1
+        if self.state is PoolState.OPENING:
+            self.state = PoolState.OPEN
+        runner.keep_floor()
 
     def start(self) -> None:
         """
@@ -92,10 +92,10 @@ class Core(Registry):
         Raises:
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
         """
-        keeper = self.keeper()
-        if self.state is CoreState.NEW:
-            self.state = CoreState.OPEN
-        keeper.keep_floor()
+        runner = self.runner()
+        if self.state is PoolState.NEW:
+            self.state = PoolState.OPEN
+        runner.keep_floor()
 
     def is_opening_here(self) -> bool:
         """Whether the running loop is the one that is opening the pool."""
@@ -111,9 +111,9 @@ class Core(Registry):
 
         Cancellation: terminates everything at once.
         """
-        if self.state is CoreState.CLOSED:
+        if self.state is PoolState.CLOSED:
             return
-        self.state = CoreState.CLOSING
+        self.state = PoolState.CLOSING
         loop = asyncio.get_running_loop()
         emptied: asyncio.Future[None] = loop.create_future()
         closer = (loop, emptied)
@@ -122,9 +122,9 @@ class Core(Registry):
         if self.config.close_timeout is not None:
             timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
         try:
-            for keeper in self.keepers():
-                self._on(keeper, functools.partial(keeper.shut, self.closing_error))
-            self.keeper_emptied()
+            for runner in self.runners():
+                self._on(runner, functools.partial(runner.shut, self.closing_error))
+            self.loop_emptied()
             while not emptied.done():
                 self._close_where_nobody_is()
                 await asyncio.wait([emptied], timeout=IDLE_LOOP_LOOK_SECONDS)
@@ -139,9 +139,9 @@ class Core(Registry):
 
     def _close_where_nobody_is(self) -> None:
         """Close what is unused on loops that have stopped since they heard of the end, or before they did."""
-        for keeper in self.keepers():
-            if event_loops.is_idle(keeper.loop):
-                self._on(keeper, keeper.cut_unused)
+        for runner in self.runners():
+            if event_loops.is_idle(runner.loop):
+                self._on(runner, runner.cut_unused)
 
     async def close_unused(self, timeout: float | None) -> None:
         """
@@ -153,21 +153,21 @@ class Core(Registry):
 
         Cancellation: ends the waiting. The pool is closed.
         """
-        if self.state is CoreState.CLOSED:
+        if self.state is PoolState.CLOSED:
             return
-        self.state = CoreState.CLOSED
+        self.state = PoolState.CLOSED
         loop = asyncio.get_running_loop()
-        keepers = self.keepers()
-        pending = [asyncio.ensure_future(self._shut_and_wait(keeper, loop, timeout)) for keeper in keepers]
+        runners = self.runners()
+        pending = [asyncio.ensure_future(self._shut_and_wait(runner, loop, timeout)) for runner in runners]
         if pending:
             try:
                 await asyncio.wait(pending, timeout=timeout)
             finally:
                 for waiting in pending:
                     waiting.cancel()
-                for keeper in keepers:
-                    self._on(keeper, keeper.cut_unused)
-        self.keeper_emptied()
+                for runner in runners:
+                    self._on(runner, runner.cut_unused)
+        self.loop_emptied()
 
     def terminate(self) -> None:
         """
@@ -176,84 +176,84 @@ class Core(Registry):
         Called by what has interrupted the pool in the middle of a decision, as a signal handler or a listener may, it
         waits for the end of that: connections on this loop are closed in its next iteration.
         """
-        if self.state is CoreState.CLOSED:
+        if self.state is PoolState.CLOSED:
             return
-        self.state = CoreState.CLOSED
+        self.state = PoolState.CLOSED
         if frames.has_interrupted_a_decision():
-            for keeper in self.keepers():
-                keeper.errands.leave(functools.partial(self._terminate, keeper))
+            for runner in self.runners():
+                runner.errands.leave(functools.partial(self._terminate, runner))
         else:
-            for keeper in self.keepers():
-                self._terminate(keeper)
+            for runner in self.runners():
+                self._terminate(runner)
             self._finish()
 
-    async def _shut_and_wait(self, keeper: Keeper, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
-        """Shut a keeper; wait until nothing is left but leases, as far as that can be seen from this loop."""
-        if keeper.loop is here:
-            keeper.shut(self.closed_error)
-            await keeper.until(keeper.is_unused, timeout)
+    async def _shut_and_wait(self, runner: ShardRunner, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
+        """Shut a runner; wait until nothing is left but leases, as far as that can be seen from this loop."""
+        if runner.loop is here:
+            runner.shut(self.closed_error)
+            await runner.until(runner.is_unused, timeout)
         else:
             shut: asyncio.Future[None] = here.create_future()
-            self._on(keeper, lambda: self._shut_for(keeper, here, shut))
+            self._on(runner, lambda: self._shut_for(runner, here, shut))
             await shut
 
-    def _shut_for(self, keeper: Keeper, here: asyncio.AbstractEventLoop, shut: asyncio.Future[None]) -> None:
-        keeper.shut(self.closed_error)
+    def _shut_for(self, runner: ShardRunner, here: asyncio.AbstractEventLoop, shut: asyncio.Future[None]) -> None:
+        runner.shut(self.closed_error)
         event_loops.post(here, _set, shut)
 
-    def _terminate(self, keeper: Keeper) -> None:
-        end = keeper.cut_all if event_loops.is_idle(keeper.loop) else keeper.terminate
-        self._on(keeper, lambda: end(self.closed_error))
+    def _terminate(self, runner: ShardRunner) -> None:
+        end = runner.cut_all if event_loops.is_idle(runner.loop) else runner.terminate
+        self._on(runner, lambda: end(self.closed_error))
 
     def _cut_short(self) -> None:
-        held = "; ".join(str(lease) for keeper in self.keepers() for lease in keeper.leases()) or "nobody"
+        held = "; ".join(str(lease) for runner in self.runners() for lease in runner.leases()) or "nobody"
         self.driver.logger.warning(
             "%s: close() ends after %s s, close_timeout; connections still held by: %s",
             self.config.name,
             self.config.close_timeout,
             held,
         )
-        for keeper in self.keepers():
-            self._terminate(keeper)
+        for runner in self.runners():
+            self._terminate(runner)
 
     def _finish(self) -> None:
-        self.state = CoreState.CLOSED
-        self.keeper_emptied()
+        self.state = PoolState.CLOSED
+        self.loop_emptied()
 
-    def keeper_emptied(self) -> None:
+    def loop_emptied(self) -> None:
         """Let go of loops that have no connection left, if the pool is closed; wake those who wait in `close()`."""
-        if self.state is CoreState.CLOSED:
-            for keeper in self.keepers():
-                if not keeper.shard.slots:
-                    self._on(keeper, functools.partial(self._let_go, keeper))
-        if self._closers and not any(keeper.shard.slots for keeper in self.keepers()):
+        if self.state is PoolState.CLOSED:
+            for runner in self.runners():
+                if not runner.shard.slots:
+                    self._on(runner, functools.partial(self._let_go, runner))
+        if self._closers and not any(runner.shard.slots for runner in self.runners()):
             for loop, emptied in self._closers:
                 event_loops.post(loop, _set, emptied)
 
-    def _let_go(self, keeper: Keeper) -> None:
-        if not keeper.shard.slots:  # it may have begun to connect meanwhile
-            keeper.dismiss()
-            self.loop_ending(keeper.loop, keeper.shard)
-            self.loop_ended(keeper.shard)
+    def _let_go(self, runner: ShardRunner) -> None:
+        if not runner.shard.slots:  # it may have begun to connect meanwhile
+            runner.dismiss()
+            self.loop_ending(runner.loop, runner.shard)
+            self.loop_ended(runner.shard)
 
     def loop_ended(self, shard: Claimant) -> None:
         """Take back the permits of a loop that has no connection left."""
         super().loop_ended(shard)
         if self._closers:
-            self.keeper_emptied()
+            self.loop_emptied()
 
     def forked(self) -> None:
         """Start afresh in a child process. The parent's connections, loops and locks are not touched."""
-        keepers = list(self._keepers.values())
-        self._start_afresh(self.budget.max_size)
+        runners = list(self._runners.values())
+        self._start_afresh(self.permits.max_size)
         self._closers = []
-        if self.state is CoreState.OPENING:
-            self.state = CoreState.NEW
-        elif self.state is CoreState.CLOSING:
-            self.state = CoreState.CLOSED
+        if self.state is PoolState.OPENING:
+            self.state = PoolState.NEW
+        elif self.state is PoolState.CLOSING:
+            self.state = PoolState.CLOSED
         self.driver.forked()
-        for keeper in keepers:
-            keeper.forked()
+        for runner in runners:
+            runner.forked()
 
     def _warn_of_long_close(self) -> None:
         self.driver.logger.warning(
@@ -271,19 +271,19 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _dropped(dead_or_alive: weakref.ref[Core]) -> None:
+def _dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
     """
     End a pool whose last user has let go of it, unless the collector is quicker.
 
     Its loops hold the core weakly: a collector that runs first takes connections and all, and the driver warns of
     them. Without one, this closes them at the next iteration.
     """
-    if (core := dead_or_alive()) is not None and core.state not in (CoreState.NEW, CoreState.CLOSED):
-        for keeper in core.keepers():
-            event_loops.post(keeper.loop, _end_dropped, dead_or_alive)
+    if (core := dead_or_alive()) is not None and core.state not in (PoolState.NEW, PoolState.CLOSED):
+        for runner in core.runners():
+            event_loops.post(runner.loop, _end_dropped, dead_or_alive)
 
 
-def _end_dropped(dead_or_alive: weakref.ref[Core]) -> None:
-    if (core := dead_or_alive()) is not None and core.state is not CoreState.CLOSED:
+def _end_dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
+    if (core := dead_or_alive()) is not None and core.state is not PoolState.CLOSED:
         core.terminate()
         warnings.warn(f"unclosed pool {core.config.name!r}", ResourceWarning, source=core, stacklevel=1)

@@ -16,10 +16,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loopaware_pool._core.leak_check import Ledger
-from loopaware_pool._core.permits import Budget
-from loopaware_pool._core.runner import Keeper
+from loopaware_pool._core.permits import Permits
+from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import CoreState, Phase, Terms
+from loopaware_pool._core.terms import Phase, PoolState, Terms
 from loopaware_pool._platform import event_loops
 from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 
@@ -36,17 +36,17 @@ __all__ = ["Registry"]
 
 
 class _Census(NamedTuple):
-    """The keepers by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
+    """The runners by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
 
-    keepers: Mapping[Claimant, Keeper]
+    runners: Mapping[Claimant, ShardRunner]
     ended: Counters
 
-    def with_one(self, keeper: Keeper) -> _Census:
-        return _Census({**self.keepers, keeper.shard: keeper}, self.ended)
+    def with_one(self, runner: ShardRunner) -> _Census:
+        return _Census({**self.runners, runner.shard: runner}, self.ended)
 
-    def without(self, keeper: Keeper) -> _Census:
-        others = {shard: other for shard, other in self.keepers.items() if other is not keeper}
-        return _Census(others, self.ended.plus(keeper.shard.counters))
+    def without(self, runner: ShardRunner) -> _Census:
+        others = {shard: other for shard, other in self.runners.items() if other is not runner}
+        return _Census(others, self.ended.plus(runner.shard.counters))
 
 
 class Registry:
@@ -63,25 +63,25 @@ class Registry:
         self.driver = driver
         self.terms = Terms(config.min_size)
         self.jitter = random.random
-        self.state = CoreState.NEW
+        self.state = PoolState.NEW
         self._suspended = False
         self._start_afresh(config.max_size)
 
     def _start_afresh(self, max_size: int) -> None:
         """Have no loop and no connection, at first and in a forked child."""
-        self.budget = Budget(max_size, self.config.patience)
+        self.permits = Permits(max_size, self.config.patience)
         # For those who change what is below. A signal handler, or the collector, may interrupt its holder and come back
         # here, so it can be taken again; and who only looks takes none.
         self._lock = threading.RLock()
-        self._keepers: dict[asyncio.AbstractEventLoop, Keeper] = {}
-        self._recent: Keeper | None = None
+        self._runners: dict[asyncio.AbstractEventLoop, ShardRunner] = {}
+        self._recent: ShardRunner | None = None
         self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._census = _Census({}, Counters())
         self.ledger = Ledger()
 
     # ---- routing ----
 
-    def keeper(self) -> Keeper:
+    def runner(self) -> ShardRunner:
         """
         Find the running loop's part of the pool, or make it.
 
@@ -94,154 +94,154 @@ class Registry:
         loop, complaint = event_loops.supported_loop()
         if loop is None:
             raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
-        self._recent = keeper = self._keepers.get(loop) or self._make_keeper(loop)
-        return keeper
+        self._recent = runner = self._runners.get(loop) or self._make_runner(loop)
+        return runner
 
-    def _make_keeper(self, loop: asyncio.AbstractEventLoop) -> Keeper:
+    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> ShardRunner:
         self._bury_closed()
-        for other in self.keepers():
+        for other in self.runners():
             self._forget_if_unneeded(other)
         with self._lock:
-            if (known := self._keepers.get(loop)) is not None:  # it was only looked at: see below
+            if (known := self._runners.get(loop)) is not None:  # it was only looked at: see below
                 return known
-            keeper = self._keepers[loop] = Keeper(self, loop)
-            self._census = self._census.with_one(keeper)
+            runner = self._runners[loop] = ShardRunner(self, loop)
+            self._census = self._census.with_one(runner)
         if self._suspended:
-            keeper.shard.phase = Phase.SUSPENDED
-        if self.state in (CoreState.CLOSING, CoreState.CLOSED):  # meanwhile, by another thread
-            keeper.shut(self.closed_error)
+            runner.shard.phase = Phase.SUSPENDED
+        if self.state in (PoolState.CLOSING, PoolState.CLOSED):  # meanwhile, by another thread
+            runner.shut(self.closed_error)
         elif loop in self._floor_loops:
-            keeper.keep_floor()
-        return keeper
+            runner.keep_floor()
+        return runner
 
-    def _forget_if_unneeded(self, keeper: Keeper) -> None:
+    def _forget_if_unneeded(self, runner: ShardRunner) -> None:
         """
         Let go of a loop that stands still with nothing of the pool's on it: whoever made it may have forgotten it.
 
-        It may begin to run at any moment, and its caller find the keeper. So the way to it is barred first, and then it
+        It may begin to run at any moment, and its caller find the runner. So the way to it is barred first, and then it
         is looked at: a caller who has come that way before has left something there, or runs.
         """
-        if self.state is not CoreState.OPEN or not keeper.is_unneeded():
+        if self.state is not PoolState.OPEN or not runner.is_unneeded():
             return
         with self._lock:
-            self.loop_ending(keeper.loop, keeper.shard)
-            if keeper.is_unneeded():
-                if keeper.shard.keeps_floor:
-                    self._floor_loops.add(keeper.loop)
-                keeper.shard.phase = Phase.CLOSED
-                keeper.dismiss()
-                self.loop_ended(keeper.shard)
+            self.loop_ending(runner.loop, runner.shard)
+            if runner.is_unneeded():
+                if runner.shard.keeps_floor:
+                    self._floor_loops.add(runner.loop)
+                runner.shard.phase = Phase.CLOSED
+                runner.dismiss()
+                self.loop_ended(runner.shard)
             else:
-                self._keepers[keeper.loop] = keeper
+                self._runners[runner.loop] = runner
 
     def _bury_closed(self) -> None:
         """Clear up after loops whose end went unnoticed."""
-        for keeper in self.keepers():
-            if keeper.loop.is_closed():
-                keeper.loop_closed()
+        for runner in self.runners():
+            if runner.loop.is_closed():
+                runner.loop_closed()
 
-    def keeper_here(self) -> Keeper | None:
+    def runner_here(self) -> ShardRunner | None:
         """Find the running loop's part of the pool, if it has one."""
         loop = event_loops.running()
-        return None if loop is None else self._keepers.get(loop)
+        return None if loop is None else self._runners.get(loop)
 
-    def keepers(self) -> list[Keeper]:
-        """List the keepers of all loops. Takes no lock: making a list is one step."""
-        return list(self._keepers.values())
+    def runners(self) -> list[ShardRunner]:
+        """List the runners of all loops. Takes no lock: making a list is one step."""
+        return list(self._runners.values())
 
     def loop_ending(self, loop: asyncio.AbstractEventLoop, shard: Claimant) -> None:
         """Route nobody to *shard* any more."""
         with self._lock:
-            keeper = self._keepers.get(loop)
-            if keeper is not None and keeper.shard is shard:
-                self._keepers.pop(loop, None)  # a signal handler may have come in between, and done it
+            runner = self._runners.get(loop)
+            if runner is not None and runner.shard is shard:
+                self._runners.pop(loop, None)  # a signal handler may have come in between, and done it
             if self._recent is not None and self._recent.shard is shard:
                 self._recent = None
 
     def loop_ended(self, shard: Claimant) -> None:
         """Take back the permits of a loop that has no connection left."""
         with self._lock:
-            keeper = self._census.keepers.get(shard)
-            if keeper is None:
+            runner = self._census.runners.get(shard)
+            if runner is None:
                 return
-            self._census = self._census.without(keeper)
+            self._census = self._census.without(runner)
         self._forget(shard)
 
     def _forget(self, claimant: Claimant) -> None:
-        for served in self.budget.forget(claimant):
+        for served in self.permits.forget(claimant):
             self.tell(served)
 
     # ---- telling ----
 
     def tell(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
-        keeper = self._census.keepers.get(claimant)
-        if keeper is None or keeper.loop.is_closed():
+        runner = self._census.runners.get(claimant)
+        if runner is None or runner.loop.is_closed():
             self._forget(claimant)
         else:
-            keeper.errands.add(keeper.granted)
+            runner.errands.add(runner.granted)
 
     def ask(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
-        keeper = self._census.keepers.get(donor)
-        if keeper is not None:
-            self._on(keeper, lambda: keeper.shard.asked(monotonic()))
-            self._forget_if_unneeded(keeper)
+        runner = self._census.runners.get(donor)
+        if runner is not None:
+            self._on(runner, lambda: runner.shard.asked(monotonic()))
+            self._forget_if_unneeded(runner)
 
     def look_for_dropped(self) -> None:
         """Have every loop look for leases that were dropped."""
-        for keeper in self.keepers():
-            self._on(keeper, keeper.housekeeper.reclaim_dropped)
+        for runner in self.runners():
+            self._on(runner, runner.housekeeper.reclaim_dropped)
 
     def run_errands_of_idle_loops(self) -> None:
         """Do, for loops that have stopped, what they were told and have not heard."""
-        for keeper in self.keepers():
-            keeper.errands.run_if_idle()
+        for runner in self.runners():
+            runner.errands.run_if_idle()
 
-    def _on(self, keeper: Keeper, action: Callable[[], object]) -> None:
-        """Act on a keeper: here if its loop runs here or stands still, else on its loop."""
-        if keeper.loop is event_loops.running():
-            keeper.do(action)
+    def _on(self, runner: ShardRunner, action: Callable[[], object]) -> None:
+        """Act on a runner: here if its loop runs here or stands still, else on its loop."""
+        if runner.loop is event_loops.running():
+            runner.do(action)
         else:
-            keeper.errands.add(functools.partial(keeper.do, action))
+            runner.errands.add(functools.partial(runner.do, action))
 
-    def _sweep(self, keeper: Keeper, sweep: Callable[[float], None]) -> None:
-        self._on(keeper, lambda: sweep(monotonic()))
+    def _sweep(self, runner: ShardRunner, sweep: Callable[[float], None]) -> None:
+        self._on(runner, lambda: sweep(monotonic()))
 
     # ---- switches ----
 
     def suspend(self) -> None:
         """Serve nobody until `resume`; callers queue, leases go on."""
         self._suspended = True
-        for keeper in self.keepers():
-            if keeper.shard.phase is Phase.OPEN:
-                keeper.shard.phase = Phase.SUSPENDED
+        for runner in self.runners():
+            if runner.shard.phase is Phase.OPEN:
+                runner.shard.phase = Phase.SUSPENDED
 
     def resume(self) -> None:
         """Serve those who queued, on every loop."""
         self._suspended = False
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.resume)
+        for runner in self.runners():
+            self._sweep(runner, runner.shard.resume)
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
         self.terms.generation += 1
-        for keeper in self.keepers():
-            self._on(keeper, keeper.shard.expired)
+        for runner in self.runners():
+            self._on(runner, runner.shard.expired)
 
     def drain(self) -> None:
         """Have every connection that is open now replaced: the idle ones at once, the others when they come back."""
         self.expire()
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.housekeeper.sweep)
+        for runner in self.runners():
+            self._sweep(runner, runner.housekeeper.sweep)
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
         self.terms.min_size = min_size
-        for served in self.budget.resize(max_size):
+        for served in self.permits.resize(max_size):
             self.tell(served)
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.resized)
+        for runner in self.runners():
+            self._sweep(runner, runner.shard.resized)
 
     def reconfigure(self, **settings: Any) -> None:
         """
@@ -253,14 +253,14 @@ class Registry:
         Raises:
             ValueError, TypeError: One makes no sense; nothing has changed.
         """
-        with self._lock:  # a keeper that is being made has these from the start, or is among those that are told
+        with self._lock:  # a runner that is being made has these from the start, or is among those that are told
             self.config = dataclasses.replace(self.config, **settings)
-            keepers = self.keepers()
-        for keeper in keepers:
-            self._on(keeper, functools.partial(self._reconfigure, keeper))
+            runners = self.runners()
+        for runner in runners:
+            self._on(runner, functools.partial(self._reconfigure, runner))
 
-    def _reconfigure(self, keeper: Keeper) -> None:
-        keeper.reconfigured(self.config)  # today's: another thread may have set more meanwhile
+    def _reconfigure(self, runner: ShardRunner) -> None:
+        runner.reconfigured(self.config)  # today's: another thread may have set more meanwhile
 
     async def check_idle(self) -> None:
         """
@@ -270,50 +270,50 @@ class Registry:
 
         Cancellation: ends the waiting.
         """
-        if self.state is not CoreState.OPEN:
+        if self.state is not PoolState.OPEN:
             return
-        here = self.keeper()
-        for keeper in self.keepers():
-            self._sweep(keeper, keeper.shard.refill)
-            if keeper is not here:
-                self._on(keeper, keeper.housekeeper.ping_all)
+        here = self.runner()
+        for runner in self.runners():
+            self._sweep(runner, runner.shard.refill)
+            if runner is not here:
+                self._on(runner, runner.housekeeper.ping_all)
         await here.check_idle()
 
     def for_each_session(self, action: Callable[[Session], object]) -> None:
         """Act on every session, on its own loop."""
-        for keeper in self.keepers():
-            self._act_on_sessions(keeper, action)
+        for runner in self.runners():
+            self._act_on_sessions(runner, action)
 
-    def _act_on_sessions(self, keeper: Keeper, action: Callable[[Session], object]) -> None:
+    def _act_on_sessions(self, runner: ShardRunner, action: Callable[[Session], object]) -> None:
         def act() -> None:
-            for slot in list(keeper.shard.slots):
+            for slot in list(runner.shard.slots):
                 if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
                     action(slot.session)
 
-        self._on(keeper, act)
+        self._on(runner, act)
 
     # ---- counts ----
 
     def live_size(self) -> int:
         """Count the connections on all loops that are neither being opened nor closed."""
-        return sum(keeper.shard.size for keeper in self.keepers())
+        return sum(runner.shard.size for runner in self.runners())
 
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
-        return self.live_size() + sum(len(keeper.shard.connecting) for keeper in self.keepers())
+        return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
 
     def slots(self, *without: SlotState) -> list[Slot]:
         """List the slots of all loops, those in some states left out."""
-        return [slot for keeper in self.keepers() for slot in list(keeper.shard.slots) if slot.state not in without]
+        return [slot for runner in self.runners() for slot in list(runner.shard.slots) if slot.state not in without]
 
     def stats(self) -> PoolStats:
         """Count everything. From any thread, and from a signal handler."""
-        keepers, ended = self._census
+        runners, ended = self._census
         return PoolStats(
             name=self.config.name,
             min_size=self.terms.min_size,
-            max_size=self.budget.max_size,
-            loops=tuple(keeper.shard.stats(keeper.label) for keeper in keepers.values()),
+            max_size=self.permits.max_size,
+            loops=tuple(runner.shard.stats(runner.label) for runner in runners.values()),
             ended=ended,
             state=self.state.value,
             process_fds=self.ledger.process_fds,
@@ -321,11 +321,11 @@ class Registry:
 
     def fd_report(self) -> list[ConnectionReport]:
         """Describe every connection on every loop."""
-        return [row for keeper in self.keepers() for row in keeper.report()]
+        return [row for runner in self.runners() for row in runner.report()]
 
     # ---- the end ----
 
-    def keeper_emptied(self) -> None:
+    def loop_emptied(self) -> None:
         """Hear that a loop may have no connection left."""
 
     def closed_error(self) -> errors.PoolClosed:

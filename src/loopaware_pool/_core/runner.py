@@ -7,7 +7,7 @@ shard is consistent then, and may be called by all that this leads to, a listene
 Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it,
 and whoever ends it (the loop's end cancels all tasks) makes it give up its connection, never lose it.
 
-Nothing outside refers to a keeper strongly, neither the loop's timer nor its end: a pool that is dropped is collected.
+Nothing outside refers to a runner strongly, neither the loop's timer nor its end: a pool that is dropped is collected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loopaware_pool._core.deadlines import Deadlines
 from loopaware_pool._core.housekeeping import Housekeeper
-from loopaware_pool._core.leak_check import FdCheck
+from loopaware_pool._core.leak_check import LeakCheck
 from loopaware_pool._core.leases import lease_of, leases
 from loopaware_pool._core.parking import Parking
 from loopaware_pool._core.reporter import Reporter, logger
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.leak_check import Ledger
-    from loopaware_pool._core.permits import Budget, Claimant
+    from loopaware_pool._core.permits import Claimant, Permits
     from loopaware_pool._core.terms import Terms
     from loopaware_pool.driver import Driver
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
-__all__ = ["Keeper", "Tenancy"]
+__all__ = ["SessionListener", "ShardRunner"]
 
 _IDLE, _RESETTING = SlotState.IDLE, SlotState.RESETTING  # bound once: see shard.py
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
@@ -67,7 +67,7 @@ class PoolOfLoops(Protocol):
         config: The pool's settings.
         driver: How connections are made.
         terms: What the pool decides for all its loops.
-        budget: The pool's permits.
+        permits: The pool's permits.
         ledger: Sockets whose loops ended before they were seen gone.
         jitter: Draws a number between 0 and 1, for lifetimes.
     """
@@ -75,7 +75,7 @@ class PoolOfLoops(Protocol):
     config: PoolConfig
     driver: Driver
     terms: Terms
-    budget: Budget
+    permits: Permits
     ledger: Ledger
     jitter: Callable[[], float]
 
@@ -97,7 +97,7 @@ class PoolOfLoops(Protocol):
     def drain(self) -> None:
         """Have every connection that is open now replaced."""
 
-    def keeper_emptied(self) -> None:
+    def loop_emptied(self) -> None:
         """Hear that a loop may have no connection left."""
 
     def loop_ending(self, loop: asyncio.AbstractEventLoop, shard: Claimant) -> None:
@@ -107,7 +107,7 @@ class PoolOfLoops(Protocol):
         """Take back the permits of a loop that has no connection left."""
 
 
-class Keeper:
+class ShardRunner:
     """
     One loop's part of a pool: a shard and the hands that serve it.
 
@@ -125,7 +125,7 @@ class Keeper:
         self.loop = loop
         self.label = event_loops.label(loop)
         self.reporter = Reporter(core.config, self.label)
-        self.shard = Shard(core.config, core.budget, core.terms, self, pool_size=core.size, jitter=core.jitter)
+        self.shard = Shard(core.config, core.permits, core.terms, self, pool_size=core.size, jitter=core.jitter)
         self.housekeeper = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
         self._core = weakref.ref(core)
         self._config = core.config
@@ -136,16 +136,16 @@ class Keeper:
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
         self.park = self._parking.park
-        self._fds = FdCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
+        self._fds = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
-        self._changes = event_loops.Changes(loop)
+        self._changes = event_loops.Condition(loop)
         self.callers = 0
         self.hasty_callers = 0
         self.errands = event_loops.Errands(loop)
         self._openers: dict[Slot, asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
-        self._end = event_loops.EndOfLoop(loop, functools.partial(_farewell, self._myself))
+        self._end = event_loops.LoopShutdownHook(loop, functools.partial(_farewell, self._myself))
         self.shard.is_ending = self._end.is_too_late
         self._call_off = event_loops.on_closed(loop, functools.partial(_loop_closed, self._myself))
 
@@ -356,7 +356,7 @@ class Keeper:
                 self._tell_opener(slot, self._closed_error())
                 self.shard.connect_cancelled(slot, monotonic())
             elif slot.state is SlotState.RESETTING:
-                self.shard.broke(slot, "interrupted")
+                self.shard.discard(slot, "interrupted")
             elif slot.state is SlotState.CLOSING:
                 self._cut(slot)
         self.act()
@@ -374,7 +374,7 @@ class Keeper:
             if slot.state is not SlotState.CONNECTING:  # given up, and the driver took no notice
                 session.abort()
                 return
-            session.owner = Tenancy(self, slot)
+            session.owner = SessionListener(self, slot)
             self.shard.connected(slot, session, monotonic())
         self.act()
 
@@ -385,7 +385,7 @@ class Keeper:
             await work()
         except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
             if slot.state is SlotState.RESETTING:
-                self.shard.broke(slot, failed(error))
+                self.shard.discard(slot, failed(error))
                 self.act()
             return error
         self.shard.serviced(slot, monotonic())
@@ -418,7 +418,7 @@ class Keeper:
             self.loop.call_soon(self._look_again, slot, iterations - 1)
         elif slot.session.liveness() is Liveness.DEAD:
             self.shard.counters.found_dead += 1
-            self.shard.broke(slot, "closed by the server")
+            self.shard.discard(slot, "closed by the server")
         else:
             self.shard.serviced(slot, monotonic())
         self.act()
@@ -629,7 +629,7 @@ class Keeper:
             self._openers.clear()
             self._changes.clear()
             while self._tasks:
-                event_loops.unwind(self._tasks.popitem()[1])
+                event_loops.close_abandoned_task(self._tasks.popitem()[1])
             self.cut_all(self._closed_error)
             self._ended_with(count)
 
@@ -673,12 +673,12 @@ class Keeper:
         if (core := self._core()) is not None and slot.generation == core.terms.generation:
             logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
             core.drain()
-        self.shard.broke(slot, BECAME_READ_ONLY)
+        self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
 
     def lost(self, slot: Slot, reason: str) -> None:
         """Give up a connection that is of no use any more."""
-        self.shard.broke(slot, reason)
+        self.shard.discard(slot, reason)
         self.act()
         self.notify()
 
@@ -721,16 +721,16 @@ class Keeper:
         """Wake those who wait for a change."""
         self._changes.notify()
         if not self.shard.slots and (core := self._core()) is not None:
-            core.keeper_emptied()
+            core.loop_emptied()
 
 
-class Tenancy:
+class SessionListener:
     """Forwards what the driver sees of a session to the runner of its loop."""
 
-    __slots__ = ("keeper", "slot")
+    __slots__ = ("runner", "slot")
 
-    def __init__(self, keeper: Keeper, slot: Slot) -> None:
-        self.keeper = keeper
+    def __init__(self, runner: ShardRunner, slot: Slot) -> None:
+        self.runner = runner
         self.slot = slot
 
     async def finished(self, patience: float | None = None) -> None:
@@ -745,45 +745,45 @@ class Tenancy:
 
         Cancellation: ends the waiting, not the task.
         """
-        error = await self.keeper.finished(self.slot, patience)
+        error = await self.runner.finished(self.slot, patience)
         if error is not None:
             raise error
 
     def settled(self) -> None:
         """Park it."""
-        self.keeper.notify_settled(self.slot)
+        self.runner.notify_settled(self.slot)
 
     def reset_failed(self, error: BaseException) -> None:
         """Count it."""
-        self.keeper.reset_failed(error)
+        self.runner.reset_failed(error)
 
     def demoted(self) -> None:
         """Give it up, and all that were opened before: their server takes no writes any more."""
-        self.keeper.demoted(self.slot)
+        self.runner.demoted(self.slot)
 
     def dropped(self) -> None:
         """Give it up, and tell who had it."""
-        self.keeper.lease_dropped(self.slot)
+        self.runner.lease_dropped(self.slot)
 
     def lost(self, reason: str) -> None:
         """Give it up."""
-        self.keeper.lost(self.slot, reason)
+        self.runner.lost(self.slot, reason)
 
 
-def _sweep(myself: weakref.ref[Keeper]) -> None:
-    keeper = myself()
-    if keeper is not None:
-        keeper.housekeeper.sweep(monotonic())
-        keeper.act()
+def _sweep(myself: weakref.ref[ShardRunner]) -> None:
+    runner = myself()
+    if runner is not None:
+        runner.housekeeper.sweep(monotonic())
+        runner.act()
 
 
-async def _farewell(myself: weakref.ref[Keeper]) -> None:
-    keeper = myself()
-    if keeper is not None:
-        await keeper.farewell()
+async def _farewell(myself: weakref.ref[ShardRunner]) -> None:
+    runner = myself()
+    if runner is not None:
+        await runner.farewell()
 
 
-def _loop_closed(myself: weakref.ref[Keeper]) -> None:
-    keeper = myself()
-    if keeper is not None:
-        keeper.loop_closed()
+def _loop_closed(myself: weakref.ref[ShardRunner]) -> None:
+    runner = myself()
+    if runner is not None:
+        runner.loop_closed()

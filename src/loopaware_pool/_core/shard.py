@@ -1,9 +1,9 @@
 """
-What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, I/O is the edge's business.
+What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, and I/O is left to `ShardEffects`.
 
-A decision is never re-entered. It changes the shard's own state, and has the edge queue what is to be done: what closes
-a connection, tells another loop or calls a listener may call the shard again, and would find it half changed. The edge
-does what is queued when the decision has been made.
+A decision is never re-entered. It changes the shard's own state, and queues what is to be done with `ShardEffects`.
+What closes a connection, tells another loop or calls a listener may call the shard again, and would find it half
+changed. So the runner does what is queued when the decision has been made.
 
 A shard is touched by its own loop only, so nothing here takes a lock. Its connections are in one place each:
 `connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire),
@@ -19,11 +19,11 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool._core.config import IdleOrder
-from loopaware_pool._core.connect_pacing import STEP_SECONDS, FloorPace, Ramp
-from loopaware_pool._core.load_shedding import Shedding
+from loopaware_pool._core.connect_pacing import STEP_SECONDS, MinSizeBackoff, SlowStart
+from loopaware_pool._core.load_shedding import LoadShedding
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
 from loopaware_pool._core.terms import Phase
-from loopaware_pool._core.wait_queue import Line
+from loopaware_pool._core.wait_queue import WaitQueue
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.stats import Counters, LoopStats
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopaware_pool._core.config import PoolConfig
-    from loopaware_pool._core.interfaces import Edge, Waiter
-    from loopaware_pool._core.permits import Budget
+    from loopaware_pool._core.interfaces import ShardEffects, Waiter
+    from loopaware_pool._core.permits import Permits
     from loopaware_pool._core.terms import Terms
     from loopaware_pool.driver import Session
 
@@ -72,9 +72,9 @@ class Shard:
 
     Args:
         config: The pool's settings.
-        budget: The pool's permits.
+        permits: The pool's permits.
         terms: The pool's generation and floor.
-        edge: Does what is decided here.
+        effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
         jitter: Draws a number between 0 and 1, for lifetimes.
     """
@@ -82,9 +82,9 @@ class Shard:
     def __init__(
         self,
         config: PoolConfig,
-        budget: Budget,
+        permits: Permits,
         terms: Terms,
-        edge: Edge,
+        effects: ShardEffects,
         *,
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
@@ -95,29 +95,29 @@ class Shard:
         self.connecting: set[Slot] = set()
         self.closing: dict[Slot, float] = {}  # until when callers let it part in peace, in the order of their closing
         self.unanswered: dict[Slot, float] = {}  # in the order of their returns; until when, monotonic seconds
-        self.waiters = Line()
+        self.waiters = WaitQueue()
         self.counters = Counters()
         self.last_error: BaseException | None = None
         self.keeps_floor = False
         self.is_ending = False
         self.least_idle = 0
         self._config = config
-        self._budget = budget
+        self._permits = permits
         self._terms = terms
-        self._edge = edge
+        self._effects = effects
         self._jitter = jitter
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        ceiling = config.max_connecting or budget.max_size  # which may have changed since the settings were made
-        self._ramp = Ramp(ceiling)
-        self._shedding = None if config.shed_after is None else Shedding(config.shed_after)
+        ceiling = config.max_connecting or permits.max_size  # which may have changed since the settings were made
+        self._ramp = SlowStart(ceiling)
+        self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
         self.restoring: set[Slot] = set()  # connects that are for `min_size`
-        self._floor_ramp = Ramp(ceiling)
-        self._floor_pace = FloorPace()
+        self._floor_ramp = SlowStart(ceiling)
+        self._floor_pace = MinSizeBackoff()
         self._pool_size = pool_size
         self._look_at = 0.0  # when leases may be looked at again for such as were dropped
 
@@ -144,7 +144,7 @@ class Shard:
                 self._lend(slot, now)
                 return slot
             else:
-                self._set_aside(slot, liveness)
+                self._quarantine(slot, liveness)
         return None
 
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> bool:
@@ -177,7 +177,7 @@ class Shard:
         """Take *slot* back from a caller that was handed it and cannot use it: it was cancelled, or is too late."""
         if slot.state is SlotState.RESERVED:
             slot.move(SlotEvent.ABANDONED)
-            self._give(slot, now)
+            self._offer(slot, now)
 
     def leave(self, waiter: Waiter) -> None:
         """Take a caller out of the queue."""
@@ -191,11 +191,11 @@ class Shard:
         if self._lease_look is not NEVER:
             self.wake_by(now + self._lease_look)
 
-    def _set_aside(self, slot: Slot, liveness: Liveness) -> None:
+    def _quarantine(self, slot: Slot, liveness: Liveness) -> None:
         """Keep *slot* from callers: it is dead, or has something to read that may say so."""
         if liveness is _UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
-            self._edge.read(slot)
+            self._effects.read(slot)
         else:
             self._found_dead(slot)
             self.drop_dead()
@@ -218,7 +218,7 @@ class Shard:
             check = ReturnCheck.STRANDED
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
             slot.move(_RETURNED)
-            self._give(slot, now)
+            self._offer(slot, now)
         elif check is _RESET_SENT:
             slot.move(_RESET_STARTED)
             slot.since = now
@@ -226,29 +226,29 @@ class Shard:
             self.wake_by(due)
         elif check is _RESET:
             slot.move(_RESET_STARTED)
-            self._edge.reset(slot)
+            self._effects.reset(slot)
         else:
             self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
             if check is ReturnCheck.BROKEN:
                 self.drop_dead()
         if slot.reported is not None:
-            self._edge.came_back(slot, held_seconds)
+            self._effects.came_back(slot, held_seconds)
 
     def answered(self, slot: Slot, now: float) -> None:
         """Take back a connection if it was the answer to its reset that was waited for."""
         if slot in self.unanswered:
             del self.unanswered[slot]
             slot.move(SlotEvent.RESET_FINISHED)
-            self._give(slot, now)
+            self._offer(slot, now)
 
     def serviced(self, slot: Slot, now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
         if slot.state is SlotState.RESETTING:
             slot.move(SlotEvent.RESET_FINISHED)
-            self._give(slot, now)
+            self._offer(slot, now)
 
-    def broke(self, slot: Slot, reason: str) -> None:
+    def discard(self, slot: Slot, reason: str) -> None:
         """Give up a connection that is of no use any more, whoever has it."""
         if slot.state in (SlotState.CLOSING, SlotState.GONE, SlotState.CONNECTING):
             return
@@ -256,7 +256,7 @@ class Shard:
             self.idle.remove(slot)
         self._retire(slot, reason, politely=False)
 
-    def _give(self, slot: Slot, now: float) -> None:
+    def _offer(self, slot: Slot, now: float) -> None:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
         if self.phase is _CLOSED:
             self._retire(slot, "pool closed")
@@ -271,10 +271,10 @@ class Shard:
         else:
             slot.since = now
             self.idle.append(slot)
-            self._edge.park(slot)
+            self._effects.park(slot)
             if now + self._idle_look < self._due or slot.expires_at < self._due:
                 self.wake_by(min(now + self._idle_look, slot.expires_at))
-            if self._budget.claims:
+            if self._permits.claims:
                 self.asked(now)
 
     def is_outdated(self, slot: Slot) -> bool:
@@ -289,11 +289,11 @@ class Shard:
         """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
         if self.phase is _SUSPENDED:
             return False
-        if self._budget.claims and self._has_served(slot, now):
+        if self._permits.claims and self._has_served(slot, now):
             self._retire(slot, "given to another loop")
             return True
         if not self._lends_dead and (liveness := slot.session.liveness()) is not _ALIVE:
-            self._set_aside(slot, liveness)
+            self._quarantine(slot, liveness)
             return True
         waiter = self._first_to_serve(now)
         if not self.waiters:
@@ -311,7 +311,7 @@ class Shard:
             if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
                 return waiter
             self.counters.shed += 1
-            error = self._edge.errors.overloaded(
+            error = self._effects.errors.overloaded(
                 pool=self._config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
             )
             waiter.set_exception(error)
@@ -324,7 +324,7 @@ class Shard:
         Without a least time here, two loops would hand one permit to and fro, and serve nobody with it.
         """
         age_seconds = now - slot.opened_at
-        return age_seconds >= self._config.patience and self._budget.should_yield(self, now, donor_has_waiters=True)
+        return age_seconds >= self._config.patience and self._permits.should_yield(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot) -> None:
         self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
@@ -333,17 +333,17 @@ class Shard:
 
     def open_one(self, now: float) -> Slot | None:
         """Start a connect, if a permit is free."""
-        return self._start_connect(now) if self._budget.take(self) else None
+        return self._start_connect(now) if self._permits.take(self) else None
 
     def grow(self, now: float) -> None:
-        """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the budget allow."""
+        """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the permits allow."""
         wanted = len(self.waiters) - len(self.connecting)
         if wanted <= 0 or self.phase is not _OPEN:
             return
-        if not self._edge.is_awake():
+        if not self._effects.is_awake():
             self.wake_by(now)
             return
-        if len(self.slots) >= self._budget.max_size:
+        if len(self.slots) >= self._permits.max_size:
             self._hurry_goodbyes(now)
             self._look_for_dropped(now)
             return
@@ -353,7 +353,7 @@ class Shard:
         if self.unanswered:
             wanted -= self._about_to_be_idle(now)
         for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
-            if not self._budget.take_or_claim(self, self.waiters.oldest):
+            if not self._permits.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
                 return
             self._start_connect(now)
@@ -371,7 +371,7 @@ class Shard:
     def granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
         is_wanted = self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at
-        if is_wanted and self._edge.is_awake():
+        if is_wanted and self._effects.is_awake():
             self._start_connect(now)
         else:
             self._return_permit()
@@ -380,11 +380,11 @@ class Shard:
     def asked(self, now: float) -> None:
         """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
-        if is_unused and self._budget.should_yield(self, now, donor_has_waiters=False):
+        if is_unused and self._permits.should_yield(self, now, donor_has_waiters=False):
             slot = self._take_unused()
             if slot is not None:
                 self._retire(slot, "given to another loop")
-        elif self._budget.claims:
+        elif self._permits.claims:
             self._hurry_goodbyes(now)
 
     def _take_unused(self) -> Slot | None:
@@ -412,8 +412,8 @@ class Shard:
             slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # whoever waits for it is served by it
         connect_seconds, slot.opened_at = now - slot.opened_at, now
         self.counters.connect_seconds += connect_seconds
-        self._edge.opened(slot, connect_seconds)
-        self._give(slot, now)
+        self._effects.opened(slot, connect_seconds)
+        self._offer(slot, now)
         self.grow(now)
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:
@@ -428,7 +428,7 @@ class Shard:
         self.connecting.discard(slot)
         self.slots.discard(slot)
         self.counters.connect_failures += 1
-        self._edge.connect_failed(slot, error)
+        self._effects.connect_failed(slot, error)
         if not is_final:
             self.last_error = error
             self._ramp.refused(now)
@@ -454,24 +454,24 @@ class Shard:
         slot = Slot(self._terms.generation, now)
         self.slots.add(slot)
         self.connecting.add(slot)
-        self._edge.open(slot)
+        self._effects.open(slot)
         return slot
 
     def _demand_ended(self) -> None:
         self._ramp.demand_ended()
         if self._shedding is not None:
             self._shedding.emptied()
-        if self._budget.claims:
-            self._budget.drop_claim(self)
+        if self._permits.claims:
+            self._permits.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
         self._hurry_goodbyes(now)
-        donor = self._budget.donor_for(self, now)
+        donor = self._permits.donor_for(self, now)
         if donor is not None:
-            self._edge.ask(donor)
+            self._effects.ask(donor)
         else:
-            self._edge.run_errands_of_idle_loops()
-        if self._budget.claims:
+            self._effects.run_errands_of_idle_loops()
+        if self._permits.claims:
             self.wake_by(now + self._config.patience)
         self._look_for_dropped(now)
 
@@ -480,7 +480,7 @@ class Shard:
         if now >= self._look_at:
             self._look_at = now + DROPPED_LOOK_SECONDS
             self.wake_by(self._look_at)
-            self._edge.look_for_dropped()
+            self._effects.look_for_dropped()
 
     # ---- closing ----
 
@@ -497,7 +497,7 @@ class Shard:
         self.closing.pop(slot, None)
         self.slots.discard(slot)
         self.counters.closed += 1
-        self._edge.gone(slot, self._reasons.pop(slot, ""))
+        self._effects.gone(slot, self._reasons.pop(slot, ""))
         self._return_permit()
         self.grow(now)
         self.restore_floor(now)
@@ -517,7 +517,7 @@ class Shard:
         if self.phase is _SUSPENDED:
             self.phase = _OPEN
             while self.waiters and self.idle:
-                self._give(self.idle.pop(), now)
+                self._offer(self.idle.pop(), now)
             self.grow(now)
 
     def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
@@ -525,7 +525,7 @@ class Shard:
         self.unanswered.pop(slot, None)
         self.closing[slot] = NEVER
         self._reasons[slot] = reason
-        self._edge.close(slot, politely=politely)
+        self._effects.close(slot, politely=politely)
 
     def _hurry_goodbyes(self, now: float) -> None:
         """
@@ -539,24 +539,24 @@ class Shard:
             if not wanted:
                 return
             if self.closing[slot] is NEVER:
-                self.closing[slot] = now + PARTING_SECONDS if self._edge.is_awake() else now
+                self.closing[slot] = now + PARTING_SECONDS if self._effects.is_awake() else now
             if now >= self.closing[slot]:
-                self._edge.cut(slot)
+                self._effects.cut(slot)
                 wanted -= 1
             else:
                 self.wake_by(self.closing[slot])
 
     def _permits_wanted(self) -> int:
-        return max(0, len(self.waiters) - len(self.connecting)) + len(self._budget.claims)
+        return max(0, len(self.waiters) - len(self.connecting)) + len(self._permits.claims)
 
     def _found_dead(self, slot: Slot) -> None:
         self.counters.found_dead += 1
         self._retire(slot, "closed by the server", politely=False)
 
     def _return_permit(self) -> None:
-        claimant = self._budget.give_back(self)
+        claimant = self._permits.give_back(self)
         if claimant is not None:
-            self._edge.tell(claimant)
+            self._effects.tell(claimant)
 
     # ---- min_size ----
 
@@ -571,7 +571,7 @@ class Shard:
             return
         self.wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._terms.min_size - self._pool_size()
-        if missing <= 0 or not self._edge.is_awake():
+        if missing <= 0 or not self._effects.is_awake():
             self._floor_ramp.demand_ended()
         elif now < self._floor_pace.retry_at:
             self.wake_by(self._floor_pace.retry_at)
@@ -598,7 +598,7 @@ class Shard:
             self._floor_ramp.refused(now)
             self.wake_by(self._floor_pace.retry_at)
             if self.is_open():
-                self._edge.floor_not_restored(error)
+                self._effects.floor_not_restored(error)
 
     def refill(self, now: float) -> None:
         """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
@@ -618,7 +618,7 @@ class Shard:
         if self.is_open() and now < self._look_at:
             self.wake_by(self._look_at)
         self.restore_floor(now)
-        if self._budget.claims:
+        if self._permits.claims:
             self._hurry_goodbyes(now)
         self.grow(now)
 
@@ -637,7 +637,7 @@ class Shard:
     def resized(self, now: float) -> None:
         """Go by another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
-            self._ramp.ceiling = self._floor_ramp.ceiling = self._budget.max_size
+            self._ramp.ceiling = self._floor_ramp.ceiling = self._permits.max_size
         self.grow(now)
         self.restore_floor(now)
 
@@ -655,18 +655,18 @@ class Shard:
 
     def ping_idle(self, slot: Slot) -> None:
         """Make a round trip on an idle connection, unless its loop stands still: nobody would hear the answer."""
-        if not self._edge.is_awake():
+        if not self._effects.is_awake():
             self.wake_by(0.0)  # as soon as it runs
             return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
-        self._edge.ping(slot)
+        self._effects.ping(slot)
 
     def wake_by(self, due: float) -> None:
         """Have the housekeeper called at *due* (monotonic seconds), or earlier."""
         if due < self._due:
             self._due = due
-            self._edge.wake_at(due)
+            self._effects.wake_at(due)
 
     # ---- counting ----
 
@@ -697,7 +697,7 @@ class Shard:
         """Connections that can be opened yet for callers who wait in line; none while connecting fails."""
         if self._config.counts_growth or self.phase is not _OPEN or self.last_error is not None:
             return 0
-        return self._budget.free
+        return self._permits.free
 
     def is_in_use(self) -> bool:
         """Whether callers, or tasks of the pool, have connections."""

@@ -2,7 +2,7 @@
 One place for one connection: its states, the legal moves between them, and when they happened.
 
 A slot exists from the moment its connect is decided until its socket is gone; for all that time it holds one
-permit of the budget. Three states are there because pools that lack them have lost connections:
+permit of the permits. Three states are there because pools that lack them have lost connections:
 
 * RESERVED, handed to a waiter that has not run since. Whoever is cancelled at that instant abandons the slot,
   which then goes to the next waiter. Without a state of its own such a connection is idle and taken at once.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loopaware_pool.driver import Session
     from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["POOLS", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
+__all__ = ["LIBRARY_MODULES", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
 
 
 class SlotState(Enum):
@@ -80,7 +80,7 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 
 
 # Modules whose frames are not where an acquire stands in the caller's code.
-POOLS: Final = frozenset(
+LIBRARY_MODULES: Final = frozenset(
     {
         "asyncpg.pool",
         "contextlib",
@@ -101,7 +101,7 @@ def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
     The interpreter makes an object of each frame that is looked at, and is to let go of it when the function returns:
     so *frame* should be the caller's already.
     """
-    while frame is not None and frame.f_globals.get("__name__") in POOLS:
+    while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back
     return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-__all__ = ["BECAME_READ_ONLY", "IS_READ_ONLY_QUERY", "Omen", "omen_of"]
+__all__ = ["BECAME_READ_ONLY", "IS_READ_ONLY_QUERY", "ServerState", "classify"]
 
 # Asks for what a new session would find, whatever this one has set: a standby, or a server that was told to take no
 # writes, by whoever fails over to another.
@@ -16,7 +16,7 @@ IS_READ_ONLY_QUERY: Final = (
 BECAME_READ_ONLY: Final = "the server became read-only"
 
 
-class Omen(Enum):
+class ServerState(Enum):
     """What is to be expected of a connection on which an error was heard."""
 
     GOODBYE = "goodbye"
@@ -30,14 +30,14 @@ class Omen(Enum):
 
 
 _OMENS: Final = {
-    "57P01": Omen.GOODBYE,  # admin_shutdown
-    "57P02": Omen.GOODBYE,  # crash_shutdown
-    "57P03": Omen.GOODBYE,  # cannot_connect_now
-    "25006": Omen.READ_ONLY,  # read_only_sql_transaction
+    "57P01": ServerState.GOODBYE,  # admin_shutdown
+    "57P02": ServerState.GOODBYE,  # crash_shutdown
+    "57P03": ServerState.GOODBYE,  # cannot_connect_now
+    "25006": ServerState.READ_ONLY,  # read_only_sql_transaction
 }
 
 
-def omen_of(error: BaseException) -> Omen | None:
+def classify(error: BaseException) -> ServerState | None:
     """Read the SQLSTATE of a driver's *error*, if it has one."""
     sqlstate = getattr(error, "sqlstate", None)
     return _OMENS.get(sqlstate) if isinstance(sqlstate, str) else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["CoreState", "Phase", "Terms"]
+__all__ = ["Phase", "PoolState", "Terms"]
 
 
-class CoreState(Enum):
+class PoolState(Enum):
     """Where a pool is in its life."""
 
     NEW = "new"

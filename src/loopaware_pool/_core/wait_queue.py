@@ -10,10 +10,10 @@ from loopaware_pool._core.interfaces import Waiter, Waiting
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Line"]
+__all__ = ["WaitQueue"]
 
 
-class Line(OrderedDict[Waiter, Waiting]):
+class WaitQueue(OrderedDict[Waiter, Waiting]):
     """
     Callers that wait for a connection: who, and since when.
 

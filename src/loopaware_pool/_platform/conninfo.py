@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "may_hold_password", "withhold"]
+__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "may_hold_password", "redact"]
 
 MISREAD: Final = (
     "the connection string is not understood: expected postgresql://user:password@host:port/database, with special "
@@ -57,7 +57,7 @@ def may_hold_password(conninfo: str) -> bool:
     return "@" in conninfo or has_colon_of_password or bool(_NAME_OF_PASSWORD.search(conninfo))
 
 
-def withhold(error: Exception) -> None:
+def redact(error: Exception) -> None:
     """Put our words in place of what a driver says of a string that it has misread, or cannot read."""
     error.args = (MISREAD,)
     error.__context__ = error.__cause__ = None

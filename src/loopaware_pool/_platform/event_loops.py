@@ -7,7 +7,7 @@ How a loop's end is noticed
 
 1. An async generator started on the loop. `asyncio.run`, `Runner`, `uvloop.run` and the pytest plugins call
    `shutdown_asyncgens()` before they close the loop, which closes the generator *inside the running loop*: there
-   connections can still say goodbye to the server. (`EndOfLoop`)
+   connections can still say goodbye to the server. (`LoopShutdownHook`)
 2. A timer that is never due. A loop that is closed without that call drops its timers, and with them the only
    reference to a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
 3. `post()` answers False when the loop is closed, and `is_closed()` can be asked, whenever somebody comes by.
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
 __all__ = [
-    "EndOfLoop",
     "Errands",
+    "LoopShutdownHook",
     "call_in_child",
+    "close_abandoned_task",
     "close_socket_of",
     "is_idle",
     "is_shutting_down",
@@ -50,7 +51,6 @@ __all__ = [
     "running",
     "spare",
     "supported_loop",
-    "unwind",
 ]
 
 _SHUTDOWN: Final = asyncio.AbstractEventLoop.shutdown_asyncgens.__name__
@@ -190,7 +190,7 @@ class Errands:
                 self._place.release()
 
 
-class EndOfLoop:
+class LoopShutdownHook:
     """
     Calls a coroutine function while its loop shuts down, once.
 
@@ -229,7 +229,7 @@ class EndOfLoop:
             awaitable.send(None)
 
 
-class Changes:
+class Condition:
     """
     Lets coroutines of one loop wait until something is so.
 
@@ -319,7 +319,7 @@ def _hold(sentinel: _Sentinel) -> None:
 
 
 def spare(task: asyncio.Task[Any]) -> None:
-    """Have *task* left alone by `asyncio.run` when that cancels all tasks: whoever made it ends it, in `EndOfLoop`."""
+    """Keep `asyncio.run` from cancelling *task* with all others. Who made it ends it, by a `LoopShutdownHook`."""
     asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
 
 
@@ -342,7 +342,7 @@ async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException 
     return await outcome
 
 
-def unwind(task: asyncio.Task[Any]) -> None:
+def close_abandoned_task(task: asyncio.Task[Any]) -> None:
     """
     End a task of a closed loop, which will never run it, and close the sockets it has open.
 

@@ -13,7 +13,7 @@ from asyncpg.connection import Connection
 from loopaware_pool import errors
 from loopaware_pool._core.config import check_secret
 from loopaware_pool._core.reporter import logger
-from loopaware_pool._platform.conninfo import may_be_misread, withhold
+from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.pipelined_reset import SessionUser
@@ -116,7 +116,7 @@ class AsyncpgDriver:
         except BaseException as error:
             let_go_of_frames(error)
             if type(error) is ValueError and self._may_be_misread():
-                withhold(error)
+                redact(error)
             if isinstance(error, Exception) and self._is_programming_error(error):
                 raise HookFailed from error
             raise
@@ -151,7 +151,7 @@ class AsyncpgDriver:
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)
         try:
-            await session.find_out_who_answers()
+            await session.detect_pooler()
             session.prepare_reset(await self._initialise(con))
         finally:
             self._unready.discard(session)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from asyncpg.connection import Connection
 
-__all__ = ["Reach", "cut", "has_own_methods", "is_refused_as_ended", "raise_if_ended"]
+__all__ = ["Internals", "cut", "has_own_methods", "is_refused_as_ended", "raise_if_ended"]
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
@@ -36,7 +36,7 @@ class _HiddenProtocol:
     queries_count = 0
 
 
-class Reach:
+class Internals:
     """
     The private parts of one connection that are reached, each by one name.
 
@@ -128,4 +128,4 @@ def cut(con: Connection, loop: asyncio.AbstractEventLoop) -> None:
     with contextlib.suppress(RuntimeError):
         con.terminate()
     if loop.is_closed():
-        close_socket_of(Reach(con).plain, for_good=True)
+        close_socket_of(Internals(con).plain, for_good=True)

@@ -4,7 +4,7 @@ The reset of an asyncpg session, without a round trip.
 How a session is reset without waiting
 --------------------------------------
 asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
-bytes go straight to the transport, and a small protocol (`ResetAnswer`) takes the transport over until the answer
+bytes go straight to the transport, and a small protocol (`ResetProtocol`) takes the transport over until the answer
 has come, then gives it back to asyncpg's with whatever arrived behind it. No caller waits for it. It is the full reset,
 run now; an advisory lock is free at release, not at the next use.
 
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from asyncpg.connection import Connection
 
 __all__ = [
-    "Introduction",
-    "ResetAnswer",
+    "BackendPidCheck",
+    "ResetProtocol",
     "SessionUser",
     "can_be_guarded",
     "guarded",
@@ -86,7 +86,7 @@ class _Session(Protocol):
     def lost(self, reason: str) -> None: ...
 
 
-class ResetAnswer(asyncio.Protocol):
+class ResetProtocol(asyncio.Protocol):
     """
     Reads the server's answer to a reset in asyncpg's stead, then stands guard until somebody has the connection.
 
@@ -250,7 +250,7 @@ class ResetAnswer(asyncio.Protocol):
         self._protocol.resume_writing()
 
 
-class Introduction(ResetAnswer):
+class BackendPidCheck(ResetProtocol):
     """
     Reads who does the work at the other end, and whether the guard can be had there.
 

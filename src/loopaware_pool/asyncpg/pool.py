@@ -21,14 +21,14 @@ from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import PoolConfig, check_number
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import apart, logger
 from loopaware_pool._core.slot import acquiring_line
-from loopaware_pool._core.terms import CoreState
+from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg.proxy import PoolConnectionProxy, ReadingProxy
-from loopaware_pool.asyncpg.upstream_pool import PoolLikeness, check_connect_arguments, check_kinds, check_sizes
+from loopaware_pool.asyncpg.proxy import DirtyTrackingProxy, PoolConnectionProxy
+from loopaware_pool.asyncpg.upstream_pool import UpstreamPool, check_connect_arguments, check_kinds, check_sizes
 from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
-    from loopaware_pool._core.runner import Keeper, Tenancy
+    from loopaware_pool._core.runner import SessionListener, ShardRunner
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.asyncpg.session import AsyncpgSession
     from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
@@ -53,14 +53,14 @@ __all__ = [
 ]
 
 SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
-_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
 # What the pool itself passes to a connect.
 _TAKEN: Final = ("loop", "connection_class", "record_class")
 
 
-class Pool(PoolLikeness):
+class Pool(UpstreamPool):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
@@ -142,11 +142,11 @@ class Pool(PoolLikeness):
             max_queries=max_queries,
             session_reset=session_reset,
         )
-        self._proxy_class = ReadingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
+        self._proxy_class = DirtyTrackingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
         self._setup = setup
         self._config = config
         self._home = None if loop is None else weakref.ref(loop)
-        self._core = Core(config, self._driver, self)
+        self._core = PoolCore(config, self._driver, self)
         self.reference = weakref.ref(self)
 
     # ---- opening and closing ----
@@ -162,9 +162,9 @@ class Pool(PoolLikeness):
 
     async def _open(self) -> Self:
         core = self._core
-        if core.state is CoreState.OPENING and core.is_opening_here():
+        if core.state is PoolState.OPENING and core.is_opening_here():
             raise asyncpg.InterfaceError("pool is being initialized in another task")
-        if core.state in (CoreState.NEW, CoreState.OPENING, CoreState.OPEN):
+        if core.state in (PoolState.NEW, PoolState.OPENING, PoolState.OPEN):
             await core.open()
         return self
 
@@ -179,7 +179,7 @@ class Pool(PoolLikeness):
 
         Cancellation: terminates every connection.
         """
-        if self._core.state is CoreState.CLOSED:
+        if self._core.state is PoolState.CLOSED:
             return
         self._check_init()
         try:
@@ -195,23 +195,23 @@ class Pool(PoolLikeness):
         Raises:
             asyncpg.InterfaceError: The pool has not been opened.
         """
-        if self._core.state is CoreState.CLOSED:
+        if self._core.state is PoolState.CLOSED:
             return
         self._check_init()
         self._core.terminate()
 
     def _check_init(self) -> None:
         state = self._core.state
-        if state is CoreState.NEW:
+        if state is PoolState.NEW:
             raise asyncpg.InterfaceError(
                 "pool is not initialized: await it, or use it in `async with`, before its first use"
             )
-        if state is CoreState.OPENING:
+        if state is PoolState.OPENING:
             raise asyncpg.InterfaceError(
                 "pool is being initialized, but not yet ready: likely there is a race between creating a pool and "
                 "using it"
             )
-        if state is CoreState.CLOSED:
+        if state is PoolState.CLOSED:
             raise self._core.closed_error()
 
     # ---- lending ----
@@ -249,27 +249,29 @@ class Pool(PoolLikeness):
         timeout = context.timeout
         if core.state is not _OPEN:
             self._refuse()
-        keeper = core.keeper()
+        runner = core.runner()
         began = monotonic()
-        slot = keeper.shard.take(began)
-        if keeper.decided:
-            keeper.act()
+        slot = runner.shard.take(began)
+        if runner.decided:
+            runner.act()
         if slot is None:
-            slot = await core.queue.wait(keeper, timeout)
+            slot = await core.queue.wait(runner, timeout)
         session: AsyncpgSession = slot.session  # type: ignore[assignment]
         session.reset_timeout = timeout
-        slot.lent_to(asyncio.current_task(keeper.loop), context.code, context.instruction)
+        slot.lent_to(asyncio.current_task(runner.loop), context.code, context.instruction)
         context.connection = proxy = self._proxy_class(session, self)
         if self._setup is not None:
-            await self._set_up(proxy, keeper, slot, None if timeout is None else began + timeout)
+            await self._set_up(proxy, runner, slot, None if timeout is None else began + timeout)
         return proxy
 
     def _refuse(self) -> None:
-        if self._core.state is CoreState.CLOSING:
+        if self._core.state is PoolState.CLOSING:
             raise self._core.closing_error()
         self._check_init()
 
-    async def _set_up(self, proxy: PoolConnectionProxy, keeper: Keeper, slot: Slot, deadline: float | None) -> None:
+    async def _set_up(
+        self, proxy: PoolConnectionProxy, runner: ShardRunner, slot: Slot, deadline: float | None
+    ) -> None:
         """
         Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it. If `setup`
         has closed or released it, the caller is told now, not at the first use.
@@ -286,10 +288,10 @@ class Pool(PoolLikeness):
         except BaseException as error:
             if proxy._connection is not None:  # else closed or released by `setup`: it may be another caller's by now
                 proxy._holder.disown()
-                keeper.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
-                keeper.act()
+                runner.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
+                runner.act()
             if timer.expired() and isinstance(error, TimeoutError):
-                raise self._core.queue.timeout_error(keeper, left or 0.0, " (in setup)") from error
+                raise self._core.queue.timeout_error(runner, left or 0.0, " (in setup)") from error
             raise
         if proxy._connection is None:
             self._refuse()
@@ -324,7 +326,7 @@ class Pool(PoolLikeness):
 
     _own_release = staticmethod(release)  # as against one that overrides it
 
-    def _release(self, proxy: object, timeout: float | None) -> Tenancy | None:
+    def _release(self, proxy: object, timeout: float | None) -> SessionListener | None:
         """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
         if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
             raise asyncpg.InterfaceError(
@@ -334,9 +336,9 @@ class Pool(PoolLikeness):
         if con is None:
             return None
         session = proxy._holder
-        tenancy: Tenancy = session.owner  # type: ignore[assignment]
+        listener: SessionListener = session.owner  # type: ignore[assignment]
         if con._loop is not running():
-            tenancy.keeper.errands.add(functools.partial(self._release_at_home, proxy, tenancy, timeout))
+            listener.runner.errands.add(functools.partial(self._release_at_home, proxy, listener, timeout))
             return None
         if timeout is not None:
             session.reset_timeout = timeout
@@ -345,24 +347,24 @@ class Pool(PoolLikeness):
             session.invalidate_derivatives()
         finally:  # it warns of listeners, and warnings may be errors
             session.end_lease()
-            keeper, shard = tenancy.keeper, tenancy.keeper.shard
+            runner, shard = listener.runner, listener.runner.shard
             try:
                 # One that has expired is closed as it is, as by asyncpg's pool.
-                check = ReturnCheck.READY if shard.is_outdated(tenancy.slot) else session.take_back()
+                check = ReturnCheck.READY if shard.is_outdated(listener.slot) else session.take_back()
             finally:
-                shard.returned(tenancy.slot, check, monotonic(), session.reset_timeout)
-                if keeper.decided:
-                    keeper.act()
-        return tenancy if check is _RESET else None
+                shard.returned(listener.slot, check, monotonic(), session.reset_timeout)
+                if runner.decided:
+                    runner.act()
+        return listener if check is _RESET else None
 
-    def _release_at_home(self, proxy: PoolConnectionProxy, tenancy: Tenancy, timeout: float | None) -> None:
+    def _release_at_home(self, proxy: PoolConnectionProxy, listener: SessionListener, timeout: float | None) -> None:
         """Take a connection back on its own loop, or in the place of that loop if it stands still."""
-        if tenancy.keeper.is_here():
+        if listener.runner.is_here():
             self._release(proxy, timeout)
         elif proxy._connection is not None:
             proxy._holder.end_lease()
-            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
-            tenancy.keeper.act()
+            listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
+            listener.runner.act()
 
     # ---- asyncpg's other methods ----
 
@@ -387,7 +389,7 @@ class Pool(PoolLikeness):
 
     def is_closing(self) -> bool:
         """Whether the pool is closed, or about to be."""
-        return self._core.state in (CoreState.CLOSING, CoreState.CLOSED)
+        return self._core.state in (PoolState.CLOSING, PoolState.CLOSED)
 
     def get_size(self) -> int:
         """Count the open connections on all loops."""
@@ -395,7 +397,7 @@ class Pool(PoolLikeness):
 
     def get_idle_size(self) -> int:
         """Count the open connections that nobody has, on all loops; not one whose reset is awaited."""
-        return sum(keeper.shard.idle_size for keeper in self._core.keepers())
+        return sum(runner.shard.idle_size for runner in self._core.runners())
 
     def get_init_size(self) -> int:
         """Tell how many connections are opened at first."""
@@ -430,9 +432,9 @@ class Pool(PoolLikeness):
 
         Cancellation: ends the waiting.
         """
-        keeper = self._core.keeper_here()
-        if keeper is not None:
-            await keeper.settled()
+        runner = self._core.runner_here()
+        if runner is not None:
+            await runner.settled()
 
     def suspend(self) -> None:
         """Serve nobody until `resume()`: acquires queue, up to their timeouts; leases go on. From any thread."""
@@ -480,10 +482,10 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             connection._holder.suspect(exc_val)
         pool = self.pool
         if getattr(pool.release, "__func__", None) is pool._own_release:
-            tenancy = pool._release(connection, None)
-            if tenancy is None or connection is None:
+            listener = pool._release(connection, None)
+            if listener is None or connection is None:
                 return
-            releasing: Awaitable[None] = tenancy.finished(connection._holder.patience_after(exc_val))
+            releasing: Awaitable[None] = listener.finished(connection._holder.patience_after(exc_val))
         else:  # a subclass's, or a tracer's
             releasing = pool.release(connection)  # type: ignore[arg-type]
         try:

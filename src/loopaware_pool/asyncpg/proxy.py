@@ -14,14 +14,14 @@ from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.client_memory import CODEC_METHODS
 from loopaware_pool.asyncpg.internals import raise_if_ended
 from loopaware_pool.asyncpg.resources import bound_to_lease, wrong_loop
-from loopaware_pool.asyncpg.sql_effects import is_known_harmless
+from loopaware_pool.asyncpg.sql_effects import is_known_to_leave_session_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from loopaware_pool.asyncpg.session import AsyncpgSession
 
-__all__ = ["PoolConnectionProxy", "ReadingProxy"]
+__all__ = ["DirtyTrackingProxy", "PoolConnectionProxy"]
 
 # asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
 # of one. What a newer asyncpg adds is recognised by itself.
@@ -157,7 +157,7 @@ def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _may_leave_something(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     statement = args[0] if args else kwargs.get("query", kwargs.get("command"))
-    return type(statement) is not str or not is_known_harmless(statement)
+    return type(statement) is not str or not is_known_to_leave_session_unchanged(statement)
 
 
 def _released(name: str) -> asyncpg.InterfaceError:
@@ -192,11 +192,11 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         return self._connection
 
 
-class ReadingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
+class DirtyTrackingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
     """A proxy that tells whether its lease has left anything to reset."""
 
     __slots__ = ()
 
 
 # Programs print the name, and compare it.
-ReadingProxy.__name__ = ReadingProxy.__qualname__ = PoolConnectionProxy.__name__
+DirtyTrackingProxy.__name__ = DirtyTrackingProxy.__qualname__ = PoolConnectionProxy.__name__

@@ -20,15 +20,15 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, Omen, omen_of
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
 from loopaware_pool._core.timeouts import LATE_SECONDS, patience_after
 from loopaware_pool._platform.event_loops import close_socket_of
 from loopaware_pool._platform.sockets import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.asyncpg.client_memory import ClientMemory
-from loopaware_pool.asyncpg.internals import Reach, has_own_methods, is_refused_as_ended, raise_if_ended
+from loopaware_pool.asyncpg.internals import Internals, has_own_methods, is_refused_as_ended, raise_if_ended
 from loopaware_pool.asyncpg.pipelined_reset import (
-    Introduction,
-    ResetAnswer,
+    BackendPidCheck,
+    ResetProtocol,
     SessionUser,
     can_be_guarded,
     guarded,
@@ -116,15 +116,15 @@ class AsyncpgSession:
         "_con",
         "_ending",
         "_identity",
+        "_internals",
         "_is_parked",
         "_loop",
         "_memory",
         "_message",
-        "_omen",
         "_probe",
         "_query",
         "_query_loggers",
-        "_reach",
+        "_server_state",
         "_settings",
         "_starts_dirty",
         "_starts_exposed",
@@ -153,25 +153,25 @@ class AsyncpgSession:
         self._settings = settings
         self._con: Connection | None = con
         self._loop = loop
-        self._reach = reach = Reach(con)
+        self._internals = internals = Internals(con)
         self._uncounted_queries = 0  # by asyncpg, less those it has counted that were the pool's own
         self._is_parked = False
         self._can_be_followed = False
         self._ending: upstream.PoolConnectionProxy | None = None  # released, while the connection is reset or closed
-        self._omen: Omen | None = None
+        self._server_state: ServerState | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
-        fd = reach.socket_fd
+        fd = internals.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
         self._query = ""
         self._message = b""
-        self._answer: ResetAnswer | None = None
+        self._answer: ResetProtocol | None = None
         self._memory = ClientMemory(con)
         self._keep_callbacks(con)
         if hasattr(con, "_pool_holder"):  # asyncpg 0.32
             con._pool_holder = weakref.ref(self)
 
-    async def find_out_who_answers(self) -> None:
+    async def detect_pooler(self) -> None:
         """
         Find out whether a query may travel behind a reset.
 
@@ -183,14 +183,14 @@ class AsyncpgSession:
             TimeoutError: There was no answer for `RESET_SECONDS`.
             asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
         """
-        con, reach = self._con, self._reach
+        con, internals = self._con, self._internals
         if self._settings.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
             return
         answered = self._loop.create_future()
-        answer = Introduction(reach.transport, reach.protocol, answered)
+        answer = BackendPidCheck(internals.transport, internals.protocol, answered)
         answer.expect()
         answer.is_wanted = True
-        reach.transport.write(query_message(Introduction.QUERY))
+        internals.transport.write(query_message(BackendPidCheck.QUERY))
         async with asyncio.timeout(RESET_SECONDS):
             await answered
         self._can_be_followed = answer.comes_from(con.get_server_pid())
@@ -216,8 +216,10 @@ class AsyncpgSession:
         self._query = "\n".join(statements)
         self._message = guarded(statements) if self._can_be_followed else query_message(self._query)
         if self._resets_in_passing(con):
-            reach, is_guarded = self._reach, self._can_be_followed
-            self._answer = ResetAnswer(self, reach.transport, reach.protocol, len(statements), is_guarded=is_guarded)
+            internals, is_guarded = self._internals, self._can_be_followed
+            self._answer = ResetProtocol(
+                self, internals.transport, internals.protocol, len(statements), is_guarded=is_guarded
+            )
         # What the methods of a user's own class do, or of a tracer's, is not in the statements they are given.
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
@@ -236,7 +238,7 @@ class AsyncpgSession:
         """Whether resets, and the guard against what comes unasked, do without a task that waits."""
         if self._settings.session_reset == "awaited" or self._is_custom(con):
             return False
-        if not self._reach.can_reset_in_passing:
+        if not self._internals.can_reset_in_passing:
             self._settings.warn_once("asyncpg's protocol or transport not found: resets are awaited")
             return False
         return True
@@ -290,7 +292,7 @@ class AsyncpgSession:
 
         Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
         """
-        transport = self._reach.plain or self._reach.transport
+        transport = self._internals.plain or self._internals.transport
         if transport is not None and not self._is_parked and not transport.is_closing():
             self._is_parked = True
             transport.pause_reading()
@@ -299,7 +301,7 @@ class AsyncpgSession:
         """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
         if self._is_parked:
             self._is_parked = False
-            (self._reach.plain or self._reach.transport).resume_reading()
+            (self._internals.plain or self._internals.transport).resume_reading()
 
     def is_dropped(self) -> bool:
         """
@@ -327,13 +329,13 @@ class AsyncpgSession:
     def take_back(self) -> ReturnCheck:
         """Send the reset, if it need not be awaited."""
         con = self._con
-        if con is None or con.is_closed() or self._omen is Omen.GOODBYE:
+        if con is None or con.is_closed() or self._server_state is ServerState.GOODBYE:
             return ReturnCheck.BROKEN
-        protocol = self._reach.protocol
+        protocol = self._internals.protocol
         if protocol.queries_count + self._uncounted_queries >= self._settings.max_queries or self._has_foreign_codecs():
             return ReturnCheck.WORN_OUT
         answer = self._answer
-        if answer is None or self._omen is not None or self._has_unfinished_business(con, protocol):
+        if answer is None or self._server_state is not None or self._has_unfinished_business(con, protocol):
             return _RESET
         if (
             con._listeners
@@ -350,7 +352,7 @@ class AsyncpgSession:
             return _READY
         return self._send_reset(con, answer)
 
-    def _send_reset(self, con: Connection, answer: ResetAnswer) -> ReturnCheck:
+    def _send_reset(self, con: Connection, answer: ResetProtocol) -> ReturnCheck:
         """Reset the session, unless the lease has left nothing and that is enough."""
         memory = self._memory
         is_dirty = self.is_dirty
@@ -362,7 +364,7 @@ class AsyncpgSession:
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
         answer.expect()
-        self._reach.transport.write(self._message)
+        self._internals.transport.write(self._message)
         return _RESET_SENT if is_dirty else _READY
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
@@ -385,12 +387,12 @@ class AsyncpgSession:
 
         While a COPY's sink takes its time, asyncpg waits for no answer, but has stopped reading.
         """
-        reach = self._reach
-        return (reach.is_busy is not None and reach.is_busy()) or not reach.is_reading()
+        internals = self._internals
+        return (internals.is_busy is not None and internals.is_busy()) or not internals.is_reading()
 
     def is_cancelling(self) -> bool:
         """Whether asyncpg has the server cancel a query."""
-        return self._reach.is_busy is not None and bool(self._reach.protocol._is_cancelling())
+        return self._internals.is_busy is not None and bool(self._internals.protocol._is_cancelling())
 
     def patience_after(self, error: BaseException | None) -> float | None:
         """Tell how long a release with *error* on its way may wait for the reset, in seconds; None: as it takes."""
@@ -410,7 +412,7 @@ class AsyncpgSession:
                 raise
 
     async def _reset(self) -> None:
-        con, protocol = self._con, self._reach.protocol
+        con, protocol = self._con, self._internals.protocol
         if self.is_cancelling():
             await protocol._wait_for_cancellation()
         if con is None or con.is_closed():
@@ -450,9 +452,9 @@ class AsyncpgSession:
 
     async def _verify(self, con: Connection) -> None:
         """Ask the server what an error has made doubtful: that it is there, and takes writes as it did."""
-        if self._omen is None:
+        if self._server_state is None:
             return
-        self._omen = None
+        self._server_state = None
         with unheard(con):
             is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
         if is_read_only and self._was_writable and self.owner is not None:
@@ -541,16 +543,16 @@ class AsyncpgSession:
             # close: the transport would close the number once more, when it may be somebody else's.
             if self._identity is not None and self._identity.is_open():
                 replace_by_devnull(self._identity.fd)
-        elif con is not None and (not self._loop.is_closed() or hasattr(self._reach.plain, "_sock")):
+        elif con is not None and (not self._loop.is_closed() or hasattr(self._internals.plain, "_sock")):
             with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
                 self._terminate(con)
         self._detach()
         if con is not None:  # else a goodbye was cut short: asyncpg has let go of it, its socket is open
             con._aborted = True
         is_over = forked or self._loop.is_closed()
-        close_socket_of(self._reach.plain, for_good=is_over)
-        if is_over and self._reach.plain is not None and self._reach.transport is not self._reach.plain:
-            self._reach.transport._closed = True  # a TLS transport has a finaliser of its own
+        close_socket_of(self._internals.plain, for_good=is_over)
+        if is_over and self._internals.plain is not None and self._internals.transport is not self._internals.plain:
+            self._internals.transport._closed = True  # a TLS transport has a finaliser of its own
 
     # ---- what asyncpg asks ----
 
@@ -615,9 +617,9 @@ class AsyncpgSession:
 
     def heard(self, error: BaseException) -> None:
         """Remember what an error that this connection has had says of its server."""
-        omen = Omen.GOODBYE if is_refused_as_ended(error) else omen_of(error)
-        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
-            self._omen = omen
+        server_state = ServerState.GOODBYE if is_refused_as_ended(error) else classify(error)
+        if server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable):
+            self._server_state = server_state
 
     def suspect(self, error: BaseException) -> None:
         """
@@ -626,9 +628,11 @@ class AsyncpgSession:
         That may be another. What this one has answered is heard by the calls that were answered, but for those that
         run code of the caller's, a connection class's own methods, and the connection without its proxy.
         """
-        omen = omen_of(error)
-        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
-            self._omen = Omen.HEARSAY
+        server_state = classify(error)
+        if self._server_state is None and (
+            server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable)
+        ):
+            self._server_state = ServerState.HEARSAY
 
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""

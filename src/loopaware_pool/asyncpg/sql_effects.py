@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["is_harmless", "is_known_harmless"]
+__all__ = ["is_known_to_leave_session_unchanged", "leaves_session_unchanged"]
 
 LONGEST_STATEMENT: Final = 4000  # characters; whatever is longer is not looked at
 STATEMENTS_REMEMBERED: Final = 2000
@@ -109,7 +109,7 @@ _verdicts: Final[dict[str, bool]] = {}
 _seen_once: Final[set[int]] = set()  # hashes: two texts of one hash cost a judgement, not a wrong one
 
 
-def is_known_harmless(statement: str) -> bool:
+def is_known_to_leave_session_unchanged(statement: str) -> bool:
     """
     Tell whether *statement* is known to leave the session as it is.
 
@@ -117,7 +117,7 @@ def is_known_harmless(statement: str) -> bool:
         statement: SQL, as the server gets it.
 
     Returns:
-        What `is_harmless` says of a text that has come before; False of one that is new or too long.
+        What `leaves_session_unchanged` says of a text that has come before; False of one that is new or too long.
     """
     if len(statement) > LONGEST_STATEMENT:
         return False
@@ -134,11 +134,11 @@ def _judge_if_seen(statement: str) -> bool:
         return False
     if len(_verdicts) >= STATEMENTS_REMEMBERED:
         _verdicts.clear()
-    verdict = _verdicts[statement] = is_harmless(statement)
+    verdict = _verdicts[statement] = leaves_session_unchanged(statement)
     return verdict
 
 
-def is_harmless(statement: str) -> bool:
+def leaves_session_unchanged(statement: str) -> bool:
     """
     Tell whether *statement* leaves the session as it is, as far as its text can tell (see above).
 

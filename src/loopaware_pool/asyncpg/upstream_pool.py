@@ -14,7 +14,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import check_callbacks, check_number, check_whole
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import CoreState
+from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.session import AsyncpgSession
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from loopaware_pool._core.config import PoolConfig
-    from loopaware_pool._core.pool import Core
+    from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.asyncpg.driver import AsyncpgDriver
 
-__all__ = ["PoolLikeness", "Uncopied", "check_connect_arguments", "check_kinds", "check_sizes"]
+__all__ = ["Uncopied", "UpstreamPool", "check_connect_arguments", "check_kinds", "check_sizes"]
 
 
 def check_sizes(
@@ -147,10 +147,10 @@ class Uncopied:
         raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
 
 
-class PoolLikeness(Uncopied, upstream.Pool):
+class UpstreamPool(Uncopied, upstream.Pool):
     """The part of a pool that asyncpg's connections, and its tests, look for."""
 
-    _core: Core
+    _core: PoolCore
     _config: PoolConfig
     _driver: AsyncpgDriver
     _home: weakref.ref[AbstractEventLoop] | None
@@ -196,26 +196,26 @@ class PoolLikeness(Uncopied, upstream.Pool):
     @property
     def _queue(self) -> FreeSlots:
         max_size = self._config.max_size
-        taken = sum(len(keeper.shard.slots) - keeper.shard.idle_size for keeper in self._core.keepers())
+        taken = sum(len(runner.shard.slots) - runner.shard.idle_size for runner in self._core.runners())
         return FreeSlots(max_size - taken, max_size)
 
     _maintenance_task = None
 
     @property
     def _initializing(self) -> bool:
-        return self._core.state is CoreState.OPENING
+        return self._core.state is PoolState.OPENING
 
     @property
     def _initialized(self) -> bool:
-        return self._core.state not in (CoreState.NEW, CoreState.OPENING)
+        return self._core.state not in (PoolState.NEW, PoolState.OPENING)
 
     @property
     def _closed(self) -> bool:
-        return self._core.state is CoreState.CLOSED
+        return self._core.state is PoolState.CLOSED
 
     @property
     def _closing(self) -> bool:
-        return self._core.state is CoreState.CLOSING
+        return self._core.state is PoolState.CLOSING
 
 
 def _con(session: Any) -> Any:

@@ -14,7 +14,7 @@ from psycopg.rows import Row
 
 from loopaware_pool._platform.event_loops import post, running
 from loopaware_pool._platform.frames import let_go_of_frames
-from loopaware_pool.psycopg.socket_waiter import INTERVAL_SECONDS, Custody, SocketWatch
+from loopaware_pool.psycopg.socket_waiter import INTERVAL_SECONDS, ConnectionUse, SocketWaiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -37,7 +37,7 @@ _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 class _OwnersLock(asyncio.Lock):
     """A lock that tells a task of another loop so, instead of having it wait for ever."""
 
-    def __init__(self, watch: SocketWatch) -> None:
+    def __init__(self, watch: SocketWaiter) -> None:
         super().__init__()
         self._watch = watch
 
@@ -62,7 +62,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.watch = SocketWatch(pgconn, asyncio.get_running_loop())
+        self.watch = SocketWaiter(pgconn, asyncio.get_running_loop())
         self.lock = _OwnersLock(self.watch)
 
     @classmethod
@@ -104,7 +104,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
         exc_tb: TracebackType | None,
     ) -> None:
         """Commit, or roll back if an error passes; then close, unless it is a pool's, or has gone back to its pool."""
-        if self.watch.custody is not Custody.IDLE:
+        if self.watch.use is not ConnectionUse.IDLE:
             await super().__aexit__(exc_type, exc_val, exc_tb)
 
     def fileno(self) -> int:

@@ -16,7 +16,7 @@ import psycopg_pool
 
 from loopaware_pool import errors
 from loopaware_pool._core.config import check_secret
-from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, withhold
+from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.psycopg.session import PsycopgSession
@@ -216,7 +216,7 @@ class PsycopgDriver:
             return await self.connection_class.connect(conninfo or "", **(kwargs or {}))
         except psycopg.Error as error:
             if _is_misread(conninfo or ""):
-                withhold(error)
+                redact(error)
             raise
 
     def _failed(self, failure: Exception) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from loopaware_pool._core.pool import Core
-    from loopaware_pool._core.runner import Keeper, Tenancy
+    from loopaware_pool._core.pool import PoolCore
+    from loopaware_pool._core.runner import SessionListener, ShardRunner
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.psycopg.session import PsycopgSession
 
@@ -48,7 +48,7 @@ _NEW, _ENTERED, _LEFT = _Phase
 class Lender(Protocol[ACT]):
     """The pool, as seen by what lends its connections."""
 
-    _core: Core
+    _core: PoolCore
     _rechecks: int
 
     def getconn(self, timeout: float | None = None) -> Awaitable[ACT]:
@@ -57,9 +57,9 @@ class Lender(Protocol[ACT]):
     def putconn(self, conn: ACT) -> Awaitable[None]:
         """Take it back."""
 
-    def _lend(self, slot: Slot, keeper: Keeper) -> ACT: ...
+    def _lend(self, slot: Slot, runner: ShardRunner) -> ACT: ...
 
-    def _take_back(self, conn: ACT) -> Tenancy | None: ...
+    def _take_back(self, conn: ACT) -> SessionListener | None: ...
 
     def _session_of(self, conn: Any) -> PsycopgSession: ...
 
@@ -70,7 +70,7 @@ class Checkup:
 
     Args:
         pool: Where the connections are from.
-        keeper: The running loop's part of it.
+        runner: The running loop's part of it.
         check: The user's function.
         timeout: Seconds that the caller has given.
         began: When they began, monotonic seconds.
@@ -79,13 +79,13 @@ class Checkup:
     def __init__(
         self,
         pool: Lender[Any],
-        keeper: Keeper,
+        runner: ShardRunner,
         check: Callable[[Any], Awaitable[None]],
         timeout: float,
         began: float,
     ) -> None:
         self._pool = pool
-        self._keeper = keeper
+        self._runner = runner
         self._check = check
         self._timeout = timeout
         self._deadline = began + timeout
@@ -102,7 +102,7 @@ class Checkup:
 
         Cancellation: the connection goes back.
         """
-        self._keeper.callers += 1
+        self._runner.callers += 1
         try:
             while not await self._passes(connection):
                 was_dead = connection.closed
@@ -112,19 +112,19 @@ class Checkup:
                     await self._pause()
                 connection = await self._another()
         finally:
-            self._keeper.callers -= 1
+            self._runner.callers -= 1
         return connection
 
     def _put_back(self, connection: Any) -> None:
-        tenancy: Tenancy = self._pool._session_of(connection).owner  # type: ignore[assignment]
+        listener: SessionListener = self._pool._session_of(connection).owner  # type: ignore[assignment]
         if not connection.closed:
             self._pool._take_back(connection)
-        elif tenancy.slot.is_lent():
+        elif listener.slot.is_lent():
             logger.info("not serving connection found broken")
-            self._keeper.shard.counters.found_dead += 1
-            self._keeper.shard.retire(tenancy.slot, "failed its check", politely=False)
-            self._keeper.shard.drop_dead()
-            self._keeper.act()
+            self._runner.shard.counters.found_dead += 1
+            self._runner.shard.retire(listener.slot, "failed its check", politely=False)
+            self._runner.shard.drop_dead()
+            self._runner.act()
 
     async def _pause(self) -> None:
         pause = min(self._pause_seconds, max(0.0, self._deadline - monotonic()))
@@ -135,20 +135,20 @@ class Checkup:
         await asyncio.sleep(pause)
 
     async def _another(self) -> Any:
-        keeper, queue = self._keeper, self._pool._core.queue
+        runner, queue = self._runner, self._pool._core.queue
         now = monotonic()
         left = self._deadline - now
         if left <= 0:
-            keeper.shard.counters.timed_out += 1
-            raise queue.timeout_error(keeper, self._timeout, " (in check)")
-        slot = keeper.shard.take(now)
-        keeper.act()
+            runner.shard.counters.timed_out += 1
+            raise queue.timeout_error(runner, self._timeout, " (in check)")
+        slot = runner.shard.take(now)
+        runner.act()
         if slot is None:
             try:
-                slot = await queue.wait(keeper, left)
+                slot = await queue.wait(runner, left)
             except PoolTimeout as late:
-                raise queue.timeout_error(keeper, self._timeout) from late.__cause__
-        return self._pool._lend(slot, keeper)
+                raise queue.timeout_error(runner, self._timeout) from late.__cause__
+        return self._pool._lend(slot, runner)
 
     async def _passes(self, connection: Any) -> bool:
         """

@@ -19,9 +19,9 @@ import psycopg_pool
 from psycopg_pool.abc import ACT
 
 from loopaware_pool._core.config import IdleOrder, PoolConfig, check_callbacks, check_number
-from loopaware_pool._core.pool import Core
+from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState, acquiring_line
-from loopaware_pool._core.terms import CoreState
+from loopaware_pool._core.terms import PoolState
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.driver import ReturnCheck
@@ -48,7 +48,7 @@ from loopaware_pool.psycopg.likeness import (
     warn_of_open,
 )
 from loopaware_pool.psycopg.socket_waiter import WrongLoop
-from loopaware_pool.psycopg.upstream_pool import PoolSurface
+from loopaware_pool.psycopg.upstream_pool import UpstreamPool
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from psycopg_pool.abc import AsyncConnectFailedCB, AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
 
-    from loopaware_pool._core.runner import Keeper, Tenancy
+    from loopaware_pool._core.runner import SessionListener, ShardRunner
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.psycopg.session import PsycopgSession
     from loopaware_pool.stats import EventHook
@@ -80,7 +80,7 @@ DiscardExpired = Literal["on_return", "always"]
 _Order = Literal["fifo", "lifo"]
 
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
-_OPEN: Final = CoreState.OPEN  # bound once: see shard.py
+_OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _NOT_READY: Final = (SlotState.CONNECTING, SlotState.RESETTING, SlotState.CLOSING)
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 _SECONDS: Final = "a number of seconds"
@@ -92,7 +92,7 @@ _FLOOR_LOOK_SECONDS: Final = 0.05
 _RETRY_SECONDS: Final = 0.25
 
 
-class AsyncConnectionPool(PoolSurface[ACT]):
+class AsyncConnectionPool(UpstreamPool[ACT]):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
@@ -229,7 +229,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             lends_expired=self._lends_expired(max_lifetime),
             lends_dead=discard_dead == "on_check" and check is None,
         )
-        self._core = Core(config, self._driver, self)
+        self._core = PoolCore(config, self._driver, self)
         self._tellers: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._open_if(open)
@@ -261,7 +261,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             self._open()
 
     def _open(self) -> None:
-        if self._core.state is CoreState.CLOSED:
+        if self._core.state is PoolState.CLOSED:
             raise PoolClosed("pool has already been opened/closed and cannot be reused", pool=self.name)
         if running() is None:
             raise UnsupportedLoop(f"{type(self).__name__} open with no running loop", pool=self.name)
@@ -286,31 +286,31 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         seconds = _longest("timeout", timeout)
         self._check_open()
-        keeper = self._core.keeper()
+        runner = self._core.runner()
         if self._is_full():
             return
         logger.info("waiting for pool %r initialization", self.name)
-        keeper.callers += 1
+        runner.callers += 1
         driver, old_fault = self._driver, self._driver.fault
         try:
-            is_ready = await self._is_ready_within(keeper, seconds, old_fault)
+            is_ready = await self._is_ready_within(runner, seconds, old_fault)
         finally:
-            keeper.callers -= 1
+            runner.callers -= 1
         if is_ready:
             logger.info("pool %r is ready to use", self.name)
             return
-        error = driver.new_fault(old_fault) or self._init_timeout(keeper, seconds)
+        error = driver.new_fault(old_fault) or self._init_timeout(runner, seconds)
         await self.close()
         raise error
 
-    def _init_timeout(self, keeper: Keeper, seconds: float) -> InitTimeout:
-        cause = self._driver.fault or keeper.shard.last_error
-        return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(keeper.leases()), cause=cause)
+    def _init_timeout(self, runner: ShardRunner, seconds: float) -> InitTimeout:
+        cause = self._driver.fault or runner.shard.last_error
+        return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(runner.leases()), cause=cause)
 
     def _is_full(self) -> bool:
         return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+    async def _is_ready_within(self, runner: ShardRunner, seconds: float, old_fault: BaseException | None) -> bool:
         """Wait for what is to be opened. False as soon as the time is up, or the program is found to be at fault."""
         core, deadline = self._core, monotonic() + seconds
 
@@ -318,7 +318,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
             return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
         # Nobody here is told of what other loops open.
-        while not await keeper.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
+        while not await runner.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
         self._check_open()
@@ -336,7 +336,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         """
         if timeout is not None:
             check_number("timeout", timeout, _SECONDS)
-        if self._core.state is not CoreState.NEW:
+        if self._core.state is not PoolState.NEW:
             await self._core.close_unused(timeout)
 
     @property
@@ -360,7 +360,7 @@ class AsyncConnectionPool(PoolSurface[ACT]):
     def _check_open(self) -> None:
         state = self._core.state
         if state is not _OPEN:
-            what = "not open yet" if state is CoreState.NEW else "already closed"
+            what = "not open yet" if state is PoolState.NEW else "already closed"
             raise PoolClosed(f"the pool {self.name!r} is {what}", pool=self.name)
         if self._is_to_warn:
             self._is_to_warn = False
@@ -413,16 +413,16 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         core = self._core
         if core.state is not _OPEN or self._is_to_warn:
             self._check_open()
-        keeper = core.keeper()
+        runner = core.runner()
         began = monotonic()
-        slot = keeper.shard.take(began)
-        if keeper.decided:
-            keeper.act()
+        slot = runner.shard.take(began)
+        if runner.decided:
+            runner.act()
         if slot is None:
-            slot = await core.queue.wait(keeper, timeout)
-        connection = self._lend(slot, keeper)
+            slot = await core.queue.wait(runner, timeout)
+        connection = self._lend(slot, runner)
         if self._check is not None:
-            connection = await Checkup(self, keeper, self._check, timeout, began).first_that_passes(connection)
+            connection = await Checkup(self, runner, self._check, timeout, began).first_that_passes(connection)
         if is_logged:
             logger.info("connection given by %r", self.name)
         return connection
@@ -452,59 +452,59 @@ class AsyncConnectionPool(PoolSurface[ACT]):
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
-        tenancy: Tenancy | None = session.owner  # type: ignore[assignment]
-        if tenancy is None:  # nobody's: the parent process has it still, or `configure` at its first time
+        listener: SessionListener | None = session.owner  # type: ignore[assignment]
+        if listener is None:  # nobody's: the parent process has it still, or `configure` at its first time
             conn._pool = None
             return
         if session.loop is not running():
             conn._pool = None
-            tenancy.keeper.errands.add(functools.partial(self._take_back_at_home, conn, tenancy))
+            listener.runner.errands.add(functools.partial(self._take_back_at_home, conn, listener))
             return
         pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
-            await pending.keeper.finished(pending.slot, patience_after(sys.exc_info()[1]))
+            await pending.runner.finished(pending.slot, patience_after(sys.exc_info()[1]))
 
     def _session_of(self, conn: Any) -> PsycopgSession:
         """Find what the pool knows of a connection that it has lent."""
         return cast("PsycopgSession", conn._loopaware_session)
 
-    def _lend(self, slot: Slot, keeper: Keeper) -> ACT:
+    def _lend(self, slot: Slot, runner: ShardRunner) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
-        slot.lent_to(asyncio.current_task(keeper.loop), *acquiring_line(sys._getframe(1)))
+        slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(sys._getframe(1)))
         session: PsycopgSession = slot.session  # type: ignore[assignment]
         return cast("ACT", session.lend(self))
 
-    def _take_back(self, conn: ACT) -> Tenancy | None:
+    def _take_back(self, conn: ACT) -> SessionListener | None:
         """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         session.end_lease(conn)
-        tenancy: Tenancy = session.owner  # type: ignore[assignment]
-        if not tenancy.slot.is_lent():
+        listener: SessionListener = session.owner  # type: ignore[assignment]
+        if not listener.slot.is_lent():
             return None
-        keeper, shard = tenancy.keeper, tenancy.keeper.shard
+        runner, shard = listener.runner, listener.runner.shard
         is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
         check = ReturnCheck.BROKEN
         try:
             check = session.take_back() if is_kept else session.dismiss()
         finally:
-            shard.returned(tenancy.slot, check, monotonic())
-            if keeper.decided:
-                keeper.act()
-        return tenancy if tenancy.slot.state in _IN_TRANSIT else None
+            shard.returned(listener.slot, check, monotonic())
+            if runner.decided:
+                runner.act()
+        return listener if listener.slot.state in _IN_TRANSIT else None
 
     def _tell_of_growth(self) -> None:
         size = self._core.size()
         if self._keeps_idle and size > self._core.terms.min_size:
             logger.info("growing pool %r to %s", self.name, size)
 
-    def _take_back_at_home(self, conn: ACT, tenancy: Tenancy) -> None:
+    def _take_back_at_home(self, conn: ACT, listener: SessionListener) -> None:
         """Take a connection back on its own loop, or in the place of that loop if it stands still."""
-        if tenancy.keeper.is_here():
+        if listener.runner.is_here():
             self._take_back(conn)
-        elif tenancy.slot.is_lent():
+        elif listener.slot.is_lent():
             self._session_of(conn).end_lease(conn)
-            tenancy.keeper.shard.returned(tenancy.slot, ReturnCheck.STRANDED, monotonic())
-            tenancy.keeper.act()
+            listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
+            listener.runner.act()
 
     # ---- outages ----
 
@@ -545,18 +545,18 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
     async def check(self) -> None:
         """Do nothing, as no connection is idle."""
 
-    async def _is_ready_within(self, keeper: Keeper, seconds: float, old_fault: BaseException | None) -> bool:
+    async def _is_ready_within(self, runner: ShardRunner, seconds: float, old_fault: BaseException | None) -> bool:
         """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._check_open()
             try:
                 async with asyncio.timeout(left):
-                    await keeper.open_one()
+                    await runner.open_one()
                 logger.info("adding new connection to the pool")
                 return True
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
-                keeper.shard.last_error = error
+                runner.shard.last_error = error
             if self._driver.new_fault(old_fault) is not None:
                 break
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))

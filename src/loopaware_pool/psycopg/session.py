@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.adapt import AdaptersMap
 
-from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, Omen, omen_of
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.event_loops import on_closed, post
 from loopaware_pool._platform.sockets import (
@@ -27,7 +27,7 @@ from loopaware_pool._platform.sockets import (
 )
 from loopaware_pool.driver import Liveness, Owner, ReturnCheck
 from loopaware_pool.psycopg.connection import LoopAwareConnection
-from loopaware_pool.psycopg.socket_waiter import Custody, SocketWatch, unregister
+from loopaware_pool.psycopg.socket_waiter import ConnectionUse, SocketWaiter, unregister
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -63,7 +63,7 @@ _ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", 
 # Bound once: see shard.py.
 _ALIVE, _DEAD = Liveness.ALIVE, Liveness.DEAD
 _READY, _RESET = ReturnCheck.READY, ReturnCheck.RESET
-_USED, _UNUSED = Custody.USED, Custody.IDLE
+_USED, _UNUSED = ConnectionUse.USED, ConnectionUse.IDLE
 _IDLE: Final = pq.TransactionStatus.IDLE
 _NO_TRANSACTION: Final = (_IDLE,)
 _IN_TRANSACTION: Final = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
@@ -82,11 +82,11 @@ class ForeignWatch:
         loop: Its loop.
 
     Attributes:
-        custody, pool_name: As `SocketWatch` has them; nobody looks at them here.
+        use, pool_name: As `SocketWaiter` has them; nobody looks at them here.
     """
 
     def __init__(self, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.custody = _USED
+        self.use = _USED
         self.pool_name = "?"
         self._pgconn = connection.pgconn
         self._lock = connection.lock
@@ -215,10 +215,10 @@ class PsycopgSession:
         "_identity",
         "_is_rollback_expected",
         "_made",
-        "_omen",
         "_pgconn",
         "_probe",
         "_reference",
+        "_server_state",
         "_settings",
         "_was_writable",
         "_watch",
@@ -241,7 +241,7 @@ class PsycopgSession:
         self.loop = loop
         self._settings = settings
         self._pgconn = pgconn = bare.pgconn
-        self._omen: Omen | None = None
+        self._server_state: ServerState | None = None
         self._is_rollback_expected = False
         self._began_as = pgconn.parameter_status(b"session_authorization")
         self._was_writable = all(pgconn.parameter_status(name) == b"off" for name in _READ_ONLY_SETTINGS)
@@ -250,13 +250,13 @@ class PsycopgSession:
         fd = pgconn.socket
         self._identity = SocketIdentity.of(fd)
         self._probe = SocketProbe(fd)
-        self._watch: SocketWatch | ForeignWatch
+        self._watch: SocketWaiter | ForeignWatch
         if isinstance(bare, LoopAwareConnection):
             self._watch = bare.watch
         else:
             self._watch = foreign = ForeignWatch(bare, loop)
             bare.close = functools.partial(_close, self._reference, foreign)
-        self._watch.custody = _USED
+        self._watch.use = _USED
         self._watch.pool_name = settings.name
         self._configured: _Configured | None = None
         bare._loopaware_session = self
@@ -301,19 +301,21 @@ class PsycopgSession:
         """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
         pgconn = self._pgconn
         status = pgconn.transaction_status
-        if status == _UNKNOWN or self._omen is Omen.GOODBYE:
+        if status == _UNKNOWN or self._server_state is ServerState.GOODBYE:
             return self._discard()
         if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
             logger.warning("closing returned connection: %s", self.connection)
             return self._close_used()
         self._watch.detach_others()
-        self._watch.custody = _UNUSED
+        self._watch.use = _UNUSED
         if status != _IDLE:
             if not self._is_rollback_expected:
                 logger.warning("rolling back returned connection: %s", self.connection)
             self._is_rollback_expected = False
             return _RESET
-        return _RESET if self._settings.resets or self._omen is not None or self._kept().lock.locked() else _READY
+        return (
+            _RESET if self._settings.resets or self._server_state is not None or self._kept().lock.locked() else _READY
+        )
 
     def dismiss(self) -> ReturnCheck:
         """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
@@ -332,7 +334,7 @@ class PsycopgSession:
 
     async def reset(self) -> None:
         """Roll back, reset the session and call the user's `reset`, as far as each is due."""
-        self._watch.custody = _USED
+        self._watch.use = _USED
         try:
             await within(RESET_SECONDS, self._make_clean, self.abort)
         except Exception:
@@ -340,7 +342,7 @@ class PsycopgSession:
             self._discard()
             raise
         finally:
-            self._watch.custody = _UNUSED
+            self._watch.use = _UNUSED
 
     async def _make_clean(self) -> None:
         await self._let_go()
@@ -348,8 +350,8 @@ class PsycopgSession:
             self._restore_client_side(self._configured)
         await self._roll_back()
         await self._reset()
-        if self._omen is not None:
-            self._omen = None
+        if self._server_state is not None:
+            self._server_state = None
             if await self._is_read_only() and self._was_writable and self.owner is not None:
                 self.owner.demoted()
 
@@ -465,18 +467,18 @@ class PsycopgSession:
 
     async def ping(self) -> None:
         """Make a round trip."""
-        self._watch.custody = _USED
+        self._watch.use = _USED
         try:
             await self._settings.ping(self._kept())
         except Exception:
             logger.warning("discarding broken connection: %s", self.connection)
             raise
         finally:
-            self._watch.custody = _UNUSED
+            self._watch.use = _UNUSED
 
     async def close(self) -> None:
         """Call the connection's own `close`."""
-        self._watch.custody = _USED
+        self._watch.use = _USED
         connection = self.connection or self._reference()
         if connection is not None:
             connection._pool = None
@@ -507,7 +509,7 @@ class PsycopgSession:
 
     def begin(self) -> None:
         """Belong to the pool from now on: nobody may use it before it is lent."""
-        self._watch.custody = _UNUSED
+        self._watch.use = _UNUSED
 
     def rename(self, pool_name: str) -> None:
         """Belong to a pool that has another name from now on."""
@@ -516,15 +518,15 @@ class PsycopgSession:
     def lend(self, pool: Any) -> AsyncConnection[Any]:
         """Begin a lease."""
         connection, self.connection = self._kept(), None
-        self._watch.custody = _USED
+        self._watch.use = _USED
         connection._pool = pool
         return connection
 
     def heard(self, error: BaseException) -> None:
         """Remember what an error that this connection has had says of its server."""
-        omen = omen_of(error)
-        if omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable):
-            self._omen = omen
+        server_state = classify(error)
+        if server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable):
+            self._server_state = server_state
 
     def suspect(self, error: BaseException) -> None:
         """
@@ -532,9 +534,11 @@ class PsycopgSession:
 
         That may be another. What this one has answered is heard by our connection class's `wait()`, by no other's.
         """
-        omen = omen_of(error)
-        if self._omen is None and (omen is Omen.GOODBYE or (omen is Omen.READ_ONLY and self._was_writable)):
-            self._omen = Omen.HEARSAY
+        server_state = classify(error)
+        if self._server_state is None and (
+            server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable)
+        ):
+            self._server_state = ServerState.HEARSAY
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
         """Have the caller's connection back: what was lent, though it come without the wrapper, or in one more."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from contextvars import Context
 
-__all__ = ["INTERVAL_SECONDS", "Custody", "SocketWatch", "WrongLoop", "unregister"]
+__all__ = ["INTERVAL_SECONDS", "ConnectionUse", "SocketWaiter", "WrongLoop", "unregister"]
 
 RV = TypeVar("RV")
 
@@ -70,7 +70,7 @@ class WrongLoop(errors.WrongLoop, psycopg.InterfaceError):
         self.pool = pool
 
 
-class Custody(Enum):
+class ConnectionUse(Enum):
     """Who looks after a connection."""
 
     NONE = "none"
@@ -83,7 +83,7 @@ class Custody(Enum):
     """A pool, for the next caller. Nobody may use it."""
 
 
-_NONE, _USED, _IDLE = Custody  # bound once: see shard.py
+_NONE, _USED, _IDLE = ConnectionUse  # bound once: see shard.py
 
 
 class _Unseen:
@@ -97,7 +97,7 @@ class _Unseen:
 _UNSEEN: Final = _Unseen()
 
 
-class SocketWatch:
+class SocketWaiter:
     """
     The registrations of one connection's socket with its loop, and the generator that waits for them.
 
@@ -106,7 +106,7 @@ class SocketWatch:
     Attributes:
         loop: The loop it belongs to.
         fd: The socket's number; libpq keeps it until the connection is closed.
-        custody: Who looks after the connection.
+        use: Who looks after the connection.
         pool_name: Whose connection it is, for errors.
         is_shared: Whether somebody has asked for the fd, and may have registered it himself.
     """
@@ -128,17 +128,17 @@ class SocketWatch:
         "_wakeup",
         "_wanted",
         "_yielded_at",
-        "custody",
         "fd",
         "is_shared",
         "loop",
         "pool_name",
+        "use",
     )
 
     def __init__(self, pgconn: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.fd: int = pgconn.socket
-        self.custody = _NONE
+        self.use = _NONE
         self.pool_name = "?"
         self.is_shared = False
         self._pgconn = pgconn
@@ -170,7 +170,7 @@ class SocketWatch:
             psycopg.InterfaceError: The caller has given it back.
         """
         here = running()
-        if here is self.loop and self.custody is not _IDLE and self.fd >= 0:
+        if here is self.loop and self.use is not _IDLE and self.fd >= 0:
             return
         if self.fd < 0 or self._pgconn.status == _BAD:
             raise psycopg.OperationalError("the connection is closed")
@@ -296,7 +296,7 @@ class SocketWatch:
     def _rest(self) -> None:
         """Leave the socket as it is to be between waits."""
         self._yielded_at = monotonic()
-        if self.custody is _NONE:
+        if self.use is _NONE:
             self.detach()
         elif self._is_writing:
             self._stop_writing()

@@ -27,11 +27,11 @@ from loopaware_pool.psycopg.session import check_connection
 if TYPE_CHECKING:
     from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
 
-    from loopaware_pool._core.pool import Core
+    from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.psycopg.driver import PsycopgDriver
     from loopaware_pool.stats import ConnectionReport, PoolStats
 
-__all__ = ["PoolSurface"]
+__all__ = ["UpstreamPool"]
 
 logger = logging.getLogger("psycopg.pool")
 
@@ -40,13 +40,13 @@ def _refuse_size(which: str, _: object, value: object) -> NoReturn:
     raise AttributeError(f"{which}={value!r}: cannot be assigned; use `await pool.resize(min_size, max_size)`")
 
 
-class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
+class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     """The part of a pool that lends nothing."""
 
     close_returns: bool
     _discard_expired: str
     _keeps_idle: bool
-    _core: Core
+    _core: PoolCore
     _driver: PsycopgDriver
     _max_size: int
     _popped: dict[str, int]
@@ -144,9 +144,9 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
         Cancellation: ends the waiting.
         """
-        keeper = self._core.keeper_here()
-        if keeper is not None:
-            await keeper.settled()
+        runner = self._core.runner_here()
+        if runner is not None:
+            await runner.settled()
 
     def suspend(self) -> None:
         """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
@@ -249,7 +249,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def _pool(self) -> list[Any]:  # type: ignore[override]
-        return [_connection(slot.session) for keeper in self._core.keepers() for slot in keeper.shard.idle]
+        return [_connection(slot.session) for runner in self._core.runners() for slot in runner.shard.idle]
 
     @property
     def _nconns(self) -> int:  # type: ignore[override]
@@ -257,7 +257,7 @@ class PoolSurface(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def _waiting(self) -> list[object]:  # type: ignore[override]
-        return [waiter for keeper in self._core.keepers() for waiter in keeper.shard.waiters]
+        return [waiter for runner in self._core.runners() for waiter in runner.shard.waiters]
 
     def run_task(self, task: object) -> NoReturn:
         """Refuse: psycopg_pool's workers are not here."""

@@ -218,8 +218,8 @@ class FaultProxy:
 
     def __enter__(self) -> Self:
         # Keeps the number: bound without listening, it refuses, and nobody else can get it.
-        self._keeper = _bound(0)
-        self.port = self._keeper.getsockname()[1]
+        self._runner = _bound(0)
+        self.port = self._runner.getsockname()[1]
         login, at, _ = self._parts.netloc.rpartition("@")
         self.dsn = self._parts._replace(netloc=f"{login}{at}{_HOST}:{self.port}").geturl()
         self._is_ready = threading.Event()
@@ -231,7 +231,7 @@ class FaultProxy:
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
-        self._keeper.close()
+        self._runner.close()
 
 
 class _Link:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from loopaware_pool.asyncpg.internals import Reach
+from loopaware_pool.asyncpg.internals import Internals
 from loopaware_pool.cli.doctor.facts import Pooling, RoleSetting, Server, Sessions, Way
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class _Look:
 
 
 async def _look_at_way(dsn: str, connection: Any, look: _Look, backend_pid: int, pooling: Pooling | None) -> Way:
-    transport = Reach(connection).transport
+    transport = Internals(connection).transport
     seen = {} if transport is None else {n: transport.get_extra_info(n) for n in ("peername", "sockname", "ssl_object")}
     peer, ours, tls = seen.get("peername"), seen.get("sockname"), seen.get("ssl_object")
     is_unix = isinstance(peer, (str, bytes))
