@@ -153,8 +153,8 @@ BUDGETS = {
     (asyncpg_pool, "pipelined", CROWD, True): Cost(87, 4, 0.5, 0.3, 1, 4.5),
     (asyncpg_pool, "when_dirty", CROWD, True): Cost(76, 4, 0.5, 0.3, 1, 3.5),
     (psycopg_pool, "never", 1, False): Cost(38, 0, 0, 0, 0, 0),
-    (psycopg_pool, "never", 1, True): Cost(115, 0.5, 0.5, 0, 0, 0.5),
-    (psycopg_pool, "never", CROWD, True): Cost(133, 3, 0.5, 0.3, 1, 0.5),
+    (psycopg_pool, "never", 1, True): Cost(117, 0.5, 0.5, 0, 0, 0.5),
+    (psycopg_pool, "never", CROWD, True): Cost(135, 3, 0.5, 0.3, 1, 0.5),
 }
 
 

@@ -49,7 +49,6 @@ class Queue:
         """
         shard = runner.shard
         began = monotonic()
-        runner.act()
         if not shard.is_open():
             raise self._registry.closed_error()
         self._check_queue(runner)

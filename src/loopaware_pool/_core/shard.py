@@ -345,7 +345,8 @@ class Shard:
             return
         if len(self.slots) >= self._permits.max_size:
             self._hurry_goodbyes(now)
-            self._look_for_dropped(now)
+            if now >= self._look_at:
+                self._look_for_dropped(now)
             return
         if now < self._ramp.probe_at:
             self.wake_by(self._ramp.probe_at)
@@ -473,14 +474,14 @@ class Shard:
             self._effects.run_errands_of_idle_loops()
         if self._permits.claims:
             self.wake_by(now + self._config.patience)
-        self._look_for_dropped(now)
+        if now >= self._look_at:
+            self._look_for_dropped(now)
 
     def _look_for_dropped(self, now: float) -> None:
         """Look, on every loop, for leases that were dropped: a caller waits for want of a connection."""
-        if now >= self._look_at:
-            self._look_at = now + DROPPED_LOOK_SECONDS
-            self.wake_by(self._look_at)
-            self._effects.look_for_dropped()
+        self._look_at = now + DROPPED_LOOK_SECONDS
+        self.wake_by(self._look_at)
+        self._effects.look_for_dropped()
 
     # ---- closing ----
 
@@ -534,7 +535,7 @@ class Shard:
         A server that is well hangs up within milliseconds, and then has one session less. One that is frozen would keep
         the permit for as long as a goodbye may take, and callers from the server that has taken its place.
         """
-        wanted = self._permits_wanted()
+        wanted = self._permits_wanted() if self.closing else 0
         for slot in list(self.closing):
             if not wanted:
                 return
