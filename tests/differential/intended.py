@@ -203,6 +203,8 @@ def _size(counts: Any) -> int:
 
 
 def _is_returned_in_use(difference: Difference) -> bool:
+    if _message(difference.upstream) == "connection socket closed":  # as a null pool's, of psycopg's own connections
+        return _raised(difference.ours) == "OperationalError"
     return "while a query was running" in str(difference.ours)
 
 
@@ -456,7 +458,9 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
     if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
         return False
-    may_be_closed = _has_lost_sessions(difference) or "pg_sleep" in _sql_of_steps(difference)
+    # A transaction in two phases cannot be rolled back as another.
+    cannot_be_rolled_back = _has_lost_sessions(difference) or _has_step(difference, "tpc_begin")
+    may_be_closed = cannot_be_rolled_back or "pg_sleep" in _sql_of_steps(difference)
     return may_be_closed and _ran_fewer(difference, "reset", "configure")
 
 

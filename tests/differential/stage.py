@@ -510,7 +510,7 @@ def _alarm() -> Iterator[None]:
         raise Hung
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, HUNG_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HUNG_SECONDS, HUNG_SECONDS)  # again, should the end of the loop hang too
     try:
         yield
     finally:
