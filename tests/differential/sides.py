@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "PROBE", "Kind"]
 
 APPLICATION = "differential"
-# What the server knows of a session; the parameter tells in what encoding the client writes.
+# What the server knows of a session; the parameter tells in what encoding the client writes. The settings of the
+# transaction begin anew with each, but show for ever after that some transaction of the session was begun with them.
 PROBE = """
 SELECT
   current_user::text AS "user",
   session_user::text AS "session user",
   pg_catalog.convert_to({parameter}::text, 'UTF8')::text AS "encoded",
   (SELECT pg_catalog.string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_catalog.pg_settings
-    WHERE source = 'session' OR name IN ('application_name', 'client_encoding', 'role', 'TimeZone')) AS "settings",
+    WHERE (source = 'session' AND name !~ '^transaction_') OR name IN ('application_name', 'client_encoding', 'role', 'TimeZone')) AS "settings",
   nullif(pg_catalog.current_setting('app.tenant', true), '') AS "tenant",
   (SELECT pg_catalog.string_agg(channel, ' ') FROM pg_catalog.pg_listening_channels() AS channel) AS "channels",
   (SELECT pg_catalog.string_agg(name, ' ') FROM pg_catalog.pg_cursors WHERE is_holdable) AS "cursors",
