@@ -27,7 +27,7 @@ class Bench:
 
     async def __aenter__(self):
         await self.core.open()
-        self.shard_runner = self.core.shard_runner()
+        self.shard_runner = self.core.runner()
         self.shard = self.shard_runner.shard
         return self
 
