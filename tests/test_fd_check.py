@@ -93,7 +93,7 @@ class Bench:
     async def open(self, count):
         await self.core.open()
         for _ in range(count):
-            await self.core.shard_runner().open_one()
+            await self.core.runner().open_one()
 
     async def replace(self, *, leaks):
         """Close every connection, and open another."""
@@ -145,7 +145,7 @@ def test_a_socket_that_outlives_its_connection_is_counted_told_and_logged_once(r
             await eventually_async(lambda: it.counts == (2, 0, 0), "two leaks")
             await it.looks()
             assert it.counts == (2, 0, 0)
-            label = it.core.shard_runner().label
+            label = it.core.runner().label
             assert {(event.identity, event.owner, event.reason) for event in it.found} == {
                 (identity, label, "expired") for identity in identities
             }
@@ -165,7 +165,7 @@ def test_a_socket_is_given_time_to_go(run):
         async with bench(fd_check=3600) as it:
             await it.open(1)
             await it.replace(leaks=True)
-            check = it.core.shard_runner()._fds
+            check = it.core.runner()._leak_check
             check._look(3600)
             assert (it.counts, len(check._closed)) == ((0, 0, 0), 1)
             it.driver.sessions[0].sock.close()
@@ -186,7 +186,7 @@ def test_sockets_that_go_with_their_connections_are_forgotten(run):
             await it.looks()
             assert it.found == []
             assert it.counts == (0, 0, 0)
-            assert not it.core.shard_runner()._fds._closed
+            assert not it.core.runner()._leak_check._closed
 
     run(story)
 
@@ -201,7 +201,7 @@ def test_nothing_is_looked_at_unless_asked_for(run):
             await asyncio.sleep(4 * SECONDS)
             assert it.counts == (0, 0, 0)
             assert it.core.stats().process_fds is None
-            assert not it.core.shard_runner()._fds._closed
+            assert not it.core.runner()._leak_check._closed
 
     run(story)
 
@@ -324,10 +324,10 @@ def test_loops_of_two_threads_find_each_its_own(loop_factory):
 
     async def leak():
         await it.open(1)
-        slot = it.core.shard_runner().shard.idle[0]
+        slot = it.core.runner().shard.idle[0]
         slot.session.leaks = True
-        it.core.shard_runner().shard.retire_idle(slot, "planted")
-        found = it.core.shard_runner().shard.counters
+        it.core.runner().shard.retire_idle(slot, "planted")
+        found = it.core.runner().shard.counters
         await eventually_async(lambda: found.fds_leaked, "a leak")
         return found.fds_leaked
 

@@ -292,7 +292,7 @@ def test_leaks_and_the_process_are_seen_with_fd_check(dsn, run, registry):
         async with make_pool(dsn, fd_check=0.01) as pool:
             register(pool, registry)
             await pool.fetchval("SELECT 1")
-            pool._core.shard_runner().shard.counters.fds_leaked += 2
+            pool._core.runner().shard.counters.fds_leaked += 2
             seen = scrape(registry)
             assert seen["process_fds",] > 3
             assert seen["fd_leak_total",] == 2

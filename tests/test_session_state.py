@@ -1429,7 +1429,7 @@ class Recorder:
     def connection_lost(self, exc):
         self.calls.append(("lost", exc))
 
-    def lost(self, reason):
+    def connection_gone(self, reason):
         self.calls.append(f"session lost: {reason}")
 
     def pause_writing(self):
@@ -1438,16 +1438,16 @@ class Recorder:
     def resume_writing(self):
         self.calls.append("resume")
 
-    def learn(self, answer):
+    def keep_clean_answer(self, answer):
         self.clean_answer = answer
 
-    def reported(self):
+    def setting_reported(self):
         pass
 
-    def answered(self):
+    def answer_complete(self):
         self.calls.append("answered")
 
-    def reset_failed(self, reason):
+    def answer_failed(self, reason):
         self.failures.append(reason)
         self.calls.append("failed")
 

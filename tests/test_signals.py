@@ -108,7 +108,7 @@ class Story:
 
     async def _lease(self, check):
         core = self.core
-        shard_runner = core.shard_runner()
+        shard_runner = core.runner()
         slot = shard_runner.shard.take(registry.monotonic())
         if slot is None:
             slot = await core.queue.wait(shard_runner, DEADLINE_SECONDS)
@@ -272,7 +272,7 @@ class Standstill:
 
     async def _lend(self):
         self.core.start()
-        self.shard_runner = self.core.shard_runner()
+        self.shard_runner = self.core.runner()
         self.slots = [await self.core.queue.wait(self.shard_runner, DEADLINE_SECONDS) for _ in range(2)]
 
     def give_back(self):
@@ -298,7 +298,7 @@ def close_loop(story):
 def let_go(story):
     """Its connections are closed; who comes to the pool on another loop has the pool forget it."""
     story.give_back()
-    story.core.shard_runner()
+    story.core.runner()
 
 
 def terminate(story):

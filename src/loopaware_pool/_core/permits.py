@@ -1,13 +1,16 @@
 """
-`max_size`, shared by every loop of the process: the one place of a pool that takes a lock.
+`max_size`, shared by every loop of the process. This is the only place of a pool that takes a lock on the way to a
+connection.
 
-A permit is the right to have one connection, from the decision to connect until the socket is gone. A loop that
-needs one and finds none files a claim; whoever gives a permit back learns which claim it went to, and tells that
-loop. A permit never waits to be picked up by whoever runs first: it changes hands under the lock.
+A permit is the right to have one connection, from the decision to connect until the socket is gone. A loop that needs a
+permit and finds none files a claim. Whoever gives a permit back learns which claim it went to, and tells that loop. A
+permit changes hands under the lock; it never waits to be picked up by whichever loop runs first.
 
-Who gets the next connection is a policy, and both simple ones fail. Strict order between loops thrashes: half of
-all acquires close another loop's connection and connect anew. Own loop first starves: a loop without connections
-waits for as long as the others have callers. So: own loop first, with bounded patience (`_deserves`).
+Who gets the next connection is a policy, and both simple policies fail. Strict order between loops thrashes: half of
+all
+acquires would close another loop's connection and connect anew. Own loop first starves: a loop without connections
+would
+wait for as long as the others have callers. So the own loop comes first, but only for a limited time (`_deserves`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ class Claimant(Protocol):
 
     @property
     def spare(self) -> int:
-        """Idle connections that nobody on that loop waits for. Read from any thread; a moment old."""
+        """Idle connections that no caller on that loop waits for. Read from any thread, so it may be a moment old."""
 
 
 class Permits:
@@ -34,7 +37,7 @@ class Permits:
 
     Args:
         max_size: How many permits there are.
-        patience: Seconds that a claim stands back for loops that have connections and callers of their own.
+        patience: Seconds that a claim gives way to loops that have connections and callers of their own.
 
     Attributes:
         max_size: How many permits there are; changed by `resize` alone.
@@ -45,8 +48,8 @@ class Permits:
     def __init__(self, max_size: int, patience: float) -> None:
         self.max_size = max_size
         self._patience = patience
-        # Guards all below; never held over a callback. A signal handler, or the collector, may interrupt its holder and
-        # come back here: so it can be taken again, and no loop over a dictionary is open to that.
+        # Guards all below; never held during a callback. A signal handler or the garbage collector may interrupt the
+        # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
         self.claims: dict[Claimant, float] = {}
