@@ -40,8 +40,7 @@ class Counters:
     Attributes:
         acquired: Leases begun.
         waited: Leases begun after waiting in the queue. A null pool's caller for which a connection can be opened is
-            not
-            counted here, nor in the next three.
+            not counted here, nor in the next three.
         waited_seconds: Time that those callers spent in the queue, in seconds.
         queued: Acquires that had to queue, served or not.
         gave_up_seconds: Time spent in the queue by callers that left it without a connection, in seconds.
@@ -204,8 +203,8 @@ class LeaseInfo:
         held_seconds: For how long, in seconds.
         task: Name of the task that acquired it; None when it has ended.
         where: File, line and function of the acquire; None where the interpreter does not tell.
-        stack: File, line and function of each call that the task is in now, innermost first, twenty at most;
-            empty except in `LeaseOverdue`, or if the task has ended.
+        stack: File, line and function of each call that the task is in now, innermost first, twenty at most; empty
+            except in `LeaseOverdue`, or if the task has ended.
     """
 
     held_seconds: float

@@ -56,8 +56,7 @@ class PoolConfig:
         max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
         counts_growth: Whether callers for which a connection is, or can be, opened count towards *max_waiting*.
         shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
-            are
-            refused. None never refuses.
+            are refused. None never refuses.
         max_connecting: Connects in flight at once; None for up to *max_size*.
         leak_threshold: Seconds a lease may last before it is reported; None never reports.
         fd_check: Seconds between two checks whether fds have outlived their connections; None never checks.

@@ -2,8 +2,7 @@
 One timer for all the callers of a loop that wait with a deadline.
 
 A timer for each caller would cost each a place in the loop's heap, which is kept in Python: a tenth of a query's time,
-for
-something that hardly ever fires. Here a deadline is an entry in a dictionary, under the tick in which it passes.
+for something that hardly ever fires. Here a deadline is an entry in a dictionary, under the tick in which it passes.
 """
 
 from __future__ import annotations

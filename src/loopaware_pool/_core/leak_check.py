@@ -3,9 +3,8 @@ Finds fds that have outlived their connections, and connections that have lost t
 set.
 
 Each loop remembers the sockets of the connections it has closed until it has seen them gone. A loop that ends leaves
-the
-rest to the next loop that checks. Lending and returning cost nothing. A check costs one fstat for each idle connection,
-and one for each connection closed since the last check.
+the rest to the next loop that checks. Lending and returning cost nothing. A check costs one fstat for each idle
+connection, and one for each connection closed since the last check.
 """
 
 from __future__ import annotations

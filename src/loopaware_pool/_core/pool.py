@@ -52,8 +52,7 @@ class PoolCore(Registry):
         Open `init_size` connections on the running loop, less those open elsewhere, and serve this loop from now on.
 
         The first connects alone, so that a configuration error shows at once. If the pool was not open before and this
-        fails, the
-        pool is closed and nothing is left open.
+        fails, the pool is closed and nothing is left open.
 
         Raises:
             Exception: What connecting failed with.
@@ -150,8 +149,7 @@ class PoolCore(Registry):
 
         Args:
             timeout: Seconds for other loops to react, and for connections that are being opened, reset or closed; then
-                those are
-                aborted. None waits as long as it takes.
+                those are aborted. None waits as long as it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """

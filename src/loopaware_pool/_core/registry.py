@@ -123,8 +123,7 @@ class Registry:
         Forget a loop that is not running and has nothing of the pool's: nobody may ever run it again.
 
         It may begin to run at any moment, and a caller on it may find the runner. So the runner is taken out of the
-        routing
-        first, and checked again then: a caller that found it earlier runs now, or has left something on it.
+        routing first, and checked again then: a caller that found it earlier runs now, or has left something on it.
         """
         if self.state is not PoolState.OPEN or not runner.is_unneeded():
             return

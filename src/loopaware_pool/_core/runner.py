@@ -8,8 +8,7 @@ Every task here belongs to the pool, not to the caller that caused it: a caller'
 that is cancelled, as the end of the loop cancels all, gives its connection up; it never loses it.
 
 Nothing outside refers to a runner strongly, neither the loop's timer nor its shutdown hook. So a pool that is dropped
-can
-be collected.
+can be collected.
 """
 
 from __future__ import annotations
@@ -253,8 +252,8 @@ class ShardRunner:
         Do what the shard has decided, and what it decides because of that.
 
         A call from inside one of these actions leaves the rest to the call under way. An error goes to the loop's
-        exception
-        handler: whichever caller happens to run this has not caused it, and the other actions must still be done.
+        exception handler: whichever caller happens to run this has not caused it, and the other actions must still be
+        done.
         """
         if self._is_acting:
             return
@@ -349,8 +348,7 @@ class ShardRunner:
         Forget a task that has ended, and finish what it left undone.
 
         A task that is cancelled before its first step runs none of its own code, not even a `finally`. So its slot is
-        cleaned
-        up here.
+        cleaned up here.
         """
         if self._tasks.get(slot) is not task:
             return

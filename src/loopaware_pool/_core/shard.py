@@ -11,8 +11,7 @@ closed; `idle` is a stack (the one used last on top, so that the rest can expire
 become idle when the server answers their reset; all others are with a caller or a task.
 
 Callers wait in `waiters`, first come, first served. A connection that comes free is handed to the first waiter
-directly,
-so that a running task cannot take it in between.
+directly, so that a running task cannot take it in between.
 """
 
 from __future__ import annotations
@@ -431,10 +430,8 @@ class Shard:
         Note that a connect failed, and raise its error in callers that have nothing else to hope for.
 
         A caller with a deadline keeps waiting: the next attempt may succeed. So does a caller that came after this
-        connect had
-        begun: the failure may predate this caller. *is_final* means that no attempt will succeed, because a callback of
-        the
-        user's is at fault; then the first caller in the queue gets the error.
+        connect had begun: the failure may predate this caller. *is_final* means that no attempt will succeed, because a
+        callback of the user's is at fault; then the first caller in the queue gets the error.
         """
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
@@ -545,8 +542,7 @@ class Shard:
         Cut polite closes short while callers wait for their permits, the oldest first.
 
         A healthy server hangs up within milliseconds, and then has one session less. A frozen server would keep the
-        permit for
-        as long as a polite close may take, although a server that has replaced it could serve the callers.
+        permit for as long as a polite close may take, although a server that has replaced it could serve the callers.
         """
         wanted = self._permits_wanted()
         for slot in list(self.closing):

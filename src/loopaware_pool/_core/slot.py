@@ -5,8 +5,7 @@ A slot exists from the decision to connect until the socket is gone. For all tha
 exist because pools that lack them have lost connections:
 
 * RESERVED: handed to a waiter that has not run since. A caller that is cancelled at that instant abandons the slot,
-  which
-  then goes to the next waiter. Without this state the connection would be idle and taken at the same time.
+  which then goes to the next waiter. Without this state the connection would be idle and taken at the same time.
 * RESETTING: a task of the pool works on it, out of reach of callers and of the sweep.
 * CLOSING: on its way out, but still a session on the server, so its permit is not free yet.
 """
@@ -100,8 +99,7 @@ def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
     Find where an acquire was called: the first frame from *frame* up that is the caller's own.
 
     The interpreter makes an object of each frame that is looked at, and should free it when the function returns. So
-    *frame*
-    should be the caller's already.
+    *frame* should be the caller's already.
     """
     while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back

@@ -28,8 +28,7 @@ async def within(seconds: float, work: Callable[[], Awaitable[object]], cut: Cal
     Await *work* for so many seconds; then *cut* its connection.
 
     The connection is cut before the work is cancelled. Otherwise a driver would first ask the server to cancel the
-    query, and
-    might wait for that without a limit.
+    query, and might wait for that without a limit.
 
     Raises:
         TimeoutError: The time was up. Or whatever the work raised when its connection was cut.

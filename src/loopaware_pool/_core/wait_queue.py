@@ -18,8 +18,7 @@ class WaitQueue(OrderedDict[Waiter, Waiting]):
     The waiting callers, and since when each has waited.
 
     It is a dictionary, so that removing a caller from the middle is as cheap as removing the first, and testing whether
-    it is
-    empty costs nothing.
+    it is empty costs nothing.
     """
 
     def join(self, waiter: Waiter, since: float, *, has_deadline: bool) -> None:

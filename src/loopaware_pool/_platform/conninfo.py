@@ -3,8 +3,7 @@ Redacts connection strings in errors.
 
 A password whose special characters are not percent-encoded changes the meaning of a connection string: a part of it
 becomes the host, the port or an option, and the driver repeats that part in its error. So where a string can be
-misread,
-the driver's error is not passed on.
+misread, the driver's error is not passed on.
 """
 
 from __future__ import annotations

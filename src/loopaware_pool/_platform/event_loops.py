@@ -9,8 +9,7 @@ How a loop's end is noticed
    `shutdown_asyncgens()` before they close the loop, which closes the generator *inside the running loop*. There,
    connections can still be closed politely. (`LoopShutdownHook`)
 2. A timer that is never due. A loop that is closed without that call drops its timers, and with them the only reference
-   to
-   a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
+   to a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
 3. `post()` returns False when the loop is closed, and `is_closed()` can be asked at any time.
 
 Why not patch `loop.close`? It belongs to the user, and uvloop's cannot be patched.
@@ -133,8 +132,8 @@ class Errands:
     What other threads want done on a loop. Each errand is done once: by the loop, or for it while it is not running.
 
     A loop may stop at any moment, before it runs what was posted to it. So an errand is kept here, and done by
-    whichever comes
-    first: the posted call, or the next thread that finds the loop idle. If both did it, one permit would be used twice.
+    whichever comes first: the posted call, or the next thread that finds the loop idle. If both did it, one permit
+    would be used twice.
 
     Args:
         loop: The loop.
@@ -352,8 +351,7 @@ def close_abandoned_task(task: asyncio.Task[Any]) -> None:
     End a task of a closed loop, which will never run it, and close the sockets it has open.
 
     A connect under way keeps its transport in a local variable. Its own cleanup would close the transport by way of the
-    loop,
-    which is too late.
+    loop, which is too late.
     """
     task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does
     coroutine: Any = task.get_coro()

@@ -35,8 +35,7 @@ def let_go_of_frames(error: BaseException, handled: BaseException | None = None)
     Clear the local variables of the functions that *error* has passed through.
 
     A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
-    so
-    anybody who keeps the exception keeps the socket. The frames also hold the password, and an error report may show
+    so anybody who keeps the exception keeps the socket. The frames also hold the password, and an error report may show
     variables.
 
     Args:

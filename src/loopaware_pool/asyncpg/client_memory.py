@@ -6,8 +6,7 @@ Both belong to the lease as much as what the server remembers. asyncpg encodes t
 next lease must find them as they were when the session was made; codecs, as `init` left them.
 
 asyncpg hides the tables themselves, but Python's garbage collector knows what an object refers to. If a table is not
-found
-that way, nothing counts as unchanged.
+found that way, nothing counts as unchanged.
 """
 
 from __future__ import annotations

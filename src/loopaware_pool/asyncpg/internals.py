@@ -66,8 +66,7 @@ class Internals:
         Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not expose.
 
         Its timeout callback ignores every future but the one that it waits for. Called with None, it goes on only if it
-        waits for
-        none, and then raises AttributeError because None has no `done`. Any other way costs a query, or 4 us.
+        waits for none, and then raises AttributeError because None has no `done`. Any other way costs a query, or 4 us.
         """
         if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
             return None

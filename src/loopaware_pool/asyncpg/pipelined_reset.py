@@ -19,9 +19,8 @@ next message. It would run the next lease's query with them before the pool coul
 
 * A query is sent behind a reset only if the last lease is known to have left nothing: its statements are harmless by
   their text, and the settings that the server reports are unchanged. After any other lease, the connection is lent
-  again
-  when the answer has been read. This also keeps the driver's side right: asyncpg learns from that answer which encoding
-  and which settings the session has again.
+  again when the answer has been read. This also keeps the driver's side right: asyncpg learns from that answer which
+  encoding and which settings the session has again.
 * What a statement's text does not show is contained by a guard, see `guarded`.
 
 If a proxy stands between the pool and the server, or the server does not know the guard, nothing is sent behind a
@@ -352,8 +351,7 @@ def _become(user: SessionUser | None) -> list[str]:
     Return the statements that make a session act as *user*.
 
     The session user comes first: setting it ends the role, and it may be allowed other roles than the last lease's
-    user. Only
-    a session that was logged in as a superuser can set it to another user, as `init` has done before.
+    user. Only a session that was logged in as a superuser can set it to another user, as `init` has done before.
     """
     if user is None:
         return ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
@@ -376,17 +374,13 @@ def guarded(statements: list[str]) -> bytes:
     Encode a reset that nothing survives if it fails: neither the session, nor a query sent behind it.
 
     There must be no moment at which a failure finds no guard. First come `RESET ALL`, `BEGIN` and the guard itself, by
-    the
-    extended protocol and without a Sync: if one of them fails, the server skips everything up to the Sync of the next
-    caller's query, which therefore is not run. From then on `exit_on_error`, which any user may set, makes the server
-    end the
-    session at the first error, up to and including the commit.
+    the extended protocol and without a Sync: if one of them fails, the server skips everything up to the Sync of the
+    next caller's query, which therefore is not run. From then on `exit_on_error`, which any user may set, makes the
+    server end the session at the first error, up to and including the commit.
 
     It is set for the transaction alone, so the commit takes it back. Set and reset as an ordinary setting, it would be
-    off
-    between its reset and the commit. A cancel request that comes then brings the last lease's settings back (seen, with
-    much
-    to log).
+    off between its reset and the commit. A cancel request that comes then brings the last lease's settings back (seen,
+    with much to log).
     """
     rest = "\n".join([*statements[len(_BEGINNING) :], _COMMIT])
     return b"".join(map(_extended, _AHEAD)) + query_message(rest)

@@ -65,9 +65,8 @@ class Pool(UpstreamPool):
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
     It is opened by awaiting it, once, on any loop. After that it serves every loop from that loop's first acquire on,
-    with
-    connections of its own; `max_size` limits them all together. It may be made without a loop, as at import time. See
-    `create_pool` for the arguments.
+    with connections of its own; `max_size` limits them all together. It may be made without a loop, as at import time.
+    See `create_pool` for the arguments.
     """
 
     def __init__(
@@ -227,8 +226,7 @@ class Pool(UpstreamPool):
 
         Returns:
             An object to await, or to enter with `async with`. The connection must be used on this loop; it may be
-            released from
-            any.
+            released from any.
 
         Raises:
             TypeError: *timeout* is not a number.
@@ -239,8 +237,7 @@ class Pool(UpstreamPool):
             Exception: What connecting failed with, if there is no timeout: one caller gets each failure.
 
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
-        opened
-        joins the pool.
+        opened joins the pool.
         """
         if timeout is None:
             timeout = self._config.acquire_timeout
@@ -278,12 +275,10 @@ class Pool(UpstreamPool):
     ) -> None:
         """
         Run the user's `setup`. If it fails, the pool closes the connection, and no caller waits for that. If `setup`
-        has closed or
-        released the connection, the caller gets an error now, not at the first use.
+        has closed or released the connection, the caller gets an error now, not at the first use.
 
         The connection is aborted, unless asyncpg is about to have the server cancel a query of `setup`: after an abort
-        the server
-        would run that query to its end, beside the sessions that the pool counts.
+        the server would run that query to its end, beside the sessions that the pool counts.
         """
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
@@ -308,16 +303,14 @@ class Pool(UpstreamPool):
         Give a connection back. This costs no round trip unless the reset has to be awaited (see `session_reset`).
 
         A caller whose time is up waits for the reset for a tenth of a second at most: one that is handling a
-        `TimeoutError` or a
-        cancellation, or one whose query is still being cancelled (unless every reset is awaited).
+        `TimeoutError` or a cancellation, or one whose query is still being cancelled (unless every reset is awaited).
 
         It may be called on any loop. On another loop than the connection's own, it only hands the connection over.
 
         Args:
             connection: What `acquire` returned. One that was released already is ignored.
             timeout: Seconds for the reset, after which the connection is closed; None takes the acquire's timeout. A
-                reset that is
-                not awaited has a second at least.
+                reset that is not awaited has a second at least.
 
         Raises:
             TypeError: *timeout* is not a number; the connection is still lent.
@@ -550,10 +543,8 @@ def create_pool(
         connect: Called instead of `asyncpg.connect`, with its arguments.
         setup: Called with each connection before it is lent.
         init: Called with each new connection. What it sets with `SET`, and listeners for notifications and log
-            messages, go
-            with the first release, as in asyncpg. A role, a session authorization, query loggers, termination listeners
-            and
-            type codecs stay.
+            messages, go with the first release, as in asyncpg. A role, a session authorization, query loggers,
+            termination listeners and type codecs stay.
         reset: Called at each release, instead of the reset query. The release awaits it.
         loop: Accepted for compatibility; the pool uses the running loop.
         connection_class: A subclass of `asyncpg.Connection`. If it overrides the reset, its own is awaited.
@@ -567,15 +558,12 @@ def create_pool(
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
         shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
-            get
-            `Overloaded`, a `TooManyWaiting`; the last one in the queue is spared. The queue is backed up if for five
-            times as
-            long no caller was served within half of it. None never refuses.
+            get `Overloaded`, a `TooManyWaiting`; the last one in the queue is spared. The queue is backed up if for
+            five times as long no caller was served within half of it. None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
         fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
-            and
-            logged. None never checks.
+            and logged. None never checks.
         close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
         **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
@@ -587,34 +575,24 @@ def create_pool(
         ValueError, TypeError: An argument makes no sense, or is unknown; the message names it.
 
     A lease has left nothing, as far as can be told, if all of this is true: the settings that the server reports are
-    unchanged;
-    it used asyncpg's own connection class; each of its statements ran, and is known by its text to change nothing that
-    a reset
-    restores. Known are SELECT, VALUES, INSERT, UPDATE and DELETE with the functions and types that
+    unchanged; it used asyncpg's own connection class; each of its statements ran, and is known by its text to change
+    nothing that a reset restores. Known are SELECT, VALUES, INSERT, UPDATE and DELETE with the functions and types that
     `loopaware_pool.asyncpg.sql_effects` lists, and the statements that begin and end transactions. A text is judged
-    when it
-    comes a second time; a new one may leave something.
+    when it comes a second time; a new one may leave something.
 
     What a text does not show goes unseen: functions that the server calls by itself, for triggers, views, rules,
-    policies,
-    operators, casts, defaults and constraints; functions or types of the user's that have a listed name; and functions
-    of the
-    user's that are written like a column. If a method of asyncpg's connection has been replaced, as by a tracer, each
-    lease may
-    have left something.
+    policies, operators, casts, defaults and constraints; functions or types of the user's that have a listed name; and
+    functions of the user's that are written like a column. If a method of asyncpg's connection has been replaced, as by
+    a tracer, each lease may have left something.
 
     * "pipelined": each lease is reset. After a lease that has left nothing the connection is lent again at once, and
-      the next
-      query may travel behind the reset; if the reset fails, the server ends the session before it runs that query.
-      After any
-      other lease, the connection is lent again when the server has answered the reset. If a proxy stands between the
-      pool and
-      the server, this is so after every lease.
+      the next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
+      query. After any other lease, the connection is lent again when the server has answered the reset. If a proxy
+      stands between the pool and the server, this is so after every lease.
     * "when_dirty": a lease that has left nothing is not reset. What went unseen stays until the next reset.
     * "confirmed": each lease is reset, and the connection is lent again when the server has answered. No release waits.
     * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with. A caller
-      whose
-      time is up waits a tenth of a second at most.
+      whose time is up waits a tenth of a second at most.
     * "never": only transactions are rolled back and callbacks removed.
 
     A connection whose reset has not been answered within 30 seconds is closed. `SECURITY.md` says what each promises.

@@ -84,8 +84,8 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     Wrap a coroutine method.
 
     The call checks only that the lease has not ended. The rest is checked in the coroutine's first step, as is the
-    lease
-    again: the call may be made in another thread, or without a running loop, and another lease may have begun by then.
+    lease again: the call may be made in another thread, or without a running loop, and another lease may have begun by
+    then.
     """
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED

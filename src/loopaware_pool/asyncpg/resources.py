@@ -2,10 +2,8 @@
 Transactions, prepared statements and cursors that end with their lease and refuse other loops.
 
 asyncpg checks whether the lease has ended when one of their methods is called. But the call only makes a coroutine. A
-task
-made of it may take its first step after the connection has been lent again, and would begin a transaction in the middle
-of
-the next lease; or it takes its first step on another loop. So this is checked at the first step, too.
+task made of it may take its first step after the connection has been lent again, and would begin a transaction in the
+middle of the next lease; or it takes its first step on another loop. So this is checked at the first step, too.
 
 They also talk to the server without the proxy. The errors that the server answers are passed to the session here.
 """

@@ -178,10 +178,9 @@ class AsyncpgSession:
         Find out whether a query may travel behind a reset.
 
         It may not if the process at the other end is not the one that was connected to, as its process id shows: a
-        PgBouncer gives
-        a session to another client as soon as it has answered, whatever was sent behind. A query behind a reset would
-        be lost, and
-        its caller would wait for ever. Nor may it if the server refuses the guard (see `pipelined_reset.py`).
+        PgBouncer gives a session to another client as soon as it has answered, whatever was sent behind. A query behind
+        a reset would be lost, and its caller would wait for ever. Nor may it if the server refuses the guard (see
+        `pipelined_reset.py`).
 
         Raises:
             TimeoutError: There was no answer for `RESET_SECONDS`.
@@ -316,9 +315,8 @@ class AsyncpgSession:
         Whether nothing refers to the caller's proxy, nor to the connection, as a prepared statement does.
 
         asyncpg has to refer to the proxy, because listeners are called with it. So no weak reference can tell when the
-        caller
-        drops it, and references are counted instead. A lease with listeners is never dropped: the connection is held
-        for them.
+        caller drops it, and references are counted instead. A lease with listeners is never dropped: the connection is
+        held for them.
         """
         con = self._con
         return (
@@ -479,8 +477,7 @@ class AsyncpgSession:
         Remove the callbacks that the lease registered, and bring back those that it removed.
 
         Listeners for notifications and for log messages go with each reset, as in asyncpg. Query loggers and
-        termination
-        listeners, which asyncpg leaves to later leases, become again those that `init` left.
+        termination listeners, which asyncpg leaves to later leases, become again those that `init` left.
         """
         con._listeners.clear()
         con._log_listeners.clear()
@@ -626,8 +623,8 @@ class AsyncpgSession:
         raised it.
 
         A failed call leaves the session dirty: asyncpg looks types up, and turns a setting off and on for that. An
-        operation that
-        is closed in the middle, or failed in the client, may still run at the server, and asyncpg waits for its answer.
+        operation that is closed in the middle, or failed in the client, may still run at the server, and asyncpg waits
+        for its answer.
         """
         self.is_dirty = self.is_exposed = True
         if is_hearsay:
@@ -646,8 +643,8 @@ class AsyncpgSession:
         Check the server later if *error*, which has ended the caller's block, says something about a server.
 
         It may have come from another server. Calls of the proxy report this server's own errors. Not reported are those
-        of calls
-        that run the caller's code, of a connection class's own methods, and of a connection used without its proxy.
+        of calls that run the caller's code, of a connection class's own methods, and of a connection used without its
+        proxy.
         """
         server_state = classify(error)
         if self._server_state is None and (

@@ -3,17 +3,15 @@ Which statements leave a session unchanged, judged by their text alone.
 
 A statement is harmless if nothing in it could change what a session reset restores: settings, role, advisory locks,
 listeners, open cursors. The judgement is conservative. A statement is read token by token, and anything that is not
-known
-to be harmless counts as harmful: another kind of statement, a second statement, a function or a type that is not listed
-below, a character that could give the text another meaning.
+known to be harmless counts as harmful: another kind of statement, a second statement, a function or a type that is not
+listed below, a character that could give the text another meaning.
 
 The text does not show everything. It does not show the functions that the server calls for a trigger, a view, a rule, a
 policy, an operator, a cast, a default or a constraint. It does not show that a function or type of the user's has a
 listed name, or that a function of the user's is written like a column (`row.function`).
 
 PostgreSQL tells keywords from names by a grammar; this module does by the neighbouring words. A word that could be
-either
-counts as a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
+either counts as a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
 
 Judging a text takes about a microsecond for each of its words. A program that writes its values into its statements
 never sends one twice, and would pay for each. So a text is judged when it comes a second time.

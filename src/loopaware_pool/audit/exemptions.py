@@ -2,9 +2,8 @@
 The few fds that a process opens once, at the first use of something, and keeps for its whole life. They are no leaks.
 
 multiprocessing tells which are its own. libuv, and with it uvloop, does not. It makes a pipe with one byte in it, for
-its
-signal handling, when the first loop is made. The audit has uvloop make that pipe before the first look; if uvloop is
-imported only later, the audit recognises the pipe by its byte. And with the first stream of each loop, libuv opens
+its signal handling, when the first loop is made. The audit has uvloop make that pipe before the first look; if uvloop
+is imported only later, the audit recognises the pipe by its byte. And with the first stream of each loop, libuv opens
 /dev/null, to have an fd to close when there are no more; one for each open loop is exempt.
 """
 

@@ -70,15 +70,12 @@ class FdAudit:
     Finds what is opened and not closed between its start and its end. A context manager, sync and async.
 
     The async form lets the loop go on for a moment if something is left. It also finds readers that the block has added
-    to that
-    loop and that nothing waits for. The sync form, inside a coroutine, cannot.
+    to that loop and that nothing waits for. The sync form, inside a coroutine, cannot.
 
     Args:
         trace: Whether to find out which line opened what. That patches `socket.socket` and the loops' classes
-            meanwhile, for
-            all threads, and takes some microseconds for each socket, task and reader. It also checks loops that are
-            closed
-            meanwhile, just before they are.
+            meanwhile, for all threads, and takes some microseconds for each socket, task and reader. It also checks
+            loops that are closed meanwhile, just before they are.
         collect_garbage: Whether to run the garbage collector first, and again before anything is reported as left
             behind.
         grace_seconds: How long what is left may take to be closed, in seconds.
@@ -202,8 +199,7 @@ class FdAudit:
 
         Args:
             collect_first: Whether to collect existing garbage. Otherwise something that vanishes with it may seem to
-                have been
-                replaced by something new. Not needed just after another audit.
+                have been replaced by something new. Not needed just after another audit.
         """
         self._outcome = None
         self._stale_at_close.clear()
@@ -361,8 +357,7 @@ def _loops_with(fds: Mapping[Hashable, OpenFd]) -> list[AbstractEventLoop]:
     List the loops that are open while *fds* are.
 
     On Linux each has an epoll set, or at least a pair of sockets to wake itself. If there is neither, the search
-    through all
-    objects of the process is skipped.
+    through all objects of the process is skipped.
     """
     if sys.platform == "linux" and not any(fd.kind in (EPOLL, SOCKET) for fd in fds.values()):
         return []
@@ -460,10 +455,9 @@ async def fd_leak_per(
     Measure how many fds are lost per so many runs of something: the article's figure is 5 per 10,000 queries.
 
     What is opened to be kept is no leak, such as the connections of a growing pool. So each task runs *operation* once
-    before
-    the count starts. If something is left, the count is repeated up to twice, and the lowest result is returned: a pool
-    does
-    not grow for ever. (It is not repeated if more is left than a pool may have grown by, as fds may run out.)
+    before the count starts. If something is left, the count is repeated up to twice, and the lowest result is returned:
+    a pool does not grow for ever. (It is not repeated if more is left than a pool may have grown by, as fds may run
+    out.)
 
     Args:
         count: The number of runs that the result refers to, as in `fd_leak_per(10_000, query)`.

@@ -2,8 +2,7 @@
 Which files this process has open: sockets, pipes and all others, by the means of each platform.
 
 Linux lists them in /proc/self/fd, and inodes tell two sockets apart. macOS and BSD list them in /dev/fd, and sockets
-have
-no inode: there the addresses of both ends help to tell them apart. Windows has no list; psutil lists its sockets.
+have no inode: there the addresses of both ends help to tell them apart. Windows has no list; psutil lists its sockets.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@ What is registered with which loop, and which of these registrations are stale.
 
 asyncio's selector has a map of what it watches, and the kernel has its own list (`tfd:` lines in /proc/self/fdinfo,
 Linux). The kernel forgets a closed file by itself, the map does not. So an entry that only the map has belongs to a
-file
-that is gone; if its number is open, it means another file. That file is then never reported, because its registration
-looks to the selector like no change.
+file that is gone; if its number is open, it means another file. That file is then never reported, because its
+registration looks to the selector like no change.
 
 uvloop shows the readers and writers that were added by hand, but not what libuv watches for its transports. Whether the
 number of such a reader still means the same file is known only if the audit saw it being added.
@@ -70,8 +69,7 @@ class Registration:
     Attributes:
         fd: The number that it watches.
         reason: `"closed"`: nothing is open as *fd*; `"reused"`: another file is, by now; `"left"`: it was added
-            meanwhile, and
-            nothing waits for it.
+            meanwhile, and nothing waits for it.
         loop: The loop, by its class and address.
         reader: Where the function is that is called when there is something to read; None if there is none, or it is
             hidden.

@@ -2,9 +2,8 @@
 Which line opened a socket, or asked a loop to watch one. Traced only while an audit asks for it.
 
 Sockets of Python's own class are seen when they are made. Those that a driver or a loop makes in C are not; they are
-seen
-when a loop is asked to watch them, or when uvloop returns them as a transport. If a library has started a task for a
-caller, what the task opens counts as opened by the line that started it.
+seen when a loop is asked to watch them, or when uvloop returns them as a transport. If a library has started a task for
+a caller, what the task opens counts as opened by the line that started it.
 """
 
 from __future__ import annotations
@@ -221,8 +220,7 @@ def _line() -> str | None:
     Return the line of the user's code that is running: the innermost line that is not in a library.
 
     A task's own frames end at its outermost coroutine; the frames outside belong to the loop and its caller. If none of
-    the
-    task's own lines is the user's, the line that started the task counts.
+    the task's own lines is the user's, the line that started the task counts.
     """
     task = None if running_loop() is None else asyncio.current_task()
     outermost = None if task is None else _outermost(task)

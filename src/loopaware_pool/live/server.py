@@ -2,9 +2,8 @@
 A live view of pools, for readers outside the process: `loopaware-pool top`, curl, a script.
 
 It has threads of its own and uses no event loop: it is needed most when a loop is blocked. Its data come from `stats()`
-and
-`fd_report()`, which never wait. It speaks HTTP over a Unix socket or TCP, with one request for each connection: `GET /`
-returns `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
+and `fd_report()`, which never wait. It speaks HTTP over a Unix socket or TCP, with one request for each connection:
+`GET /` returns `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
 """
 
 from __future__ import annotations
@@ -64,8 +63,7 @@ def serve_live(
     Args:
         pools: One of this package's pools, or several. They are held weakly: a pool that is dropped disappears.
         address: The path of a Unix socket, which is made with mode 0600; or `host:port`, where for port 0 the system
-            chooses
-            one.
+            chooses one.
         allow_remote: Whether other machines may reach the host. There is no password, and no encryption.
 
     Returns:
@@ -75,8 +73,7 @@ def serve_live(
         TypeError: *pools* are no pools, or *address* is no string and no path.
         ValueError: The address cannot be parsed, or is not a loopback address although *allow_remote* is False.
         OSError: The address cannot be used; `filename` is the address. `EADDRINUSE`: another process serves there.
-            `EEXIST`: a
-            file is there that is no socket.
+            `EEXIST`: a file is there that is no socket.
     """
     return LiveView(_check_pools(pools), address, allow_remote=allow_remote)
 

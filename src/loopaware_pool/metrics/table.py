@@ -2,8 +2,7 @@
 The metrics that exporters export: name, kind, meaning, and how each is read from a pool's statistics.
 
 Names are without a monitoring system's own prefixes and suffixes. Times are in seconds, and their names end in
-`seconds`.
-The one label that all have is the pool's name; connections also have their state.
+`seconds`. The one label that all have is the pool's name; connections also have their state.
 """
 
 from __future__ import annotations

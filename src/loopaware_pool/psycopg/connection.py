@@ -59,8 +59,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
     * Closed under a query, it ends that query with `psycopg.OperationalError`, and its fd's number may be reused at
       once.
     * A query that is cancelled is cancelled on the server. If that takes longer than twice 5 seconds, or is interrupted
-      again,
-      the connection is closed.
+      again, the connection is closed.
     """
 
     def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:

@@ -2,9 +2,8 @@
 The drop-in for psycopg_pool's async pools.
 
 `AsyncConnectionPool` and `AsyncNullConnectionPool` take the arguments of psycopg_pool 3.3's, with its defaults, and
-behave
-like them, whichever supported version of it is installed. Additions are described where they are. Where psycopg_pool's
-behaviour is less safe it is still our default; options change it.
+behave like them, whichever supported version of it is installed. Additions are described where they are. Where
+psycopg_pool's behaviour is less safe it is still our default; options change it.
 """
 
 from __future__ import annotations
@@ -99,22 +98,18 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
     It is opened once, on any loop. After that it serves every loop from that loop's first `connection()` on, with
-    connections
-    of its own; *max_size* limits them all together. It may be made without a loop, as at import time.
+    connections of its own; *max_size* limits them all together. It may be made without a loop, as at import time.
 
     Args:
         conninfo: Where to connect; or a function, plain or async, that returns it, called before each connect.
         connection_class: The class of connections. The default owns its registrations with the event loop; the pool
-            looks
-            after those of any other class.
+            looks after those of any other class.
         kwargs: Passed to `connection_class.connect`; or a function, plain or async, that returns them, called before
-            each
-            connect.
+            each connect.
         min_size: Connections kept while idle, on loops that have opened the pool.
         max_size: Most connections of this process, on all loops together; None for *min_size*.
         open: True opens the pool here, which is deprecated. None does as well, and warns at the first use unless the
-            pool is
-            used as a context manager. False leaves it to `open()`.
+            pool is used as a context manager. False leaves it to `open()`.
         configure: Called with each new connection, which it must not leave in a transaction.
         check: Called with each connection before it is lent. If it raises, another is tried.
         reset: Called with each connection that comes back, which it must not leave in a transaction.
@@ -124,41 +119,30 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for which a
             connection is opened do not count.
         max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time it
-            comes
-            back, infinity never.
+            comes back, infinity never.
         max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
-            closes it
-            at once, infinity never.
+            closes it at once, infinity never.
         reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. Unlike psycopg_pool's,
-            the pool
-            goes on trying.
+            the pool goes on trying.
         reconnect_failed: Called with the pool; plain or async.
         num_workers: Accepted for compatibility; there are none.
         session_reset: "never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners
-            and
-            cursors are reset before the connection is lent again, which costs a round trip at each return. What
-            *configure*
-            has set with `SET` is reset too; a role or session authorization that it has set is restored.
+            and cursors are reset before the connection is lent again, which costs a round trip at each return. What
+            *configure* has set with `SET` is reset too; a role or session authorization that it has set is restored.
         idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" takes the
-            one used
-            last, so that the others can be closed.
+            one used last, so that the others can be closed.
         discard_dead: Whether the socket is checked, which takes a microsecond, before a connection is lent: "on_check"
-            only if
-            there is a *check*, as psycopg_pool's tests demand; "always".
+            only if there is a *check*, as psycopg_pool's tests demand; "always".
         discard_expired: When *max_lifetime* is checked: "on_return", as in psycopg_pool; "always", also before a
-            connection is
-            lent and while it is idle.
+            connection is lent and while it is idle.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
-            get
-            `Overloaded`, a `TooManyRequests`; the last one in the queue is spared. The queue is backed up if for five
-            times as
-            long no caller was served within half of it. None never refuses.
+            get `Overloaded`, a `TooManyRequests`; the last one in the queue is spared. The queue is backed up if for
+            five times as long no caller was served within half of it. None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
         fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
-            and
-            logged. None never checks.
+            and logged. None never checks.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
 
     Raises:
@@ -297,8 +281,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         Raises:
             PoolTimeout: They were not open in time; its cause is the last error of a connect.
             Exception: What connecting failed with, if another connect would fail, too, as after a `TypeError` in
-                `configure`; the
-                pool is closed, as after a timeout.
+                `configure`; the pool is closed, as after a timeout.
             PoolClosed: The pool is not open.
 
         Cancellation: ends the waiting.
@@ -350,8 +333,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
         Args:
             timeout: Seconds for connections that are being opened or rolled back, after which they are aborted; None
-                waits as
-                long as it takes.
+                waits as long as it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """
@@ -398,8 +380,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
         Returns:
             An object to enter with `async with`. At the end of the block the transaction is committed, or rolled back
-            after an
-            error, and the connection is returned.
+            after an error, and the connection is returned.
 
         Raises:
             As `getconn()`. (When entered.)
@@ -412,8 +393,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
         Args:
             timeout: Seconds for everything: the queue, connecting, `check`. None takes the pool's. With 0 or less,
-                unlike
-                psycopg_pool, an idle connection is lent.
+                unlike psycopg_pool, an idle connection is lent.
 
         Raises:
             TypeError: *timeout* is not a number.
@@ -459,8 +439,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
         An open transaction is rolled back, and this waits for it. A caller whose time is up, because it is handling a
         `TimeoutError` or a cancellation, waits for a tenth of a second at most. A connection on which a query is still
-        running is
-        closed, and that query ends with an error.
+        running is closed, and that query ends with an error.
 
         Args:
             conn: The connection.

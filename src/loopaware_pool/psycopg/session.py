@@ -197,10 +197,8 @@ class PsycopgSession:
     While it is lent, only the caller refers to psycopg's object, so that a dropped connection can be noticed.
 
     A tracer may have wrapped the connection when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and passed to
-    the
-    user's functions. The session uses psycopg's own object, and watches whether that one is dropped: a cursor refers to
-    it
-    and not to the wrapper.
+    the user's functions. The session uses psycopg's own object, and watches whether that one is dropped: a cursor
+    refers to it and not to the wrapper.
 
     Attributes:
         owner: Listens to what happens to the session.

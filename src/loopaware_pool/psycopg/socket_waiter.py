@@ -14,11 +14,10 @@ Here one reader stays for as long as a pool has the connection lent, and this mo
 
 * The selector is level-triggered. A reader that fires with no wait going on is removed at once, or the loop would spin.
 * The generator is driven from the reader's callback. A task woken to read the data would run an iteration later, and
-  the
-  selector would report the unread socket once more in between.
+  the selector would report the unread socket once more in between.
 * Code that asks for the fd (`fileno()`) may replace the reader by its own, which no loop reports. From then on each
-  wait
-  adds our reader again, and the end of the lease removes whatever is there. On asyncio the selector is checked, too.
+  wait adds our reader again, and the end of the lease removes whatever is there. On asyncio the selector is checked,
+  too.
 * libpq closes the fd by itself when it sees that the server has gone. That is noticed in the same step, before anything
   else of this loop can be given the number. Removing the registrations may raise then; the task is woken all the same.
 """
@@ -205,8 +204,7 @@ class SocketWaiter:
             generator: Yields `psycopg.waiting.Wait`, is sent `Ready`.
             has_begun: Whether it has been started, and waits for the socket.
             interval: Seconds of silence after which it is sent `Ready.NONE`, again and again; None never. The timer for
-                the default
-                stays on between waits, as few queries last until it fires.
+                the default stays on between waits, as few queries last until it fires.
             timeout: Seconds; None waits as long as it takes.
 
         Returns:
@@ -487,9 +485,8 @@ def unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
     Remove the reader and the writer of *fd*, which libpq may have closed in this very step.
 
     If both are registered, asyncio removes one by changing the selector's entry, which fails for a closed fd: the
-    kernel has no
-    entry to change. The selector then drops its own entry before it raises. A number that a transport has by now is
-    left alone.
+    kernel has no entry to change. The selector then drops its own entry before it raises. A number that a transport has
+    by now is left alone.
     """
     if loop.is_closed():
         return

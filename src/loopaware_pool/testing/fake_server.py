@@ -2,8 +2,7 @@
 A server that speaks PostgreSQL's protocol as a test scripts it, to the byte.
 
 It knows the startup, simple queries (statements without arguments) and the goodbye. To anything else it answers an
-error,
-and hangs up. A function of the test's answers the queries. The server itself answers what the pool asks when it
+error, and hangs up. A function of the test's answers the queries. The server itself answers what the pool asks when it
 connects:
 which process it is, and whether it can end a session at an error. The guard before a reset is shown as the reset's
 first

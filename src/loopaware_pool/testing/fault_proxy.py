@@ -62,10 +62,8 @@ class FaultProxy:
     Passes TCP connections on to a server, and makes them fail on demand.
 
     A context manager: it listens inside the block, and leaves no thread, socket or connection behind. Every method may
-    be
-    called from any thread, on any loop or none, and affects present and later connections. It blocks until it is in
-    effect,
-    mostly less than a millisecond.
+    be called from any thread, on any loop or none, and affects present and later connections. It blocks until it is in
+    effect, mostly less than a millisecond.
 
     Args:
         dsn: The server: a URL with one host that is reached over TCP.
