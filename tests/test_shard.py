@@ -6,7 +6,7 @@ import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
 from loopaware_pool._core.config import IdleOrder
-from loopaware_pool._core.shard import PARTING_SECONDS
+from loopaware_pool._core.shard import GOODBYE_GRACE_SECONDS
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -1637,7 +1637,7 @@ class TestClosing:
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
         waiter = pool.wait(shard)
-        pool.pass_time(PARTING_SECONDS / 2)
+        pool.pass_time(GOODBYE_GRACE_SECONDS / 2)
         assert (pool.permits.in_use, shard.effects.opening) == (1, [])
         pool.closed(shard)
         assert pool.connect(shard) is waiter.result
@@ -1651,7 +1651,7 @@ class TestClosing:
         oldest, *others = shard.effects.closing
         pool.wait(shard)
         assert shard.effects.closing == [oldest, *others]
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         assert (oldest.state, shard.effects.closing) == (SlotState.GONE, others)
         assert len(shard.effects.opening) == 1
 
@@ -1688,7 +1688,7 @@ class TestClosing:
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
         pool.wait(shard)
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         assert slot.state is SlotState.GONE
         pool.deliver()
         assert len(shard.effects.opening) == 1
@@ -1934,7 +1934,7 @@ class TestGoodbyesElsewhere:
         pool.wait(here)
         pool.deliver()
         assert (len(there.effects.closing), here.effects.opening) == (1, [])
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         pool.deliver()
         assert (there.effects.closing, len(here.effects.opening)) == ([], 1)
 

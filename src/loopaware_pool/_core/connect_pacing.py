@@ -42,7 +42,7 @@ class SlowStart:
         self.probe_at = 0.0
 
     def allowance(self, now: float) -> int:
-        """Tell how many connects may be in flight, with callers waiting at *now*."""
+        """Return how many connects may be in flight while callers wait at *now*."""
         if self._refusals:
             return 1
         if self._began is None:

@@ -135,7 +135,7 @@ class Housekeeper:
         return 0 < limit <= idle_seconds and self._pool_size() > self._terms.min_size
 
     def _shrink(self, now: float) -> None:
-        """Close one idle connection if some have been spare ever since the last look, `max_idle` ago."""
+        """Close one idle connection if some have been spare for all of the last `max_idle` seconds."""
         shard = self._shard
         if now >= self._shrink_at:
             if shard.least_idle and self._pool_size() > self._terms.min_size:
@@ -147,7 +147,7 @@ class Housekeeper:
         shard.wake_by(self._shrink_at)
 
     def _next_look(self, slot: Slot) -> float:
-        """When an idle connection that stays is to be looked at again."""
+        """Return when to look again at an idle connection that stays."""
         due = self._expires_idle_at(slot)
         if self._config.keepalive:
             due = min(due, slot.since + self._config.keepalive)
@@ -170,5 +170,7 @@ class Housekeeper:
 
 
 def _shrinks_in_periods(config: PoolConfig) -> bool:
-    """Whether what is idle is closed one at a time, for each `max_idle` in which it was not needed."""
+    """
+    Whether surplus idle connections are closed one at a time: one for each `max_idle` in which some were always spare.
+    """
     return config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS

@@ -53,7 +53,7 @@ def line_outside(frame: FrameType | None) -> str | None:
     """Return the line of the caller's own code that has led to *frame*; None if there is none."""
     while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back
-    return None if frame is None else _told(frame)
+    return None if frame is None else _where(frame)
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
 
     `Task.get_stack` gives the outermost alone.
     """
-    return tuple(_told(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
+    return tuple(_where(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
 
 
 def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
@@ -76,7 +76,7 @@ def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
             yield frame
 
 
-def _told(frame: FrameType) -> str:
+def _where(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 

@@ -32,7 +32,7 @@ class Permits:
     """
     Permits for connections, and the loops that wait for one. Safe to use from any thread.
 
-    There may be fewer permits than are held, for a while, after `resize`.
+    After `resize`, more permits may be held for a while than there are.
 
     Args:
         max_size: How many permits there are.
@@ -40,8 +40,9 @@ class Permits:
 
     Attributes:
         max_size: How many permits there are; changed by `resize` alone.
-        claims: The loops that wait for a permit, and since when. Others read it only to ask whether there are any,
-            without the lock, and ask again through `should_yield`.
+        claims: The loops that wait for a permit, and since when. Others read it without the lock, to see whether there
+            are
+            any, and then ask `should_yield`.
     """
 
     def __init__(self, max_size: int, patience: float) -> None:
@@ -77,10 +78,11 @@ class Permits:
 
     def take_or_claim(self, claimant: Claimant, since: float) -> bool:
         """
-        Take a permit; if none is free, queue for one because callers have waited *since* then (monotonic seconds).
+        Take a permit. If none is free, file a claim for callers that have waited *since* then (monotonic seconds).
 
-        A claim is filed before the others' `spare` is read, and they show what they have to spare before they ask
-        whether there are `claims`: so either side sees the other, and nobody waits beside an idle connection.
+        A loop files its claim before it reads the others' `spare`. The others have idle connections counted in `spare`
+        before they
+        check `claims`. So one side always sees the other, and no caller waits while a connection is idle.
         """
         with self._lock:
             if self._is_free():
@@ -91,7 +93,7 @@ class Permits:
             return False
 
     def drop_claim(self, claimant: Claimant) -> None:
-        """Leave the queue: nobody waits any more."""
+        """Withdraw the claim: no caller waits any more."""
         with self._lock:
             self.claims.pop(claimant, None)
 
@@ -100,7 +102,7 @@ class Permits:
         Return a permit.
 
         Returns:
-            The loop whose claim it went to, which is to be told; None if it is free now.
+            The loop whose claim it went to, which the caller must tell; None if it is free now.
         """
         with self._lock:
             self._release(claimant)
@@ -111,7 +113,7 @@ class Permits:
         Return all permits and the claim of a loop that is gone.
 
         Returns:
-            The loops that got one each, which are to be told.
+            The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
             self.claims.pop(claimant, None)
@@ -120,17 +122,17 @@ class Permits:
 
     def resize(self, max_size: int) -> list[Claimant]:
         """
-        Have another number of permits.
+        Change the number of permits.
 
         Returns:
-            The loops that got one each, which are to be told.
+            The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
             self.max_size = max_size
             return self._serve_claims()
 
     def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
-        """Whether *donor* is to close a connection that came free, for the loop whose claim is first."""
+        """Whether *donor* must close a connection that came free, for a loop that has a claim."""
         with self._lock:
             return any(
                 self._deserves(claimant, since, donor, now, donor_has_waiters)
@@ -139,7 +141,7 @@ class Permits:
             )
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
-        """Find the loop with most to spare among those that are to give *claimant* an idle connection's permit."""
+        """Return the loop with the most spare connections among those that must give one up for *claimant*."""
         with self._lock:
             since = self.claims.get(claimant)
             if since is None:
@@ -156,7 +158,7 @@ class Permits:
         owned = self._held.get(claimant, 0)
         overdue = now - since >= self._patience
         if donor_has_waiters:
-            # Only towards balance: two busy loops would else take from each other for ever.
+            # Only towards balance: otherwise two busy loops would take from each other for ever.
             return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
         return owned == 0 or overdue
 
@@ -172,7 +174,7 @@ class Permits:
         return served
 
     def _serve_claim(self) -> Claimant | None:
-        """Caller holds the lock. The loop that owns least comes first, then the one that came first."""
+        """Caller holds the lock. The loop with the fewest permits comes first, then the one that claimed first."""
         if not self.claims or not self._is_free():
             return None
         claimant = min(list(self.claims), key=lambda claimant: self._held.get(claimant, 0))

@@ -72,7 +72,7 @@ class Registry:
         self._start_afresh(config.max_size)
 
     def _start_afresh(self, max_size: int) -> None:
-        """Have no loop and no connection, at first and in a forked child."""
+        """Begin without a loop or a connection, at first and in a forked child."""
         self.permits = Permits(max_size, self.config.patience)
         # Guards changes to what is below. A signal handler or the garbage collector may interrupt the holder and come
         # back here, so it is reentrant. Readers take no lock.

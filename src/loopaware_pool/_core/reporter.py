@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["Reporter", "apart", "logger"]
+__all__ = ["Reporter", "logger", "without_context"]
 
 logger = logging.getLogger("loopaware_pool")
 
@@ -143,10 +143,10 @@ class Reporter:
         try:
             listener(kind(self._config.name, self.label, *facts))
         except Exception as error:
-            logger.exception("%s: on_event raised", self._config.name, exc_info=apart(error, handled))
+            logger.exception("%s: on_event raised", self._config.name, exc_info=without_context(error, handled))
 
 
-def apart(error: BaseException, handled: BaseException | None) -> BaseException:
+def without_context(error: BaseException, handled: BaseException | None) -> BaseException:
     """
     Remove from *error* the exception that was being handled when it was raised, so that a log shows *error* alone.
 

@@ -278,7 +278,7 @@ class ShardRunner:
 
     def _open(self, slot: Slot) -> None:
         if slot.state is SlotState.CONNECTING:  # else it was given up before the connect began
-            event_loops.spare(self._spawn(slot, self._connect(slot)))
+            event_loops.keep_from_shutdown(self._spawn(slot, self._connect(slot)))
 
     def _reset(self, slot: Slot) -> None:
         if slot.state is SlotState.RESETTING:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.terms import Terms
     from loopaware_pool.driver import Session
 
-__all__ = ["NEVER", "PARTING_SECONDS", "RESET_ANSWER_SECONDS", "Shard"]
+__all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
 
 NEVER: Final = float("inf")
 # How often a loop that keeps `min_size` looks for dead idle connections.
@@ -51,7 +51,7 @@ LEAST_ANSWER_SECONDS: Final = 1.0
 DROPPED_LOOK_SECONDS: Final = 1.0
 
 # How long a connection may take to close politely once a waiting caller needs its permit.
-PARTING_SECONDS: Final = 0.1
+GOODBYE_GRACE_SECONDS: Final = 0.1
 # A server that leaves a reset unanswered for this long is silent, not slow. Callers that wait for its answer then count
 # towards `max_waiting`.
 SILENT_SECONDS: Final = 1.0
@@ -351,7 +351,7 @@ class Shard:
             self.wake_by(now)
             return
         if len(self.slots) >= self._permits.max_size:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
             self._reclaim_dropped(now)
             return
         if now < self._slow_start.probe_at:
@@ -394,7 +394,7 @@ class Shard:
             if slot is not None:
                 self._retire(slot, "given to another loop")
         elif self._permits.claims:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
 
     def _take_unused(self) -> Slot | None:
         try:
@@ -475,7 +475,7 @@ class Shard:
             self._permits.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
-        self._hurry_goodbyes(now)
+        self._cut_goodbyes_short(now)
         donor = self._permits.donor_for(self, now)
         if donor is not None:
             self._effects.ask_for_permit(donor)
@@ -537,7 +537,7 @@ class Shard:
         self._reasons[slot] = reason
         self._effects.begin_close(slot, politely=politely)
 
-    def _hurry_goodbyes(self, now: float) -> None:
+    def _cut_goodbyes_short(self, now: float) -> None:
         """
         Cut polite closes short while callers wait for their permits, the oldest first.
 
@@ -549,7 +549,7 @@ class Shard:
             if not wanted:
                 return
             if self.closing[slot] is NEVER:
-                self.closing[slot] = now + PARTING_SECONDS if self._effects.is_awake() else now
+                self.closing[slot] = now + GOODBYE_GRACE_SECONDS if self._effects.is_awake() else now
             if now >= self.closing[slot]:
                 self._effects.cut_goodbye(slot)
                 wanted -= 1
@@ -629,7 +629,7 @@ class Shard:
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
         self.grow(now)
 
     def expired(self) -> None:

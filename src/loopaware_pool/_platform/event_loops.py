@@ -44,12 +44,12 @@ __all__ = [
     "close_socket_of",
     "is_idle",
     "is_shutting_down",
+    "keep_from_shutdown",
     "label",
     "on_closed",
     "outcome_of",
     "post",
     "running",
-    "spare",
     "supported_loop",
 ]
 
@@ -319,7 +319,7 @@ def _hold(sentinel: _Sentinel) -> None:
     """Never called: the timer's argument is what matters."""
 
 
-def spare(task: asyncio.Task[Any]) -> None:
+def keep_from_shutdown(task: asyncio.Task[Any]) -> None:
     """
     Keep `asyncio.run` from cancelling *task* with all others. The code that made it must end it, by a
     `LoopShutdownHook`.

@@ -17,7 +17,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.pipelined_reset import SessionUser
-from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, unheard
+from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class AsyncpgDriver:
                 raise HookFailed from error
         if con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        with unheard(con):
+        with without_query_loggers(con):
             role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
         return SessionUser(authorization=None if user == began_as else str(user), role=str(role))
 

@@ -164,7 +164,7 @@ class ResetProtocol(asyncio.Protocol):
         self._received_bytes += len(data)
         self._parse()
         if self.is_due and self._received_bytes > LONGEST_ANSWER_BYTES:
-            self._fail(f"no end of it after {self._received_bytes} bytes")
+            self._fail(f"the answer has not ended after {self._received_bytes} bytes")
 
     def _parse(self) -> None:
         data = self._buffer
@@ -195,7 +195,7 @@ class ResetProtocol(asyncio.Protocol):
         if kind == b"S":  # asyncpg keeps every reported setting for the life of the connection
             self._reported_bytes += len(message)
             if self._reported_bytes > LONGEST_ANSWER_BYTES:
-                self._fail(f"no end of what it reports after {self._reported_bytes} bytes")
+                self._fail(f"{self._reported_bytes} bytes of reported settings, without an end")
                 return False
         if kind in b"SA" or (kind == b"N" and not self.is_due):
             self._is_exemplary = False
@@ -203,7 +203,7 @@ class ResetProtocol(asyncio.Protocol):
             if kind == b"S":
                 self._session.setting_reported()
         elif self.is_on_guard:
-            self._fail("closed by the server" if kind == b"E" else f"said {kind!r} unasked")
+            self._fail("closed by the server" if kind == b"E" else f"unsolicited message {kind!r}")
             return False
         elif kind == b"C":
             self._completed += 1

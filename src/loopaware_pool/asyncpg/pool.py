@@ -22,7 +22,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import PoolConfig, check_number
 from loopaware_pool._core.pool import PoolCore
-from loopaware_pool._core.reporter import apart, logger
+from loopaware_pool._core.reporter import logger, without_context
 from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
@@ -495,7 +495,7 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             if exc_val is None:
                 raise
             # The block's error says more than a failed reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))
+            logger.warning("releasing a connection failed after an error", exc_info=without_context(error, exc_val))
 
 
 def create_pool(

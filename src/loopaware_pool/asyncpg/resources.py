@@ -48,7 +48,7 @@ _LOOK_THEMSELVES: Final = ("__aenter__", "__aexit__")
 # The methods of an iterator that talk to the server, once for many rows.
 _SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
 # The server's errors, and asyncpg's error once the server has ended the session.
-_TOLD: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
+_SESSION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
 # Methods that make another such object, without a first step.
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
@@ -120,7 +120,7 @@ async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
         _check_first_step(kind, resource, name, steps)
     try:
         return await steps
-    except _TOLD as error:
+    except _SESSION_ERRORS as error:
         _tell_session(resource, error, is_hearsay=name in _CALL_BACK)
         raise_if_ended(error)
         raise
@@ -153,7 +153,7 @@ def _opening(factory: Any) -> Generator[Any, Any, Any]:
     _check_loop(CursorFactory, factory, "__await__")
     try:
         return bound_to_lease((yield from CursorFactory.__await__(factory)))
-    except _TOLD as error:
+    except _SESSION_ERRORS as error:
         _tell_session(factory, error)
         raise_if_ended(error)
         raise

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 
-__all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "unheard"]
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "without_query_loggers"]
 
 # An awaited reset without a timeout fails after this.
 RESET_SECONDS: Final = 30.0
@@ -62,7 +62,7 @@ _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnC
 
 
 @contextlib.contextmanager
-def unheard(con: Connection) -> Iterator[None]:
+def without_query_loggers(con: Connection) -> Iterator[None]:
     """Hide the pool's own queries from the users' query loggers."""
     loggers, con._query_loggers = con._query_loggers, set()
     try:
@@ -199,12 +199,12 @@ class AsyncpgSession:
         self._can_be_followed = answer.comes_from(con.get_server_pid())
         if not self._can_be_followed:
             culprit = (
-                "something stands between the pool and the server, as a PgBouncer does"
+                "a proxy, such as PgBouncer, is between the pool and the server"
                 if answer.row
-                else "the server does not let exit_on_error be set"
+                else "the server refuses to set exit_on_error"
             )
             self._settings.warn_once(
-                f"{culprit}: a connection is lent again only when its reset has been answered, as with "
+                f"{culprit}: each connection is lent again only after the answer to its reset, as with "
                 'session_reset="confirmed"'
             )
 
@@ -436,7 +436,7 @@ class AsyncpgSession:
             await self._reset_by_user(con)
         else:
             # With "awaited", as in asyncpg's own pool, loggers hear of the reset's query.
-            with contextlib.nullcontext() if self._settings.session_reset == "awaited" else unheard(con):
+            with contextlib.nullcontext() if self._settings.session_reset == "awaited" else without_query_loggers(con):
                 await con._reset()
                 if self._query:
                     await con.execute(self._query)
@@ -467,7 +467,7 @@ class AsyncpgSession:
         if self._server_state is None:
             return
         self._server_state = None
-        with unheard(con):
+        with without_query_loggers(con):
             is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
         if is_read_only and self._was_writable and self.owner is not None:
             self.owner.demoted()
@@ -505,7 +505,7 @@ class AsyncpgSession:
         if self._con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
         self._take_transport()
-        with unheard(self._con):
+        with without_query_loggers(self._con):
             await self._con.execute("SELECT 1")
 
     async def close(self) -> None:

@@ -227,7 +227,7 @@ def _may_be_called_as_column(tokens: list[_Token], i: int) -> bool:
 
 
 def _is_known(tokens: list[_Token], i: int) -> bool:
-    """Whether a token does no harm where it stands."""
+    """Whether a token is known to be harmless where it stands."""
     kind, text = tokens[i]
     if kind in ("word", "quoted") and _may_be_called_as_column(tokens, i):
         return False

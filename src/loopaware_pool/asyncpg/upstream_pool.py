@@ -96,10 +96,10 @@ def check_connect_arguments(
     is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # a tracer's wrapper
     for name in [] if takes_any or is_traced else given:
         if name not in known:
-            where = "of asyncpg.connect" if not own else "of the pool, nor one of asyncpg.connect"
+            takers = "asyncpg.connect does not take it" if not own else "neither the pool nor asyncpg.connect takes it"
             near = difflib.get_close_matches(name, [*own, *known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"unexpected argument {name!r}: not one {where}{hint}")
+            raise TypeError(f"unexpected argument {name!r}: {takers}{hint}")
 
 
 def _is_subclass(kind: object, base: type) -> bool:
@@ -149,7 +149,7 @@ class Uncopied:
     """
 
     def __reduce__(self: Any) -> NoReturn:
-        """Say so."""
+        """Refuse."""
         raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
 
 

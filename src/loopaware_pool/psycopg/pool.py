@@ -209,7 +209,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             tells_errors=not self._keeps_idle,
             reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
-            connecting=self._tell_of_growth,
+            connecting=self._log_growth,
         )
         config = PoolConfig(
             name=name,
@@ -232,7 +232,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = PoolCore(config, self._driver, self)
-        self._tellers: set[asyncio.Task[None]] = set()
+        self._reconnect_tasks: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._open_if(open)
 
@@ -496,7 +496,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
                 runner.act()
         return listener if listener.slot.state in _IN_TRANSIT else None
 
-    def _tell_of_growth(self) -> None:
+    def _log_growth(self) -> None:
         size = self._core.size()
         if self._keeps_idle and size > self._core.terms.min_size:
             logger.info("growing pool %r to %s", self.name, size)
@@ -522,11 +522,11 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     def _connects_outlasted(self) -> None:
         if self._core.state is _OPEN:
             task = asyncio.ensure_future(self.reconnect_failed())
-            self._tellers.add(task)
-            task.add_done_callback(self._told_of_outage)
+            self._reconnect_tasks.add(task)
+            task.add_done_callback(self._reconnect_task_done)
 
-    def _told_of_outage(self, task: asyncio.Task[None]) -> None:
-        self._tellers.discard(task)
+    def _reconnect_task_done(self, task: asyncio.Task[None]) -> None:
+        self._reconnect_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
 
