@@ -95,20 +95,20 @@ class FakeEffects:
     def is_awake(self):
         return self.is_running
 
-    def open(self, slot):
+    def begin_connect(self, slot):
         self.pool.numbers[slot] = len(self.pool.numbers)
         self.opening.append(slot)
 
-    def reset(self, slot):
+    def begin_reset(self, slot):
         self.resetting.append(slot)
 
-    def ping(self, slot):
+    def begin_ping(self, slot):
         self.pinging.append(slot)
 
-    def read(self, slot):
+    def begin_read(self, slot):
         self.reading.append(slot)
 
-    def close(self, slot, *, politely):
+    def begin_close(self, slot, *, politely):
         for work in (self.resetting, self.pinging, self.reading):
             if slot in work:
                 work.remove(slot)
@@ -117,7 +117,7 @@ class FakeEffects:
         else:
             self.decided.append(lambda: self.shard.closed(slot, self.pool.now))
 
-    def cut(self, slot):
+    def cut_goodbye(self, slot):
         self.decided.append(lambda: self._break_off(slot))
 
     def _break_off(self, slot):
@@ -139,62 +139,72 @@ class FakeEffects:
     def tell_listener(self, kind):
         self.decided.append(lambda: self.pool.on_event(self.shard, kind))
 
-    def park(self, slot):
+    def park_when_idle(self, slot):
         self.parked.append(slot)
 
     def wake_at(self, due):
         self.wake = due
 
-    def tell(self, claimant):
+    def tell_granted(self, claimant):
         self.pool.messages.append(("tell", claimant))
 
-    def ask(self, donor):
+    def ask_for_permit(self, donor):
         self.pool.messages.append(("ask", donor))
 
     def run_errands_of_idle_loops(self):
         pass
 
-    def look_for_dropped(self):
+    def reclaim_dropped_on_all_loops(self):
         for shard in self.pool.shards:
             self.decided.append(shard.housekeeper.reclaim_dropped)
 
-    def dropped(self, slot):
+    def report_dropped(self, slot):
         self.dropped_leases.append(slot)
         self.tell_listener("dropped")
 
-    def floor_not_restored(self, error):
+    def report_floor_not_restored(self, error):
         self.floor_failures.append(error)
 
-    def opened(self, slot, seconds):
+    def report_opened(self, slot, seconds):
         self.connect_times.append((slot, seconds))
         self.tell_listener("opened")
 
-    def connect_failed(self, slot, error):
+    def report_connect_failed(self, slot, error):
         self.failures.append((slot, error))
         self.tell_listener("connect failed")
 
-    def overdue(self, slot):
+    def report_overdue(self, slot):
         self.overdue_leases.append(slot)
         slot.reported = LeaseInfo(self.pool.now - slot.since, None, None)
         self.tell_listener("overdue")
 
-    def came_back(self, slot, held_seconds):
+    def report_late_return(self, slot, held_seconds):
         slot.reported = None
         self.returned_leases.append((slot, held_seconds))
         self.tell_listener("came back")
 
-    def gone(self, slot, reason):
+    def report_gone(self, slot, reason):
         self.reasons.append(reason)
         self.tell_listener("gone")
 
 
 # What decides, of a shard and of its housekeeper.
 DECISIONS = (
-    *("take", "enqueue", "come_back", "claim", "abandon", "leave", "returned", "answered", "serviced", "discard"),
-    *("open_one", "grow", "granted", "asked", "connected", "connect_failed", "connect_cancelled", "retire", "closed"),
+    *("take", "enqueue", "requeue", "claim", "abandon", "dequeue", "returned", "reset_answered", "serviced", "discard"),
+    *(
+        "open_one",
+        "grow",
+        "permit_granted",
+        "permit_requested",
+        "connected",
+        "connect_failed",
+        "connect_cancelled",
+        "retire",
+        "closed",
+    ),
     *("shut", "resume", "refill", "restore_floor", "expired", "resized", "keep_floor", "drop_dead"),
 )
-HOUSEKEEPING = ("sweep", "reclaim_dropped", "dropped", "ping_all")
+HOUSEKEEPING = ("sweep", "reclaim_dropped", "reclaim", "ping_all")
 
 
 def act_after(effects, decider, names):
@@ -331,6 +341,6 @@ class FakePool:
         while self.messages:
             kind, shard = self.messages.pop(0)
             if kind == "tell":
-                shard.granted(self.now)
+                shard.permit_granted(self.now)
             else:
-                shard.asked(self.now)
+                shard.permit_requested(self.now)

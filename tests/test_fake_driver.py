@@ -78,7 +78,7 @@ def test_a_pool_opens_lends_and_closes_without_a_server(run):
             slot = bench.take()
             assert slot.session in bench.driver.sessions
             bench.give_back(slot)
-            await bench.shard_runner.settled()
+            await bench.shard_runner.until_settled()
             assert all(session.is_parked for session in bench.driver.sessions)
             await bench.core.close()
             assert [session.calls for session in bench.driver.sessions] == [["close", "abort"]] * 2

@@ -165,7 +165,7 @@ def test_a_socket_is_given_time_to_go(run):
         async with bench(fd_check=3600) as it:
             await it.open(1)
             await it.replace(leaks=True)
-            check = it.core.runner()._fds
+            check = it.core.runner()._leak_check
             check._look(3600)
             assert (it.counts, len(check._closed)) == ((0, 0, 0), 1)
             it.driver.sessions[0].sock.close()
@@ -186,7 +186,7 @@ def test_sockets_that_go_with_their_connections_are_forgotten(run):
             await it.looks()
             assert it.found == []
             assert it.counts == (0, 0, 0)
-            assert not it.core.runner()._fds._closed
+            assert not it.core.runner()._leak_check._closed
 
     run(story)
 
@@ -201,7 +201,7 @@ def test_nothing_is_looked_at_unless_asked_for(run):
             await asyncio.sleep(4 * SECONDS)
             assert it.counts == (0, 0, 0)
             assert it.core.stats().process_fds is None
-            assert not it.core.runner()._fds._closed
+            assert not it.core.runner()._leak_check._closed
 
     run(story)
 

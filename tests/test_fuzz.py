@@ -49,16 +49,16 @@ class Ear:
     def data_received(self, data):
         self.passed_on += data
 
-    def learn(self, answer):
+    def keep_clean_answer(self, answer):
         self.clean_answer = answer
 
-    def reported(self):
+    def setting_reported(self):
         pass
 
-    def answered(self):
+    def answer_complete(self):
         self._decide("clean")
 
-    def reset_failed(self, reason):
+    def answer_failed(self, reason):
         self._decide("failed")
 
     def _decide(self, verdict):

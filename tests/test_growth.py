@@ -82,7 +82,7 @@ def test_a_connection_ends_the_pauses():
     ramp = SlowStart(ceiling=1000)
     for _ in range(5):
         ramp.refused(BEGAN)
-    ramp.connected()
+    ramp.succeeded()
     assert ramp.probe_at <= 0.0
     assert allowances(ramp, [0.0, 0.020]) == [3, 6]
     ramp.refused(BEGAN)
@@ -113,7 +113,7 @@ def test_a_connection_for_the_floor_shortens_the_pauses():
     pace = MinSizeBackoff()
     for _ in range(4):
         pace.failed(BEGAN)
-    pace.connected()
+    pace.succeeded()
     assert pace.retry_at == 0.0
     pace.failed(BEGAN)
     assert pace.retry_at == BEGAN + 1.0

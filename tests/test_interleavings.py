@@ -52,13 +52,13 @@ def forget_unstarted_tasks(monkeypatch):
 def serve_the_cancelled(monkeypatch):
     """A caller that has been handed a connection counts as cancelled, and his connection as idle."""
 
-    def leave(self, waiter):
+    def dequeue(self, waiter):
         self.waiters.pop(waiter, None)
         for slot in self.slots:
             if slot.state is SlotState.RESERVED:
                 slot.state = SlotState.LENT
 
-    monkeypatch.setattr(Shard, "leave", leave)
+    monkeypatch.setattr(Shard, "dequeue", dequeue)
 
 
 def do_errands_twice(monkeypatch):
@@ -78,12 +78,12 @@ def lose_errands(monkeypatch):
 
 def tell_at_once(monkeypatch):
     """A listener hears of a connection's end while the shard decides."""
-    monkeypatch.setattr(ShardRunner, "gone", ShardRunner._gone)
+    monkeypatch.setattr(ShardRunner, "report_gone", ShardRunner._report_gone)
 
 
 def close_at_once(monkeypatch):
     """A connection is closed while the shard decides."""
-    monkeypatch.setattr(ShardRunner, "close", ShardRunner._close)
+    monkeypatch.setattr(ShardRunner, "begin_close", ShardRunner._close)
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,7 @@ def test_what_is_written_can_be_read(core):
 )
 def test_what_is_no_snapshot_is_refused(text):
     """Whatever it is."""
-    with pytest.raises(ForeignSnapshot, match="it is not what a pool tells of itself"):
+    with pytest.raises(ForeignSnapshot, match="it is not a snapshot of pools"):
         Snapshot.from_json(text)
 
 

@@ -36,5 +36,7 @@ def test_callers_are_answered_through_a_pgbouncer(
         asyncio.Runner(loop_factory=loop_factory) as runner,
     ):
         runner.run(main(address))
-    said = [record.getMessage() for record in caplog.records if "something stands between" in record.getMessage()]
+    said = [
+        record.getMessage() for record in caplog.records if "is between the pool and the server" in record.getMessage()
+    ]
     assert len(said) == (session_reset == "pipelined")

@@ -205,7 +205,7 @@ class OldConnection(asyncpg.Connection):
     __slots__ = ()
 
     def __getattribute__(self, name):
-        if name == "_pool_holder" and "asyncpg_session" in sys._getframe(1).f_code.co_filename:
+        if name == "_pool_holder" and sys._getframe(1).f_code.co_filename == asyncpg_session.__file__:
             raise AttributeError(name)
         return super().__getattribute__(name)
 

@@ -1429,7 +1429,7 @@ class Recorder:
     def connection_lost(self, exc):
         self.calls.append(("lost", exc))
 
-    def lost(self, reason):
+    def connection_gone(self, reason):
         self.calls.append(f"session lost: {reason}")
 
     def pause_writing(self):
@@ -1438,16 +1438,16 @@ class Recorder:
     def resume_writing(self):
         self.calls.append("resume")
 
-    def learn(self, answer):
+    def keep_clean_answer(self, answer):
         self.clean_answer = answer
 
-    def reported(self):
+    def setting_reported(self):
         pass
 
-    def answered(self):
+    def answer_complete(self):
         self.calls.append("answered")
 
-    def reset_failed(self, reason):
+    def answer_failed(self, reason):
         self.failures.append(reason)
         self.calls.append("failed")
 
@@ -1624,7 +1624,7 @@ def test_settings_without_an_end_are_given_up_when_nobody_has_the_connection(com
     assert recorder.current == "driver"
     assert len(kept) <= LONGEST_ANSWER_BYTES
     assert not recorder.failures
-    assert "session lost: no end of what it reports after" in recorder.calls[-1]
+    assert "bytes of reported settings, without an end" in recorder.calls[-1]
 
 
 def test_settings_that_each_reset_reports_are_no_flood():

@@ -6,7 +6,7 @@ import pytest
 
 from fakes import NEVER, FakeFuture, FakePool
 from loopaware_pool._core.config import IdleOrder
-from loopaware_pool._core.shard import PARTING_SECONDS
+from loopaware_pool._core.shard import GOODBYE_GRACE_SECONDS
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -123,7 +123,7 @@ class TestLending:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         first, second = pool.wait(shard), pool.wait(shard)
-        shard.leave(first)
+        shard.dequeue(first)
         give_back(pool, shard, slot)
         assert not first.done()
         assert second.result is slot
@@ -134,8 +134,8 @@ class TestLending:
         (slot,) = pool.lend(shard, 1)
         waiter = pool.wait(shard)
         give_back(pool, shard, slot)
-        shard.leave(waiter)
-        shard.leave(waiter)
+        shard.dequeue(waiter)
+        shard.dequeue(waiter)
         assert waiter.result is slot
         assert slot.state is SlotState.RESERVED
 
@@ -429,7 +429,7 @@ class TestAwaitingAnAnswer:
         waiter = pool.wait(shard)
         give_back(pool, shard, slot, RESET_SENT)
         assert (slot.state, shard.effects.resetting, waiter.done()) == (SlotState.RESETTING, [], False)
-        shard.answered(slot, pool.now)
+        shard.reset_answered(slot, pool.now)
         assert waiter.result is slot
         assert not shard.unanswered
 
@@ -449,7 +449,7 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot, RESET)
-        shard.answered(slot, pool.now)
+        shard.reset_answered(slot, pool.now)
         assert slot.state is SlotState.RESETTING
 
     def test_who_waits_for_a_connection_of_its_own_waits_for_nobody(self, make):
@@ -499,7 +499,7 @@ class TestAwaitingAnAnswer:
         assert shard.waiting_in_line(pool.now) == 0
         pool.pass_time(0.25)
         assert shard.waiting_in_line(pool.now) == 2
-        shard.answered(first, pool.now)
+        shard.reset_answered(first, pool.now)
         assert shard.waiting_in_line(pool.now) == 0
 
     def test_an_answer_that_does_not_come_costs_the_connection(self, make):
@@ -542,11 +542,11 @@ class TestAwaitingAnAnswer:
         give_back(pool, here, slot, RESET_SENT)
         pool.wait(there)
         waiter = pool.wait(here)
-        here.asked(pool.now)
+        here.permit_requested(pool.now)
         assert slot.state is SlotState.RESETTING
         waiter.cancel()
-        here.leave(waiter)
-        here.asked(pool.now)
+        here.dequeue(waiter)
+        here.permit_requested(pool.now)
         assert slot.state is SlotState.CLOSING
 
     def test_an_expiry_closes_what_waits_for_an_answer(self, make):
@@ -815,7 +815,7 @@ class TestConnectFailures:
         gone = pool.wait(shard)
         pool.now += 1
         there = pool.wait(shard)
-        shard.leave(gone)
+        shard.dequeue(gone)
         error = pool.refuse(shard, ValueError("init"), is_final=True)
         assert there.exception is error
 
@@ -1275,7 +1275,7 @@ class TestDroppedLeases:
         pool, shard = make()
         (slot,) = pool.lend(shard, 1)
         give_back(pool, shard, slot)
-        shard.housekeeper.dropped(slot)
+        shard.housekeeper.reclaim(slot)
         assert shard.idle == [slot]
 
     def test_a_look_is_followed_by_another_a_second_later(self, make):
@@ -1637,7 +1637,7 @@ class TestClosing:
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
         waiter = pool.wait(shard)
-        pool.pass_time(PARTING_SECONDS / 2)
+        pool.pass_time(GOODBYE_GRACE_SECONDS / 2)
         assert (pool.permits.in_use, shard.effects.opening) == (1, [])
         pool.closed(shard)
         assert pool.connect(shard) is waiter.result
@@ -1651,7 +1651,7 @@ class TestClosing:
         oldest, *others = shard.effects.closing
         pool.wait(shard)
         assert shard.effects.closing == [oldest, *others]
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         assert (oldest.state, shard.effects.closing) == (SlotState.GONE, others)
         assert len(shard.effects.opening) == 1
 
@@ -1660,7 +1660,7 @@ class TestClosing:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
-        shard.leave(pool.wait(shard))
+        shard.dequeue(pool.wait(shard))
         pool.pass_time(5.0)
         assert shard.effects.closing == [slot]
 
@@ -1688,7 +1688,7 @@ class TestClosing:
         (slot,) = pool.lend(shard, 1)
         shard.retire(slot, "told so")
         pool.wait(shard)
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         assert slot.state is SlotState.GONE
         pool.deliver()
         assert len(shard.effects.opening) == 1
@@ -1766,7 +1766,7 @@ class TestTwoLoops:
         waiter = pool.wait(there)
         give_back(pool, here, slots[0], BROKEN)
         assert pool.permits.held(there) == 1
-        there.leave(waiter)
+        there.dequeue(waiter)
         pool.deliver()
         assert there.effects.opening == []
         assert pool.permits.in_use == 1
@@ -1776,7 +1776,7 @@ class TestTwoLoops:
         """No connection is closed for somebody who is gone."""
         pool, here, there = two
         slots = pool.lend(here, 2)
-        there.leave(pool.wait(there))
+        there.dequeue(pool.wait(there))
         give_back(pool, here, slots[0])
         assert here.idle == [slots[0]]
 
@@ -1898,7 +1898,7 @@ class TestStandingStill:
         shard.effects.is_running = False
         pool.wait(shard)
         assert pool.permits.take(shard)
-        shard.granted(pool.now)
+        shard.permit_granted(pool.now)
         shard.discard(next(iter(shard.slots)), "lost")
         assert (shard.effects.opening, pool.permits.in_use) == ([], 0)
         shard.effects.is_running = True
@@ -1934,7 +1934,7 @@ class TestGoodbyesElsewhere:
         pool.wait(here)
         pool.deliver()
         assert (len(there.effects.closing), here.effects.opening) == (1, [])
-        pool.pass_time(PARTING_SECONDS)
+        pool.pass_time(GOODBYE_GRACE_SECONDS)
         pool.deliver()
         assert (there.effects.closing, len(here.effects.opening)) == ([], 1)
 
@@ -2015,7 +2015,7 @@ class TestComingBackToTheQueue:
     @staticmethod
     def come_back(pool, shard, since):
         waiter = FakeFuture()
-        shard.come_back(waiter, since, pool.now, has_deadline=False)
+        shard.requeue(waiter, since, pool.now, has_deadline=False)
         return waiter
 
     def test_a_caller_that_comes_back_has_its_old_place(self, make):
@@ -2049,6 +2049,6 @@ class TestComingBackToTheQueue:
         """So it waits on when a connect fails."""
         pool, shard = make(max_size=1)
         waiter = FakeFuture()
-        shard.come_back(waiter, pool.now, pool.now, has_deadline=True)
+        shard.requeue(waiter, pool.now, pool.now, has_deadline=True)
         pool.refuse(shard)
         assert not waiter.done()

@@ -165,7 +165,7 @@ class PoolMachine(RuleBasedStateMachine):
         caller.waiter = FakeFuture()
         caller.is_in_queue = False
         self.callers.append(caller)
-        caller.shard.come_back(caller.waiter, caller.since, self.pool.now, has_deadline=caller.has_deadline)
+        caller.shard.requeue(caller.waiter, caller.since, self.pool.now, has_deadline=caller.has_deadline)
 
     @precondition(lambda self: self.callers)
     @rule(data=st.data())
@@ -180,7 +180,7 @@ class PoolMachine(RuleBasedStateMachine):
     def time_out(self, data):
         waiting = [caller for caller in self.callers if self._is_waiting(caller) and caller.has_deadline]
         caller = data.draw(st.sampled_from(waiting))
-        caller.shard.leave(caller.waiter)
+        caller.shard.dequeue(caller.waiter)
         caller.waiter.set_exception(TimeoutError())
 
     @precondition(lambda self: self._woken())
@@ -202,7 +202,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.callers.remove(caller)
         shard, slot = caller.shard, caller.waiter.result
         if slot is None or caller.is_cancelled:
-            shard.leave(caller.waiter)
+            shard.dequeue(caller.waiter)
             if slot is not None:
                 shard.abandon(slot, self.pool.now)
         elif slot.state is SlotState.RESERVED:
@@ -267,7 +267,7 @@ class PoolMachine(RuleBasedStateMachine):
         if slot.session.life is Liveness.UNREAD:
             slot.session.life = Liveness.ALIVE if is_well else Liveness.DEAD
         if is_well and slot in shard.unanswered:
-            shard.answered(slot, self.pool.now)
+            shard.reset_answered(slot, self.pool.now)
         elif is_well:
             shard.serviced(slot, self.pool.now)
         else:
@@ -351,9 +351,9 @@ class PoolMachine(RuleBasedStateMachine):
         kind, shard = self.pool.messages.pop(index)
         if shard in self.pool.shards:
             if kind == "tell":
-                shard.granted(self.pool.now)
+                shard.permit_granted(self.pool.now)
             else:
-                shard.asked(self.pool.now)
+                shard.permit_requested(self.pool.now)
         elif kind == "tell":
             self._forget(shard)
 

@@ -455,7 +455,7 @@ def test_a_reset_that_is_not_answered_costs_the_connection(run, monkeypatch):
     """In time; `RESET_ANSWER_SECONDS` is 30."""
     monkeypatch.setattr(housekeeping, "RESET_ANSWER_SECONDS", 0.1)
     monkeypatch.setattr(shard, "RESET_ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(housekeeping, "LEAST_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(shard, "LEAST_ANSWER_SECONDS", 0.1)
     reasons = []
 
     def listen(event):

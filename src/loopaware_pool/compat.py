@@ -20,17 +20,17 @@ class FixedAsyncPGPool:
     """
     A pool with the methods `init`, `acquire`, `release` and `close`, over `loopaware_pool.asyncpg.create_pool`.
 
-    There may be any number of tasks, loops and threads: those that find no connection free wait their turn.
+    Any number of tasks, loops and threads may use it. A task that finds no free connection waits its turn.
 
     Args:
         host: Name or address of the server, or the folder of its Unix socket.
         port: Its port.
-        user: Whom to connect as.
+        user: The user to connect as.
         password: That user's password; None for none.
-        database: What to connect to.
+        database: The database to connect to.
         min_connections: Connections that `init` opens and that are kept while idle.
         max_connections: Most connections of this process, on all loops together.
-        loop: Accepted for compatibility; the pool goes by the loop that runs.
+        loop: Accepted for compatibility; the pool uses the running loop.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -51,7 +51,7 @@ class FixedAsyncPGPool:
         for name, text in (("host", host), ("user", user), ("database", database)):
             _check_text(name, text)
         if password is not None and not isinstance(password, str):
-            # The one value that is not repeated: what was passed by mistake may still be a secret.
+            # The one value that is not shown: a value passed by mistake may still be a secret.
             raise TypeError(f"password is of type {type(password).__name__}: expected a string, or None for none")
         _check_count("port", port, 1, 65535)
         _check_count("min_connections", min_connections, 0)
@@ -95,10 +95,10 @@ class FixedAsyncPGPool:
 
     async def acquire(self) -> PoolConnectionProxy:
         """
-        Lend a connection of the running loop, and wait for one as long as it takes.
+        Lend a connection of the running loop; waits for one as long as it takes.
 
         Returns:
-            A connection to be given back with `release`, whatever happens meanwhile.
+            A connection, which must be given back with `release`, whatever happens meanwhile.
 
         Raises:
             asyncpg.InterfaceError: `init` was not called, or the pool was closed.

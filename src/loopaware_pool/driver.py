@@ -1,4 +1,4 @@
-"""What the core asks of a database driver. Everything that knows one stands behind these two protocols."""
+"""What the core needs from a database driver. Everything that knows one is behind these protocols."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
 
-# Of these another connect would fail as well. Each has a task of its own, so that a `RecursionError` is no matter of
-# how deep the caller is. A `MemoryError` is none of them: there may be memory a moment later.
+# Errors of the program: another connect would fail, too. Each connect has a task of its own, so a `RecursionError` does
+# not depend on how deep the caller is. `MemoryError` is not one: there may be memory a moment later.
 PROGRAMMING_ERRORS: Final = (TypeError, NameError, ImportError, NotImplementedError, RecursionError)
 
 
@@ -24,17 +24,17 @@ class Liveness(Enum):
     ALIVE = "alive"
     DEAD = "dead"
     UNREAD = "unread"
-    """Something arrived that the driver has not read: a notification, or the server's farewell."""
+    """There is unread data: a notification, or the error with which the server closes."""
 
 
 class ReturnCheck(Enum):
     """What a connection needs when it comes back from a caller."""
 
     READY = "ready"
-    """Nothing: it may be lent again now."""
+    """Nothing: it may be lent again at once."""
 
     RESET_SENT = "reset sent"
-    """The server's answer to a reset that has just been sent: `Owner.settled` tells when it has come."""
+    """The server's answer to a reset that has just been sent; `Owner.settled` is called when it has come."""
 
     RESET = "reset"
     """An awaited `Session.reset`."""
@@ -43,7 +43,7 @@ class ReturnCheck(Enum):
     """To be closed politely and replaced."""
 
     STRANDED = "no loop to reset it"
-    """To be aborted: its loop stands still, or ends, and will not hear an answer."""
+    """To be aborted: its loop is not running, or ends, and will read no answer."""
 
     BROKEN = "broken"
     """To be aborted."""
@@ -51,14 +51,14 @@ class ReturnCheck(Enum):
 
 class HookFailed(Exception):
     """
-    A connect failed of the program: of a callback of the user's, or of its arguments; the cause is in `__cause__`.
+    A connect failed because of the program: a callback of the user's, or the arguments. The cause is in `__cause__`.
 
-    A caller that waits gets that cause at once: connecting again would not help.
+    A waiting caller gets that cause at once: connecting again would not help.
     """
 
 
 class Owner(Protocol):
-    """Who hears of what happens to a session between calls."""
+    """Listens to a session between calls."""
 
     def settled(self) -> None:
         """The last answer that was due has come: the connection may be parked."""
@@ -67,10 +67,10 @@ class Owner(Protocol):
         """The session could not be reset; `lost` follows."""
 
     def demoted(self) -> None:
-        """The server takes no writes any more, as it did when the connection was opened."""
+        """The server takes no writes any more, although it did when the connection was opened."""
 
     def dropped(self) -> None:
-        """The caller has let go of the connection without returning it; nobody else ever will."""
+        """The caller has dropped the connection without returning it."""
 
     def lost(self, reason: str) -> None:
         """The connection is closed, or must be."""
@@ -89,7 +89,7 @@ class Session(Protocol):
 
     @property
     def is_settled(self) -> bool:
-        """Whether no answer of the server is due: an idle connection may be parked."""
+        """Whether no answer of the server is due, so that an idle connection may be parked."""
 
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
@@ -98,29 +98,31 @@ class Session(Protocol):
         """Take the idle connection's fd out of the selector."""
 
     def unpark(self) -> None:
-        """Put it back, before use. Does nothing if it was not parked."""
+        """Put the fd back before use. Does nothing if it was not parked."""
 
     def is_dropped(self) -> bool:
-        """Whether the caller has let go of the connection. Asked now and then; no if the owner hears of it anyway."""
+        """
+        Whether the caller has dropped the connection. Polled; may be always False if `Owner.dropped` is called instead.
+        """
 
     def take_back(self) -> ReturnCheck:
-        """Look at a connection that comes back; start what can be done for it without waiting."""
+        """Check a connection that comes back, and start what can be done for it without waiting."""
 
     async def reset(self) -> None:
-        """Make the session as good as new. Raises if that failed; the connection is then aborted."""
+        """Make the session as good as new. Raises if that fails; the connection is then aborted."""
 
     async def ping(self) -> None:
-        """Make a round trip. Raises if the connection is of no use any more."""
+        """Make a round trip. Raises if the connection has become useless."""
 
     async def close(self) -> None:
-        """Say goodbye to the server, then close the socket. Aborts if cancelled."""
+        """Close the connection politely. Aborts if cancelled."""
 
     def abort(self) -> None:
-        """Close the socket without a word; its loop is alive."""
+        """Close the socket without a goodbye; the loop is alive."""
 
     def discard(self, *, forked: bool) -> None:
         """
-        Close the socket although its loop is closed, or stopped, or the parent process's.
+        Close the socket although its loop is closed or not running, or belongs to the parent process.
 
         Args:
             forked: This is a child process: neither the server nor the selector may notice.
@@ -132,8 +134,8 @@ class Driver(Protocol):
     How connections are made.
 
     Attributes:
-        logger: Where the pool this one stands in for writes its warnings.
-        errors: What its callers catch.
+        logger: The logger of the pool that this one replaces.
+        errors: The errors that callers catch.
     """
 
     logger: Logger
@@ -151,7 +153,7 @@ class Driver(Protocol):
         """
 
     def floor_not_restored(self, error: BaseException) -> None:
-        """Hear that a connect for `min_size` has failed, and will be tried again."""
+        """Log that a connect for `min_size` has failed, and will be tried again."""
 
     def forked(self) -> None:
         """Forget, in a child process, the connections that are being opened."""

@@ -1,4 +1,4 @@
-"""What can go wrong in a pool. Every error names the pool and carries its data as attributes."""
+"""The errors of a pool. Each names the pool and carries its data as attributes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PoolError(Exception):
     The common base.
 
     Attributes:
-        pool: Name of the pool concerned.
+        pool: Name of the pool.
     """
 
     pool: str
@@ -42,7 +42,7 @@ class PoolClosed(PoolError):
 
 class TooManyWaiting(PoolError):
     """
-    As many callers wait already as `max_waiting` allows.
+    As many callers are waiting already as `max_waiting` allows.
 
     Attributes:
         max_waiting: The limit, a number of callers.
@@ -59,9 +59,9 @@ class TooManyWaiting(PoolError):
 
 def reason(error: BaseException) -> str:
     """
-    Say in a line why a connect failed: in the server's words, or the operating system's.
+    Return in one line why a connect failed, in the words of the server or the operating system.
 
-    Nothing else of its text is shown: a driver may quote from what it was given to connect with.
+    No other text is shown: a driver may quote from what it was given to connect with.
     """
     name, text = type(error).__name__, str(error)
     if getattr(error, "sqlstate", None) is None:
@@ -74,13 +74,13 @@ def reason(error: BaseException) -> str:
 
 class Overloaded(TooManyWaiting):
     """
-    The queue has been standing, and the caller waited longer than `shed_after` allows then.
+    Load shedding: the queue is backed up, and the caller has waited longer than `shed_after`.
 
     Attributes:
-        waited: How long he had waited, in seconds.
+        waited: How long the caller had waited, in seconds.
         shed_after: The limit, in seconds.
-        waiting: How many callers of his loop stood behind him.
-        max_waiting: 0: it is not their number.
+        waiting: How many callers of the same loop waited behind it.
+        max_waiting: 0: the number of callers is not the reason.
     """
 
     waited: float
@@ -102,15 +102,15 @@ class Overloaded(TooManyWaiting):
 
 class PoolTimeout(PoolError, TimeoutError):
     """
-    No connection came within the time the caller gave.
+    No connection came within the caller's timeout.
 
-    The last error of a connect, if connecting failed meanwhile, is the `__cause__`; the text names it, too.
+    If connecting failed meanwhile, the last error is the `__cause__`, and the text names it, too.
 
     Attributes:
-        timeout: What the caller gave, in seconds.
+        timeout: The caller's timeout, in seconds.
         stats: The pool at that moment.
-        holders: Who held connections of this loop then, longest first.
-        held_by_this_task: What of that the waiting task held itself, so that it waited for its own doing.
+        holders: Who held connections of this loop then, the longest lease first.
+        held_by_this_task: The leases among these that the waiting task held itself, in a nested acquire.
         complaint: How the message begins, with a place for the seconds.
     """
 
@@ -130,7 +130,7 @@ class PoolTimeout(PoolError, TimeoutError):
         cause: BaseException | None = None,
     ) -> None:
         held = "; ".join(str(lease) for lease in holders[:3]) or "nobody on this loop"
-        counts = stats.summary("other callers")  # who is told has left the queue
+        counts = stats.summary("other callers")  # the caller itself has left the queue
         failed = "" if cause is None else f"; connecting failed last with {reason(cause)}"
         super().__init__(f"{self.complaint.format(timeout)}{during}: {counts}; held by {held}{failed}", pool=stats.name)
         self.__cause__ = cause
@@ -140,10 +140,10 @@ class PoolTimeout(PoolError, TimeoutError):
 
     def add_own(self, own: tuple[LeaseInfo, ...], where: str | None) -> None:
         """
-        Say of a task that it waited for what it held itself.
+        Point out a nested acquire: the task waited while it held connections itself.
 
         Args:
-            own: What it held.
+            own: The leases it held.
             where: File, line and function of the acquire that timed out; None if unknown.
         """
         self.held_by_this_task = own
@@ -156,21 +156,21 @@ class WrongLoop(PoolError, RuntimeError):
 
 
 class UnsupportedLoop(PoolError, RuntimeError):
-    """No event loop runs here, or one that cannot watch sockets."""
+    """No event loop is running, or one that cannot watch sockets."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorFamily:
     """
-    The classes a flavour raises: ours, and at the same time those of the pool it stands in for.
+    The classes that a flavour raises: ours, and at the same time those of the pool that it replaces.
 
     Attributes:
-        closed: Raised for a pool that is closed or closing.
+        closed: Raised when the pool is closed or closing.
         timeout: Raised when a deadline passes.
         too_many_waiting: Raised when `max_waiting` is reached.
-        unsupported_loop: Raised where no loop runs that will do.
-        overloaded: Raised when the queue stands and the caller has waited for longer than `shed_after`.
-        closing_text, closed_text: What callers are told, with a place for the pool's name.
+        unsupported_loop: Raised where no usable loop is running.
+        overloaded: Raised while the queue is backed up, for a caller that has waited for longer than `shed_after`.
+        closing_text, closed_text: The messages, with a place for the pool's name.
     """
 
     closed: type[PoolClosed]

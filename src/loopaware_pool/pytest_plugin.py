@@ -1,8 +1,8 @@
 """
-For pytest: a fixture, a marker and a setting that find what a test leaves open. It imports the audit when one is used.
+For pytest: a fixture, a marker and a setting that find what a test leaves open. The audit is imported at first use.
 
-What fixtures of a wider scope than a test's open is not counted: they are meant to outlive it. A test that fails is not
-judged, as its traceback holds on to what it used.
+What fixtures of a wider scope open is not counted: it is meant to outlive the test. A test that fails is not checked,
+because its traceback keeps alive what it used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Judge:
         self.audit = FdAudit(trace=True)
 
     def begin(self, *, collect_first: bool) -> str | None:
-        """Start the audit; say why if it cannot be."""
+        """Start the audit. Returns why it cannot start, or None."""
         from loopaware_pool.audit import AuditUnavailable
 
         try:
@@ -47,7 +47,7 @@ class _Judge:
         return None
 
     def pronounce(self) -> None:
-        """End the audit, and fail the test if something was left behind."""
+        """End the audit, and fail the test if it left something behind."""
         if self.has_failed:
             self.audit.abandon()
             return
@@ -79,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def fd_audit(request: pytest.FixtureRequest) -> Generator[FdAudit]:
-    """Give a running `FdAudit`, with tracing: `assert fd_audit.delta == 0`."""
+    """A running `FdAudit`, with tracing: `assert fd_audit.delta == 0`."""
     from loopaware_pool.audit import FdAudit
 
     running = request.config.stash[_audits]
@@ -96,20 +96,20 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     """Begin before the first fixture."""
     complaint = _begin(item)
     result = yield
-    if complaint is not None:  # said only now: other plugins count on their own setup
+    if complaint is not None:  # only now, as other plugins rely on their own setup
         pytest.fail(complaint, pytrace=False)
     return result
 
 
 def _begin(item: pytest.Item) -> str | None:
-    """Start an audit if one is asked for; say what is wrong if that cannot be."""
+    """Start an audit if one is requested. Returns what is wrong if it cannot start."""
     tolerance = _tolerance(item)
     if tolerance is None:
         return None
     if tolerance < 0:
         return f"zero_fd_delta: tolerance is a number of fds, 0 or more, not {tolerance!r}"
     judge = _Judge(tolerance)
-    # The audit of the test before has collected what mattered; to do it again for each would take most of the time.
+    # The previous test's audit has collected the garbage; collecting again for each test would take most of the time.
     complaint = judge.begin(collect_first=not item.config.stash[_was_judged])
     if complaint is None:
         item.stash[_judge] = judge
@@ -121,7 +121,7 @@ def _begin(item: pytest.Item) -> str | None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    """Leave out what outlives the test."""
+    """Exclude what outlives the test."""
     running = request.config.stash[_audits]
     if not running or (fixturedef.scope == "function" and not _is_of_a_runner(fixturedef)):
         return (yield)
@@ -132,13 +132,13 @@ def pytest_fixture_setup(
 
 
 def _is_of_a_runner(fixturedef: pytest.FixtureDef[Any]) -> bool:
-    """Whether a plugin for async tests makes a test's event loop by it, rather than the test what it works with."""
+    """Whether a plugin for async tests makes the event loop with this fixture."""
     return fixturedef.func.__module__.partition(".")[0] in ("anyio", "pytest_asyncio")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Leave out what a plugin opens between an async test's fixtures and its first line: that is its event loop."""
+    """Exclude what a plugin opens between an async test's fixtures and its first line: its event loop."""
     running = item.config.stash[_audits]
     test = getattr(item, "obj", None)
     if not running or not inspect.iscoroutinefunction(test):
@@ -161,7 +161,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """Take note of a failure."""
+    """Note a failure."""
     judge = item.stash.get(_judge, None)
     if judge is not None and call.excinfo is not None:
         judge.has_failed = True
@@ -192,7 +192,7 @@ def _end(item: pytest.Item, *, has_failed: bool = False) -> None:
 
 
 def _tolerance(item: pytest.Item) -> int | None:
-    """Say how many fds *item* may leave open; None if nobody asks."""
+    """Return how many fds *item* may leave open; None if it is not checked."""
     marker = item.get_closest_marker("zero_fd_delta")
     if marker is None:
         return 0 if item.config.getini("zero_fd_delta") else None

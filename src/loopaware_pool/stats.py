@@ -1,4 +1,4 @@
-"""What a pool tells about itself: frozen statistics, and events that say what happened."""
+"""What a pool reports about itself: frozen statistics, and events."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ __all__ = [
 @dataclass(slots=True)
 class Counters:
     """
-    What happened on one loop since its first acquire. Written by that loop alone.
+    What happened on one loop since its first acquire. Only that loop writes it.
 
     Attributes:
         acquired: Leases begun.
-        waited: Leases begun after waiting in the queue. A null pool's caller for whom a connection can be opened is not
-            counted here, nor in the next three.
-        waited_seconds: Time spent in the queue by those, in seconds.
+        waited: Leases begun after waiting in the queue. A null pool's caller for which a connection can be opened is
+            not counted here, nor in the next three.
+        waited_seconds: Time that those callers spent in the queue, in seconds.
         queued: Acquires that had to queue, served or not.
-        gave_up_seconds: Time spent in the queue by those who left it without a connection, in seconds.
-        failed: Acquires that were told of an error while they waited, other than a timeout and `Overloaded`.
+        gave_up_seconds: Time spent in the queue by callers that left it without a connection, in seconds.
+        failed: Acquires that got an error while they waited, other than a timeout and `Overloaded`.
         refused: Acquires refused because of `max_waiting`.
         shed: Acquires refused, after they had waited, because of `shed_after`.
-        used_seconds: Time connections were lent, in seconds; of leases that have ended.
+        used_seconds: Time connections were lent, in seconds, for leases that have ended.
         timed_out: Acquires that ended at their deadline.
         cancelled: Acquires cancelled while they waited.
         opened: Connections opened.
@@ -57,7 +57,7 @@ class Counters:
         found_dead: Connections that the server had closed while they were idle.
         returned_dead: Connections that were closed, or in use, when they came back from a caller.
         reset_failures: Connections closed because their session could not be reset.
-        dropped: Connections closed because their holder let go of them without returning them.
+        dropped: Connections closed because their holder dropped them without returning them.
         fds_leaked: Sockets found open some time after their connections had been closed, by `fd_check`.
         fds_lost: Idle connections found without their sockets: the fd was closed, or another file. By `fd_check`.
         registrations_left: Entries found in the loop's selector for sockets that were gone, by `fd_check`.
@@ -87,7 +87,7 @@ class Counters:
     registrations_left: int = 0
 
     def plus(self, other: Counters) -> Counters:
-        """Add up."""
+        """Return the sums."""
         return Counters(*(getattr(self, name) + getattr(other, name) for name in Counters.__slots__))
 
 
@@ -131,10 +131,10 @@ class PoolStats:
         name: Name of the pool.
         min_size: Connections kept while idle.
         max_size: Most connections the process may have open through this pool.
-        loops: One entry per event loop that the pool serves now, or is taking leave of.
-        ended: What happened on the loops that have ended since.
+        loops: One entry per event loop that the pool serves, or still has connections on.
+        ended: The counters of the loops that have ended.
         state: Where the pool is in its life: "new", "opening", "open", "closing" or "closed".
-        process_fds: Fds that the whole process had open when `fd_check` last looked; None if it has not, or cannot.
+        process_fds: Fds that the whole process had open at the last `fd_check`; None if not known.
     """
 
     name: str
@@ -147,7 +147,7 @@ class PoolStats:
 
     @property
     def totals(self) -> Counters:
-        """What happened on all loops, since the pool was made: no number of it ever falls."""
+        """What happened on all loops since the pool was made. None of these numbers ever falls."""
         return functools.reduce(Counters.plus, (loop.counters for loop in self.loops), self.ended)
 
     @property
@@ -186,7 +186,7 @@ class PoolStats:
         return sum(loop.waiting for loop in self.loops)
 
     def summary(self, callers: str = "callers") -> str:
-        """Tell the counts in one line; *callers* is what those who wait are called."""
+        """Return the counts in one line; *callers* is the word for those that wait."""
         return (
             f"pool {self.name!r} has {self.lent} of {self.max_size} connections lent, {self.idle} idle, "
             f"{self.connecting} connecting, {self.resetting} resetting, {self.closing} closing "
@@ -200,11 +200,11 @@ class LeaseInfo:
     Who holds a connection.
 
     Attributes:
-        held_seconds: Since when, in seconds.
+        held_seconds: For how long, in seconds.
         task: Name of the task that acquired it; None when it has ended.
         where: File, line and function of the acquire; None where the interpreter does not tell.
-        stack: File, line and function of each call in which that task stands now, innermost first, twenty at most;
-            empty unless told by `LeaseOverdue`, or if the task has ended.
+        stack: File, line and function of each call that the task is in now, innermost first, twenty at most; empty
+            except in `LeaseOverdue`, or if the task has ended.
     """
 
     held_seconds: float
@@ -308,7 +308,7 @@ class AcquireFailed(PoolEvent):
     A caller left the queue without a connection.
 
     Attributes:
-        error: What it was told: a timeout, a refusal, a connect error, a closed pool. None if it was cancelled.
+        error: The caller's error: a timeout, a refusal, a connect error, a closed pool. None if it was cancelled.
         waited_seconds: How long it had waited, in seconds.
     """
 
@@ -319,7 +319,7 @@ class AcquireFailed(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class LeaseOverdue(PoolEvent):
     """
-    A connection has been held for longer than `leak_threshold`. Told once per lease.
+    A connection has been held for longer than `leak_threshold`. Reported once per lease.
 
     `LeaseReturned` follows when it comes back; `LeaseDropped` or just `ConnectionClosed` if it never does.
 
@@ -333,7 +333,7 @@ class LeaseOverdue(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class LeaseReturned(PoolEvent):
     """
-    A connection came back whose lease had been told as overdue.
+    A connection came back whose lease had been reported as overdue.
 
     Attributes:
         lease: Who held it, and for how long in all.
@@ -345,7 +345,7 @@ class LeaseReturned(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class LeaseDropped(PoolEvent):
     """
-    Nobody refers any more to a connection that was never returned. It is closed.
+    A connection was dropped without being returned. It is closed.
 
     Attributes:
         lease: Who held it, and for how long until that was noticed.
@@ -360,7 +360,7 @@ class LoopEnded(PoolEvent):
     A loop ended while the pool had connections on it.
 
     Attributes:
-        connections: How many were closed for it.
+        connections: How many were closed for that.
     """
 
     connections: int
@@ -369,12 +369,12 @@ class LoopEnded(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class FdLeaked(PoolEvent):
     """
-    A socket is still open, some time after its connection was closed. Told once, by `fd_check`.
+    A socket is still open, some time after its connection was closed. Reported once, by `fd_check`.
 
     Attributes:
         identity: The socket: its fd, device and inode.
-        owner: Label of the loop that its connection belonged to; it may have ended.
-        reason: Why that was closed, as in `ConnectionClosed`.
+        owner: Label of the loop that its connection belonged to, which may have ended.
+        reason: Why the connection was closed, as in `ConnectionClosed`.
     """
 
     identity: SocketIdentity
@@ -385,7 +385,8 @@ class FdLeaked(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class FdLost(PoolEvent):
     """
-    The fd of an idle connection is closed, or another file: somebody closes fds by number. Told once, by `fd_check`.
+    The fd of an idle connection is closed, or means another file: some code closes fds by number. Reported once, by
+    `fd_check`.
 
     Attributes:
         identity: The socket that was opened.
@@ -397,11 +398,11 @@ class FdLost(PoolEvent):
 @dataclass(frozen=True, slots=True)
 class RegistrationLeft(PoolEvent):
     """
-    A loop's selector still has an entry for a connection whose socket is gone. Told once, by `fd_check`.
+    A loop's selector still has an entry for a connection whose socket is gone. Reported once, by `fd_check`.
 
     Attributes:
-        identity: The socket that it was for.
-        reason: Why its connection was closed, as in `ConnectionClosed`.
+        identity: The socket of that connection.
+        reason: Why the connection was closed, as in `ConnectionClosed`.
     """
 
     identity: SocketIdentity
@@ -409,6 +410,6 @@ class RegistrationLeft(PoolEvent):
 
 
 class EventHook(Protocol):
-    """Called after the fact, on the loop concerned. What it raises is logged and dropped."""
+    """Called after the fact, on the loop concerned. An exception that it raises is logged and dropped."""
 
     def __call__(self, event: PoolEvent, /) -> None: ...

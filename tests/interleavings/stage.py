@@ -222,7 +222,7 @@ class Stage:
             session.check = check
             listener = self.release(slot)
         if awaits and slot.state is SlotState.RESETTING:
-            await listener.runner.finished(slot)
+            await listener.runner.task_finished(slot)
 
     async def acquire(self, timeout: float | None = None) -> Slot:
         """As the flavours do."""

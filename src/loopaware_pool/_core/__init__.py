@@ -1,1 +1,1 @@
-"""The driver-independent pool. Private: flavours and tests use it."""
+"""The driver-independent pool. Private: only the flavours and tests use it."""

@@ -1,4 +1,4 @@
-"""How a caller waits for a connection: by one future, in the order of its loop's queue."""
+"""How a caller waits for a connection: with one future, in the order of its loop's queue."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Queue:
         Queue for a connection.
 
         Args:
-            runner: The running loop's.
+            runner: The running loop's runner.
             timeout: Seconds; None waits as long as it takes.
 
         Raises:
-            PoolTimeout: None came in time.
+            PoolTimeout: No connection came in time.
             PoolClosed: The pool was closed meanwhile.
             TooManyWaiting: `max_waiting` is reached.
-            Overloaded: The queue stands, and the caller has waited for longer than `shed_after`.
-            Exception: What connecting failed with, if *timeout* is None: one caller hears of each failure.
+            Overloaded: The queue is backed up, and the caller has waited for longer than `shed_after`.
+            Exception: What connecting failed with, if *timeout* is None: one caller gets each failure.
 
         Cancellation: a connection handed over at that moment goes to the next waiter.
         """
@@ -52,7 +52,7 @@ class Queue:
         if not shard.is_open():
             raise self._registry.closed_error()
         self._check_queue(runner)
-        now, has_come_back, is_counted = began, False, True
+        now, is_requeued, is_counted = began, False, True
         is_hasty = timeout is not None and timeout <= 0
         runner.callers += 1
         runner.hasty_callers += is_hasty
@@ -63,8 +63,8 @@ class Queue:
                 if timeout is not None:
                     passed = functools.partial(self._time_out, runner, waiter, timeout)
                     tick = runner.deadlines.add(waiter, began + timeout, passed)
-                if has_come_back:
-                    shard.come_back(waiter, began, now, has_deadline=timeout is not None)
+                if is_requeued:
+                    shard.requeue(waiter, began, now, has_deadline=timeout is not None)
                 else:
                     is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
                 try:
@@ -82,18 +82,20 @@ class Queue:
                     return slot
                 if not shard.is_open():
                     raise self._registry.closed_error()
-                # It was lost between the hand-over and this line: once more, with what is left of the time.
+                # The connection was lost between the hand-over and this line: queue again, with the time that is left.
                 taken = shard.take(now)
                 runner.act()
                 if taken is not None:
                     return taken
-                has_come_back = True
+                is_requeued = True
         finally:
             runner.callers -= 1
             runner.hasty_callers -= is_hasty
 
     def waiting_in_line(self) -> int:
-        """Count the callers, on all loops, who wait for others to be done; those without any time leave in a moment."""
+        """
+        Count the callers, on all loops, that wait for other callers to finish. Those with no time to wait do not count.
+        """
         runners, now = self._registry.runners(), monotonic()
         can_be_opened = max((runner.shard.growth_left for runner in runners), default=0)
         in_line = sum(runner.shard.waiting_in_line(now) - runner.hasty_callers for runner in runners)
@@ -108,12 +110,12 @@ class Queue:
     def _time_out(self, runner: ShardRunner, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if waiter.done():
             return
-        runner.shard.leave(waiter)
+        runner.shard.dequeue(waiter)
         runner.shard.counters.timed_out += 1
         waiter.set_exception(self.timeout_error(runner, timeout))
 
     def timeout_error(self, runner: ShardRunner, timeout: float, during: str = "") -> PoolTimeout:
-        """Make the error of a caller whose *timeout* (seconds) has passed."""
+        """Make the error for a caller whose *timeout* (seconds) has passed."""
         error = self._registry.driver.errors.timeout(
             timeout=timeout,
             stats=self._registry.stats(),
@@ -127,9 +129,9 @@ class Queue:
     def _gave_up(
         self, runner: ShardRunner, waiter: asyncio.Future[Slot], waited_seconds: float, *, is_counted: bool
     ) -> None:
-        """Take a caller out of the queue; what it was handed at that instant goes to the next."""
+        """Take a caller out of the queue. A connection that it was handed at that instant goes to the next caller."""
         shard = runner.shard
-        shard.leave(waiter)
+        shard.dequeue(waiter)
         if is_counted:
             shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
@@ -142,11 +144,14 @@ class Queue:
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
                 runner.act()
-        runner.reporter.acquire_failed(told, waited_seconds)
+        runner.reporter.emit_acquire_failed(told, waited_seconds)
 
 
 def _add_own(error: PoolTimeout, runner: ShardRunner) -> None:
-    """Say in a timeout what the waiting task holds itself. A timer, which is no task, leaves that to the task."""
+    """
+    Point out in a timeout what the waiting task holds itself. In a timer's callback there is no task; the task adds it
+    later.
+    """
     task = asyncio.current_task(runner.loop)
     own = [] if task is None else leases_of(task, list(runner.shard.slots), monotonic())
     if own:

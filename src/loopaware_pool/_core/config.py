@@ -26,16 +26,16 @@ def _next_name() -> str:
 
 
 class IdleOrder(Enum):
-    """Which of the idle connections is lent next."""
+    """Which idle connection is lent next."""
 
     LIFO = "lifo"
-    """The one used last: the others can age, and go."""
+    """The one used last, so that the others can age and be closed."""
 
     FIFO = "fifo"
-    """The one used longest ago: all are used alike, and one at a time goes when there were always some to spare."""
+    """The one used longest ago: all are used alike. One at a time is closed while some were always spare."""
 
     NONE = "none"
-    """There are none: a connection that nobody waits for is closed."""
+    """None: a connection that no caller waits for is closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,24 +45,24 @@ class PoolConfig:
 
     Attributes:
         name: In errors, logs, events and metrics; by default `pool-N`.
-        min_size: Kept open while idle, in the whole process.
-        init_size: Opened when the pool is opened; at least *min_size*.
-        max_size: Never more than this open at once, in the whole process, connecting and closing ones included.
+        min_size: Connections kept open while idle, in the whole process.
+        init_size: Connections opened when the pool is opened; at least *min_size*.
+        max_size: Most connections open at once in the whole process, connecting and closing ones included.
         max_idle: Seconds after which an idle connection above *min_size* is closed; 0 never.
         max_lifetime: Seconds after which a connection is replaced once it is not in use; 0 never.
         lifetime_jitter: Largest fraction of *max_lifetime* taken off at random, so that not all end at once.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
-        acquire_timeout: Seconds an acquire may take when it gives none itself; None as long as it takes.
+        acquire_timeout: Seconds for an acquire that gives no timeout; None waits as long as it takes.
         max_waiting: Callers that may wait at once; more are refused. 0 for no limit.
-        counts_growth: Whether those for whom a connection is, or can be, opened count towards *max_waiting*.
-        shed_after: Seconds a caller may wait in a queue that stands, before he is refused for the sake of those behind
-            him; None as long as it takes.
+        counts_growth: Whether callers for which a connection is, or can be, opened count towards *max_waiting*.
+        shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
+            are refused. None never refuses.
         max_connecting: Connects in flight at once; None for up to *max_size*.
         leak_threshold: Seconds a lease may last before it is reported; None never reports.
-        fd_check: Seconds between two looks at whether fds have outlived their connections; None never looks.
-        close_timeout: Seconds `close()` waits for leases before it terminates; None as long as it takes.
-        on_event: Called with each event; None for nobody.
-        patience: Seconds a loop's first waiter stands back for the loops that have connections.
+        fd_check: Seconds between two checks whether fds have outlived their connections; None never checks.
+        close_timeout: Seconds `close()` waits for leases before it terminates; None waits as long as it takes.
+        on_event: Called with each event; None for no listener.
+        patience: Seconds a loop's first waiter gives way to loops that have connections.
         idle_order: Which idle connection is lent next.
         lends_expired: Whether an idle connection may outlive *max_lifetime*, until it is lent and comes back.
         lends_dead: Whether an idle connection is lent without a look at its socket.
@@ -131,7 +131,7 @@ class PoolConfig:
 
 def check_number(name: str, value: object, what: str = "a number") -> None:
     """
-    Refuse what is no number; *what* says which kind is expected.
+    Refuse a value that is not a number; *what* says which kind is expected.
 
     Raises:
         TypeError: It is of another type.
@@ -147,7 +147,7 @@ def check_number(name: str, value: object, what: str = "a number") -> None:
 
 def check_whole(name: str, value: object) -> None:
     """
-    Refuse what is no whole number.
+    Refuse a value that is not a whole number.
 
     Raises:
         TypeError: It is of another type.
@@ -158,7 +158,7 @@ def check_whole(name: str, value: object) -> None:
 
 def check_callbacks(**callbacks: object) -> None:
     """
-    Refuse what is neither None nor can be called.
+    Refuse values that are neither None nor callable.
 
     Raises:
         TypeError: One is neither.
@@ -170,7 +170,7 @@ def check_callbacks(**callbacks: object) -> None:
 
 def check_secret(name: str, value: object, kinds: tuple[type, ...], what: str) -> None:
     """
-    Refuse what is of none of the *kinds*, and cannot be called, without showing it: there may be a password in it.
+    Refuse a value that is of none of the *kinds* and not callable. The error does not show it: it may hold a password.
 
     Raises:
         TypeError: It is of another type.

@@ -1,9 +1,9 @@
 """
 How fast connects may follow each other. Pure: `now` is an argument.
 
-A pool that opens one connection per waiting caller opens 45 for a spike that five could have served; one that opens
-them one at a time takes seconds to warm up. So growth is a matter of time, not of the queue: a few at once, doubling
-for as long as callers still wait. A server that refuses is asked by one prober at a time.
+A pool that opens one connection per waiting caller opens 45 for a spike that five could have served. A pool that opens
+them one at a time takes seconds to warm up. So growth depends on time, not on the length of the queue: a few at once,
+doubling for as long as callers still wait. While the server refuses, only one connect at a time probes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ START_CONNECTS: Final = 3
 STEP_SECONDS: Final = 0.020
 PROBE_FIRST_SECONDS: Final = 0.05
 PROBE_LONGEST_SECONDS: Final = 0.5
-# asyncpg 0.32's pace for its floor.
+# asyncpg 0.32's pace for its `min_size`.
 FLOOR_FIRST_SECONDS: Final = 1.0
 FLOOR_LONGEST_SECONDS: Final = 60.0
 
@@ -42,7 +42,7 @@ class SlowStart:
         self.probe_at = 0.0
 
     def allowance(self, now: float) -> int:
-        """Tell how many connects may be in flight, with callers waiting at *now*."""
+        """Return how many connects may be in flight while callers wait at *now*."""
         if self._refusals:
             return 1
         if self._began is None:
@@ -51,7 +51,7 @@ class SlowStart:
         return min(START_CONNECTS << min(steps, 30), self.ceiling)
 
     def demand_ended(self) -> None:
-        """Begin anew with the next caller that waits: he is not to pay for the patience of those before him."""
+        """Start over when callers wait again, without the pause that earlier refusals have earned."""
         self._began = None
         self.probe_at = min(self.probe_at, self._refused_at + PROBE_FIRST_SECONDS)
 
@@ -62,15 +62,15 @@ class SlowStart:
         self._refusals = min(self._refusals + 1, 16)
         self._began = None
 
-    def connected(self) -> None:
-        """Forget that the server refused."""
+    def succeeded(self) -> None:
+        """Forget that the server refused connections."""
         self._refusals = 0
         self.probe_at = 0.0
 
 
 class MinSizeBackoff:
     """
-    Paces the connects for `min_size`, which nobody waits for.
+    Paces the connects for `min_size`, for which no caller waits.
 
     Attributes:
         retry_at: No such connect before this, monotonic seconds.
@@ -85,7 +85,7 @@ class MinSizeBackoff:
         self.retry_at = now + self._delay_seconds
         self._delay_seconds = min(self._delay_seconds * 2, FLOOR_LONGEST_SECONDS)
 
-    def connected(self) -> None:
-        """Start with the shortest pause again, and without one."""
+    def succeeded(self) -> None:
+        """Start with the shortest pause again."""
         self._delay_seconds = FLOOR_FIRST_SECONDS
         self.retry_at = 0.0

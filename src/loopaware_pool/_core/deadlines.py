@@ -1,8 +1,8 @@
 """
 One timer for all the callers of a loop that wait with a deadline.
 
-A timer of his own would cost each a place in the loop's heap, which is kept in Python: a tenth of a query, for
-something that hardly ever fires. Here a deadline is an entry in a dictionary, under the tick in which it passes.
+A timer for each caller would cost each a place in the loop's heap, which is kept in Python: a tenth of a query's time,
+for something that hardly ever fires. Here a deadline is an entry in a dictionary, under the tick in which it passes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadlines"]
 
-# How much later than its deadline a caller may be told.
+# How much later than its deadline a caller may get its timeout.
 TICK_SECONDS: Final = 0.005
-# Later than any, infinity too, and still a time that every event loop can count to.
+# Replaces later deadlines, infinity too: a time that every event loop can represent.
 LATEST_SECONDS: Final = 1e10
 
 
 class Deadlines:
     """
-    Calls when a deadline has passed.
+    Calls functions when their deadlines have passed.
 
     Args:
-        loop: Whose timer it uses.
+        loop: The loop whose timer is used.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,7 +42,7 @@ class Deadlines:
         Have *passed* called at *deadline* (monotonic seconds), or up to `TICK_SECONDS` later.
 
         Returns:
-            What to give to `remove`, with the *key*.
+            The tick, which `remove` needs together with the *key*.
         """
         tick = ceil(min(deadline, LATEST_SECONDS) / TICK_SECONDS)
         self._ticks.setdefault(tick, {})[key] = passed
@@ -55,11 +55,11 @@ class Deadlines:
         calls = self._ticks.get(tick)
         if calls is not None:
             calls.pop(key, None)
-            if not calls:  # the timer stays as it is: to set it later would cost what this is to save
+            if not calls:  # the timer stays: setting it anew would cost what this saves
                 del self._ticks[tick]
 
     def stop(self) -> None:
-        """Call nobody any more."""
+        """Drop all deadlines."""
         self._ticks.clear()
         if self._timer is not None:
             self._timer.cancel()

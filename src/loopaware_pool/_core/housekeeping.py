@@ -1,7 +1,7 @@
 """
-What time does to a shard: idle connections age, leases become overdue or are dropped.
+What time does to a shard: idle connections age, and leases become overdue or are dropped.
 
-There is one timer per loop. A release sets it only if it is set for later, so in steady use nobody touches it.
+There is one timer per loop. A release sets it only if it must fire earlier, so steady use never touches it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Housekeeper"]
 
-# The age below which no idle connection is closed for its age: a floor would else be replaced as fast as it connects.
+# No younger idle connection is closed for its age: a pool that keeps `min_size` would else replace connections as fast
+# as it can open them.
 LEAST_AGE_SECONDS: Final = 0.1
-# Shorter than this no `max_idle` is a period to look at again and again; what is idle for so long is just closed.
+# A shorter `max_idle` is no period to shrink by: connections idle for so long are just closed.
 LEAST_PERIOD_SECONDS: Final = 0.01
 
 
 class Housekeeper:
     """
-    Looks after one shard.
+    Does the periodic work of one shard.
 
     Args:
         shard: The shard.
         config: The pool's settings.
-        terms: The pool's generation and floor.
+        terms: The pool's generation and `min_size`.
         effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
     """
@@ -52,7 +53,7 @@ class Housekeeper:
         self._shrink_at = NEVER
 
     def sweep(self, now: float) -> None:
-        """Do what has become due, and have the timer set for the next time."""
+        """Do what has become due, and set the timer for the next time."""
         self._shard.woke()
         self.reclaim_dropped()
         self._give_up_unanswered(now)
@@ -61,12 +62,12 @@ class Housekeeper:
             if self._shrinks_in_periods:
                 self._shrink(now)
             self._report_leases(now)
-        elif self._shard.slots:  # of a pool that is closed only leases are left
+        elif self._shard.slots:  # a closed pool has only leases left
             self._shard.wake_by(now + DROPPED_LOOK_SECONDS)
         self._shard.catch_up(now)
 
     def reconfigured(self, config: PoolConfig) -> None:
-        """Go by other settings; another `max_idle` begins a period of its own."""
+        """Use other settings. Another `max_idle` begins a new period."""
         if config.max_idle != self._config.max_idle:
             self._shrinks_in_periods = _shrinks_in_periods(config)
             self._shrink_at = NEVER
@@ -76,13 +77,15 @@ class Housekeeper:
         """Close the connections of leases that were dropped."""
         for slot in list(self._shard.slots):
             if slot.state is SlotState.LENT and slot.session.is_dropped():
-                self.dropped(slot)
+                self.reclaim(slot)
 
-    def dropped(self, slot: Slot) -> None:
-        """Close a connection that its holder has let go of: its session is unknown, a query may still run."""
+    def reclaim(self, slot: Slot) -> None:
+        """
+        Close a connection that its holder has dropped: its session is in an unknown state, and a query may still run.
+        """
         if slot.state is SlotState.LENT:
             self._shard.counters.dropped += 1
-            self._effects.dropped(slot)
+            self._effects.report_dropped(slot)
             self._shard.discard(slot, "dropped by its holder")
 
     def _give_up_unanswered(self, now: float) -> None:
@@ -94,14 +97,14 @@ class Housekeeper:
                 self._shard.discard(slot, "reset not answered")
 
     def ping_all(self) -> list[Slot]:
-        """Make a round trip on each idle connection; list them."""
+        """Make a round trip on each idle connection. Returns their slots."""
         slots = self._shard.idle[:]
         for slot in slots:
             self._shard.ping_idle(slot)
         return slots
 
     def _sweep_idle(self, now: float) -> None:
-        """Close the idle that are dead, too old, or idle for too long; ping the others; oldest first."""
+        """Close idle connections that are dead, too old, or idle for too long; ping the others; the oldest first."""
         self._shard.drop_dead()
         for slot in self._shard.idle[:]:
             reason = self._reason_to_close(slot, now)
@@ -113,7 +116,7 @@ class Housekeeper:
                 self._shard.wake_by(self._next_look(slot))
 
     def _reason_to_close(self, slot: Slot, now: float) -> str:
-        """Say why an idle connection is to be closed; empty if it is not."""
+        """Return why an idle connection must be closed; an empty string if it must not."""
         if self._shard.is_outdated(slot):
             return "expired"
         if now >= self._expires_idle_at(slot):
@@ -132,7 +135,7 @@ class Housekeeper:
         return 0 < limit <= idle_seconds and self._pool_size() > self._terms.min_size
 
     def _shrink(self, now: float) -> None:
-        """Close one idle connection if some have been spare ever since the last look, `max_idle` ago."""
+        """Close one idle connection if some have been spare for all of the last `max_idle` seconds."""
         shard = self._shard
         if now >= self._shrink_at:
             if shard.least_idle and self._pool_size() > self._terms.min_size:
@@ -144,7 +147,7 @@ class Housekeeper:
         shard.wake_by(self._shrink_at)
 
     def _next_look(self, slot: Slot) -> float:
-        """When an idle connection that stays is to be looked at again."""
+        """Return when to look again at an idle connection that stays."""
         due = self._expires_idle_at(slot)
         if self._config.keepalive:
             due = min(due, slot.since + self._config.keepalive)
@@ -161,11 +164,13 @@ class Housekeeper:
         for slot in self._shard.slots:
             if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
-                    self._effects.overdue(slot)
+                    self._effects.report_overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)
 
 
 def _shrinks_in_periods(config: PoolConfig) -> bool:
-    """Whether what is idle is closed one at a time, for each `max_idle` in which it was not needed."""
+    """
+    Whether surplus idle connections are closed one at a time: one for each `max_idle` in which some were always spare.
+    """
     return config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS

@@ -1,4 +1,4 @@
-"""What a shard needs of the world: futures to serve callers by, and hands that act on its loop."""
+"""What a shard needs from outside: futures for its callers, and somebody that acts on its loop."""
 
 from __future__ import annotations
 
@@ -16,85 +16,85 @@ class Waiter(Protocol):
     """A caller in the queue: a future of its loop."""
 
     def done(self) -> bool:
-        """Whether it has been served, told off or cancelled."""
+        """Whether the caller has been served, has got an error, or was cancelled."""
 
     def set_result(self, slot: Slot, /) -> object:
-        """Serve it."""
+        """Serve the caller."""
 
     def set_exception(self, error: BaseException, /) -> object:
-        """Tell it off."""
+        """Raise *error* in the caller."""
 
 
 class Waiting(NamedTuple):
-    """Since when a caller waits (monotonic seconds), and whether it has a deadline of its own."""
+    """Since when a caller has waited (monotonic seconds), and whether it has a deadline."""
 
     since: float
     has_deadline: bool
 
 
 class ShardEffects(Protocol):
-    """What a shard has done for it, on its loop."""
+    """What a shard has done for it, on its loop. Nothing of this calls the shard before the decision is complete."""
 
     @property
     def errors(self) -> ErrorFamily:
-        """What callers are told."""
+        """Makes the errors that callers get."""
 
     def is_awake(self) -> bool:
-        """Whether the loop runs. If not, another thread acts in its place, and what is begun may never end."""
+        """Whether the loop runs. If not, another thread acts for it, and what is begun on the loop may never end."""
 
-    def open(self, slot: Slot) -> None:
+    def begin_connect(self, slot: Slot) -> None:
         """Connect; then call `connected` or `connect_failed`."""
 
-    def reset(self, slot: Slot) -> None:
+    def begin_reset(self, slot: Slot) -> None:
         """Reset the session; then call `serviced` or `discard`."""
 
-    def ping(self, slot: Slot) -> None:
+    def begin_ping(self, slot: Slot) -> None:
         """Make a round trip; then call `serviced` or `discard`."""
 
-    def read(self, slot: Slot) -> None:
+    def begin_read(self, slot: Slot) -> None:
         """Let the driver read what arrived; then call `serviced` or `discard`."""
 
-    def close(self, slot: Slot, *, politely: bool) -> None:
+    def begin_close(self, slot: Slot, *, politely: bool) -> None:
         """Close the connection; then call `closed`."""
 
-    def cut(self, slot: Slot) -> None:
+    def cut_goodbye(self, slot: Slot) -> None:
         """Close at once a connection that is being closed politely; then call `closed`."""
 
-    def park(self, slot: Slot) -> None:
+    def park_when_idle(self, slot: Slot) -> None:
         """Take the fd out of the selector before the loop polls, if the slot is idle then."""
 
     def wake_at(self, due: float) -> None:
         """Call `sweep` at *due* (monotonic seconds), or earlier."""
 
-    def tell(self, claimant: Claimant) -> None:
-        """Call `granted` of another loop's shard, on its loop."""
+    def tell_granted(self, claimant: Claimant) -> None:
+        """Tell another loop that a permit is its own now: call `permit_granted` of its shard, there."""
 
-    def ask(self, donor: Claimant) -> None:
-        """Call `asked` of another loop's shard, on its loop."""
+    def ask_for_permit(self, donor: Claimant) -> None:
+        """Ask another loop for an idle connection's permit: call `permit_requested` of its shard, there."""
 
     def run_errands_of_idle_loops(self) -> None:
-        """Have done what other loops were told and have stopped before they heard: permits may be among it."""
+        """Do what loops were asked to do and have stopped before they did it. It may free permits."""
 
-    def look_for_dropped(self) -> None:
+    def reclaim_dropped_on_all_loops(self) -> None:
         """Call `reclaim_dropped` of every loop's housekeeper, on its loop."""
 
-    def floor_not_restored(self, error: BaseException) -> None:
+    def report_floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""
 
-    def overdue(self, slot: Slot) -> None:
-        """Report a lease that is longer than `leak_threshold`, and note that in `slot.reported`."""
+    def report_overdue(self, slot: Slot) -> None:
+        """Report a lease that has lasted for longer than `leak_threshold`, and keep the report in `slot.reported`."""
 
-    def came_back(self, slot: Slot, held_seconds: float) -> None:
-        """Report that one has ended which was reported."""
+    def report_late_return(self, slot: Slot, held_seconds: float) -> None:
+        """Report that a lease has ended which was reported as overdue."""
 
-    def dropped(self, slot: Slot) -> None:
-        """Report one that nobody will ever end."""
+    def report_dropped(self, slot: Slot) -> None:
+        """Report a lease that nobody will ever end."""
 
-    def opened(self, slot: Slot, seconds: float) -> None:
-        """Report a connection."""
+    def report_opened(self, slot: Slot, seconds: float) -> None:
+        """Report that a connection was opened, which took *seconds*."""
 
-    def connect_failed(self, slot: Slot, error: BaseException) -> None:
-        """Report that there is none."""
+    def report_connect_failed(self, slot: Slot, error: BaseException) -> None:
+        """Report that a connection could not be opened."""
 
-    def gone(self, slot: Slot, reason: str) -> None:
+    def report_gone(self, slot: Slot, reason: str) -> None:
         """Report that a connection left the pool."""

@@ -1,9 +1,10 @@
 """
-Which fds have outlived their connections, and which connections their fds: looked for on a timer, if `fd_check` asks.
+Finds fds that have outlived their connections, and connections that have lost their fds. A timer does, if `fd_check` is
+set.
 
 Each loop remembers the sockets of the connections it has closed until it has seen them gone. A loop that ends leaves
-those it has not to the next one that looks. Nothing is done when a connection is lent or comes back, and a look costs
-one fstat for each idle connection and each that was closed since the last.
+the rest to the next loop that checks. Lending and returning cost nothing. A check costs one fstat for each idle
+connection, and one for each connection closed since the last check.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ __all__ = ["LeakCheck", "Ledger"]
 
 class Ledger:
     """
-    What the loops of a pool share.
+    What the loops of a pool share for their checks.
 
     Attributes:
         orphans: Sockets whose loops ended before they were seen gone.
-        process_fds: How many fds the process had open at the last look; None if there was none.
+        process_fds: How many fds the process had open at the last check; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -42,14 +43,14 @@ class Ledger:
 
 class LeakCheck:
     """
-    Looks after the fds of one loop's connections.
+    Checks the fds of one loop's connections.
 
     Args:
         loop: The loop.
-        shard: Has the connections.
-        reporter: Tells of what is found.
-        ledger: The pool's.
-        seconds: Between two looks, and the least a socket has to go; None never looks.
+        shard: The loop's shard, which has the connections.
+        reporter: Reports what is found.
+        ledger: What the pool's loops share.
+        seconds: Time between two checks, and the time a closed socket has to go away; None never checks.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class LeakCheck:
         self._addresses: dict[int, object] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def opened(self, identity: SocketIdentity | None) -> None:
-        """Hear of a connection; with the first one the looking begins. None is a socket that the driver hides."""
+    def remember_opened(self, identity: SocketIdentity | None) -> None:
+        """Note a new connection; the first one starts the timer. *identity* is None if the driver hides the socket."""
         if self._seconds is None or identity is None:
             return
         if not identity.inode:
@@ -79,8 +80,8 @@ class LeakCheck:
         if self._timer is None:
             self._look(self._seconds)
 
-    def closed(self, identity: SocketIdentity | None, reason: str) -> None:
-        """Remember the socket of a connection that has been closed."""
+    def remember_closed(self, identity: SocketIdentity | None, reason: str) -> None:
+        """Note the socket of a connection that has been closed."""
         if self._seconds is None or identity is None:
             return
         self._lost.discard(identity)
@@ -89,7 +90,7 @@ class LeakCheck:
         self._closed.append(ClosedSocket(identity, address, registration, monotonic(), self._reporter.label, reason))
 
     def stop(self) -> None:
-        """Look no more: the loop ends. What was not seen gone is left to others."""
+        """Stop checking: the loop ends. Sockets not seen gone are left to other loops."""
         if self._timer is not None:
             self._timer.cancel()
         self._ledger.orphans.extend(one._replace(registration=None) for one in self._closed)
@@ -111,7 +112,10 @@ class LeakCheck:
                 yield self._ledger.orphans.popleft()
 
     def _is_settled(self, one: ClosedSocket, due: float) -> bool:
-        """Whether a socket is gone; or, if it was closed before *due*, has been counted and told as left behind."""
+        """
+        Whether a socket needs no more checks: it is gone, or it was closed before *due* and is now reported as left
+        behind.
+        """
         is_open = one.is_open()
         if not is_open and not self._is_watched(one):
             return True
@@ -119,25 +123,27 @@ class LeakCheck:
             return False
         if is_open:
             self._shard.counters.fds_leaked += 1
-            self._reporter.fd_leaked(one)
+            self._reporter.emit_fd_leaked(one)
         else:
             self._shard.counters.registrations_left += 1
-            self._reporter.registration_left(one)
+            self._reporter.emit_registration_left(one)
         return True
 
     def _is_watched(self, one: ClosedSocket) -> bool:
-        """Whether the selector has the very entry that it had then: nobody has registered the number anew since."""
+        """
+        Whether the selector still has the same entry: if the number was registered again since, the entry is another.
+        """
         keys = selector_keys(self._loop)
         return one.registration is not None and keys is not None and keys.get(one.identity.fd) is one.registration
 
     def _find_lost(self) -> None:
-        """Find idle connections whose number is closed, or means another file. A lent one may be its caller's doing."""
+        """Find idle connections whose number is closed, or means another file. Lent ones are up to their callers."""
         identities = {slot.session.identity for slot in self._shard.idle} - {None} - self._lost
         for identity in identities:
             if identity is not None and not identity.is_open():
                 self._lost.add(identity)
                 self._shard.counters.fds_lost += 1
-                self._reporter.fd_lost(identity)
+                self._reporter.emit_fd_lost(identity)
 
 
 def _look(check: weakref.ref[LeakCheck], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Who holds a connection: since when, from which line, and where his task stands now."""
+"""Who holds a connection: since when, acquired where, and where its task stands now."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["lease_of", "leases", "leases_of", "line_outside", "stack_of"]
 
-# Innermost lines of a stack that are told.
+# The most lines of a stack that are reported, the innermost.
 DEEPEST: Final = 20
-# What waits for something else, and what it waits for, as coroutines, generators and async generators have them.
+# The attributes with the frame of something suspended, and with what it awaits: of coroutines, generators and async
+# generators.
 _SUSPENDED: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 
 def lease_of(slot: Slot, now: float, *, has_stack: bool = False) -> LeaseInfo:
     """
-    Say who holds *slot*.
+    Describe the lease of *slot*.
 
     Args:
         slot: A slot that is lent.
         now: Monotonic seconds.
-        has_stack: Whether to say where its task stands, too.
+        has_stack: Whether to tell where its task stands, too.
     """
     holder = slot.holder  # read once: another thread may ask while its loop takes the connection back
     task = holder() if holder is not None else None
@@ -38,21 +39,21 @@ def lease_of(slot: Slot, now: float, *, has_stack: bool = False) -> LeaseInfo:
 
 
 def leases(slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
-    """Say who holds connections, longest first."""
+    """Describe all leases, the longest first."""
     lent = [slot for slot in slots if slot.state is SlotState.LENT]
     return [lease_of(slot, now) for slot in sorted(lent, key=lambda slot: slot.since)]
 
 
 def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
-    """Say which connections *task* itself holds, longest first."""
+    """Describe the leases that *task* itself holds, the longest first."""
     return leases([slot for slot in slots if slot.holder is not None and slot.holder() is task], now)
 
 
 def line_outside(frame: FrameType | None) -> str | None:
-    """Say where the caller's own code stands that has come as far as *frame*; None if it is not there."""
+    """Return the line of the caller's own code that has led to *frame*; None if there is none."""
     while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back
-    return None if frame is None else _told(frame)
+    return None if frame is None else _where(frame)
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
 
     `Task.get_stack` gives the outermost alone.
     """
-    return tuple(_told(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
+    return tuple(_where(frame) for frame in list(_frames_of(task))[-DEEPEST:][::-1])
 
 
 def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
@@ -75,12 +76,12 @@ def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
             yield frame
 
 
-def _told(frame: FrameType) -> str:
+def _where(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _line(slot: Slot) -> str | None:
-    """Say where a lease was acquired, from what the interpreter kept."""
+    """Return where a lease was acquired, from the code object and instruction that were kept."""
     code = slot.code
     if code is None:
         return None

@@ -1,9 +1,9 @@
 """
 Which callers to refuse when more come than can be served. Pure: `now` is an argument.
 
-First come, first served fails under a load that lasts: everybody waits until just before he would give up, and those
-who are served give up in the middle of their work. Whether a queue only takes up a burst, or stands, neither its length
-tells nor its longest wait; its *shortest* wait does, over a time. This is CoDel, in the form that Elixir's
+First come, first served fails under lasting overload: every caller waits until just before it would give up, and those
+that are served give up in the middle of their work. Neither the length of a queue nor its longest wait tells whether it
+only absorbs a burst or is backed up. Its *shortest* wait over some time does. This is CoDel, in the form that Elixir's
 db_connection gave it.
 """
 
@@ -13,22 +13,22 @@ from typing import Final
 
 __all__ = ["LoadShedding"]
 
-# The shortest wait that tells of a queue that stands, as a part of that which is too long in one.
+# The queue is backed up if the shortest wait is longer than this part of the limit ...
 STANDING_PART: Final = 0.5
-# How long even the shortest wait must have been so long, in units of the wait that is too long. A burst is shorter.
+# ... during an interval of this many limits. A burst is shorter.
 INTERVAL_LIMITS: Final = 5.0
 
 
 class LoadShedding:
     """
-    Watches the waits of one line.
+    Watches the waits of one queue.
 
     Args:
-        limit: Seconds a caller may wait in a line that stands.
+        limit: Seconds a caller may wait while the queue is backed up.
 
     Attributes:
         limit: As given.
-        is_standing: Whether the line stands, as of the last interval that has ended.
+        is_standing: Whether the queue is backed up, as of the last interval that has ended.
     """
 
     def __init__(self, limit: float) -> None:
@@ -38,7 +38,7 @@ class LoadShedding:
         self._ends_at = 0.0
 
     def refuses(self, waited: float, now: float) -> bool:
-        """Whether the caller whose turn it is has waited too long: *waited* seconds. If not, his wait is noted."""
+        """Whether to refuse the caller whose turn it is, after *waited* seconds. If not, its wait is noted."""
         if now >= self._ends_at:
             self.is_standing = self._least > self.limit * STANDING_PART
             self._least, self._ends_at = waited, now + self.limit * INTERVAL_LIMITS
@@ -48,5 +48,5 @@ class LoadShedding:
         return False
 
     def emptied(self) -> None:
-        """Note that nobody waits: such a line does not stand."""
+        """Note that the queue is empty, which ends the backlog."""
         self._least = 0.0

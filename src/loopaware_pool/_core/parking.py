@@ -1,8 +1,8 @@
 """
 When the fd of an idle connection leaves the selector: before the loop next polls with no connection in use.
 
-While some are in use, those that come back are mostly lent again within milliseconds, one way or another; so they keep
-their place for as long. To take it from them at each return would cost as much as half a query.
+While some connections are in use, those that come back are mostly lent again within milliseconds. So they stay in the
+selector for that long. Taking each out at its return would cost as much as half a query.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Parking:
         self._handle: asyncio.Handle | None = None
 
     def is_settled(self) -> bool:
-        """Whether there is none left to park."""
+        """Whether no connection is left to park."""
         return not self._pending
 
-    def park(self, slot: Slot) -> None:
-        """Have an idle connection parked, if it is idle then, and settled: if not, it comes here again when it is."""
+    def park_when_idle(self, slot: Slot) -> None:
+        """Park a connection later, if it is idle and settled by then. If not, it comes here again when it is."""
         self._pending.add(slot)
         if self._handle is None:
             if self._shard.is_in_use():

@@ -1,13 +1,15 @@
 """
-`max_size`, shared by every loop of the process: the one place of a pool that takes a lock.
+`max_size`, shared by every loop of the process. This is the only place of a pool that takes a lock on the way to a
+connection.
 
-A permit is the right to have one connection, from the decision to connect until the socket is gone. A loop that
-needs one and finds none files a claim; whoever gives a permit back learns which claim it went to, and tells that
-loop. A permit never waits to be picked up by whoever runs first: it changes hands under the lock.
+A permit is the right to have one connection, from the decision to connect until the socket is gone. A loop that needs a
+permit and finds none files a claim. Whoever gives a permit back learns which claim it went to, and tells that loop. A
+permit changes hands under the lock; it never waits to be picked up by whichever loop runs first.
 
-Who gets the next connection is a policy, and both simple ones fail. Strict order between loops thrashes: half of
-all acquires close another loop's connection and connect anew. Own loop first starves: a loop without connections
-waits for as long as the others have callers. So: own loop first, with bounded patience (`_deserves`).
+Who gets the next connection is a policy, and both simple policies fail. Strict order between loops thrashes: half of
+all acquires would close another loop's connection and connect anew. Own loop first starves: a loop without connections
+would wait for as long as the others have callers. So the own loop comes first, but only for a limited time
+(`_deserves`).
 """
 
 from __future__ import annotations
@@ -23,30 +25,31 @@ class Claimant(Protocol):
 
     @property
     def spare(self) -> int:
-        """Idle connections that nobody on that loop waits for. Read from any thread; a moment old."""
+        """Idle connections that no caller on that loop waits for. Read from any thread, so it may be a moment old."""
 
 
 class Permits:
     """
     Permits for connections, and the loops that wait for one. Safe to use from any thread.
 
-    There may be fewer permits than are held, for a while, after `resize`.
+    After `resize`, more permits may be held for a while than there are.
 
     Args:
         max_size: How many permits there are.
-        patience: Seconds that a claim stands back for loops that have connections and callers of their own.
+        patience: Seconds that a claim gives way to loops that have connections and callers of their own.
 
     Attributes:
         max_size: How many permits there are; changed by `resize` alone.
-        claims: The loops that wait for a permit, and since when. Others read it only to ask whether there are any,
-            without the lock, and ask again through `should_yield`.
+        claims: The loops that wait for a permit, and since when. Others read it without the lock, to see whether there
+            are
+            any, and then ask `should_yield`.
     """
 
     def __init__(self, max_size: int, patience: float) -> None:
         self.max_size = max_size
         self._patience = patience
-        # Guards all below; never held over a callback. A signal handler, or the collector, may interrupt its holder and
-        # come back here: so it can be taken again, and no loop over a dictionary is open to that.
+        # Guards all below; never held during a callback. A signal handler or the garbage collector may interrupt the
+        # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
         self.claims: dict[Claimant, float] = {}
@@ -75,10 +78,11 @@ class Permits:
 
     def take_or_claim(self, claimant: Claimant, since: float) -> bool:
         """
-        Take a permit; if none is free, queue for one because callers have waited *since* then (monotonic seconds).
+        Take a permit. If none is free, file a claim for callers that have waited *since* then (monotonic seconds).
 
-        A claim is filed before the others' `spare` is read, and they show what they have to spare before they ask
-        whether there are `claims`: so either side sees the other, and nobody waits beside an idle connection.
+        A loop files its claim before it reads the others' `spare`. The others have idle connections counted in `spare`
+        before they
+        check `claims`. So one side always sees the other, and no caller waits while a connection is idle.
         """
         with self._lock:
             if self._is_free():
@@ -89,7 +93,7 @@ class Permits:
             return False
 
     def drop_claim(self, claimant: Claimant) -> None:
-        """Leave the queue: nobody waits any more."""
+        """Withdraw the claim: no caller waits any more."""
         with self._lock:
             self.claims.pop(claimant, None)
 
@@ -98,7 +102,7 @@ class Permits:
         Return a permit.
 
         Returns:
-            The loop whose claim it went to, which is to be told; None if it is free now.
+            The loop whose claim it went to, which the caller must tell; None if it is free now.
         """
         with self._lock:
             self._release(claimant)
@@ -109,7 +113,7 @@ class Permits:
         Return all permits and the claim of a loop that is gone.
 
         Returns:
-            The loops that got one each, which are to be told.
+            The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
             self.claims.pop(claimant, None)
@@ -118,17 +122,17 @@ class Permits:
 
     def resize(self, max_size: int) -> list[Claimant]:
         """
-        Have another number of permits.
+        Change the number of permits.
 
         Returns:
-            The loops that got one each, which are to be told.
+            The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
             self.max_size = max_size
             return self._serve_claims()
 
     def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
-        """Whether *donor* is to close a connection that came free, for the loop whose claim is first."""
+        """Whether *donor* must close a connection that came free, for a loop that has a claim."""
         with self._lock:
             return any(
                 self._deserves(claimant, since, donor, now, donor_has_waiters)
@@ -137,7 +141,7 @@ class Permits:
             )
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
-        """Find the loop with most to spare among those that are to give *claimant* an idle connection's permit."""
+        """Return the loop with the most spare connections among those that must give one up for *claimant*."""
         with self._lock:
             since = self.claims.get(claimant)
             if since is None:
@@ -154,7 +158,7 @@ class Permits:
         owned = self._held.get(claimant, 0)
         overdue = now - since >= self._patience
         if donor_has_waiters:
-            # Only towards balance: two busy loops would else take from each other for ever.
+            # Only towards balance: otherwise two busy loops would take from each other for ever.
             return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
         return owned == 0 or overdue
 
@@ -170,7 +174,7 @@ class Permits:
         return served
 
     def _serve_claim(self) -> Claimant | None:
-        """Caller holds the lock. The loop that owns least comes first, then the one that came first."""
+        """Caller holds the lock. The loop with the fewest permits comes first, then the one that claimed first."""
         if not self.claims or not self._is_free():
             return None
         claimant = min(list(self.claims), key=lambda claimant: self._held.get(claimant, 0))

@@ -1,4 +1,4 @@
-"""The life of a pool, which all flavours share: it is opened, closed, or dropped, and survives forks."""
+"""The life cycle of a pool, shared by all flavours: opening, closing, being dropped, and forks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["PoolCore"]
 
 CLOSE_WARNING_SECONDS: Final = 60.0
-# How often `close()` looks for loops that have stopped before they heard of it.
+# How often `close()` looks for loops that have stopped before they were told.
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
@@ -32,9 +32,9 @@ class PoolCore(Registry):
     The driver-independent pool.
 
     Args:
-        config: Its settings.
+        config: The pool's settings.
         driver: How connections are made.
-        face: The object callers know, whose collection drops the pool.
+        face: The public pool object; when it is collected, the pool is closed.
     """
 
     def __init__(self, config: PoolConfig, driver: Driver, face: object) -> None:
@@ -49,10 +49,10 @@ class PoolCore(Registry):
 
     async def open(self) -> None:
         """
-        Introduce the running loop: open `init_size` connections on it, less those open elsewhere.
+        Open `init_size` connections on the running loop, less those open elsewhere, and serve this loop from now on.
 
-        The first connects alone, so that what is wrong shows at once. If the pool was not open before and this fails,
-        it is closed and nothing is left.
+        The first connects alone, so that a configuration error shows at once. If the pool was not open before and this
+        fails, the pool is closed and nothing is left open.
 
         Raises:
             Exception: What connecting failed with.
@@ -87,7 +87,7 @@ class PoolCore(Registry):
 
     def start(self) -> None:
         """
-        Introduce the running loop: serve callers at once, and open `min_size` connections meanwhile.
+        Serve the running loop from now on, and open `min_size` connections in the background.
 
         Raises:
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
@@ -105,7 +105,7 @@ class PoolCore(Registry):
 
     async def close(self) -> None:
         """
-        Close the pool on every loop: tell those who wait, wait for leases, say goodbye to the server.
+        Close the pool on every loop: refuse waiting callers, wait for leases, close connections politely.
 
         Leases are waited for as long as `close_timeout` allows; then they are terminated, and a warning is logged.
 
@@ -138,18 +138,18 @@ class PoolCore(Registry):
         self._finish()
 
     def _close_where_nobody_is(self) -> None:
-        """Close what is unused on loops that have stopped since they heard of the end, or before they did."""
+        """Close unused connections on loops that are not running any more."""
         for runner in self.runners():
             if event_loops.is_idle(runner.loop):
                 self._on(runner, runner.cut_unused)
 
     async def close_unused(self, timeout: float | None) -> None:
         """
-        Close the pool on every loop at once, without waiting for leases: their connections close when they come back.
+        Close the pool on every loop without waiting for leases: their connections close when they come back.
 
         Args:
-            timeout: Seconds for other loops to take notice, and for connections that are being opened, reset or
-                closed; then those are cut. None gives them the time it takes.
+            timeout: Seconds for other loops to react, and for connections that are being opened, reset or closed; then
+                those are aborted. None waits as long as it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """
@@ -173,22 +173,25 @@ class PoolCore(Registry):
         """
         Close every connection on every loop now, lent ones included. From any thread, and without a loop.
 
-        Called by what has interrupted the pool in the middle of a decision, as a signal handler or a listener may, it
-        waits for the end of that: connections on this loop are closed in its next iteration.
+        A signal handler or the garbage collector may call this in the middle of a decision. The decision is completed
+        first:
+        this loop's connections are closed in its next iteration.
         """
         if self.state is PoolState.CLOSED:
             return
         self.state = PoolState.CLOSED
         if frames.has_interrupted_a_decision():
             for runner in self.runners():
-                runner.errands.leave(functools.partial(self._terminate, runner))
+                runner.errands.add_for_later(functools.partial(self._terminate, runner))
         else:
             for runner in self.runners():
                 self._terminate(runner)
             self._finish()
 
     async def _shut_and_wait(self, runner: ShardRunner, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
-        """Shut a runner; wait until nothing is left but leases, as far as that can be seen from this loop."""
+        """
+        Shut a runner. If it is on this loop, wait until only leases are left; else wait until its loop has done it.
+        """
         if runner.loop is here:
             runner.shut(self.closed_error)
             await runner.until(runner.is_unused, timeout)
@@ -221,7 +224,10 @@ class PoolCore(Registry):
         self.loop_emptied()
 
     def loop_emptied(self) -> None:
-        """Let go of loops that have no connection left, if the pool is closed; wake those who wait in `close()`."""
+        """
+        If the pool is closed, let go of loops that have no connection left. Wake the callers of `close()` when none
+        has.
+        """
         if self.state is PoolState.CLOSED:
             for runner in self.runners():
                 if not runner.shard.slots:
@@ -231,7 +237,7 @@ class PoolCore(Registry):
                 event_loops.post(loop, _set, emptied)
 
     def _let_go(self, runner: ShardRunner) -> None:
-        if not runner.shard.slots:  # it may have begun to connect meanwhile
+        if not runner.shard.slots:  # a connect may have begun meanwhile
             runner.dismiss()
             self.loop_ending(runner.loop, runner.shard)
             self.loop_ended(runner.shard)
@@ -242,8 +248,8 @@ class PoolCore(Registry):
         if self._closers:
             self.loop_emptied()
 
-    def forked(self) -> None:
-        """Start afresh in a child process. The parent's connections, loops and locks are not touched."""
+    def start_afresh_in_child(self) -> None:
+        """Start afresh in a child process, without touching the parent's connections, loops and locks."""
         runners = list(self._runners.values())
         self._start_afresh(self.permits.max_size)
         self._closers = []
@@ -253,7 +259,7 @@ class PoolCore(Registry):
             self.state = PoolState.CLOSED
         self.driver.forked()
         for runner in runners:
-            runner.forked()
+            runner.forget_in_child()
 
     def _warn_of_long_close(self) -> None:
         self.driver.logger.warning(
@@ -262,7 +268,7 @@ class PoolCore(Registry):
         )
 
     def closing_error(self) -> errors.PoolClosed:
-        """Make the error of a caller that comes, or waits, while the pool closes."""
+        """Make the error for a caller that comes, or waits, while the pool closes."""
         return self._closed(self.driver.errors.closing_text)
 
 
@@ -273,10 +279,10 @@ def _set(future: asyncio.Future[None]) -> None:
 
 def _dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
     """
-    End a pool whose last user has let go of it, unless the collector is quicker.
+    Close a pool that its last user has dropped, if the core still exists.
 
-    Its loops hold the core weakly: a collector that runs first takes connections and all, and the driver warns of
-    them. Without one, this closes them at the next iteration.
+    Its loops hold the core weakly. If the garbage collector takes the core first, it takes the connections too, and the
+    driver warns about them. Otherwise this closes them in their loops' next iteration.
     """
     if (core := dead_or_alive()) is not None and core.state not in (PoolState.NEW, PoolState.CLOSED):
         for runner in core.runners():

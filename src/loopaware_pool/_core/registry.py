@@ -1,8 +1,9 @@
 """
-Which loop has which shard, and what they share: permits, settings that may change, what has ended.
+Which loop has which shard, and what the loops share: permits, settings that may change, counts of loops that have
+ended.
 
-Everything here may be called from any thread. What is decided per loop is decided by that loop's runner, on that loop;
-a runner of another loop is told, never touched, unless its loop stands still and nobody else can be touching it.
+Any thread may call everything here. Each loop's runner decides for that loop, on that loop. A runner of another loop is
+sent a message instead, unless its loop is not running: then nobody else touches it, and this thread may act for it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ __all__ = ["Registry"]
 
 
 class _Census(NamedTuple):
-    """The runners by their shards, and what those have counted that have ended. Replaced as a whole: each is in one."""
+    """
+    The runners by their shards, and the counts of runners that have ended. Replaced as a whole, so that each is counted
+    once.
+    """
 
     runners: Mapping[Claimant, ShardRunner]
     ended: Counters
@@ -68,10 +72,10 @@ class Registry:
         self._start_afresh(config.max_size)
 
     def _start_afresh(self, max_size: int) -> None:
-        """Have no loop and no connection, at first and in a forked child."""
+        """Begin without a loop or a connection, at first and in a forked child."""
         self.permits = Permits(max_size, self.config.patience)
-        # For those who change what is below. A signal handler, or the collector, may interrupt its holder and come back
-        # here, so it can be taken again; and who only looks takes none.
+        # Guards changes to what is below. A signal handler or the garbage collector may interrupt the holder and come
+        # back here, so it is reentrant. Readers take no lock.
         self._lock = threading.RLock()
         self._runners: dict[asyncio.AbstractEventLoop, ShardRunner] = {}
         self._recent: ShardRunner | None = None
@@ -83,7 +87,7 @@ class Registry:
 
     def runner(self) -> ShardRunner:
         """
-        Find the running loop's part of the pool, or make it.
+        Return the running loop's runner, or make one.
 
         Raises:
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
@@ -102,7 +106,7 @@ class Registry:
         for other in self.runners():
             self._forget_if_unneeded(other)
         with self._lock:
-            if (known := self._runners.get(loop)) is not None:  # it was only looked at: see below
+            if (known := self._runners.get(loop)) is not None:  # `_forget_if_unneeded` had it taken out for a moment
                 return known
             runner = self._runners[loop] = ShardRunner(self, loop)
             self._census = self._census.with_one(runner)
@@ -116,10 +120,10 @@ class Registry:
 
     def _forget_if_unneeded(self, runner: ShardRunner) -> None:
         """
-        Let go of a loop that stands still with nothing of the pool's on it: whoever made it may have forgotten it.
+        Forget a loop that is not running and has nothing of the pool's: nobody may ever run it again.
 
-        It may begin to run at any moment, and its caller find the runner. So the way to it is barred first, and then it
-        is looked at: a caller who has come that way before has left something there, or runs.
+        It may begin to run at any moment, and a caller on it may find the runner. So the runner is taken out of the
+        routing first, and checked again then: a caller that found it earlier runs now, or has left something on it.
         """
         if self.state is not PoolState.OPEN or not runner.is_unneeded():
             return
@@ -135,13 +139,13 @@ class Registry:
                 self._runners[runner.loop] = runner
 
     def _bury_closed(self) -> None:
-        """Clear up after loops whose end went unnoticed."""
+        """Clean up after loops whose end nobody noticed."""
         for runner in self.runners():
             if runner.loop.is_closed():
                 runner.loop_closed()
 
     def runner_here(self) -> ShardRunner | None:
-        """Find the running loop's part of the pool, if it has one."""
+        """Return the running loop's runner, if it has one."""
         loop = event_loops.running()
         return None if loop is None else self._runners.get(loop)
 
@@ -150,11 +154,11 @@ class Registry:
         return list(self._runners.values())
 
     def loop_ending(self, loop: asyncio.AbstractEventLoop, shard: Claimant) -> None:
-        """Route nobody to *shard* any more."""
+        """Route no caller to *shard* any more."""
         with self._lock:
             runner = self._runners.get(loop)
             if runner is not None and runner.shard is shard:
-                self._runners.pop(loop, None)  # a signal handler may have come in between, and done it
+                self._runners.pop(loop, None)  # a signal handler may have done it in between
             if self._recent is not None and self._recent.shard is shard:
                 self._recent = None
 
@@ -169,37 +173,37 @@ class Registry:
 
     def _forget(self, claimant: Claimant) -> None:
         for served in self.permits.forget(claimant):
-            self.tell(served)
+            self.deliver_grant(served)
 
     # ---- telling ----
 
-    def tell(self, claimant: Claimant) -> None:
+    def deliver_grant(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
         runner = self._census.runners.get(claimant)
         if runner is None or runner.loop.is_closed():
             self._forget(claimant)
         else:
-            runner.errands.add(runner.granted)
+            runner.errands.add(runner.permit_granted)
 
-    def ask(self, donor: Claimant) -> None:
+    def deliver_request(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
         runner = self._census.runners.get(donor)
         if runner is not None:
-            self._on(runner, lambda: runner.shard.asked(monotonic()))
+            self._on(runner, lambda: runner.shard.permit_requested(monotonic()))
             self._forget_if_unneeded(runner)
 
-    def look_for_dropped(self) -> None:
+    def reclaim_on_all_loops(self) -> None:
         """Have every loop look for leases that were dropped."""
         for runner in self.runners():
             self._on(runner, runner.housekeeper.reclaim_dropped)
 
     def run_errands_of_idle_loops(self) -> None:
-        """Do, for loops that have stopped, what they were told and have not heard."""
+        """Do what loops were asked to do and have stopped before they did it."""
         for runner in self.runners():
             runner.errands.run_if_idle()
 
     def _on(self, runner: ShardRunner, action: Callable[[], object]) -> None:
-        """Act on a runner: here if its loop runs here or stands still, else on its loop."""
+        """Act on a runner: at once if its loop runs here or not at all, else on its loop."""
         if runner.loop is event_loops.running():
             runner.do(action)
         else:
@@ -211,14 +215,14 @@ class Registry:
     # ---- switches ----
 
     def suspend(self) -> None:
-        """Serve nobody until `resume`; callers queue, leases go on."""
+        """Serve nobody until `resume`. Callers queue; leases go on."""
         self._suspended = True
         for runner in self.runners():
             if runner.shard.phase is Phase.OPEN:
                 runner.shard.phase = Phase.SUSPENDED
 
     def resume(self) -> None:
-        """Serve those who queued, on every loop."""
+        """Serve the callers that queued, on every loop."""
         self._suspended = False
         for runner in self.runners():
             self._sweep(runner, runner.shard.resume)
@@ -230,43 +234,45 @@ class Registry:
             self._on(runner, runner.shard.expired)
 
     def drain(self) -> None:
-        """Have every connection that is open now replaced: the idle ones at once, the others when they come back."""
+        """Replace every connection that is open now: idle ones at once, the others when they come back."""
         self.expire()
         for runner in self.runners():
             self._sweep(runner, runner.housekeeper.sweep)
 
     def resize(self, min_size: int, max_size: int) -> None:
-        """Keep, and allow, another number of connections. What is too much goes as it would be idle for too long."""
+        """
+        Keep, and allow, another number of connections. Surplus connections close when they have been idle for too long.
+        """
         self.terms.min_size = min_size
         for served in self.permits.resize(max_size):
-            self.tell(served)
+            self.deliver_grant(served)
         for runner in self.runners():
             self._sweep(runner, runner.shard.resized)
 
     def reconfigure(self, **settings: Any) -> None:
         """
-        Go by other settings from now on; other loops do as soon as they hear of it. From any thread.
+        Use other settings from now on. Other loops do so as soon as they are told. From any thread.
 
         Args:
-            **settings: Of `PoolConfig`'s, such as are read each time they are needed: sizes are for `resize`.
+            **settings: Those of `PoolConfig` that are read each time they are needed. For sizes see `resize`.
 
         Raises:
             ValueError, TypeError: One makes no sense; nothing has changed.
         """
-        with self._lock:  # a runner that is being made has these from the start, or is among those that are told
+        with self._lock:  # a runner that is being made has them from the start, or is in the list
             self.config = dataclasses.replace(self.config, **settings)
             runners = self.runners()
         for runner in runners:
             self._on(runner, functools.partial(self._reconfigure, runner))
 
     def _reconfigure(self, runner: ShardRunner) -> None:
-        runner.reconfigured(self.config)  # today's: another thread may have set more meanwhile
+        runner.reconfigured(self.config)  # not as of the call: another thread may have set more meanwhile
 
     async def check_idle(self) -> None:
         """
-        Make a round trip on every idle connection, and open what the floor lacks, if the pool is open.
+        Make a round trip on every idle connection, and open what `min_size` lacks, if the pool is open.
 
-        Other loops do so on their own; it is not waited for.
+        Other loops do the same on their own; this does not wait for them.
 
         Cancellation: ends the waiting.
         """
@@ -303,7 +309,7 @@ class Registry:
         return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
 
     def slots(self, *without: SlotState) -> list[Slot]:
-        """List the slots of all loops, those in some states left out."""
+        """List the slots of all loops, except those in the given states."""
         return [slot for runner in self.runners() for slot in list(runner.shard.slots) if slot.state not in without]
 
     def stats(self) -> PoolStats:
@@ -326,10 +332,10 @@ class Registry:
     # ---- the end ----
 
     def loop_emptied(self) -> None:
-        """Hear that a loop may have no connection left."""
+        """Note that a loop may have no connection left."""
 
     def closed_error(self) -> errors.PoolClosed:
-        """Make the error of a caller that comes when the pool is closed."""
+        """Make the error for a caller that comes when the pool is closed."""
         return self._closed(self.driver.errors.closed_text)
 
     def _closed(self, text: str) -> errors.PoolClosed:

@@ -1,4 +1,4 @@
-"""Tells what happens on one loop: to the listener, to the log, to whoever asks."""
+"""Reports what happens on one loop: to the listener, to the log, and on request."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["Reporter", "apart", "logger"]
+__all__ = ["Reporter", "logger", "without_context"]
 
 logger = logging.getLogger("loopaware_pool")
 
 
 class Reporter:
     """
-    Speaks for one loop of a pool.
+    Reports for one loop of a pool.
 
     Args:
         config: The pool's settings.
-        label: What the loop is called.
+        label: The loop's name for people.
     """
 
     def __init__(self, config: PoolConfig, label: str) -> None:
@@ -53,76 +53,78 @@ class Reporter:
         self.label = label
 
     def reconfigured(self, config: PoolConfig) -> None:
-        """Go by other settings from now on."""
+        """Use other settings from now on."""
         self._config = config
 
-    def opened(self, seconds: float) -> None:
-        """Tell of a connection."""
-        self._tell(ConnectionOpened, seconds)
+    def emit_opened(self, seconds: float) -> None:
+        """Report a new connection, which took *seconds* to open."""
+        self._emit(ConnectionOpened, seconds)
 
-    def connect_failed(self, error: BaseException) -> None:
-        """Tell that there is none."""
-        self._tell(ConnectFailed, error)
+    def emit_connect_failed(self, error: BaseException) -> None:
+        """Report that a connection could not be opened."""
+        self._emit(ConnectFailed, error)
 
-    def closed(self, slot: Slot, reason: str) -> None:
-        """Tell that a connection left the pool."""
-        self._tell(ConnectionClosed, reason, monotonic() - slot.opened_at)
+    def emit_closed(self, slot: Slot, reason: str) -> None:
+        """Report that a connection left the pool."""
+        self._emit(ConnectionClosed, reason, monotonic() - slot.opened_at)
 
-    def reset_failed(self, error: BaseException) -> None:
-        """Tell of a session that could not be reset."""
-        self._tell(ResetFailed, error)
+    def emit_reset_failed(self, error: BaseException) -> None:
+        """Report a session that could not be reset."""
+        self._emit(ResetFailed, error)
 
-    def acquire_failed(self, error: BaseException | None, waited_seconds: float) -> None:
-        """Tell of a caller that left without a connection."""
-        self._tell(AcquireFailed, error, waited_seconds)
+    def emit_acquire_failed(self, error: BaseException | None, waited_seconds: float) -> None:
+        """Report a caller that left without a connection."""
+        self._emit(AcquireFailed, error, waited_seconds)
 
-    def overdue(self, lease: LeaseInfo) -> None:
-        """Tell of a lease that lasts too long, and log it."""
+    def emit_overdue(self, lease: LeaseInfo) -> None:
+        """Report and log a lease that lasts too long."""
         logger.warning("%s: a connection is still held by %s", self._config.name, lease)
-        self._tell(LeaseOverdue, lease)
+        self._emit(LeaseOverdue, lease)
 
-    def came_back(self, lease: LeaseInfo) -> None:
-        """Tell that a lease that was reported as overdue has ended, and log it."""
+    def emit_late_return(self, lease: LeaseInfo) -> None:
+        """Report and log that a lease has ended which was reported as overdue."""
         logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
-        self._tell(LeaseReturned, lease)
+        self._emit(LeaseReturned, lease)
 
-    def dropped(self, lease: LeaseInfo) -> None:
-        """Tell of a lease that nobody will ever end, and log it."""
+    def emit_dropped(self, lease: LeaseInfo) -> None:
+        """Report and log a lease that nobody will ever end."""
         logger.warning(
             "%s: closing a connection that was dropped without being returned by %s", self._config.name, lease
         )
-        self._tell(LeaseDropped, lease)
+        self._emit(LeaseDropped, lease)
 
-    def loop_ended(self, connections: int) -> None:
-        """Tell that the loop took connections along."""
-        self._tell(LoopEnded, connections)
+    def emit_loop_ended(self, connections: int) -> None:
+        """Report that the loop ended with connections on it."""
+        self._emit(LoopEnded, connections)
 
-    def fd_leaked(self, found: ClosedSocket) -> None:
-        """Tell of a socket that has outlived its connection, and log it."""
+    def emit_fd_leaked(self, found: ClosedSocket) -> None:
+        """Report and log a socket that has outlived its connection."""
         logger.warning(
             "%s: fd %d is still open, %.1f s after its connection on %s was closed (%s)",
             *(self._config.name, found.identity.fd, monotonic() - found.closed_at, found.loop, found.reason),
         )
-        self._tell(FdLeaked, found.identity, found.loop, found.reason)
+        self._emit(FdLeaked, found.identity, found.loop, found.reason)
 
-    def fd_lost(self, identity: SocketIdentity) -> None:
-        """Tell of a connection that has no socket any more, and log it."""
+    def emit_fd_lost(self, identity: SocketIdentity) -> None:
+        """Report and log a connection whose socket is gone."""
         logger.warning(
-            "%s: fd %d of an idle connection is closed, or another file by now: somebody closes fds by number",
+            "%s: fd %d of an idle connection is closed, or another file by now: some code closes fds by number",
             *(self._config.name, identity.fd),
         )
-        self._tell(FdLost, identity)
+        self._emit(FdLost, identity)
 
-    def registration_left(self, found: ClosedSocket) -> None:
-        """Tell of an entry in the selector that has outlived its connection, and log it."""
+    def emit_registration_left(self, found: ClosedSocket) -> None:
+        """Report and log a selector entry that has outlived its connection."""
         logger.warning(
             "%s: %s still watches fd %d of a connection that was closed (%s)",
             *(self._config.name, self.label, found.identity.fd, found.reason),
         )
-        self._tell(RegistrationLeft, found.identity, found.reason)
+        self._emit(RegistrationLeft, found.identity, found.reason)
 
     def row(self, slot: Slot, loop: asyncio.AbstractEventLoop) -> ConnectionReport:
-        """Describe a connection. From any thread: it may change meanwhile, or be gone, connected or not."""
+        """
+        Describe a connection. From any thread, so its state may change meanwhile, and it may not be connected yet.
+        """
         state, session = slot.state, getattr(slot, "session", None)
         identity = None if session is None else session.identity
         return ConnectionReport(
@@ -133,7 +135,7 @@ class Reporter:
             lease=lease_of(slot, monotonic()) if state is SlotState.LENT else None,
         )
 
-    def _tell(self, kind: type[PoolEvent], *facts: object) -> None:
+    def _emit(self, kind: type[PoolEvent], *facts: object) -> None:
         listener = self._config.on_event
         if listener is None:
             return
@@ -141,14 +143,14 @@ class Reporter:
         try:
             listener(kind(self._config.name, self.label, *facts))
         except Exception as error:
-            logger.exception("%s: on_event raised", self._config.name, exc_info=apart(error, handled))
+            logger.exception("%s: on_event raised", self._config.name, exc_info=without_context(error, handled))
 
 
-def apart(error: BaseException, handled: BaseException | None) -> BaseException:
+def without_context(error: BaseException, handled: BaseException | None) -> BaseException:
     """
-    Part *error* from what was being handled when it was raised, so that a log tells of it alone.
+    Remove from *error* the exception that was being handled when it was raised, so that a log shows *error* alone.
 
-    What a caller's block has failed with is his: it may quote the values he gave a query, and reaches him anyway.
+    The error of a caller's block is the caller's own. It may quote values of a query, and the caller gets it anyway.
     """
     one = error
     while one.__context__ is not None and one.__context__ is not handled:

@@ -1,13 +1,14 @@
 """
 Does on one loop what its shard decides: connects, resets, closes, parks, and keeps the timer.
 
-The shard decides, and what it has decided is queued here. Whoever calls the shard calls `act` next, which does it: the
-shard is consistent then, and may be called by all that this leads to, a listener's `pool.terminate()` included.
+The shard queues here what it has decided. Whoever calls the shard calls `act` next, which does it. The shard is
+consistent by then, and may be called by anything that this leads to, a listener's `pool.terminate()` included.
 
-Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it,
-and whoever ends it (the loop's end cancels all tasks) makes it give up its connection, never lose it.
+Every task here belongs to the pool, not to the caller that caused it: a caller's cancellation does not reach it. A task
+that is cancelled, as the end of the loop cancels all, gives its connection up; it never loses it.
 
-Nothing outside refers to a runner strongly, neither the loop's timer nor its end: a pool that is dropped is collected.
+Nothing outside refers to a runner strongly, neither the loop's timer nor its shutdown hook. So a pool that is dropped
+can be collected.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ __all__ = ["SessionListener", "ShardRunner"]
 _IDLE, _RESETTING = SlotState.IDLE, SlotState.RESETTING  # bound once: see shard.py
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 
-# What a loop that ends grants callers to bring their connections back, and servers to say goodbye.
+# How long a loop that shuts down waits for callers to return their connections, and for polite closes.
 LEASE_GRACE_SECONDS: Final = 0.25
 FAREWELL_SECONDS: Final = 1.0
-# The longest a server may take to close a connection that was told goodbye, or to answer a ping.
+# The longest that a polite close, or a ping, may take.
 GOODBYE_SECONDS: Final = 10.0
-# Iterations of the loop in which a readable socket is surely read.
+# After so many iterations of the loop a readable socket has been read.
 READ_ITERATIONS: Final = 3
 
 
 class PoolOfLoops(Protocol):
     """
-    What a loop's runner asks of the pool that it is part of.
+    The part of the registry that a runner uses.
 
     Attributes:
         config: The pool's settings.
@@ -82,26 +83,26 @@ class PoolOfLoops(Protocol):
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
 
-    def tell(self, claimant: Claimant) -> None:
+    def deliver_grant(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
 
-    def ask(self, donor: Claimant) -> None:
+    def deliver_request(self, donor: Claimant) -> None:
         """Ask the loop of *donor* for an idle connection's permit."""
 
     def run_errands_of_idle_loops(self) -> None:
-        """Do, for loops that have stopped, what they were told and have not heard."""
+        """Do what loops were asked to do and have stopped before they did it."""
 
-    def look_for_dropped(self) -> None:
+    def reclaim_on_all_loops(self) -> None:
         """Have every loop look for leases that were dropped."""
 
     def drain(self) -> None:
         """Have every connection that is open now replaced."""
 
     def loop_emptied(self) -> None:
-        """Hear that a loop may have no connection left."""
+        """Note that a loop may have no connection left."""
 
     def loop_ending(self, loop: asyncio.AbstractEventLoop, shard: Claimant) -> None:
-        """Route nobody to *shard* any more."""
+        """Route no caller to *shard* any more."""
 
     def loop_ended(self, shard: Claimant) -> None:
         """Take back the permits of a loop that has no connection left."""
@@ -109,16 +110,16 @@ class PoolOfLoops(Protocol):
 
 class ShardRunner:
     """
-    One loop's part of a pool: a shard and the hands that serve it.
+    One loop's part of a pool: a shard, and what acts for it.
 
     Args:
         core: The pool.
         loop: The running loop.
 
     Attributes:
-        callers: How many are in the middle of something here, whatever they wait for.
-        decided: What the shard has decided and `act` has not done yet. Empty, but between the two.
-        hasty_callers: How many of those in the queue have a timeout of 0 or less.
+        callers: How many callers are in the middle of something here, whatever they wait for.
+        decided: What the shard has decided and `act` has not done yet; otherwise empty.
+        hasty_callers: How many of the queued callers have a timeout of 0 or less.
     """
 
     def __init__(self, core: PoolOfLoops, loop: asyncio.AbstractEventLoop) -> None:
@@ -135,8 +136,8 @@ class ShardRunner:
         self._is_acting = False
         self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard, self.notify)
-        self.park = self._parking.park
-        self._fds = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
+        self.park_when_idle = self._parking.park_when_idle
+        self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = event_loops.Condition(loop)
@@ -151,32 +152,32 @@ class ShardRunner:
 
     # ---- what the shard has decided ----
 
-    def open(self, slot: Slot) -> None:
-        """Connect, in a task that has a second when its loop ends, see `shut`."""
+    def begin_connect(self, slot: Slot) -> None:
+        """Connect, in a task. When its loop ends, the task gets the second that `shut` allows."""
         self.decided.append(functools.partial(self._open, slot))
 
-    def reset(self, slot: Slot) -> None:
+    def begin_reset(self, slot: Slot) -> None:
         """Reset the session, in a task."""
         self.decided.append(functools.partial(self._reset, slot))
 
-    def ping(self, slot: Slot) -> None:
+    def begin_ping(self, slot: Slot) -> None:
         """Make a round trip, in a task."""
         self.decided.append(functools.partial(self._ping, slot))
 
-    def read(self, slot: Slot) -> None:
+    def begin_read(self, slot: Slot) -> None:
         """Let the driver read what arrived."""
         self.decided.append(functools.partial(self._read, slot))
 
-    def close(self, slot: Slot, *, politely: bool) -> None:
-        """Close the connection: in a task if there is a goodbye to say."""
+    def begin_close(self, slot: Slot, *, politely: bool) -> None:
+        """Close the connection. A polite close is a task."""
         self.decided.append(functools.partial(self._close, slot, politely=politely))
 
-    def cut(self, slot: Slot) -> None:
-        """Break a goodbye off."""
+    def cut_goodbye(self, slot: Slot) -> None:
+        """Cut a polite close short."""
         self.decided.append(functools.partial(self._break_off, slot))
 
     def is_here(self) -> bool:
-        """Whether this is the loop's own thread, and the loop runs."""
+        """Whether the calling thread is running this loop."""
         return self.loop is event_loops.running()
 
     def is_awake(self) -> bool:
@@ -184,8 +185,8 @@ class ShardRunner:
         return self.loop.is_running()
 
     def wake_at(self, due: float) -> None:
-        """Have the shard sweep at *due* (monotonic seconds)."""
-        # A loop that stands still may run any moment: its timers are its own.
+        """Have the housekeeper sweep at *due* (monotonic seconds)."""
+        # A loop that is not running may start any moment, and its timers are not thread-safe.
         if self.loop is not event_loops.running():
             event_loops.post(self.loop, self.wake_at, due)
             return
@@ -193,53 +194,53 @@ class ShardRunner:
             self._timer.cancel()
         self._timer = self.loop.call_later(max(0.0, due - monotonic()), _sweep, self._myself)
 
-    def tell(self, claimant: Claimant) -> None:
-        """Tell another loop that a permit is its own."""
-        self._ask_core(lambda core: core.tell(claimant))
+    def tell_granted(self, claimant: Claimant) -> None:
+        """Tell another loop that a permit is its own now."""
+        self._ask_core(lambda core: core.deliver_grant(claimant))
 
-    def ask(self, donor: Claimant) -> None:
+    def ask_for_permit(self, donor: Claimant) -> None:
         """Ask another loop for an idle connection's permit."""
-        self._ask_core(lambda core: core.ask(donor))
+        self._ask_core(lambda core: core.deliver_request(donor))
 
     def run_errands_of_idle_loops(self) -> None:
-        """Have done what loops were told that have stopped."""
+        """Do what loops were asked to do and have stopped before they did it."""
         self._ask_core(lambda core: core.run_errands_of_idle_loops())
 
-    def look_for_dropped(self) -> None:
+    def reclaim_dropped_on_all_loops(self) -> None:
         """Have every loop look for leases that were dropped."""
-        self._ask_core(lambda core: core.look_for_dropped())
+        self._ask_core(lambda core: core.reclaim_on_all_loops())
 
-    def floor_not_restored(self, error: BaseException) -> None:
-        """Tell the driver, which knows what its users expect to read of it."""
+    def report_floor_not_restored(self, error: BaseException) -> None:
+        """Tell the driver, which logs it in upstream's words."""
         self.decided.append(functools.partial(self._driver.floor_not_restored, error))
 
-    def opened(self, slot: Slot, seconds: float) -> None:
-        """Tell the opener and the listener."""
-        self.decided.append(functools.partial(self._opened, slot, seconds))
+    def report_opened(self, slot: Slot, seconds: float) -> None:
+        """Tell the task that waits for the connect, the leak check and the listener."""
+        self.decided.append(functools.partial(self._report_opened, slot, seconds))
 
-    def connect_failed(self, slot: Slot, error: BaseException) -> None:
-        """Tell the opener and the listener."""
-        self.decided.append(functools.partial(self._connect_failed, slot, error))
+    def report_connect_failed(self, slot: Slot, error: BaseException) -> None:
+        """Tell the task that waits for the connect, and the listener."""
+        self.decided.append(functools.partial(self._report_connect_failed, slot, error))
 
-    def gone(self, slot: Slot, reason: str) -> None:
-        """Tell the listener."""
-        self.decided.append(functools.partial(self._gone, slot, reason))
+    def report_gone(self, slot: Slot, reason: str) -> None:
+        """Tell the leak check and the listener."""
+        self.decided.append(functools.partial(self._report_gone, slot, reason))
 
-    def overdue(self, slot: Slot) -> None:
-        """Tell of a lease that lasts too long."""
+    def report_overdue(self, slot: Slot) -> None:
+        """Report a lease that lasts too long, with where its task stands."""
         slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
-        self.decided.append(functools.partial(self.reporter.overdue, lease))
+        self.decided.append(functools.partial(self.reporter.emit_overdue, lease))
 
-    def came_back(self, slot: Slot, held_seconds: float) -> None:
-        """Tell that a lease has ended that was reported as overdue."""
+    def report_late_return(self, slot: Slot, held_seconds: float) -> None:
+        """Report that a lease has ended which was reported as overdue."""
         reported, slot.reported = slot.reported, None
         if reported is not None:
             lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
-            self.decided.append(functools.partial(self.reporter.came_back, lease))
+            self.decided.append(functools.partial(self.reporter.emit_late_return, lease))
 
-    def dropped(self, slot: Slot) -> None:
-        """Tell of a lease that nobody will ever end."""
-        self.decided.append(functools.partial(self.reporter.dropped, lease_of(slot, monotonic())))
+    def report_dropped(self, slot: Slot) -> None:
+        """Report a lease that nobody will ever end."""
+        self.decided.append(functools.partial(self.reporter.emit_dropped, lease_of(slot, monotonic())))
 
     def _ask_core(self, question: Callable[[PoolOfLoops], object]) -> None:
         self.decided.append(functools.partial(self._tell_core, question))
@@ -250,8 +251,9 @@ class ShardRunner:
         """
         Do what the shard has decided, and what it decides because of that.
 
-        Called by what one of these things leads to, it leaves the rest to the call under way. An error is told to the
-        loop's exception handler: the caller, who may be anybody, has not caused it, and the rest is done all the same.
+        A call from inside one of these actions leaves the rest to the call under way. An error goes to the loop's
+        exception handler: whichever caller happens to run this has not caused it, and the other actions must still be
+        done.
         """
         if self._is_acting:
             return
@@ -268,19 +270,19 @@ class ShardRunner:
             self._is_acting = False
 
     def do(self, action: Callable[[], object]) -> None:
-        """Call *action*, which may have the shard decide, and do what that has decided."""
+        """Call *action*, in which the shard may decide something, and do what it has decided."""
         try:
             action()
         finally:
             self.act()
 
     def _open(self, slot: Slot) -> None:
-        if slot.state is SlotState.CONNECTING:  # else it was given up before it began
-            event_loops.spare(self._spawn(slot, self._connect(slot)))
+        if slot.state is SlotState.CONNECTING:  # else it was given up before the connect began
+            event_loops.keep_from_shutdown(self._spawn(slot, self._connect(slot)))
 
     def _reset(self, slot: Slot) -> None:
         if slot.state is SlotState.RESETTING:
-            self._spawn(slot, self._service(slot, slot.session.reset, self.reset_failed))
+            self._spawn(slot, self._service(slot, slot.session.reset, self.count_reset_failure))
 
     def _ping(self, slot: Slot) -> None:
         if slot.state is SlotState.RESETTING:
@@ -317,25 +319,25 @@ class ShardRunner:
         if (core := self._core()) is not None:
             question(core)
 
-    def _opened(self, slot: Slot, seconds: float) -> None:
+    def _report_opened(self, slot: Slot, seconds: float) -> None:
         self._tell_opener(slot, None)
-        self._fds.opened(slot.session.identity)
-        self.reporter.opened(seconds)
+        self._leak_check.remember_opened(slot.session.identity)
+        self.reporter.emit_opened(seconds)
 
-    def _connect_failed(self, slot: Slot, error: BaseException) -> None:
+    def _report_connect_failed(self, slot: Slot, error: BaseException) -> None:
         self._tell_opener(slot, error)
-        self.reporter.connect_failed(error)
+        self.reporter.emit_connect_failed(error)
         self.notify()
 
-    def _gone(self, slot: Slot, reason: str) -> None:
-        self._fds.closed(slot.session.identity, reason)
-        self.reporter.closed(slot, reason)
+    def _report_gone(self, slot: Slot, reason: str) -> None:
+        self._leak_check.remember_closed(slot.session.identity, reason)
+        self.reporter.emit_closed(slot, reason)
         self.notify()
 
     # ---- tasks ----
 
     def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
-        # Not by `create_task`: a factory of eager tasks would run it here, in the middle of a decision of the shard's.
+        # Not `create_task`: an eager task factory would run the first step here, in the middle of another action.
         task = asyncio.Task(work, loop=self.loop)
         self._tasks[slot] = task
         task.add_done_callback(functools.partial(self._ended, slot))
@@ -343,10 +345,10 @@ class ShardRunner:
 
     def _ended(self, slot: Slot, task: asyncio.Task[BaseException | None]) -> None:
         """
-        Let go of a task, and finish what it left undone.
+        Forget a task that has ended, and finish what it left undone.
 
-        A task that is cancelled before its first step runs none of its own code, no `finally` either: so its slot
-        is looked after here.
+        A task that is cancelled before its first step runs none of its own code, not even a `finally`. So its slot is
+        cleaned up here.
         """
         if self._tasks.get(slot) is not task:
             return
@@ -368,10 +370,10 @@ class ShardRunner:
         except HookFailed as failure:
             cause = failure.__cause__ or failure
             self.shard.connect_failed(slot, cause, monotonic(), is_final=True)
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises is told to those who wait
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, waiting callers get it
             self.shard.connect_failed(slot, error, monotonic(), is_final=False)
         else:
-            if slot.state is not SlotState.CONNECTING:  # given up, and the driver took no notice
+            if slot.state is not SlotState.CONNECTING:  # given up, and the driver has ignored the cancellation
                 session.abort()
                 return
             session.owner = SessionListener(self, slot)
@@ -383,7 +385,7 @@ class ShardRunner:
     ) -> BaseException | None:
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - returned to whoever waits for it
+        except Exception as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.discard(slot, failed(error))
                 self.act()
@@ -395,8 +397,8 @@ class ShardRunner:
     async def _say_goodbye(self, slot: Slot) -> None:
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
-        except Exception:  # noqa: BLE001 - it is cut in the next line
-            logger.debug("%s: a connection did not close in peace", self._config.name, exc_info=True)
+        except Exception:  # noqa: BLE001 - the next line aborts it
+            logger.debug("%s: a connection did not close politely", self._config.name, exc_info=True)
         self._cut(slot)
 
     def _cut(self, slot: Slot) -> None:
@@ -406,12 +408,12 @@ class ShardRunner:
                 slot.session.abort()
             else:
                 slot.session.discard(forked=False)
-        finally:  # no error of a driver's costs a permit
+        finally:  # an error in a driver must not cost a permit
             self.shard.closed(slot, monotonic())
             self.act()
 
     def _look_again(self, slot: Slot, iterations: int) -> None:
-        """Decide on a connection that had something to read, once the driver has had the time to read it."""
+        """Decide on a connection that had unread data, once the driver has had time to read it."""
         if slot.state is not SlotState.RESETTING:
             return
         if iterations:
@@ -424,7 +426,7 @@ class ShardRunner:
         self.act()
 
     def reconfigured(self, config: PoolConfig) -> None:
-        """Go by other settings from now on."""
+        """Use other settings from now on."""
         self._config = config
         self.reporter.reconfigured(config)
         self.housekeeper.reconfigured(config)
@@ -432,13 +434,13 @@ class ShardRunner:
         self.act()
 
     def keep_floor(self) -> None:
-        """Look after `min_size` from now on."""
+        """Keep `min_size` connections open from now on."""
         self.shard.keep_floor(monotonic())
         self.act()
 
-    def granted(self) -> None:
-        """Hear that a permit is this loop's own."""
-        self.shard.granted(monotonic())
+    def permit_granted(self) -> None:
+        """Use, or return, a permit that another loop gave to this one."""
+        self.shard.permit_granted(monotonic())
         self.act()
 
     # ---- what callers ask ----
@@ -463,7 +465,7 @@ class ShardRunner:
         await opener
         return True
 
-    async def settled(self) -> None:
+    async def until_settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
         await self._changes.until(self._is_settled)
 
@@ -477,7 +479,7 @@ class ShardRunner:
         return await self._changes.until(condition, timeout)
 
     def is_unneeded(self) -> bool:
-        """Whether the loop stands still, and there is nothing on it: no connection, no caller, nothing to do."""
+        """Whether the loop is not running, and nothing of the pool is on it: no connection, no caller, no task."""
         return event_loops.is_idle(self.loop) and not (
             self.callers
             or self.shard.slots
@@ -489,7 +491,7 @@ class ShardRunner:
         )
 
     def is_unused(self) -> bool:
-        """Whether there is no connection but those that are lent."""
+        """Whether all connections left are lent."""
         return len(self.shard.slots) == self._lent()
 
     async def check_idle(self) -> None:
@@ -501,14 +503,18 @@ class ShardRunner:
         slots = self.housekeeper.ping_all()
         self.act()
         for slot in slots:
-            await self.finished(slot)
+            await self.task_finished(slot)
 
-    async def finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
+    async def task_finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
         """
-        Wait for the task that works on *slot*, for *patience* seconds at most; None waits as long as it takes.
+        Wait for the task that works on *slot*.
+
+        Args:
+            slot: The connection's slot.
+            patience: Seconds to wait at most; None waits as long as it takes.
 
         Returns:
-            What it failed with, or None.
+            What the task failed with; None if it succeeded, if there is none, or if *patience* has passed.
 
         Cancellation: ends the waiting, not the task.
         """
@@ -520,7 +526,7 @@ class ShardRunner:
         return None if task is None else await event_loops.outcome_of(task)
 
     def leases(self) -> list[LeaseInfo]:
-        """Say who holds connections, longest first."""
+        """List who holds connections, the longest lease first."""
         return leases(list(self.shard.slots), monotonic())
 
     def report(self) -> list[ConnectionReport]:
@@ -539,14 +545,15 @@ class ShardRunner:
 
     def shut(self, error: Callable[[], BaseException]) -> None:
         """
-        Serve nobody any more: tell those who wait, close what is idle.
+        Stop serving: raise *error*'s result in waiting callers, and close idle connections.
 
-        A connect under way has a second to end, and to say goodbye: cut at the wrong moment, asyncpg complains of it.
+        A connect under way gets a second to end and to close politely: asyncpg complains about one cut at the wrong
+        moment.
         """
         self.shard.shut(error)
         self.act()
         if not self.loop.is_running():
-            self.cut_unused()  # nobody is there to finish what has begun
+            self.cut_unused()  # nothing runs that could finish what has begun
         else:
             self.housekeeper.sweep(monotonic())
             self.act()
@@ -561,7 +568,7 @@ class ShardRunner:
                 task.cancel()
 
     def terminate(self, error: Callable[[], BaseException]) -> None:
-        """Close every connection now, lent ones included; connects have the time that `shut` gives them."""
+        """Close every connection now, lent ones included. Connects get the time that `shut` allows."""
         self.shut(error)
         self._end_now(self.shard.slots - self.shard.connecting, "terminated")
         for slot in list(self.shard.connecting):
@@ -569,7 +576,7 @@ class ShardRunner:
         self.notify()
 
     def cut_unused(self) -> None:
-        """Close every connection now but those that are lent, and end every connect."""
+        """Close every connection now except the lent ones, and cancel every connect."""
         self._end_now({slot for slot in self.shard.slots if slot.state in _IN_TRANSIT}, "pool closed")
         self._cancel_connects()
         self.notify()
@@ -586,7 +593,7 @@ class ShardRunner:
         self.act()
 
     def cut_all(self, error: Callable[[], BaseException]) -> None:
-        """Close every connection now, and end every connect: the loop ends, or stands still."""
+        """Close every connection now, and end every connect: the loop ends, or is not running."""
         self.terminate(error)
         for slot in list(self.shard.connecting):
             task = self._tasks.pop(slot, None)
@@ -597,14 +604,14 @@ class ShardRunner:
         self.notify()
 
     def dismiss(self) -> None:
-        """Let go of the loop: nothing is left to keep."""
+        """Let go of a loop that has no connection left."""
         self._end.cancel()
         self._stop_timers()
 
     def _stop_timers(self) -> None:
         self._call_off()
         self.deadlines.stop()
-        self._fds.stop()
+        self._leak_check.stop()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -620,11 +627,11 @@ class ShardRunner:
         await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
 
     def loop_closed(self) -> None:
-        """Close everything although the loop is closed. To other threads, one that is being closed looks idle."""
+        """Close everything although the loop is closed. To other threads, a loop that is being closed looks idle."""
         with self.errands.closing():
             self._leave_pool()
             count = len(self.shard.slots)
-            # Nobody can be told any more: futures of a closed loop refuse even to be resolved.
+            # No caller can be told any more: futures of a closed loop cannot even be resolved.
             self.shard.waiters.clear()
             self._openers.clear()
             self._changes.clear()
@@ -633,8 +640,8 @@ class ShardRunner:
             self.cut_all(self._closed_error)
             self._ended_with(count)
 
-    def forked(self) -> None:
-        """Forget everything in a child process, where all of it is the parent's."""
+    def forget_in_child(self) -> None:
+        """Forget everything in a child process, where all of it belongs to the parent."""
         for slot in self.shard.slots:
             if slot.state is not SlotState.CONNECTING:
                 slot.session.owner = None
@@ -648,7 +655,7 @@ class ShardRunner:
     def _ended_with(self, connections: int) -> None:
         self._stop_timers()
         if connections:
-            self.reporter.loop_ended(connections)
+            self.reporter.emit_loop_ended(connections)
         if (core := self._core()) is not None:
             core.loop_ended(self.shard)
 
@@ -662,35 +669,39 @@ class ShardRunner:
 
     # ---- telling ----
 
-    def reset_failed(self, error: BaseException) -> str:
-        """Count a session that could not be reset, and tell the listener. Returns the reason for its end."""
+    def count_reset_failure(self, error: BaseException) -> str:
+        """Count and report a session that could not be reset. Returns the reason to close it."""
         self.shard.counters.reset_failures += 1
-        self.reporter.reset_failed(error)
+        self.reporter.emit_reset_failed(error)
         return "reset failed"
 
-    def demoted(self, slot: Slot) -> None:
-        """Give up a connection whose server has become read-only, and with it all of its generation, on every loop."""
+    def replace_read_only(self, slot: Slot) -> None:
+        """
+        Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
+        """
         if (core := self._core()) is not None and slot.generation == core.terms.generation:
             logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
             core.drain()
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
 
-    def lost(self, slot: Slot, reason: str) -> None:
-        """Give up a connection that is of no use any more."""
+    def give_up(self, slot: Slot, reason: str) -> None:
+        """Close a connection that has become useless."""
         self.shard.discard(slot, reason)
         self.act()
         self.notify()
 
     def lease_dropped(self, slot: Slot) -> None:
-        """Give up a connection whose lease nobody will ever end. The collector may tell so between any two lines."""
+        """
+        Close a connection whose lease nobody will ever end. The garbage collector may call this between any two lines.
+        """
         if has_interrupted_a_decision():
-            self.errands.leave(functools.partial(self._reclaim, slot))
+            self.errands.add_for_later(functools.partial(self._reclaim, slot))
         else:
             self._reclaim(slot)
 
     def _reclaim(self, slot: Slot) -> None:
-        self.housekeeper.dropped(slot)
+        self.housekeeper.reclaim(slot)
         self.act()
         self.notify()
 
@@ -699,11 +710,14 @@ class ShardRunner:
         return "did not answer"
 
     def notify_settled(self, slot: Slot) -> None:
-        """Park a connection whose last answer has come, or have it lent again if that was waited for."""
+        """
+        Handle the last answer due on a connection: park it if it is idle, or make it available if it waits for that
+        answer.
+        """
         if slot.state is _IDLE:
-            self.park(slot)
+            self.park_when_idle(slot)
         elif slot.state is _RESETTING:
-            self.shard.answered(slot, monotonic())
+            self.shard.reset_answered(slot, monotonic())
             if self.decided:
                 self.act()
         if self._changes.are_awaited():
@@ -718,14 +732,14 @@ class ShardRunner:
                 opener.set_exception(error)
 
     def notify(self) -> None:
-        """Wake those who wait for a change."""
+        """Wake the tasks that wait for a change."""
         self._changes.notify()
         if not self.shard.slots and (core := self._core()) is not None:
             core.loop_emptied()
 
 
 class SessionListener:
-    """Forwards what the driver sees of a session to the runner of its loop."""
+    """Forwards session events to the runner of the session's loop."""
 
     __slots__ = ("runner", "slot")
 
@@ -745,29 +759,29 @@ class SessionListener:
 
         Cancellation: ends the waiting, not the task.
         """
-        error = await self.runner.finished(self.slot, patience)
+        error = await self.runner.task_finished(self.slot, patience)
         if error is not None:
             raise error
 
     def settled(self) -> None:
-        """Park it."""
+        """The last answer due has come: park the connection, or make it available."""
         self.runner.notify_settled(self.slot)
 
     def reset_failed(self, error: BaseException) -> None:
-        """Count it."""
-        self.runner.reset_failed(error)
+        """Count and report it."""
+        self.runner.count_reset_failure(error)
 
     def demoted(self) -> None:
-        """Give it up, and all that were opened before: their server takes no writes any more."""
-        self.runner.demoted(self.slot)
+        """Close the connection, and replace all that were opened before: their server takes no writes any more."""
+        self.runner.replace_read_only(self.slot)
 
     def dropped(self) -> None:
-        """Give it up, and tell who had it."""
+        """Close the connection, and report its lease."""
         self.runner.lease_dropped(self.slot)
 
     def lost(self, reason: str) -> None:
-        """Give it up."""
-        self.runner.lost(self.slot, reason)
+        """Close the connection."""
+        self.runner.give_up(self.slot, reason)
 
 
 def _sweep(myself: weakref.ref[ShardRunner]) -> None:

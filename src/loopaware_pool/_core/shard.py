@@ -1,15 +1,17 @@
 """
-What one loop's part of a pool decides. Plain and synchronous: `now` is an argument, and I/O is left to `ShardEffects`.
+Decides for one loop's part of a pool. Plain and synchronous: `now` is an argument, and `ShardEffects` does all I/O.
 
-A decision is never re-entered. It changes the shard's own state, and queues what is to be done with `ShardEffects`.
-What closes a connection, tells another loop or calls a listener may call the shard again, and would find it half
-changed. So the runner does what is queued when the decision has been made.
+A decision is never re-entered. It changes the shard's own state, and queues with `ShardEffects` what is to be done.
+Closing a connection, telling another loop or calling a listener may call the shard again, which would then find itself
+half changed. So the runner does what is queued after the decision is complete.
 
-A shard is touched by its own loop only, so nothing here takes a lock. Its connections are in one place each:
-`connecting` and `closing` hold those, `idle` is a stack (the warmest on top, so that the rest can expire),
-`unanswered` holds those that are to be idle as soon as the server has answered a reset, and the others are with a
-caller or a task. Callers wait in `waiters`, first come, first served, and a connection that
-comes free is put into the first one's hands: a running task cannot take it in between.
+Only one thread at a time touches a shard: its loop's, or one that acts for a loop that is not running. So nothing here
+takes a lock. Each connection is in one place: `connecting` and `closing` hold connections that are being opened and
+closed; `idle` is a stack (the one used last on top, so that the rest can expire); `unanswered` holds connections that
+become idle when the server answers their reset; all others are with a caller or a task.
+
+Callers wait in `waiters`, first come, first served. A connection that comes free is handed to the first waiter
+directly, so that a running task cannot take it in between.
 """
 
 from __future__ import annotations
@@ -36,24 +38,25 @@ if TYPE_CHECKING:
     from loopaware_pool._core.terms import Terms
     from loopaware_pool.driver import Session
 
-__all__ = ["NEVER", "PARTING_SECONDS", "RESET_ANSWER_SECONDS", "Shard"]
+__all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
 
 NEVER: Final = float("inf")
-# A floor is kept only if its dead are noticed.
+# How often a loop that keeps `min_size` looks for dead idle connections.
 DEAD_CHECK_SECONDS: Final = 1.0
-# The longest an idle connection's reset may stay unanswered.
+# The longest that a reset may stay unanswered.
 RESET_ANSWER_SECONDS: Final = 30.0
-# The same, where the caller gave less: nobody waits for it, and a connect would take as long.
+# The lower bound where a caller allows less: nobody waits for the answer, and a new connect would take as long.
 LEAST_ANSWER_SECONDS: Final = 1.0
-# How often leases are looked at that may have been dropped, while somebody waits for want of a connection.
+# How often to look for dropped leases while a caller waits and no connection can be opened.
 DROPPED_LOOK_SECONDS: Final = 1.0
 
-# How long those who wait for a permit let a connection say goodbye, once they have noticed that it does.
-PARTING_SECONDS: Final = 0.1
-# A server that lets a reset wait for so long is silent, not slow: who waits for its answer is not about to be served.
+# How long a connection may take to close politely once a waiting caller needs its permit.
+GOODBYE_GRACE_SECONDS: Final = 0.1
+# A server that leaves a reset unanswered for this long is silent, not slow. Callers that wait for its answer then count
+# towards `max_waiting`.
 SILENT_SECONDS: Final = 1.0
-_NOBODY = IdleOrder.NONE
-# Bound once: on Python 3.11 looking a member up on its enum costs more than most of what is done with it.
+_NO_IDLE = IdleOrder.NONE
+# Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
@@ -62,7 +65,7 @@ _RESET_STARTED = SlotEvent.RESET_STARTED
 
 
 def answer_limit(seconds: float | None) -> float:
-    """Tell how long a reset's answer may take, in seconds, where the caller has said *seconds*, or nothing: None."""
+    """Return how long a reset's answer may take, in seconds. *seconds* is the caller's limit; None if there is none."""
     return RESET_ANSWER_SECONDS if seconds is None else min(max(seconds, LEAST_ANSWER_SECONDS), RESET_ANSWER_SECONDS)
 
 
@@ -73,7 +76,7 @@ class Shard:
     Args:
         config: The pool's settings.
         permits: The pool's permits.
-        terms: The pool's generation and floor.
+        terms: The pool's generation and `min_size`.
         effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
         jitter: Draws a number between 0 and 1, for lifetimes.
@@ -93,8 +96,8 @@ class Shard:
         self.idle: list[Slot] = []
         self.slots: set[Slot] = set()
         self.connecting: set[Slot] = set()
-        self.closing: dict[Slot, float] = {}  # until when callers let it part in peace, in the order of their closing
-        self.unanswered: dict[Slot, float] = {}  # in the order of their returns; until when, monotonic seconds
+        self.closing: dict[Slot, float] = {}  # when a waiting caller may cut the close short; in order of closing
+        self.unanswered: dict[Slot, float] = {}  # when the reset counts as failed; in order of return
         self.waiters = WaitQueue()
         self.counters = Counters()
         self.last_error: BaseException | None = None
@@ -109,32 +112,32 @@ class Shard:
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        ceiling = config.max_connecting or permits.max_size  # which may have changed since the settings were made
-        self._ramp = SlowStart(ceiling)
+        ceiling = config.max_connecting or permits.max_size  # not from the settings: `resize` may have changed it
+        self._slow_start = SlowStart(ceiling)
         self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot, str] = {}
         self.restoring: set[Slot] = set()  # connects that are for `min_size`
-        self._floor_ramp = SlowStart(ceiling)
-        self._floor_pace = MinSizeBackoff()
+        self._min_size_slow_start = SlowStart(ceiling)
+        self._min_size_backoff = MinSizeBackoff()
         self._pool_size = pool_size
-        self._look_at = 0.0  # when leases may be looked at again for such as were dropped
+        self._look_at = 0.0  # when to look for dropped leases again
 
     def is_open(self) -> bool:
-        """Whether callers are, or will be, served."""
+        """Whether callers are served, now or after a suspension."""
         return self.phase is not _CLOSED
 
     # ---- lending ----
 
     def take(self, now: float) -> Slot | None:
-        """Lend an idle connection at once. None if there is none, or others wait for one."""
+        """Lend an idle connection at once. None if there is none, or if other callers wait for one."""
         if self.waiters or self.phase is not _OPEN:
             return None
         while self.idle:
             try:
                 slot = self.idle.pop(self._next)
-            except IndexError:  # given to another loop by its thread, at the moment at which this one began to run
+            except IndexError:  # another thread gave the last one away as this loop began to run
                 break
             self.least_idle = min(self.least_idle, len(self.idle))
             if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
@@ -149,19 +152,19 @@ class Shard:
 
     def enqueue(self, waiter: Waiter, now: float, *, has_deadline: bool) -> bool:
         """
-        Queue a caller, and grow if that helps.
+        Queue a caller, and open connections if that helps.
 
         Returns:
-            Whether it counts as queued: a null pool's caller for whom a connection can be opened does not.
+            Whether the caller counts as queued. A null pool's caller does not if a connection can be opened for it.
         """
         self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.grow(now)
-        is_counted = self._config.idle_order is not _NOBODY or self.waiting_in_line(now) > self.growth_left
+        is_counted = self._config.idle_order is not _NO_IDLE or self.waiting_in_line(now) > self.growth_left
         self.counters.queued += is_counted
         return is_counted
 
-    def come_back(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
-        """Queue, at its old place, a caller that has waited *since* then and lost what it was handed."""
+    def requeue(self, waiter: Waiter, since: float, now: float, *, has_deadline: bool) -> None:
+        """Queue a caller again, at its old place: it has waited *since* then, and lost the connection it was handed."""
         self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
         self.grow(now)
 
@@ -174,12 +177,12 @@ class Shard:
         self._lend(slot, now)
 
     def abandon(self, slot: Slot, now: float) -> None:
-        """Take *slot* back from a caller that was handed it and cannot use it: it was cancelled, or is too late."""
+        """Take *slot* back from a caller that cannot use it, because it was cancelled or came too late."""
         if slot.state is SlotState.RESERVED:
             slot.move(SlotEvent.ABANDONED)
             self._offer(slot, now)
 
-    def leave(self, waiter: Waiter) -> None:
+    def dequeue(self, waiter: Waiter) -> None:
         """Take a caller out of the queue."""
         self.waiters.pop(waiter, None)
         if not self.waiters:
@@ -192,10 +195,10 @@ class Shard:
             self.wake_by(now + self._lease_look)
 
     def _quarantine(self, slot: Slot, liveness: Liveness) -> None:
-        """Keep *slot* from callers: it is dead, or has something to read that may say so."""
+        """Keep callers from *slot*: it is dead, or has unread data that may say so."""
         if liveness is _UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
-            self._effects.read(slot)
+            self._effects.begin_read(slot)
         else:
             self._found_dead(slot)
             self.drop_dead()
@@ -207,10 +210,10 @@ class Shard:
         Take a connection back from its caller.
 
         Args:
-            slot: Whose.
-            check: What it needs.
+            slot: The connection's slot.
+            check: What the connection needs before it can be lent again.
             now: Monotonic seconds.
-            answer_seconds: How long the answer to a reset that has been sent may take; None for as long as any.
+            answer_seconds: Seconds that the answer to a reset already sent may take; None for `RESET_ANSWER_SECONDS`.
         """
         held_seconds = now - slot.since
         self.counters.used_seconds += held_seconds
@@ -226,17 +229,17 @@ class Shard:
             self.wake_by(due)
         elif check is _RESET:
             slot.move(_RESET_STARTED)
-            self._effects.reset(slot)
+            self._effects.begin_reset(slot)
         else:
             self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
             if check is ReturnCheck.BROKEN:
                 self.drop_dead()
         if slot.reported is not None:
-            self._effects.came_back(slot, held_seconds)
+            self._effects.report_late_return(slot, held_seconds)
 
-    def answered(self, slot: Slot, now: float) -> None:
-        """Take back a connection if it was the answer to its reset that was waited for."""
+    def reset_answered(self, slot: Slot, now: float) -> None:
+        """Make a connection available again after the answer to its reset, if the shard waits for that."""
         if slot in self.unanswered:
             del self.unanswered[slot]
             slot.move(SlotEvent.RESET_FINISHED)
@@ -249,7 +252,7 @@ class Shard:
             self._offer(slot, now)
 
     def discard(self, slot: Slot, reason: str) -> None:
-        """Give up a connection that is of no use any more, whoever has it."""
+        """Close a connection that has become useless, in whatever state it is."""
         if slot.state in (SlotState.CLOSING, SlotState.GONE, SlotState.CONNECTING):
             return
         if slot.state is SlotState.IDLE and slot in self.idle:
@@ -266,27 +269,29 @@ class Shard:
             pass
         elif self.is_ending:
             self._retire(slot, "the loop ends", politely=False)
-        elif self._config.idle_order is _NOBODY:
+        elif self._config.idle_order is _NO_IDLE:
             self._retire(slot, "nobody waits for it")
         else:
             slot.since = now
             self.idle.append(slot)
-            self._effects.park(slot)
+            self._effects.park_when_idle(slot)
             if now + self._idle_look < self._due or slot.expires_at < self._due:
                 self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._permits.claims:
-                self.asked(now)
+                self.permit_requested(now)
 
     def is_outdated(self, slot: Slot) -> bool:
-        """Whether all connections that were open when *slot* was have expired since."""
+        """Whether *slot* was opened before the last `expire()`."""
         return slot.generation != self._terms.generation
 
     def _is_past_use(self, slot: Slot, now: float) -> bool:
-        """Whether *slot* is to be closed as soon as it is back, so that no answer need be waited for."""
+        """Whether *slot* is closed as soon as it is back, so that its reset's answer does not matter."""
         return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
 
     def _hand_on(self, slot: Slot, now: float) -> bool:
-        """Take *slot* away from this loop's idle: to its first waiter, to another loop, to its end. False if not."""
+        """
+        Hand *slot* to the first waiter, give its permit to another loop, or close it. False if it is to become idle.
+        """
         if self.phase is _SUSPENDED:
             return False
         if self._permits.claims and self._has_served(slot, now):
@@ -304,10 +309,12 @@ class Shard:
         return waiter is not None
 
     def _first_to_serve(self, now: float) -> Waiter | None:
-        """Take the first caller out of the line. In one that stands, those who have waited too long are refused."""
+        """
+        Take the first caller out of the queue. While the queue is backed up, refuse callers that have waited too long.
+        """
         while (first := self.waiters.next()) is not None:
             waiter, waited = first[0], now - first[1]
-            # Nobody gains by the refusal of one behind whom nobody waits.
+            # Refusing the last caller in the queue would help nobody.
             if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
                 return waiter
             self.counters.shed += 1
@@ -319,9 +326,9 @@ class Shard:
 
     def _has_served(self, slot: Slot, now: float) -> bool:
         """
-        Whether *slot* has served this loop long enough to go to another that waits.
+        Whether *slot* has served this loop long enough to be given to another loop that waits.
 
-        Without a least time here, two loops would hand one permit to and fro, and serve nobody with it.
+        Without a minimum time two loops would pass one permit back and forth, and serve nobody with it.
         """
         age_seconds = now - slot.opened_at
         return age_seconds >= self._config.patience and self._permits.should_yield(self, now, donor_has_waiters=True)
@@ -336,7 +343,7 @@ class Shard:
         return self._start_connect(now) if self._permits.take(self) else None
 
     def grow(self, now: float) -> None:
-        """Start as many connects as the waiting callers justify, and the ramp, the ceiling and the permits allow."""
+        """Start connects for waiting callers, as many as `SlowStart` and the permits allow."""
         wanted = len(self.waiters) - len(self.connecting)
         if wanted <= 0 or self.phase is not _OPEN:
             return
@@ -344,16 +351,16 @@ class Shard:
             self.wake_by(now)
             return
         if len(self.slots) >= self._permits.max_size:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
             if now >= self._look_at:
-                self._look_for_dropped(now)
+                self._reclaim_dropped(now)
             return
-        if now < self._ramp.probe_at:
-            self.wake_by(self._ramp.probe_at)
+        if now < self._slow_start.probe_at:
+            self.wake_by(self._slow_start.probe_at)
             return
         if self.unanswered:
             wanted -= self._about_to_be_idle(now)
-        for _ in range(min(wanted, self._ramp.allowance(now) - len(self.connecting))):
+        for _ in range(min(wanted, self._slow_start.allowance(now) - len(self.connecting))):
             if not self._permits.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
                 return
@@ -362,80 +369,83 @@ class Shard:
             self.wake_by(now + STEP_SECONDS)
 
     def _about_to_be_idle(self, now: float) -> int:
-        """Count the connections that a reset's answer, due any moment, gives back; none once one has taken too long."""
+        """Count connections whose reset will be answered any moment. 0 once one of them has taken too long."""
         late_at = next(iter(self.unanswered)).since + STEP_SECONDS
         if now >= late_at:
             return 0
         self.wake_by(late_at)
         return len(self.unanswered)
 
-    def granted(self, now: float) -> None:
+    def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        is_wanted = self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._ramp.probe_at
+        is_wanted = (
+            self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._slow_start.probe_at
+        )
         if is_wanted and self._effects.is_awake():
             self._start_connect(now)
         else:
             self._return_permit()
         self.grow(now)
 
-    def asked(self, now: float) -> None:
-        """Close a connection that nobody here has, or waits for, if another loop is to have its permit."""
+    def permit_requested(self, now: float) -> None:
+        """Close an unused connection if another loop should have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
         if is_unused and self._permits.should_yield(self, now, donor_has_waiters=False):
             slot = self._take_unused()
             if slot is not None:
                 self._retire(slot, "given to another loop")
         elif self._permits.claims:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
 
     def _take_unused(self) -> Slot | None:
         try:
             return self.idle.pop(0)
-        except IndexError:  # none, or none any more: this may be another thread, and the loop may begin to run
-            return next(iter(list(self.unanswered)), None)  # a loop that stands still reads no answer
+        except IndexError:  # empty by now: this may be another thread, and the loop may run
+            return next(iter(list(self.unanswered)), None)  # a loop that is not running reads no answers
 
     def connected(self, slot: Slot, session: Session, now: float) -> None:
-        """Welcome a connection."""
+        """Add a connection that has been opened."""
         self.connecting.discard(slot)
         if slot in self.restoring:
             self.restoring.discard(slot)
             if self._pool_size() < self._terms.min_size:
-                self.wake_by(now + STEP_SECONDS)  # to see soon what it lacks still
-        self._floor_pace.connected()
-        self._floor_ramp.connected()
+                self.wake_by(now + STEP_SECONDS)  # to open the next ones soon
+        self._min_size_backoff.succeeded()
+        self._min_size_slow_start.succeeded()
         self.last_error = None
-        self._ramp.connected()
+        self._slow_start.succeeded()
         self.counters.opened += 1
         slot.session = session
         slot.move(SlotEvent.CONNECTED)
         if self._config.max_lifetime:
             lifetime = self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
-            slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # whoever waits for it is served by it
+            slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # not before now: a caller waits for it
         connect_seconds, slot.opened_at = now - slot.opened_at, now
         self.counters.connect_seconds += connect_seconds
-        self._effects.opened(slot, connect_seconds)
+        self._effects.report_opened(slot, connect_seconds)
         self._offer(slot, now)
         self.grow(now)
 
     def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:
         """
-        Note that a connect failed, and tell those callers that have nothing else to hope for.
+        Note that a connect failed, and raise its error in callers that have nothing else to hope for.
 
-        A caller with a deadline waits on, until then: the next attempt may succeed. So does one who came when this one
-        was under way: it may have failed of what was before his time, as of a freeze. *is_final* says that none will
-        succeed, as a callback of the user's is at fault; then the first in the queue hears of it.
+        A caller with a deadline keeps waiting: the next attempt may succeed. So does a caller that came after this
+        connect had begun: the failure may predate this caller. *is_final* means that no attempt will succeed, because a
+        callback of the user's is at fault; then the first caller in the queue gets the error.
         """
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
         self.slots.discard(slot)
         self.counters.connect_failures += 1
-        self._effects.connect_failed(slot, error)
+        self._effects.report_connect_failed(slot, error)
         if not is_final:
             self.last_error = error
-            self._ramp.refused(now)
+            self._slow_start.refused(now)
         hopeless = self.size == 0 and not is_final
         since = now if is_final else slot.opened_at
-        self.waiters.tell_off(error, patient_too=is_final, only_first=not hopeless, since=since)
+        fail = self.waiters.fail_all if hopeless else self.waiters.fail_first
+        fail(error, since, patient_too=is_final)
         if not self.waiters:
             self._demand_ended()
         self._floor_connect_failed(slot, error, now)
@@ -443,7 +453,7 @@ class Shard:
         self.grow(now)
 
     def connect_cancelled(self, slot: Slot, now: float) -> None:
-        """Note that somebody ended the connect's task; callers that still wait get another."""
+        """Note that a connect's task was cancelled. Callers that still wait get another connect."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
         self.restoring.discard(slot)
@@ -455,33 +465,33 @@ class Shard:
         slot = Slot(self._terms.generation, now)
         self.slots.add(slot)
         self.connecting.add(slot)
-        self._effects.open(slot)
+        self._effects.begin_connect(slot)
         return slot
 
     def _demand_ended(self) -> None:
-        self._ramp.demand_ended()
+        self._slow_start.demand_ended()
         if self._shedding is not None:
             self._shedding.emptied()
         if self._permits.claims:
             self._permits.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
-        self._hurry_goodbyes(now)
+        self._cut_goodbyes_short(now)
         donor = self._permits.donor_for(self, now)
         if donor is not None:
-            self._effects.ask(donor)
+            self._effects.ask_for_permit(donor)
         else:
             self._effects.run_errands_of_idle_loops()
         if self._permits.claims:
             self.wake_by(now + self._config.patience)
         if now >= self._look_at:
-            self._look_for_dropped(now)
+            self._reclaim_dropped(now)
 
-    def _look_for_dropped(self, now: float) -> None:
-        """Look, on every loop, for leases that were dropped: a caller waits for want of a connection."""
+    def _reclaim_dropped(self, now: float) -> None:
+        """Look for dropped leases on every loop: a caller waits, and no connection can be opened."""
         self._look_at = now + DROPPED_LOOK_SECONDS
         self.wake_by(self._look_at)
-        self._effects.look_for_dropped()
+        self._effects.reclaim_dropped_on_all_loops()
 
     # ---- closing ----
 
@@ -498,13 +508,13 @@ class Shard:
         self.closing.pop(slot, None)
         self.slots.discard(slot)
         self.counters.closed += 1
-        self._effects.gone(slot, self._reasons.pop(slot, ""))
+        self._effects.report_gone(slot, self._reasons.pop(slot, ""))
         self._return_permit()
         self.grow(now)
         self.restore_floor(now)
 
     def shut(self, error: Callable[[], BaseException]) -> None:
-        """Serve nobody any more: tell those who wait, and close what is idle."""
+        """Stop serving: raise *error*'s result in waiting callers, and close idle connections."""
         self.waiters.dismiss(error)
         self._demand_ended()
         self.phase = _CLOSED
@@ -514,7 +524,7 @@ class Shard:
             self._retire(slot, "pool closed")
 
     def resume(self, now: float) -> None:
-        """Serve those who waited during a suspension."""
+        """Serve the callers that queued during a suspension."""
         if self.phase is _SUSPENDED:
             self.phase = _OPEN
             while self.waiters and self.idle:
@@ -526,23 +536,23 @@ class Shard:
         self.unanswered.pop(slot, None)
         self.closing[slot] = NEVER
         self._reasons[slot] = reason
-        self._effects.close(slot, politely=politely)
+        self._effects.begin_close(slot, politely=politely)
 
-    def _hurry_goodbyes(self, now: float) -> None:
+    def _cut_goodbyes_short(self, now: float) -> None:
         """
-        Cut goodbyes short that somebody waits for, the oldest first.
+        Cut polite closes short while callers wait for their permits, the oldest first.
 
-        A server that is well hangs up within milliseconds, and then has one session less. One that is frozen would keep
-        the permit for as long as a goodbye may take, and callers from the server that has taken its place.
+        A healthy server hangs up within milliseconds, and then has one session less. A frozen server would keep the
+        permit for as long as a polite close may take, although a server that has replaced it could serve the callers.
         """
         wanted = self._permits_wanted() if self.closing else 0
         for slot in list(self.closing):
             if not wanted:
                 return
             if self.closing[slot] is NEVER:
-                self.closing[slot] = now + PARTING_SECONDS if self._effects.is_awake() else now
+                self.closing[slot] = now + GOODBYE_GRACE_SECONDS if self._effects.is_awake() else now
             if now >= self.closing[slot]:
-                self._effects.cut(slot)
+                self._effects.cut_goodbye(slot)
                 wanted -= 1
             else:
                 self.wake_by(self.closing[slot])
@@ -557,53 +567,53 @@ class Shard:
     def _return_permit(self) -> None:
         claimant = self._permits.give_back(self)
         if claimant is not None:
-            self._effects.tell(claimant)
+            self._effects.tell_granted(claimant)
 
     # ---- min_size ----
 
     def keep_floor(self, now: float) -> None:
-        """Look after `min_size` from now on."""
+        """Keep `min_size` connections open from now on."""
         self.keeps_floor = True
         self.restore_floor(now)
 
     def restore_floor(self, now: float) -> None:
-        """Open what `min_size` lacks, on a loop that has opened the pool."""
+        """Open the connections that `min_size` lacks, if this loop has opened the pool."""
         if not (self.is_open() and self.keeps_floor and self._terms.min_size > 0):
             return
         self.wake_by(now + DEAD_CHECK_SECONDS)
         missing = self._terms.min_size - self._pool_size()
         if missing <= 0 or not self._effects.is_awake():
-            self._floor_ramp.demand_ended()
-        elif now < self._floor_pace.retry_at:
-            self.wake_by(self._floor_pace.retry_at)
+            self._min_size_slow_start.demand_ended()
+        elif now < self._min_size_backoff.retry_at:
+            self.wake_by(self._min_size_backoff.retry_at)
         else:
             self._open_for_floor(missing, now)
 
     def _open_for_floor(self, missing: int, now: float) -> None:
-        """Open a few at once, and more every few milliseconds: all processes do that when a server comes back."""
-        allowance = self._floor_ramp.allowance(now)
+        """Open a few at once, and more every few milliseconds: when a server comes back, every process reconnects."""
+        allowance = self._min_size_slow_start.allowance(now)
         for _ in range(min(missing, allowance - len(self.connecting))):
             slot = self.open_one(now)
             if slot is None:
                 return
             self.restoring.add(slot)
             missing -= 1
-        if missing and allowance > 1:  # else the one under way is to end first
+        if missing and allowance > 1:  # 1 means that the server has just refused: wait for the connect under way
             self.wake_by(now + STEP_SECONDS)
 
     def _floor_connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
-        """Have another connect made later, if this one was for the floor."""
+        """Schedule another connect for `min_size`, if this one was for it."""
         if slot in self.restoring:
             self.restoring.discard(slot)
-            self._floor_pace.failed(now)
-            self._floor_ramp.refused(now)
-            self.wake_by(self._floor_pace.retry_at)
+            self._min_size_backoff.failed(now)
+            self._min_size_slow_start.refused(now)
+            self.wake_by(self._min_size_backoff.retry_at)
             if self.is_open():
-                self._effects.floor_not_restored(error)
+                self._effects.report_floor_not_restored(error)
 
     def refill(self, now: float) -> None:
-        """Open what the floor lacks, and at least one connection, whatever the pace of failing connects."""
-        self._floor_pace.connected()
+        """Open what `min_size` lacks, and at least one connection, without waiting for the backoff."""
+        self._min_size_backoff.succeeded()
         self.restore_floor(now)
         if not self.slots:
             self.open_one(now)
@@ -611,39 +621,39 @@ class Shard:
     # ---- housekeeping ----
 
     def woke(self) -> None:
-        """Hear that the timer has fired."""
+        """Note that the timer has fired."""
         self._due = NEVER
 
     def catch_up(self, now: float) -> None:
-        """Open what is missing, for callers who wait and for `min_size`; let no goodbye keep a permit from them."""
+        """Open connections for waiting callers and for `min_size`. Cut closes short that hold a permit they need."""
         if self.is_open() and now < self._look_at:
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
-            self._hurry_goodbyes(now)
+            self._cut_goodbyes_short(now)
         self.grow(now)
 
     def expired(self) -> None:
-        """Close what waits for a reset's answer and is too old to be lent again."""
+        """Close connections that wait for a reset's answer and are too old to be lent again."""
         for slot in list(self.unanswered):
             if self.is_outdated(slot):
                 self._retire_old(slot)
 
     def reconfigured(self, config: PoolConfig, now: float) -> None:
-        """Go by other settings; not here and now: this may be in the middle of a decision, as of a listener."""
+        """Use other settings. The timer applies them: this may be called by a listener."""
         self._config = config
         self._idle_look = _idle_look(config)
         self.wake_by(now)
 
     def resized(self, now: float) -> None:
-        """Go by another `min_size` and `max_size`."""
+        """Apply another `min_size` and `max_size`."""
         if self._config.max_connecting is None:
-            self._ramp.ceiling = self._floor_ramp.ceiling = self._permits.max_size
+            self._slow_start.ceiling = self._min_size_slow_start.ceiling = self._permits.max_size
         self.grow(now)
         self.restore_floor(now)
 
     def drop_dead(self) -> None:
-        """Discard every idle connection that is dead: where there is one, there are more."""
+        """Close every dead idle connection: where one is dead, others often are."""
         for slot in self.idle[:]:
             if slot.session.liveness() is _DEAD:
                 self.idle.remove(slot)
@@ -655,13 +665,13 @@ class Shard:
         self._retire(slot, reason, politely=politely)
 
     def ping_idle(self, slot: Slot) -> None:
-        """Make a round trip on an idle connection, unless its loop stands still: nobody would hear the answer."""
+        """Make a round trip on an idle connection, later if its loop is not running: nobody would read the answer."""
         if not self._effects.is_awake():
             self.wake_by(0.0)  # as soon as it runs
             return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
-        self._effects.ping(slot)
+        self._effects.begin_ping(slot)
 
     def wake_by(self, due: float) -> None:
         """Have the housekeeper called at *due* (monotonic seconds), or earlier."""
@@ -678,35 +688,37 @@ class Shard:
 
     @property
     def idle_size(self) -> int:
-        """Connections that are idle, or will be as soon as the server has answered a reset."""
+        """Connections that are idle, or will be when the server answers their reset."""
         return len(self.idle) + len(self.unanswered)
 
     def waiting_in_line(self, now: float) -> int:
-        """Count callers who wait for others to be done, not just for a reset's answer, or for a connect under way."""
+        """
+        Count callers that wait for another caller to finish, not just for a reset's answer or a connect under way.
+        """
         served_soon = 0 if self._is_silent(now) else len(self.unanswered)
         if not self._config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
 
     def _is_silent(self, now: float) -> bool:
-        """Whether the server lets a reset wait for too long."""
+        """Whether the server has left a reset unanswered for too long."""
         oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
         return oldest is not None and now - oldest.since >= SILENT_SECONDS
 
     @property
     def growth_left(self) -> int:
-        """Connections that can be opened yet for callers who wait in line; none while connecting fails."""
+        """Connections that can still be opened for waiting callers; none while connecting fails."""
         if self._config.counts_growth or self.phase is not _OPEN or self.last_error is not None:
             return 0
         return self._permits.free
 
     def is_in_use(self) -> bool:
-        """Whether callers, or tasks of the pool, have connections."""
+        """Whether callers, or tasks of the pool, use connections."""
         return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
 
     @property
     def spare(self) -> int:
-        """Connections that are idle, about to be, or on their way out, and that nobody here waits for."""
+        """Connections that are idle, about to be, or closing, and that no caller here waits for."""
         return len(self.idle) + len(self.unanswered) + len(self.closing) if not self.waiters else 0
 
     def count(self, *states: SlotState) -> int:
@@ -728,5 +740,5 @@ class Shard:
 
 
 def _idle_look(config: PoolConfig) -> float:
-    """Say after how many seconds a connection that has become idle is to be looked at."""
+    """Seconds after which a connection that has become idle is looked at."""
     return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)

@@ -1,13 +1,13 @@
 """
 One place for one connection: its states, the legal moves between them, and when they happened.
 
-A slot exists from the moment its connect is decided until its socket is gone; for all that time it holds one
-permit of the permits. Three states are there because pools that lack them have lost connections:
+A slot exists from the decision to connect until the socket is gone. For all that time it holds one permit. Three states
+exist because pools that lack them have lost connections:
 
-* RESERVED, handed to a waiter that has not run since. Whoever is cancelled at that instant abandons the slot,
-  which then goes to the next waiter. Without a state of its own such a connection is idle and taken at once.
-* RESETTING, in the hands of a task of the pool, out of reach of callers and of the sweep.
-* CLOSING, on its way out but still a session on the server, so its permit is not free yet.
+* RESERVED: handed to a waiter that has not run since. A caller that is cancelled at that instant abandons the slot,
+  which then goes to the next waiter. Without this state the connection would be idle and taken at the same time.
+* RESETTING: a task of the pool works on it, out of reach of callers and of the sweep.
+* CLOSING: on its way out, but still a session on the server, so its permit is not free yet.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LIBRARY_MODULES", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent",
 class SlotState(Enum):
     """Where a slot is in its life."""
 
-    # Enum hashes by name, in Python: dearer than the whole move.
+    # Enum hashes by name, in Python: that costs more than the whole move.
     __hash__ = object.__hash__
 
     CONNECTING = "connecting"
@@ -79,7 +79,7 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 }
 
 
-# Modules whose frames are not where an acquire stands in the caller's code.
+# Modules whose frames are skipped when looking for the caller's own line.
 LIBRARY_MODULES: Final = frozenset(
     {
         "asyncpg.pool",
@@ -96,10 +96,10 @@ LIBRARY_MODULES: Final = frozenset(
 
 def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:
     """
-    Find where an acquire stands: in the first frame from *frame* up that is the caller's own.
+    Find where an acquire was called: the first frame from *frame* up that is the caller's own.
 
-    The interpreter makes an object of each frame that is looked at, and is to let go of it when the function returns:
-    so *frame* should be the caller's already.
+    The interpreter makes an object of each frame that is looked at, and should free it when the function returns. So
+    *frame* should be the caller's already.
     """
     while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
         frame = frame.f_back
@@ -117,13 +117,14 @@ class Slot:
     Attributes:
         state: Where it is in its life; changed by `move` alone.
         session: The driver's side of the connection; unset while connecting.
-        generation: Which expiry of the pool it was opened under.
-        opened_at: When its connect began, then when it was connected, monotonic seconds.
+        generation: The pool's generation when it was opened; `expire()` begins a new one.
+        opened_at: When its connect began, later when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
-        reported: What was told of this lease when it was overdue; None if it was not.
-        holder: The task that acquired it last, weakly.
-        code, instruction: Where that task acquired it, as the interpreter keeps it; None and 0 where it is not known.
+        reported: The report of this lease as overdue; None if there was none.
+        holder: A weak reference to the task that acquired it last.
+        code, instruction: Where that task acquired it, as a code object and an offset; None and 0 where it is not
+            known.
     """
 
     __slots__ = (
@@ -169,7 +170,7 @@ class Slot:
         return self.state is SlotState.LENT
 
     def lent_to(self, task: asyncio.Task[Any] | None, code: CodeType | None, instruction: int) -> None:
-        """Note who acquired it, and where."""
+        """Note which task acquired it, and where."""
         self.holder = None if task is None else weakref.ref(task)
         self.code = code
         self.instruction = instruction

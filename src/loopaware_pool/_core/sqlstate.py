@@ -1,4 +1,4 @@
-"""What an error says of the server that it came from, by its SQLSTATE."""
+"""What an error's SQLSTATE says about the server it came from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Final
 
 __all__ = ["BECAME_READ_ONLY", "IS_READ_ONLY_QUERY", "ServerState", "classify"]
 
-# Asks for what a new session would find, whatever this one has set: a standby, or a server that was told to take no
-# writes, by whoever fails over to another.
+# Asks what a new session would find, whatever this one has set: a standby, or a server that no longer takes writes, as
+# failover tools set it.
 IS_READ_ONLY_QUERY: Final = (
     "SELECT pg_catalog.pg_is_in_recovery() OR reset_val = 'on' FROM pg_catalog.pg_settings "
     "WHERE name = 'default_transaction_read_only'"
@@ -17,16 +17,16 @@ BECAME_READ_ONLY: Final = "the server became read-only"
 
 
 class ServerState(Enum):
-    """What is to be expected of a connection on which an error was heard."""
+    """What an error says about the connection that it came on."""
 
     GOODBYE = "goodbye"
-    """It ends: the server, or this session of it, shuts down, or is not up yet."""
+    """The connection ends: the server or this session shuts down, or the server is not up yet."""
 
     READ_ONLY = "read-only"
-    """A write was refused: its transaction was read-only, or the server is by now."""
+    """A write was refused: its transaction was read-only, or the server has become so."""
 
     HEARSAY = "hearsay"
-    """One of these, but perhaps of another server: an error that says so has ended the caller's block."""
+    """One of these, but perhaps of another server: such an error has ended the caller's block."""
 
 
 _OMENS: Final = {
@@ -38,6 +38,6 @@ _OMENS: Final = {
 
 
 def classify(error: BaseException) -> ServerState | None:
-    """Read the SQLSTATE of a driver's *error*, if it has one."""
+    """Return what the SQLSTATE of a driver's *error* says; None if it has none, or an unrelated one."""
     sqlstate = getattr(error, "sqlstate", None)
     return _OMENS.get(sqlstate) if isinstance(sqlstate, str) else None

@@ -1,4 +1,4 @@
-"""What a pool decides for all its loops, and may decide otherwise while it lives."""
+"""What a pool decides for all its loops, and may change while it lives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Phase(Enum):
 
 class Terms:
     """
-    What can change in the life of a pool. One per pool, written by it alone.
+    Settings that may change during the life of a pool. One object per pool, which alone writes it.
 
     Attributes:
         generation: Connections that were opened under an earlier one are too old.

@@ -1,4 +1,4 @@
-"""Time limits: for what is done on a connection, and for those who wait for it."""
+"""Time limits for work on a connection, and for callers that wait for it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LATE_SECONDS", "patience_after", "within"]
 
-# As good as for ever, and still a time that every event loop can count to.
+# Longer than anything waits, and still a time that every event loop can represent.
 _LONGEST_SECONDS: Final = 1e8
 
-# How long a caller whose time is up waits for what is left to do on a connection. A server that is well has done it by
-# then, so that what the lease held is free when the block ends; for any other the pool waits, not the caller.
+# How long a caller whose time is up waits for the work left on a connection. A healthy server has finished by then, so
+# that what the lease held is free when the block ends. With any other server the pool waits, not the caller.
 LATE_SECONDS: Final = 0.1
 
 
 def patience_after(error: BaseException | None) -> float | None:
-    """Tell how long a caller on whose way out *error* is may be kept, in seconds; None for as long as it takes."""
+    """Return how many seconds a caller may be kept that is leaving with *error*; None for as long as it takes."""
     return LATE_SECONDS if isinstance(error, (asyncio.CancelledError, TimeoutError)) else None
 
 
@@ -27,11 +27,11 @@ async def within(seconds: float, work: Callable[[], Awaitable[object]], cut: Cal
     """
     Await *work* for so many seconds; then *cut* its connection.
 
-    The connection is cut before the work is cancelled: a driver would else have the server cancel the query first, and
-    wait for that as long as it likes.
+    The connection is cut before the work is cancelled. Otherwise a driver would first ask the server to cancel the
+    query, and might wait for that without a limit.
 
     Raises:
-        TimeoutError: The time was up; or what the work made of the cut.
+        TimeoutError: The time was up. Or whatever the work raised when its connection was cut.
         Exception: What the work raised.
 
     Cancellation: cancels the work.

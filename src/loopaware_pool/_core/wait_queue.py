@@ -1,4 +1,4 @@
-"""The line in which one loop's callers wait, first come, first served. Plain and synchronous, as the shard it is of."""
+"""The queue of one loop's callers, first come, first served. Plain and synchronous, like the shard that owns it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ __all__ = ["WaitQueue"]
 
 class WaitQueue(OrderedDict[Waiter, Waiting]):
     """
-    Callers that wait for a connection: who, and since when.
+    The waiting callers, and since when each has waited.
 
-    A dictionary, so that a caller in the middle leaves as cheaply as the first, and an empty line costs nothing to see.
+    It is a dictionary, so that removing a caller from the middle is as cheap as removing the first, and testing whether
+    it is empty costs nothing.
     """
 
     def join(self, waiter: Waiter, since: float, *, has_deadline: bool) -> None:
-        """Queue a caller at the end."""
+        """Add a caller at the end."""
         self[waiter] = Waiting(since, has_deadline)
 
     def rejoin(self, waiter: Waiter, since: float, *, has_deadline: bool) -> None:
-        """Queue, at its old place, a caller that has waited *since* then (monotonic seconds)."""
+        """Add a caller at its old place: it has waited *since* then (monotonic seconds)."""
         later = [other for other, waiting in self.items() if waiting.since > since]
         self.join(waiter, since, has_deadline=has_deadline)
         for other in later:
@@ -33,36 +34,49 @@ class WaitQueue(OrderedDict[Waiter, Waiting]):
 
     @property
     def oldest(self) -> float:
-        """Since when the first one waits, monotonic seconds. There must be one."""
+        """Since when the first caller has waited, monotonic seconds. The queue must not be empty."""
         return next(iter(self.values())).since
 
     def next(self) -> tuple[Waiter, float] | None:
-        """Take out the first caller that still waits; since when, monotonic seconds. None if nobody does."""
+        """
+        Take out the first caller that still waits. Returns it and since when it has waited (monotonic seconds), or
+        None.
+        """
         while self:
             waiter, waiting = self.popitem(last=False)
             if not waiter.done():
                 return waiter, waiting.since
         return None
 
-    def tell_off(self, error: BaseException, *, patient_too: bool, only_first: bool, since: float) -> None:
+    def fail_first(self, error: BaseException, since: float, *, patient_too: bool) -> None:
+        """Raise *error* in the first caller that `fail_all` would raise it in."""
+        for waiter in self._concerned(since, patient_too=patient_too)[:1]:
+            self._fail(waiter, error)
+
+    def fail_all(self, error: BaseException, since: float, *, patient_too: bool) -> None:
         """
-        Tell callers of an error, and take them out.
+        Raise *error* in callers, and take them out of the queue.
 
         Args:
-            error: Which.
-            patient_too: Whether those who have a deadline hear of it as well.
-            only_first: Whether one hears of it, or all.
-            since: Only those hear of it who have waited since then, monotonic seconds.
+            error: The same one for all.
+            since: Only callers that have waited since then (monotonic seconds) are concerned.
+            patient_too: Whether callers with a deadline are concerned as well.
         """
-        for waiter, waiting in list(self.items()):
-            if waiter.done() or waiting.since > since or (waiting.has_deadline and not patient_too):
-                continue
-            del self[waiter]
-            waiter.set_exception(error)
-            if only_first:
-                return
+        for waiter in self._concerned(since, patient_too=patient_too):
+            self._fail(waiter, error)
+
+    def _concerned(self, since: float, *, patient_too: bool) -> list[Waiter]:
+        return [
+            waiter
+            for waiter, waiting in list(self.items())
+            if not waiter.done() and waiting.since <= since and (patient_too or not waiting.has_deadline)
+        ]
+
+    def _fail(self, waiter: Waiter, error: BaseException) -> None:
+        del self[waiter]
+        waiter.set_exception(error)
 
     def dismiss(self, error: Callable[[], BaseException]) -> None:
-        """Tell everybody of an error of his own, and take all out."""
+        """Raise an error of its own in each caller, and empty the queue."""
         while (first := self.next()) is not None:
             first[0].set_exception(error())

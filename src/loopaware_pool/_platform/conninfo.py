@@ -1,9 +1,9 @@
 """
-What of a connection string may be said.
+Redacts connection strings in errors.
 
-A password whose special characters are not percent-encoded makes a connection string mean something else: a part of it
-becomes the host, the port or an option, and the driver repeats that part in its complaint. So where a string can be
-misread, what the driver says of it is not passed on.
+A password whose special characters are not percent-encoded changes the meaning of a connection string: a part of it
+becomes the host, the port or an option, and the driver repeats that part in its error. So where a string can be
+misread, the driver's error is not passed on.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def may_be_misread(dsn: str, special: str) -> bool:
     Tell whether a part of the password may be taken for something else.
 
     Args:
-        dsn: A URI, or what was meant for one.
+        dsn: A URI, or what was meant to be one.
         special: The characters that end a password where they are not encoded; they differ between the drivers.
 
     Returns:
-        False also for what is no URI.
+        False also for a string that is not a URI.
     """
     _, is_uri, rest = dsn.partition("://")
     if not is_uri:
@@ -51,18 +51,18 @@ def may_be_misread(dsn: str, special: str) -> bool:
 
 
 def may_hold_password(conninfo: str) -> bool:
-    """Whether a password may be in *conninfo*, a URI or not, under whichever name; in doubt, yes."""
+    """Whether *conninfo*, a URI or not, may hold a password under any name; True if in doubt."""
     after_host = conninfo.partition("://")[2].partition(":")[2]
     has_colon_of_password = bool(after_host) and not _PORT.match(f"{after_host}/")
     return "@" in conninfo or has_colon_of_password or bool(_NAME_OF_PASSWORD.search(conninfo))
 
 
 def redact(error: Exception) -> None:
-    """Put our words in place of what a driver says of a string that it has misread, or cannot read."""
+    """Replace a driver's error text about a string that it has misread, or cannot read."""
     error.args = (MISREAD,)
     error.__context__ = error.__cause__ = None
 
 
 def hide_passwords(text: str) -> str:
-    """Put three asterisks in place of all in *text* that may belong to a user's name or a password, rather too much."""
+    """Replace everything in *text* that may belong to a user name or a password by three asterisks; rather too much."""
     return _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("://***@", text))

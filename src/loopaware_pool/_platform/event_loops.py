@@ -1,21 +1,21 @@
 """
-The life of event loops, seen from things that must not outlive them.
+The life of event loops, for objects that must not outlive them.
 
 How a loop's end is noticed
 ---------------------------
 `loop.close()` tells nobody. Three ways are used, from polite to late:
 
 1. An async generator started on the loop. `asyncio.run`, `Runner`, `uvloop.run` and the pytest plugins call
-   `shutdown_asyncgens()` before they close the loop, which closes the generator *inside the running loop*: there
-   connections can still say goodbye to the server. (`LoopShutdownHook`)
-2. A timer that is never due. A loop that is closed without that call drops its timers, and with them the only
-   reference to a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
-3. `post()` answers False when the loop is closed, and `is_closed()` can be asked, whenever somebody comes by.
+   `shutdown_asyncgens()` before they close the loop, which closes the generator *inside the running loop*. There,
+   connections can still be closed politely. (`LoopShutdownHook`)
+2. A timer that is never due. A loop that is closed without that call drops its timers, and with them the only reference
+   to a sentinel, whose weak-reference callback then runs inside `loop.close()`. (`on_closed`)
+3. `post()` returns False when the loop is closed, and `is_closed()` can be asked at any time.
 
 Why not patch `loop.close`? It belongs to the user, and uvloop's cannot be patched.
 
-A loop is known by the object, never by `id(loop)`, which is reused as soon as a loop is collected: a pool that knows
-its loops by that would serve one with the connections of another.
+A loop is known by the object, never by `id(loop)`, which is reused as soon as a loop is collected. A pool that used the
+id would serve a new loop with the connections of an old one.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ __all__ = [
     "close_socket_of",
     "is_idle",
     "is_shutting_down",
+    "keep_from_shutdown",
     "label",
     "on_closed",
     "outcome_of",
     "post",
     "running",
-    "spare",
     "supported_loop",
 ]
 
@@ -64,7 +64,7 @@ running: Final = asyncio._get_running_loop  # noqa: SLF001
 
 
 def label(loop: asyncio.AbstractEventLoop) -> str:
-    """Name *loop* for people: a number in order of appearance, and the thread it was first seen in."""
+    """Return a name for *loop*, for people: a number in order of appearance, and the thread it was first seen in."""
     name = _labels.get(loop)
     if name is None:
         name = _labels[loop] = f"loop-{next(_numbers)} ({threading.current_thread().name})"
@@ -73,7 +73,7 @@ def label(loop: asyncio.AbstractEventLoop) -> str:
 
 def supported_loop() -> tuple[asyncio.AbstractEventLoop | None, str]:
     """
-    Find the running loop and say what is wrong with it.
+    Return the running loop, or why it cannot be used.
 
     Returns:
         The loop and an empty string; or None and the reason.
@@ -98,7 +98,7 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args
     Have *loop* call *callback* soon, from any thread.
 
     Returns:
-        False if the loop is closed: it never will.
+        False if the loop is closed, so that it never will.
     """
     try:
         loop.call_soon_threadsafe(callback, *args)
@@ -108,12 +108,12 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args
 
 
 def is_idle(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether *loop* is not running, so that any thread may act for it and nobody else will."""
+    """Whether *loop* is not running, so that any thread may act for it."""
     return not loop.is_running()
 
 
 def is_shutting_down(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether *loop*, the running one, closes its async generators, or has; uvloop shows the former alone."""
+    """Whether *loop*, the running one, closes its async generators, or has done so. uvloop shows only the former."""
     known: bool | None = getattr(loop, "_asyncgens_shutdown_called", None)
     if known is not None:
         return known
@@ -129,10 +129,11 @@ def _names_of(awaited: Any) -> Iterator[str]:
 
 class Errands:
     """
-    What other threads want done on a loop: each thing once, by the loop, or in its place while it stands still.
+    What other threads want done on a loop. Each errand is done once: by the loop, or for it while it is not running.
 
-    A loop may stop at any moment, with what was posted to it unheard. So a thing is kept here, and whoever comes first
-    does it: the posted call, or the next who finds the loop idle. Done by both, one permit would be used twice.
+    A loop may stop at any moment, before it runs what was posted to it. So an errand is kept here, and done by
+    whichever comes first: the posted call, or the next thread that finds the loop idle. If both did it, one permit
+    would be used twice.
 
     Args:
         loop: The loop.
@@ -141,10 +142,10 @@ class Errands:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._left: deque[Callable[[], object]] = deque()
-        # Whoever acts in the loop's place. Another thread that comes meanwhile leaves its errand to that one, and never
-        # waits: two that waited for each other's loops would wait for ever.
+        # Held by the thread that acts for the loop. Another thread leaves its errand to that one and never waits: two
+        # threads waiting for each other's loops would wait for ever.
         self._place = threading.RLock()
-        # In one thread, too, nothing is done in the midst of another: a signal handler may come here, or what is done.
+        # One thread does not nest errands either: a signal handler may come here, or an errand itself.
         self._is_acting = False
 
     def __bool__(self) -> bool:
@@ -152,24 +153,24 @@ class Errands:
         return bool(self._left)
 
     def add(self, action: Callable[[], object]) -> None:
-        """Have *action* done: on the loop, soon, or here and now if it stands still or is closed."""
+        """Have *action* done: soon on the loop, or at once if the loop is not running or is closed."""
         self._left.append(action)
         if is_idle(self._loop) or not post(self._loop, self._run):
             self._run()
 
-    def leave(self, action: Callable[[], object]) -> None:
-        """Have *action* done by whoever is next: what the caller has interrupted must end first."""
+    def add_for_later(self, action: Callable[[], object]) -> None:
+        """Have *action* done later: what the caller has interrupted must end first."""
         self._left.append(action)
         post(self._loop, self._run)
 
     def run_if_idle(self) -> None:
-        """Do what is left over, if the loop has stopped meanwhile."""
+        """Do what is left, if the loop has stopped meanwhile."""
         if self._left and is_idle(self._loop):
             self._run()
 
     @contextlib.contextmanager
     def closing(self) -> Iterator[None]:
-        """Let nobody act in the place of a loop that is being closed; what is asked meanwhile is done after."""
+        """Let no thread act for a loop that is being closed. What is added meanwhile is done afterwards."""
         with self._place:
             was_acting, self._is_acting = self._is_acting, True
             try:
@@ -179,7 +180,7 @@ class Errands:
         self._run()
 
     def _run(self) -> None:
-        # Again: one may come just before the release.
+        # A loop, as another thread may add an errand just before the release.
         while self._left and not self._is_acting and self._place.acquire(blocking=False):
             try:
                 self._is_acting = True
@@ -192,14 +193,14 @@ class Errands:
 
 class LoopShutdownHook:
     """
-    Calls a coroutine function while its loop shuts down, once.
+    Calls a coroutine function once, while its loop shuts down.
 
     Args:
         loop: The running loop.
-        farewell: Called with no argument; awaited by the loop before it closes.
+        farewell: Called without arguments; awaited by the loop before it closes.
 
     Attributes:
-        is_too_late: Whether the loop shuts down already, so that it calls nobody any more; `on_closed` remains.
+        is_too_late: Whether the loop is shutting down already, so that only `on_closed` can notice its end.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, farewell: Callable[[], Awaitable[None]]) -> None:
@@ -231,7 +232,7 @@ class LoopShutdownHook:
 
 class Condition:
     """
-    Lets coroutines of one loop wait until something is so.
+    Lets coroutines of one loop wait until something is true.
 
     Args:
         loop: The loop.
@@ -242,27 +243,27 @@ class Condition:
         self._waiting: list[asyncio.Future[None]] = []
 
     def are_awaited(self) -> bool:
-        """Whether anybody waits."""
+        """Whether any coroutine waits."""
         return bool(self._waiting)
 
     def notify(self) -> None:
-        """Have all who wait look again."""
+        """Have all waiting coroutines check their conditions again."""
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
     def clear(self) -> None:
-        """Forget those who wait: their loop is closed."""
+        """Forget the waiting coroutines: their loop is closed."""
         self._waiting.clear()
 
     async def until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """
-        Wait until *condition* holds, which is looked at after each change.
+        Wait until *condition* holds. It is checked after each `notify`.
 
         Args:
-            condition: What is waited for.
-            seconds: How long at most; None for ever.
+            condition: Returns whether the wait is over.
+            seconds: How long to wait at most; None for ever.
 
         Returns:
             Whether it holds.
@@ -293,7 +294,7 @@ def on_closed(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -
     Call *callback* when *loop* is closed, from inside `loop.close()`.
 
     Returns:
-        A function that calls it off; to be called on the loop, or once it is closed.
+        A function that cancels this. Call it on the loop, or after the loop is closed.
     """
     sentinel = _Sentinel()
     handle = weakref.ref(loop.call_later(_NEVER_SECONDS, _hold, sentinel))
@@ -318,17 +319,20 @@ def _hold(sentinel: _Sentinel) -> None:
     """Never called: the timer's argument is what matters."""
 
 
-def spare(task: asyncio.Task[Any]) -> None:
-    """Keep `asyncio.run` from cancelling *task* with all others. Who made it ends it, by a `LoopShutdownHook`."""
+def keep_from_shutdown(task: asyncio.Task[Any]) -> None:
+    """
+    Keep `asyncio.run` from cancelling *task* with all others. The code that made it must end it, by a
+    `LoopShutdownHook`.
+    """
     asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
 
 
 async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException | None:
     """
-    Wait for a task that returns what went wrong.
+    Wait for a task that returns its error.
 
     Returns:
-        That, or what it raised; None if nothing did, or it was cancelled.
+        The error it returned or raised; None if there was none, or the task was cancelled.
 
     Cancellation: ends the waiting, not the task.
     """
@@ -346,7 +350,8 @@ def close_abandoned_task(task: asyncio.Task[Any]) -> None:
     """
     End a task of a closed loop, which will never run it, and close the sockets it has open.
 
-    A connect that is under way keeps its transport in a local variable, and closes it by way of the loop: too late.
+    A connect under way keeps its transport in a local variable. Its own cleanup would close the transport by way of the
+    loop, which is too late.
     """
     task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - as asyncio.gather does
     coroutine: Any = task.get_coro()
@@ -370,14 +375,15 @@ def _locals_of(awaited: Any) -> Iterator[object]:
 
 def close_socket_of(transport: Any, *, for_good: bool) -> None:
     """
-    Close a socket through the transport that owns it, not by its number, which the transport would close once more.
+    Close a socket through the transport that owns it. Closing it by number would let the transport close the number
+    again.
 
-    Does nothing for uvloop's transports, which hide theirs: there, closing the loop closes it.
+    Does nothing for uvloop's transports, which hide their socket: there, closing the loop closes it.
 
     Args:
         transport: The owner.
-        for_good: Whether its loop will never run again. Then the transport forgets the socket, as its finaliser
-            would complain of it; else it has yet to tell its protocol.
+        for_good: Whether its loop will never run again. Then the transport forgets the socket, or its finalizer would
+            warn about it. Otherwise it still has to tell its protocol.
     """
     sock = getattr(transport, "_sock", None)
     if sock is not None:
@@ -387,20 +393,20 @@ def close_socket_of(transport: Any, *, for_good: bool) -> None:
 
 
 class _HasChild(Protocol):
-    def forked(self) -> None: ...
+    def start_afresh_in_child(self) -> None: ...
 
 
 _inheritors: weakref.WeakSet[_HasChild] = weakref.WeakSet()
 
 
 def call_in_child(inheritor: _HasChild) -> None:
-    """Call `inheritor.forked()` in every child process forked from now on. Held weakly."""
+    """Call `inheritor.start_afresh_in_child()` in every child process forked from now on. Held weakly."""
     _inheritors.add(inheritor)
 
 
 def _forked() -> None:
     for inheritor in list(_inheritors):
-        inheritor.forked()
+        inheritor.start_afresh_in_child()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""Whom the calling function has interrupted; and what an error that is kept must not keep: others' variables."""
+"""Looks at frames: what the calling function has interrupted, and which variables a kept error must not keep alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["has_interrupted_a_decision", "let_go_of_frames"]
 
-# The modules whose functions change what several things agree on.
+# The modules whose functions change state that several objects share.
 _DECIDING: Final = frozenset(
     f"loopaware_pool._core.{name}"
     for name in ("acquire", "housekeeping", "parking", "permits", "runner", "shard", "slot", "wait_queue")
@@ -20,9 +20,9 @@ _DECIDING: Final = frozenset(
 
 def has_interrupted_a_decision() -> bool:
     """
-    Whether one of the functions that the calling one's caller was called from, or has interrupted, decides for a loop.
+    Whether the function that called the calling one is part of a decision of a loop, or has interrupted one.
 
-    A signal handler, or what the garbage collector calls, may come between any two lines.
+    A signal handler, or a finalizer that the garbage collector runs, may come between any two lines.
     """
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001
     while frame is not None and frame.f_globals.get("__name__") not in _DECIDING:
@@ -32,16 +32,16 @@ def has_interrupted_a_decision() -> bool:
 
 def let_go_of_frames(error: BaseException, handled: BaseException | None = None) -> None:
     """
-    Let go of what the functions that *error* has passed through had in their variables.
+    Clear the local variables of the functions that *error* has passed through.
 
     A connect that is cancelled leaves its socket to the garbage collector: a generator in one of those frames has it,
-    and whoever keeps the exception keeps the socket. Besides, they have the password, and a report of an error may show
-    its variables.
+    so anybody who keeps the exception keeps the socket. The frames also hold the password, and an error report may show
+    variables.
 
     Args:
-        error: What they have raised.
-        handled: What was being handled when they were called. Its frames are others': cleared, a coroutine that is
-            suspended in one would be ended (Python 3.11 and 3.12).
+        error: The exception they raised.
+        handled: The exception that was being handled when they were called. Its frames belong to others: clearing them
+            would end a coroutine suspended in one (Python 3.11 and 3.12).
     """
     seen = {id(handled)}
     pending: list[BaseException | None] = [error]

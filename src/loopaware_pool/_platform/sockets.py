@@ -1,18 +1,21 @@
 """
-Which socket a number means, and who watches it.
+Which socket an fd number means, and what watches it.
 
 Why a socket is known by more than its number
 ---------------------------------------------
-The kernel hands out the lowest free number, so a connection that dies and its successor on another loop often
-share one. A selector that still holds the old registration then wakes the wrong loop, or nobody: registering the
-number again looks to it like no change at all. Device and inode of the open socket tell the two apart, for one
-fstat when the connection is opened. What they cannot do is follow a dup(), which nothing here makes.
+The kernel hands out the lowest free number, so a connection that dies and its successor on another loop often share
+one.
+A selector that still holds the old registration then wakes the wrong loop, or none: registering the number again looks
+to it like no change at all. Device and inode of the open socket tell the two apart, for one fstat when the connection
+is
+opened. They cannot follow a dup(), which nothing here makes.
 
 Why registrations are read, not remembered
 ------------------------------------------
-A book of our own would say what we meant to do. What is true is in two places: the selector's map
-(`loop._selector.get_map()`, asyncio only) and the kernel's list (`tfd:` lines in /proc/self/fdinfo, Linux, every
-kind of loop). They can differ: the kernel forgets a closed file by itself, the map does not.
+Our own bookkeeping would only say what we meant to do. The truth is in two places: the selector's map
+(`loop._selector.get_map()`, asyncio only) and the kernel's list (`tfd:` lines in /proc/self/fdinfo, Linux, every kind
+of
+loop). They can differ: the kernel forgets a closed file by itself, the map does not.
 """
 
 from __future__ import annotations
@@ -41,9 +44,9 @@ __all__ = [
     "selector_keys",
 ]
 
-# POLLRDHUP tells of the peer's half-close on Linux; elsewhere a closed peer shows as readable, and is found by reading.
+# POLLRDHUP reports the peer's half-close on Linux. Elsewhere a closed peer shows as readable, and is found by reading.
 _RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0)
-# Windows has no poll(): what is there of it is none.
+# Windows has no poll(), so none of these.
 _GONE: Final[int] = sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL")) | _RDHUP
 
 _FD_FOLDERS: Final = {"linux": "/proc/self/fd", "darwin": "/dev/fd"}
@@ -52,7 +55,7 @@ _FD_FOLDERS: Final = {"linux": "/proc/self/fd", "darwin": "/dev/fd"}
 @dataclass(frozen=True, slots=True)
 class SocketIdentity:
     """
-    Which open socket this is, for as long as it stays open.
+    One open socket, for as long as it stays open.
 
     Attributes:
         fd: Its number in this process.
@@ -92,10 +95,10 @@ class SocketIdentity:
 
 class ClosedSocket(NamedTuple):
     """
-    What is to be gone.
+    The socket of a closed connection, which must be gone soon.
 
     Attributes:
-        identity: The socket of a connection that was closed.
+        identity: The socket.
         address: Its own address, where sockets have no inode (macOS); None if not known, or not needed.
         registration: The selector's entry for it when it was closed; None if there was none.
         closed_at: When that was, monotonic seconds.
@@ -111,7 +114,7 @@ class ClosedSocket(NamedTuple):
     reason: str
 
     def is_open(self) -> bool:
-        """Whether the socket is still there. Where that cannot be known it is taken for gone."""
+        """Whether the socket is still open. Where that cannot be known, False."""
         if not self.identity.is_open():
             return False
         if self.identity.inode:
@@ -140,7 +143,7 @@ class SocketProbe:
 
     @staticmethod
     def meaning(found: list[tuple[int, int]]) -> tuple[bool, bool]:
-        """Tell what `poll(0)` has found, as `events` does."""
+        """Interpret what `poll(0)` has found, as `events` does."""
         if not found:
             return False, False
         mask = found[0][1]
@@ -149,7 +152,7 @@ class SocketProbe:
 
 def duplicate(fd: int) -> socket.socket:
     """
-    Make a socket object, to be closed, of the socket *fd*, which stays open.
+    Make a socket object of a duplicate of *fd*, which stays open. To be closed by the caller.
 
     Raises:
         OSError: It is not open, or no socket.
@@ -167,7 +170,7 @@ def peek(fd: int) -> bytes | None:
     Look at the next byte that a socket will give, without taking it.
 
     Returns:
-        Empty if none will come any more; None if none has come yet.
+        Empty if the peer will send no more; None if nothing has come yet.
     """
     with duplicate(fd) as same:
         try:
@@ -180,7 +183,7 @@ def peek(fd: int) -> bytes | None:
 
 def local_address(fd: int) -> object:
     """
-    Tell what address the socket *fd* has on this side: what tells it apart where it has no inode.
+    Return the socket's own address, which identifies it where it has no inode.
 
     Returns:
         None if it has none any more, or is no socket.
@@ -197,13 +200,13 @@ def open_fd_count() -> int | None:
     Count the fds that this process has open.
 
     Returns:
-        None where that is not to be had for next to nothing: anywhere but on Linux and macOS.
+        None where that is expensive: anywhere but on Linux and macOS.
     """
     folder = _FD_FOLDERS.get(sys.platform)
     if folder is None:
         return None
     try:
-        # Linux has told the number as the folder's size since 6.2. Reading the folder takes an fd of its own.
+        # Since 6.2, Linux gives the number as the folder's size. Reading the folder takes an fd of its own.
         told = os.stat(folder).st_size if sys.platform == "linux" else 0
         return told or len(os.listdir(folder)) - 1
     except OSError:
@@ -234,7 +237,7 @@ def selector_keys(loop: AbstractEventLoop) -> Mapping[int, SelectorKey] | None:
 
 
 def replace_by_devnull(fd: int) -> None:
-    """Have *fd* mean the null device, without a word to the peer: for a socket that is also a parent process's."""
+    """Make *fd* mean the null device, without sending anything: for a socket that a parent process also has."""
     devnull = os.open(os.devnull, os.O_RDWR)
     try:
         os.dup2(devnull, fd)

@@ -1,12 +1,12 @@
 """
-What asyncpg remembers of a session on the client's side: the settings that the server reported, and type codecs.
+What asyncpg remembers of a session in the client: the settings that the server reported, and type codecs.
 
-Both belong to the lease as much as what the server remembers. asyncpg encodes text by the `client_encoding` that it was
-last told of, shows the others in `get_settings()`, and keeps a codec that a lease has registered until it is told
-otherwise. So the next lease is to find them as they were when the session was made, `init` included for codecs.
+Both belong to the lease as much as what the server remembers. asyncpg encodes text by the last reported
+`client_encoding`, shows the other settings in `get_settings()`, and keeps a codec that a lease has registered. So the
+next lease must find them as they were when the session was made; codecs, as `init` left them.
 
-asyncpg hides the tables themselves, but Python's garbage collector knows what an object refers to. Where a table is not
-found that way, nothing is taken for unchanged.
+asyncpg hides the tables themselves, but Python's garbage collector knows what an object refers to. If a table is not
+found that way, nothing counts as unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CODEC_METHODS", "ClientMemory"]
 
 # The calls by which a lease changes codecs.
 CODEC_METHODS: Final = ("set_type_codec", "set_builtin_type_codec", "reset_type_codec")
-# The settings in which a statement's text is read, of those that the server reports.
+# The reported settings that change how the text of a statement is read.
 _READ_WITH: Final = ("client_encoding", "DateStyle", "IntervalStyle", "standard_conforming_strings", "TimeZone")
 _OWNER_OF_CODECS: Final = "DataCodecConfig"
 _NO_TYPE: Final = 1  # an OID that no type has
@@ -34,11 +34,11 @@ class ClientMemory:
     What asyncpg remembers of one session.
 
     Args:
-        con: The connection, which is not referred to afterwards; nobody has it yet.
+        con: The connection, which no caller has yet. No reference to it is kept.
 
     Attributes:
         reported: The settings that the server has reported, as asyncpg keeps them; None if they are not found.
-        expected: The same, when the session was last as it was made.
+        expected: The settings reported for an unchanged session.
         can_restore_codecs: Whether the table of codecs is found.
     """
 
@@ -53,25 +53,25 @@ class ClientMemory:
         self.keep_codecs()
 
     def expect_this(self) -> None:
-        """Take the settings that are reported now for those of an unchanged session."""
+        """Take the settings reported now for those of an unchanged session."""
         self.expected = {} if self.reported is None else self.reported.copy()
 
     def forget_statements(self, con: Connection) -> None:
         """
-        Have asyncpg prepare its cached statements anew, if the lease has changed how their literals are read.
+        Have asyncpg prepare its cached statements again, if the lease has changed how their literals are read.
 
-        A date in a statement's text was read when it was prepared, in the `DateStyle` of that moment.
+        A date in a statement's text is read when the statement is prepared, in the `DateStyle` of that moment.
         """
         reported = self.reported
         if reported is not None and any(reported.get(name) != self.expected.get(name) for name in _READ_WITH):
             con._drop_local_statement_cache()
 
     def keep_codecs(self) -> None:
-        """Note the codecs that leases are to find."""
+        """Note the codecs that each lease must find."""
         self._kept_codecs = {} if self._codecs is None else self._codecs.copy()
 
     def restore_codecs(self, con: Connection) -> None:
-        """Forget what a lease has set, if it has, and what asyncpg has cached by it."""
+        """Remove the codecs that a lease has set, and what asyncpg has cached with them."""
         codecs = self._codecs
         if codecs is None or not self._have_changed(codecs):
             return
@@ -81,7 +81,7 @@ class ClientMemory:
         con._drop_local_statement_cache()
 
     def _have_changed(self, codecs: dict[Any, Any]) -> bool:
-        """Whether a lease has set any. What asyncpg has added by itself, as for an enum it has met, is kept."""
+        """Whether a lease has set codecs. Codecs that asyncpg has added by itself, as for a new enum, are kept."""
         if codecs == self._kept_codecs:
             return False
         if any(codecs.get(key) is not kept for key, kept in self._kept_codecs.items()):
@@ -94,7 +94,7 @@ class ClientMemory:
 
 
 def _is_users(codec: Any) -> bool:
-    """Whether a codec calls functions of Python."""
+    """Whether a codec calls Python functions."""
     return any(callable(found) for found in gc.get_referents(codec))
 
 
@@ -110,7 +110,7 @@ def _reported_settings(settings: Any) -> dict[str, str] | None:
 
 
 def _table_of_codecs(settings: Any) -> dict[Any, Any] | None:
-    """Find the table of the codecs that were set, by what changes when one is."""
+    """Find the table of registered codecs: the one that changes when a codec is registered."""
     tables = [
         table
         for owner in gc.get_referents(settings)

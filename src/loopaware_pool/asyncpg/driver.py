@@ -1,4 +1,4 @@
-"""How connections are made with asyncpg, and what its pool's callers catch."""
+"""How connections are made with asyncpg, and the errors that callers of its pool catch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.pipelined_reset import SessionUser
-from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, unheard
+from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyW
 _WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
 _PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConfigurationError)
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
-# What ends a password to asyncpg, which takes URIs apart as urllib does.
+# Characters that end a password for asyncpg, which parses URIs like urllib.
 ENDS_PASSWORD: Final = "/?#[]"
 
 
@@ -41,11 +41,11 @@ class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
 
 
 class PoolTimeout(errors.PoolTimeout):
-    """No connection came in time. A `TimeoutError`, as asyncpg's pool raises."""
+    """No connection came in time. A `TimeoutError`, as in asyncpg's pool."""
 
 
 class TooManyWaiting(errors.TooManyWaiting, asyncpg.InterfaceError):
-    """As many callers wait already as `max_waiting` allows."""
+    """As many callers are waiting already as `max_waiting` allows."""
 
     def __init__(self, *, pool: str, max_waiting: int) -> None:
         message = f"pool {pool!r} has {max_waiting} callers waiting already, the limit that max_waiting sets"
@@ -55,7 +55,7 @@ class TooManyWaiting(errors.TooManyWaiting, asyncpg.InterfaceError):
 
 
 class Overloaded(errors.Overloaded, TooManyWaiting):
-    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+    """Load shedding: the queue is backed up, and the caller has waited longer than `shed_after`."""
 
 
 class AsyncpgDriver:
@@ -133,11 +133,11 @@ class AsyncpgDriver:
 
     def _is_programming_error(self, error: Exception) -> bool:
         """
-        Whether a connect failed of the program, not of the server, so that another would fail of the same.
+        Whether a connect failed because of the program and not of the server, so that another connect would fail, too.
 
-        asyncpg itself may stumble in more ways over what a server, or what is taken for one, has sent.
+        asyncpg itself may fail in more ways over what a server, or something that is none, has sent.
         """
-        if isinstance(error, OSError):  # a certificate that is not accepted counts as a `ValueError`, too
+        if isinstance(error, OSError):  # a rejected certificate is a `ValueError`, too
             return False
         has_callback = self.connect_hook is not None or callable(self.kwargs.get("password"))
         if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
@@ -158,7 +158,7 @@ class AsyncpgDriver:
         return session
 
     def forked(self) -> None:
-        """Forget, in a child process, the connections that `init` has in its hands."""
+        """Forget, in a child process, the connections that `init` is working on."""
         while self._unready:
             self._unready.pop().discard(forked=True)
 
@@ -169,10 +169,10 @@ class AsyncpgDriver:
         )
 
     async def _initialise(self, con: Connection) -> SessionUser | None:
-        """Run the user's `init`; tell whom it left the session to act as, None if there is none."""
+        """Run the user's `init`. Returns the user that it left the session to act as; None if there is no `init`."""
         if self.init is None and self.connect_hook is None:
             return None
-        # Of one that `connect` has given, it is not known who has logged in.
+        # It is not known who has logged in on a connection that `connect` has made.
         began_as = None if self.connect_hook is not None else getattr(con.get_settings(), "session_authorization", None)
         if self.init is not None:
             try:
@@ -182,12 +182,12 @@ class AsyncpgDriver:
                 raise HookFailed from error
         if con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        with unheard(con):
+        with without_query_loggers(con):
             role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
         return SessionUser(authorization=None if user == began_as else str(user), role=str(role))
 
     def warn_once(self, warning: str) -> None:
-        """Log why resets are not made as they were asked for, once per pool."""
+        """Log why resets are not made as requested, once per pool."""
         if not self._has_warned:
             self._has_warned = True
             logger.warning("%s", warning)

@@ -1,4 +1,6 @@
-"""The private parts of asyncpg that are reached, all in one place; what a driver hides is gone without."""
+"""
+All private attributes of asyncpg that are used, in one place. A missing attribute disables the feature that needs it.
+"""
 
 from __future__ import annotations
 
@@ -21,29 +23,29 @@ __all__ = ["Internals", "cut", "has_own_methods", "is_refused_as_ended", "raise_
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
-# Those by which statements reach the server.
+# The methods by which statements reach the server.
 _METHODS: Final = (
     *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare", "transaction"),
     *("_execute", "_executemany", "_prepare", "_do_execute", "_get_statement"),
 )
-# How asyncpg refuses an operation once the server has sent an error that answers none.
+# asyncpg's error for an operation after the server has sent an unsolicited error.
 _IS_CONSUMING_AN_ERROR: Final = "another operation (2) is in progress"
 
 
 class _HiddenProtocol:
-    """Stands for asyncpg's protocol where it is not found: nothing is known of it, so every reset is awaited."""
+    """Replaces asyncpg's protocol if that is not found: nothing is known of it, so every reset is awaited."""
 
     queries_count = 0
 
 
 class Internals:
     """
-    The private parts of one connection that are reached, each by one name.
+    The private attributes of one connection, each found under one name.
 
     Attributes:
         transport: asyncpg's transport; None if it is not found.
-        protocol: asyncpg's protocol, or a stand-in.
-        plain: The transport that has the socket: under a TLS transport the one below; None if it hides (uvloop).
+        protocol: asyncpg's protocol, or a replacement.
+        plain: The transport that has the socket; under a TLS transport, the lower one. None if it is hidden (uvloop).
         is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
         is_reading: Tells whether the transport reads.
     """
@@ -61,10 +63,10 @@ class Internals:
 
     def _find_busy(self) -> Callable[[], bool] | None:
         """
-        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not tell.
+        Find a way to ask asyncpg's protocol whether it waits for an answer, which it does not expose.
 
-        Its timeout callback does nothing unless it is given the future it waits for. Given None, it goes on only
-        if there is no such future, and stumbles over None's lack of a `done`. Any other way costs a query, or 4 us.
+        Its timeout callback ignores every future but the one that it waits for. Called with None, it goes on only if it
+        waits for none, and then raises AttributeError because None has no `done`. Any other way costs a query, or 4 us.
         """
         if not all(hasattr(self.protocol, part) for part in _PARTS_OF_A_PROTOCOL):
             return None
@@ -77,11 +79,11 @@ class Internals:
                 return False
             return True
 
-        return None if is_busy() else is_busy  # a fresh connection is not
+        return None if is_busy() else is_busy  # a fresh connection is not busy
 
     @property
     def can_reset_in_passing(self) -> bool:
-        """Whether all is there that a reset takes which nobody waits for."""
+        """Whether everything is found that a pipelined reset needs."""
         return self.is_busy is not None and hasattr(self.transport, "set_protocol")
 
     @property
@@ -92,7 +94,7 @@ class Internals:
 
 
 def has_own_methods() -> bool:
-    """Whether asyncpg's connections have its own methods. Those that a tracer has put in their place may do more."""
+    """Whether asyncpg's connections have asyncpg's own methods. A tracer's replacements may do more."""
     return all(
         type(method) is FunctionType and method.__globals__ is vars(upstream)
         for name, method in vars(upstream.Connection).items()
@@ -102,17 +104,17 @@ def has_own_methods() -> bool:
 
 def is_refused_as_ended(error: BaseException) -> bool:
     """
-    Whether asyncpg has refused an operation, and sent nothing of it, as the server has ended the session.
+    Whether asyncpg has refused an operation, and sent nothing, because the server has ended the session.
 
-    The server says so before it hangs up, as when a time limit for idle sessions or for transactions has passed. In
-    between, asyncpg takes its word for the beginning of an answer, and blames the caller for a second operation.
+    The server sends an error before it hangs up, as when a time limit for idle sessions or transactions has passed. In
+    between, asyncpg takes that error for the beginning of an answer, and blames the caller for a second operation.
     """
     return isinstance(error, asyncpg.InternalClientError) and _IS_CONSUMING_AN_ERROR in str(error)
 
 
 def raise_if_ended(error: BaseException) -> None:
     """
-    Raise what callers of asyncpg catch, in place of *error*, where that says in no such way that the session has ended.
+    Replace *error* by what callers of asyncpg catch, if it means that the session has ended but does not say so.
 
     Raises:
         asyncpg.ConnectionDoesNotExistError: It does.

@@ -3,35 +3,40 @@ The reset of an asyncpg session, without a round trip.
 
 How a session is reset without waiting
 --------------------------------------
-asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's
-bytes go straight to the transport, and a small protocol (`ResetProtocol`) takes the transport over until the answer
-has come, then gives it back to asyncpg's with whatever arrived behind it. No caller waits for it. It is the full reset,
-run now; an advisory lock is free at release, not at the next use.
+asyncpg's own pool awaits its reset query at each release: a round trip that the caller pays for. Here the query's bytes
+go straight to the transport. A small protocol (`ResetProtocol`) takes the transport over until the answer has come,
+then
+gives it back to asyncpg's protocol with whatever arrived behind the answer. No caller waits. It is the full reset, run
+at once: an advisory lock is free at release, not at the next use.
 
 When the next query may travel behind a reset
 ---------------------------------------------
-A reset is one implicit transaction. If it fails (a timeout that the last lease has set, a cancel request that comes
-late, a role that was revoked), the last lease's settings and role stand again, and the server goes on to the next
-message: it would run the next lease's query in them, before the pool could know. So:
+A reset is one implicit transaction. It may fail: because of a timeout that the last lease has set, a cancel request
+that
+comes late, or a role that was revoked. Then the last lease's settings and role stand again, and the server goes on to
+the
+next message. It would run the next lease's query with them before the pool could know. So:
 
-* Only a lease that is known to have left nothing is followed at once: its statements are harmless by their text, and
-  what the server reports of the session is what it was. After any other, the connection is lent again when the answer
-  has been read. This is also what keeps the driver's side right: asyncpg learns from that answer which encoding and
-  which settings the session has again.
-* What a text does not tell is kept in by a guard, see `guarded`.
+* A query is sent behind a reset only if the last lease is known to have left nothing: its statements are harmless by
+  their text, and the settings that the server reports are unchanged. After any other lease, the connection is lent
+  again when the answer has been read. This also keeps the driver's side right: asyncpg learns from that answer which
+  encoding and which settings the session has again.
+* What a statement's text does not show is contained by a guard, see `guarded`.
 
-Where something stands between the pool and the server, or the server knows no such guard, nothing is sent behind a
-reset at all.
+If a proxy stands between the pool and the server, or the server does not know the guard, nothing is sent behind a
+reset.
 
-asyncpg's protocol knows nothing of all this, so it must have nothing to say at that moment: no query running, none
-being cancelled, no transaction open. Otherwise, and whenever a user has taken the reset into his own hands (a `reset`
-callback, a `Connection` subclass), the reset is awaited, by a task of the pool.
+asyncpg's protocol knows nothing of all this, so it must be idle at that moment: no query running or being cancelled, no
+transaction open. Otherwise a task of the pool awaits the reset. The same holds if the user has replaced the reset, by a
+`reset` callback or a `Connection` subclass.
 
-Who reads what comes unasked
-----------------------------
-While nobody has the connection, the answer's protocol keeps the transport, on guard. asyncpg takes whatever comes then
-for the beginning of the next answer: an error that says the server shuts down, a moment before it hangs up, fails the
-next caller's query, and an answer too many would be his. So such a connection is given up at the first byte.
+Who reads unsolicited messages
+------------------------------
+While no caller has the connection, the reset's protocol keeps the transport, on guard. asyncpg would take whatever
+comes
+then for the beginning of the next answer. An error that says the server shuts down, a moment before it hangs up, would
+fail the next caller's query; a surplus answer would be taken for that caller's. So such a connection is closed at the
+first byte.
 """
 
 from __future__ import annotations
@@ -55,47 +60,47 @@ __all__ = [
     "reset_statements",
 ]
 
-# The answer to a reset is some 200 bytes. One that is, or pretends to be, longer than this is not one, whatever notices
-# are in it: nobody but the server knows when it ends, and until then every byte of it costs memory or time.
+# The answer to a reset has some 200 bytes. A longer one than this, notices included, is none: only the server knows
+# when it ends, and until then every byte costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
 _UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
 _RESET_ALL: Final = "RESET ALL;"
-# A reset has begun in the last lease's kind of transaction. One that is serializable, read-only and deferrable has its
-# first query wait until all that write in serializable ones are done.
+# A reset begins in the last lease's kind of transaction. The first query of a serializable, read-only, deferrable one
+# waits for all serializable transactions that write.
 _BEGINNING: Final = [_RESET_ALL, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"]
-# What stands for that under the guard, and ends it. `RESET ALL` comes first: it also ends the last lease's time limits.
+# The same with the guard, which `COMMIT` ends. `RESET ALL` comes first: it also ends the last lease's time limits.
 _AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
 _COMMIT: Final = "COMMIT;"
 
 
 class _Session(Protocol):
-    """Whose reset it is."""
+    """The session whose reset it is."""
 
     @property
     def clean_answer(self) -> bytes | None: ...
 
-    def learn(self, answer: bytes) -> None: ...
+    def keep_clean_answer(self, answer: bytes) -> None: ...
 
-    def reported(self) -> None: ...
+    def setting_reported(self) -> None: ...
 
-    def answered(self) -> None: ...
+    def answer_complete(self) -> None: ...
 
-    def reset_failed(self, reason: str) -> None: ...
+    def answer_failed(self, reason: str) -> None: ...
 
-    def lost(self, reason: str) -> None: ...
+    def connection_gone(self, reason: str) -> None: ...
 
 
 class ResetProtocol(asyncio.Protocol):
     """
-    Reads the server's answer to a reset in asyncpg's stead, then stands guard until somebody has the connection.
+    Reads the server's answer to a reset in place of asyncpg, then stands guard until a caller has the connection.
 
     The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
 
     Attributes:
         is_due: Whether the answer has not come yet.
-        is_on_guard: Whether nothing is to come, and what does is looked at.
-        is_wanted: Whether asyncpg is to have the transport as soon as the answer has come.
+        is_on_guard: Whether no message is expected, and any that comes is looked at.
+        is_wanted: Whether asyncpg gets the transport as soon as the answer has come.
     """
 
     def __init__(
@@ -110,14 +115,14 @@ class ResetProtocol(asyncio.Protocol):
         self._ahead = len(_AHEAD) if is_guarded else 0
         self._statements = statements + (len(_AHEAD) + 1 - len(_BEGINNING) if is_guarded else 0)
         self._clean: bytes | None = None
-        self._buffer = bytearray()  # bytes that drip in are added to it, not copied with it
+        self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
         self._reported_bytes = 0  # in the answer, and behind it until the next
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
     def expect(self) -> None:
-        """Take the transport over; the query is about to be sent."""
+        """Take the transport over: the query is about to be sent."""
         self.is_due = True
         self.is_wanted = False
         self._received_bytes = self._reported_bytes = 0
@@ -128,27 +133,27 @@ class ResetProtocol(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def stand_guard(self) -> None:
-        """Look at what comes, as nothing should."""
+        """Look at what comes, as nothing should come."""
         if not self.is_due:
             self.is_on_guard = True
             self._transport.set_protocol(self)
 
     def relieve(self) -> None:
-        """End the guard: what comes is asyncpg's again, that of which only a part has come included."""
+        """End the guard: asyncpg gets what comes, and the part of a message that has come already."""
         begun = bytes(self._buffer)
         self.give_back()
         if begun:
             self._protocol.data_received(begun)
 
     def give_back(self) -> None:
-        """Let asyncpg have the transport, whatever comes."""
+        """Give the transport back to asyncpg, whatever is due."""
         if self.is_due or self.is_on_guard:
             self.is_due = self.is_on_guard = False
             self._buffer.clear()
             self._transport.set_protocol(self._protocol)
 
     def data_received(self, data: bytes) -> None:
-        """Compare; else parse what is there."""
+        """Compare with the clean answer, or else parse."""
         clean = self._clean
         if self.is_due and clean is not None and not self._buffer and not self._completed and data.startswith(clean):
             self._finish(data[len(clean) :])
@@ -159,7 +164,7 @@ class ResetProtocol(asyncio.Protocol):
         self._received_bytes += len(data)
         self._parse()
         if self.is_due and self._received_bytes > LONGEST_ANSWER_BYTES:
-            self._fail(f"no end of it after {self._received_bytes} bytes")
+            self._fail(f"the answer has not ended after {self._received_bytes} bytes")
 
     def _parse(self) -> None:
         data = self._buffer
@@ -183,19 +188,22 @@ class ResetProtocol(asyncio.Protocol):
         del data[:begin]
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
-        """Take one message that belongs to the answer, or pass it on. False if it is neither: the reset has failed."""
-        if kind == b"S":  # asyncpg keeps what is reported, under whatever name, for the life of the connection
+        """
+        Take one message that belongs to the answer, or pass it on. False if it is neither, so that the reset has
+        failed.
+        """
+        if kind == b"S":  # asyncpg keeps every reported setting for the life of the connection
             self._reported_bytes += len(message)
             if self._reported_bytes > LONGEST_ANSWER_BYTES:
-                self._fail(f"no end of what it reports after {self._reported_bytes} bytes")
+                self._fail(f"{self._reported_bytes} bytes of reported settings, without an end")
                 return False
         if kind in b"SA" or (kind == b"N" and not self.is_due):
             self._is_exemplary = False
             self._protocol.data_received(message)
             if kind == b"S":
-                self._session.reported()
+                self._session.setting_reported()
         elif self.is_on_guard:
-            self._fail("closed by the server" if kind == b"E" else f"said {kind!r} unasked")
+            self._fail("closed by the server" if kind == b"E" else f"unsolicited message {kind!r}")
             return False
         elif kind == b"C":
             self._completed += 1
@@ -212,7 +220,7 @@ class ResetProtocol(asyncio.Protocol):
             self._fail(f"{self._completed} of {self._statements} statements done, transaction status {status!r}")
             return
         if self._is_exemplary:
-            self._session.learn(answer)
+            self._session.keep_clean_answer(answer)
         self._finish(surplus)
 
     def _finish(self, surplus: bytes) -> None:
@@ -225,21 +233,21 @@ class ResetProtocol(asyncio.Protocol):
             self._buffer[:] = surplus
             if surplus:
                 self._parse()
-        self._session.answered()
+        self._session.answer_complete()
 
     def _fail(self, reason: str) -> None:
         was_due = self.is_due
         self.give_back()
         if was_due:
-            self._session.reset_failed(reason)
+            self._session.answer_failed(reason)
         else:
-            self._session.lost(reason)
+            self._session.connection_gone(reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass it on; asyncpg 0.31 tells nobody of a connection that is not lent."""
+        """Pass it on, and tell the session: asyncpg 0.31 reports the loss of a lent connection only."""
         self.give_back()
         self._protocol.connection_lost(exc)
-        self._session.lost("closed by the server")
+        self._session.connection_gone("closed by the server")
 
     def pause_writing(self) -> None:
         """Pass it on."""
@@ -252,11 +260,11 @@ class ResetProtocol(asyncio.Protocol):
 
 class BackendPidCheck(ResetProtocol):
     """
-    Reads who does the work at the other end, and whether the guard can be had there.
+    Finds out which process answers at the other end, and whether the server knows the guard.
 
     Args:
         transport, protocol: asyncpg's.
-        answered: Done when that is known.
+        answered: Resolved when that is known.
 
     Attributes:
         row: What the server has answered, as a DataRow message; empty if it has refused to.
@@ -285,23 +293,23 @@ class BackendPidCheck(ResetProtocol):
     def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
         self._finish(surplus)
 
-    def learn(self, answer: bytes) -> None:
+    def keep_clean_answer(self, answer: bytes) -> None:
         """Do nothing."""
 
-    def reported(self) -> None:
+    def setting_reported(self) -> None:
         """Do nothing: `ClientMemory` looks when a lease ends."""
 
-    def answered(self) -> None:
-        """Hear that the answer has come."""
+    def answer_complete(self) -> None:
+        """Note that the answer has come."""
         if not self._answered.done():
             self._answered.set_result(None)
 
-    def reset_failed(self, _: str) -> None:
-        """Hear of an answer that is none, which is an answer, too."""
-        self.answered()
+    def answer_failed(self, _: str) -> None:
+        """Note that the answer is no valid one, which is an answer, too."""
+        self.answer_complete()
 
-    def lost(self, _: str) -> None:
-        """Hear that there will be none."""
+    def connection_gone(self, _: str) -> None:
+        """Note that no answer will come."""
         if not self._answered.done():
             error = asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
             self._answered.set_exception(error)
@@ -309,7 +317,7 @@ class BackendPidCheck(ResetProtocol):
 
 class SessionUser(NamedTuple):
     """
-    Whom a session is to act as after each reset.
+    The user that a session acts as after each reset.
 
     Attributes:
         authorization: Its session user; None for the one that has logged in.
@@ -322,15 +330,16 @@ class SessionUser(NamedTuple):
 
 def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
     """
-    Complete the driver's reset by what it leaves standing, where the server is PostgreSQL proper.
+    Return the driver's reset, completed by what it leaves standing if the server is PostgreSQL itself.
 
     Args:
-        con: Tells the driver's reset.
-        user: Whom the session is to act as; None for whom it began as.
+        con: The connection, which has the driver's reset.
+        user: The user that the session is to act as; None for the one it began as.
     """
     statements: list[str] = con.get_reset_query().splitlines()
     if _RESET_ALL in statements and _UNLOCK in statements:
-        # As asyncpg has it, it finds whatever function of that name the last caller's search_path leads to first.
+        # asyncpg's does not name the schema, so it calls whichever function of that name the last caller's search_path
+        # finds first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
         statements.remove(_RESET_ALL)
         statements = [*_BEGINNING, *statements, *_become(user)]
@@ -339,10 +348,10 @@ def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
 
 def _become(user: SessionUser | None) -> list[str]:
     """
-    Tell the statements that make a session act as *user*.
+    Return the statements that make a session act as *user*.
 
-    The session user comes first: setting it ends the role, and it may take other roles than the last lease's. Only
-    one who has logged in as a superuser can set it to another, as `init` has done before.
+    The session user comes first: setting it ends the role, and it may be allowed other roles than the last lease's
+    user. Only a session that was logged in as a superuser can set it to another user, as `init` has done before.
     """
     if user is None:
         return ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
@@ -350,26 +359,28 @@ def _become(user: SessionUser | None) -> list[str]:
         "RESET SESSION AUTHORIZATION;"
         if user.authorization is None
         else f"SET SESSION AUTHORIZATION {_quoted(user.authorization)};",
-        # "Reset" would bring back one that the connection began with, although `init` has given it up.
+        # RESET ROLE would bring back the role that the connection began with, although `init` has given it up.
         "SET ROLE NONE;" if user.role == "none" else f"SET ROLE {_quoted(user.role)};",
     ]
 
 
 def can_be_guarded(statements: list[str]) -> bool:
-    """Whether a reset begins as the guard has it."""
+    """Whether a reset begins with the statements that the guard replaces."""
     return statements[: len(_BEGINNING)] == _BEGINNING
 
 
 def guarded(statements: list[str]) -> bytes:
     """
-    Encode a reset that nothing survives if it fails: neither the session, nor what has been sent behind it.
+    Encode a reset that nothing survives if it fails: neither the session, nor a query sent behind it.
 
-    A failure must be able to strike at no moment without a guard. Ahead of all, `RESET ALL`, `BEGIN` and the guard
-    itself go by the extended protocol, and without a Sync: where one of them fails, the server skips whatever follows,
-    up to the Sync of the next caller's query, which therefore is not run. From then on `exit_on_error`, which any user
-    may set, has the server end the session at the first error, up to and including the commit. As it is set for the
-    transaction alone, the commit takes it back. Set and reset as any other, it would be off from its reset to the
-    commit: a cancel request that comes then brings the last lease's settings back (seen, with much to log).
+    There must be no moment at which a failure finds no guard. First come `RESET ALL`, `BEGIN` and the guard itself, by
+    the extended protocol and without a Sync: if one of them fails, the server skips everything up to the Sync of the
+    next caller's query, which therefore is not run. From then on `exit_on_error`, which any user may set, makes the
+    server end the session at the first error, up to and including the commit.
+
+    It is set for the transaction alone, so the commit takes it back. Set and reset as an ordinary setting, it would be
+    off between its reset and the commit. A cancel request that comes then brings the last lease's settings back (seen,
+    with much to log).
     """
     rest = "\n".join([*statements[len(_BEGINNING) :], _COMMIT])
     return b"".join(map(_extended, _AHEAD)) + query_message(rest)
@@ -384,7 +395,7 @@ def _extended(statement: str) -> bytes:
 
 
 def _quoted(identifier: str) -> str:
-    """Quote a name so that it survives a client_encoding that the last caller has set: in ASCII."""
+    """Quote a name in ASCII, so that it survives any client_encoding that the last caller has set."""
     if identifier.isascii():
         return '"' + identifier.replace('"', '""') + '"'
     escaped = identifier.replace("\\", "\\\\").replace('"', '""')

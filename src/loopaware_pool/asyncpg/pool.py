@@ -1,8 +1,8 @@
 """
 The drop-in for asyncpg's pool.
 
-`create_pool` and `Pool` take what asyncpg 0.32's take, with its defaults, and behave as they do, whichever supported
-version of asyncpg is installed; what they add is said at each place.
+`create_pool` and `Pool` take the arguments of asyncpg 0.32's, with its defaults, and behave like them, whichever
+supported version of asyncpg is installed. Additions are described where they are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from asyncpg.connection import Connection
 
 from loopaware_pool._core.config import PoolConfig, check_number
 from loopaware_pool._core.pool import PoolCore
-from loopaware_pool._core.reporter import apart, logger
+from loopaware_pool._core.reporter import logger, without_context
 from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
@@ -56,7 +56,7 @@ SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
-# What the pool itself passes to a connect.
+# Arguments that the pool itself passes to a connect.
 _TAKEN: Final = ("loop", "connection_class", "record_class")
 
 
@@ -64,8 +64,8 @@ class Pool(UpstreamPool):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
-    It is opened by awaiting it, once, on any loop; after that, every loop is served from its first acquire on, with
-    connections of its own, and `max_size` bounds them all together. It may be made without a loop, as at import time.
+    It is opened by awaiting it, once, on any loop. After that it serves every loop from that loop's first acquire on,
+    with connections of its own; `max_size` limits them all together. It may be made without a loop, as at import time.
     See `create_pool` for the arguments.
     """
 
@@ -170,9 +170,10 @@ class Pool(UpstreamPool):
 
     async def close(self) -> None:
         """
-        Close the pool on every loop: waiters are told, leases waited for, connections closed.
+        Close the pool on every loop: refuse waiting callers, wait for leases, close connections.
 
-        As asyncpg's. In addition `close_timeout` bounds the waiting for leases, and waiters get an error at once.
+        Like asyncpg's. In addition `close_timeout` limits the wait for leases, and waiting callers get an error at
+        once.
 
         Raises:
             asyncpg.InterfaceError: The pool has not been opened.
@@ -185,7 +186,7 @@ class Pool(UpstreamPool):
         try:
             await self._core.close()
         except BaseException:
-            self.terminate()  # which has been done, but a subclass may have more to do
+            self.terminate()  # already done, but a subclass may do more
             raise
 
     def terminate(self) -> None:
@@ -224,19 +225,19 @@ class Pool(UpstreamPool):
             timeout: Seconds for everything: the queue, connecting, `setup`. None takes the pool's `acquire_timeout`.
 
         Returns:
-            To be awaited, or entered with `async with`. The connection must be used on this loop; it may be released
-            from any.
+            An object to await, or to enter with `async with`. The connection must be used on this loop; it may be
+            released from any.
 
         Raises:
             TypeError: *timeout* is not a number.
-            PoolTimeout: None came in time; a `TimeoutError` that tells the counts and the holders. (When awaited.)
-            asyncpg.InterfaceError: The pool is not open, or was closed while waiting. (When awaited.)
-            TooManyWaiting, Overloaded: As `max_waiting` and `shed_after` say. (When awaited.)
+            PoolTimeout: No connection came in time; a `TimeoutError` with the counts and the holders. (When awaited.)
+            asyncpg.InterfaceError: The pool is not open, or was closed meanwhile. (When awaited.)
+            TooManyWaiting, Overloaded: See `max_waiting` and `shed_after`. (When awaited.)
             UnsupportedLoop: No loop is running, or one that cannot watch sockets. (When awaited.)
-            Exception: What connecting failed with, if there is no timeout: one caller hears of each failure.
+            Exception: What connecting failed with, if there is no timeout: one caller gets each failure.
 
-        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is
-        being opened joins the pool.
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
+        opened joins the pool.
         """
         if timeout is None:
             timeout = self._config.acquire_timeout
@@ -273,11 +274,11 @@ class Pool(UpstreamPool):
         self, proxy: PoolConnectionProxy, runner: ShardRunner, slot: Slot, deadline: float | None
     ) -> None:
         """
-        Run the user's `setup`. If that fails the connection is closed, by the pool, and nobody waits for it. If `setup`
-        has closed or released it, the caller is told now, not at the first use.
+        Run the user's `setup`. If it fails, the pool closes the connection, and no caller waits for that. If `setup`
+        has closed or released the connection, the caller gets an error now, not at the first use.
 
-        It is cut, unless asyncpg is about to have the server cancel a query of `setup`. A session that was cut then
-        would run it to its end, beside those that the pool counts.
+        The connection is aborted, unless asyncpg is about to have the server cancel a query of `setup`: after an abort
+        the server would run that query to its end, beside the sessions that the pool counts.
         """
         left = None if deadline is None else deadline - monotonic()
         timer = asyncio.timeout(left)
@@ -286,7 +287,7 @@ class Pool(UpstreamPool):
             async with timer:
                 await setup(proxy)
         except BaseException as error:
-            if proxy._connection is not None:  # else closed or released by `setup`: it may be another caller's by now
+            if proxy._connection is not None:  # else `setup` has released it: it may be lent again
                 proxy._holder.disown()
                 runner.shard.retire(slot, "setup failed", politely=proxy._holder.is_cancelling())
                 runner.act()
@@ -299,24 +300,24 @@ class Pool(UpstreamPool):
 
     async def release(self, connection: PoolConnectionProxy, *, timeout: float | None = None) -> None:
         """
-        Give a connection back. Costs no round trip unless the session has to be reset by hand (see `session_reset`).
+        Give a connection back. This costs no round trip unless the reset has to be awaited (see `session_reset`).
 
-        A caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells, waits for a tenth
-        of a second at most, and so does one whose query is still being cancelled, unless each reset is awaited.
+        A caller whose time is up waits for the reset for a tenth of a second at most: one that is handling a
+        `TimeoutError` or a cancellation, or one whose query is still being cancelled (unless every reset is awaited).
 
-        It may be called on any loop; another than the connection's own only hands it over.
+        It may be called on any loop. On another loop than the connection's own, it only hands the connection over.
 
         Args:
-            connection: What `acquire` gave. One that was released already is ignored.
-            timeout: Seconds for the reset, after which the connection is closed; None takes what the acquire was given.
-                A reset that is not awaited has a second at least.
+            connection: What `acquire` returned. One that was released already is ignored.
+            timeout: Seconds for the reset, after which the connection is closed; None takes the acquire's timeout. A
+                reset that is not awaited has a second at least.
 
         Raises:
             TypeError: *timeout* is not a number; the connection is still lent.
             asyncpg.InterfaceError: *connection* is not of this pool.
             Exception: What an awaited reset failed with; the connection is closed.
 
-        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        Cancellation: ends the waiting; the pool still resets or closes the connection.
         """
         if timeout is not None:
             check_number("timeout", timeout, _TIMEOUT)
@@ -324,10 +325,10 @@ class Pool(UpstreamPool):
         if pending is not None:
             await pending.finished(connection._holder.patience_after(sys.exc_info()[1]))
 
-    _own_release = staticmethod(release)  # as against one that overrides it
+    _own_release = staticmethod(release)  # to tell it from an override
 
     def _release(self, proxy: object, timeout: float | None) -> SessionListener | None:
-        """Take a connection back. What is returned, if anything, is still being reset; nobody need wait for it."""
+        """Take a connection back. Returns its listener if a task still resets it; the caller may wait for that."""
         if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
             raise asyncpg.InterfaceError(
                 f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
@@ -345,11 +346,11 @@ class Pool(UpstreamPool):
         check = ReturnCheck.BROKEN
         try:
             session.invalidate_derivatives()
-        finally:  # it warns of listeners, and warnings may be errors
+        finally:  # it warns about listeners, and warnings may be errors
             session.end_lease()
             runner, shard = listener.runner, listener.runner.shard
             try:
-                # One that has expired is closed as it is, as by asyncpg's pool.
+                # An expired one is closed without a reset, as in asyncpg's pool.
                 check = ReturnCheck.READY if shard.is_outdated(listener.slot) else session.take_back()
             finally:
                 shard.returned(listener.slot, check, monotonic(), session.reset_timeout)
@@ -358,7 +359,7 @@ class Pool(UpstreamPool):
         return listener if check is _RESET else None
 
     def _release_at_home(self, proxy: PoolConnectionProxy, listener: SessionListener, timeout: float | None) -> None:
-        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        """Take a connection back on its own loop, or for that loop if it is not running."""
         if listener.runner.is_here():
             self._release(proxy, timeout)
         elif proxy._connection is not None:
@@ -369,22 +370,22 @@ class Pool(UpstreamPool):
     # ---- asyncpg's other methods ----
 
     async def expire_connections(self) -> None:
-        """Have every connection that is open now replaced: at its release, or when it would be lent next."""
+        """Replace every connection that is open now: at its release, or before it would be lent next."""
         self._core.expire()
 
     def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
         """
-        Connect with these arguments, and none of the former ones, from now on.
+        Connect with these arguments from now on, and with none of the former ones.
 
         Args:
-            dsn: As `create_pool` takes it.
+            dsn: As in `create_pool`.
             **connect_kwargs: The arguments of `asyncpg.connect`; with the pool's `connect`, whatever that takes.
 
         Raises:
-            TypeError: One is unknown, or is the pool's for good; nothing is changed.
+            TypeError: One is unknown, or cannot be changed; nothing has changed.
         """
         check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=_TAKEN)
-        self._driver.args = [dsn]  # a list, as asyncpg makes it
+        self._driver.args = [dsn]  # a list, as in asyncpg
         self._driver.kwargs = connect_kwargs
 
     def is_closing(self) -> bool:
@@ -396,19 +397,19 @@ class Pool(UpstreamPool):
         return len(self._sessions())
 
     def get_idle_size(self) -> int:
-        """Count the open connections that nobody has, on all loops; not one whose reset is awaited."""
+        """Count the open connections that no caller has, on all loops; not those whose reset is awaited."""
         return sum(runner.shard.idle_size for runner in self._core.runners())
 
     def get_init_size(self) -> int:
-        """Tell how many connections are opened at first."""
+        """Return how many connections are opened at first."""
         return self._config.init_size
 
     def get_min_size(self) -> int:
-        """Tell how many connections are kept while idle."""
+        """Return how many connections are kept while idle."""
         return self._config.min_size
 
     def get_max_size(self) -> int:
-        """Tell how many connections there may be, on all loops together."""
+        """Return how many connections there may be, on all loops together."""
         return self._config.max_size
 
     # ---- what asyncpg's has not ----
@@ -434,14 +435,14 @@ class Pool(UpstreamPool):
         """
         runner = self._core.runner_here()
         if runner is not None:
-            await runner.settled()
+            await runner.until_settled()
 
     def suspend(self) -> None:
-        """Serve nobody until `resume()`: acquires queue, up to their timeouts; leases go on. From any thread."""
+        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
         self._core.suspend()
 
     def resume(self) -> None:
-        """Serve those who queued since `suspend()`. From any thread."""
+        """Serve the callers that queued since `suspend()`. From any thread."""
         self._core.resume()
 
     def __repr__(self) -> str:
@@ -449,7 +450,7 @@ class Pool(UpstreamPool):
 
 
 class PoolAcquireContext(upstream.PoolAcquireContext):
-    """What `Pool.acquire` returns: to be awaited, or entered, once."""
+    """What `Pool.acquire` returns: to await, or to enter, once."""
 
     __slots__ = ("code", "instruction")
 
@@ -493,8 +494,8 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
         except Exception as error:
             if exc_val is None:
                 raise
-            # What the body raised says more than that the connection could not be reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=apart(error, exc_val))
+            # The block's error says more than a failed reset after it.
+            logger.warning("releasing a connection failed after an error", exc_info=without_context(error, exc_val))
 
 
 def create_pool(
@@ -530,10 +531,10 @@ def create_pool(
     """
     Make a pool that knows which loop each of its connections belongs to. The drop-in for `asyncpg.create_pool`.
 
-    To be awaited, or entered with `async with`, before its first use; from then on any loop of any thread may use it.
+    Await it, or enter it with `async with`, before its first use. From then on any loop of any thread may use it.
 
     Args:
-        dsn: Where to connect; None leaves it to the other arguments and the environment, as asyncpg does.
+        dsn: Where to connect; None leaves it to the other arguments and the environment, as in asyncpg.
         init_size: Connections opened at first; None for *min_size*.
         min_size: Connections kept while idle, on loops that have awaited the pool.
         max_size: Most connections of this process, on all loops together.
@@ -542,27 +543,27 @@ def create_pool(
         connect: Called instead of `asyncpg.connect`, with its arguments.
         setup: Called with each connection before it is lent.
         init: Called with each new connection. What it sets with `SET`, and listeners for notifications and log
-            messages, go with the first release, as in asyncpg; a role, a session authorization, query loggers,
+            messages, go with the first release, as in asyncpg. A role, a session authorization, query loggers,
             termination listeners and type codecs stay.
-        reset: Called at each release, instead of the reset query. Its release is awaited.
-        loop: Accepted for compatibility; the pool goes by the loop that runs.
-        connection_class: A subclass of `asyncpg.Connection`. One that overrides its reset is reset that way, awaited.
+        reset: Called at each release, instead of the reset query. The release awaits it.
+        loop: Accepted for compatibility; the pool uses the running loop.
+        connection_class: A subclass of `asyncpg.Connection`. If it overrides the reset, its own is awaited.
         record_class: A subclass of `asyncpg.Record`.
         name: In errors, logs and events; None for "pool-N".
-        acquire_timeout: Seconds for an acquire that gives none, `pool.fetch` and its like included; None for ever.
-        session_reset: When the session is reset, and when the connection is lent again; see below. "pipelined",
-            "when_dirty", "confirmed", "awaited" or "never".
+        acquire_timeout: Seconds for an acquire without a timeout, and for `pool.fetch` and the like; None for ever.
+        session_reset: When the session is reset, and when the connection is lent again: "pipelined", "when_dirty",
+            "confirmed", "awaited" or "never"; see below.
         max_lifetime: Seconds after which a connection is replaced; 0 never.
         lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
         max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
-        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
-            served within half of it; he is then refused with `Overloaded`, a `TooManyWaiting`, unless he is the last.
-            None never refuses.
+        shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
+            get `Overloaded`, a `TooManyWaiting`; the last one in the queue is spared. The queue is backed up if for
+            five times as long no caller was served within half of it. None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
-        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
-            logged; None never looks.
+        fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
+            and logged. None never checks.
         close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
         **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
@@ -573,26 +574,28 @@ def create_pool(
     Raises:
         ValueError, TypeError: An argument makes no sense, or is unknown; the message names it.
 
-    A lease has left nothing, as far as can be told, if the settings that the server reports are unchanged, it used
-    asyncpg's own connection class, and each of its statements ran and is known by its text to change nothing that a
-    reset restores: SELECT, VALUES, INSERT, UPDATE or DELETE, with such functions and types as
-    `loopaware_pool.asyncpg.sql_effects` lists, and what begins and ends transactions. A text is judged when it comes a
-    second time; a new one may leave something. What a text does not tell goes unseen: what functions do that the
-    server calls by itself, for triggers, views, rules, policies, operators, casts, defaults and constraints; what
-    functions or types of yours do that bear a name in the list; and functions of yours that are written as a column.
-    Where a method of asyncpg's connection has been replaced, as by a tracer, each lease may have left something.
+    A lease has left nothing, as far as can be told, if all of this is true: the settings that the server reports are
+    unchanged; it used asyncpg's own connection class; each of its statements ran, and is known by its text to change
+    nothing that a reset restores. Known are SELECT, VALUES, INSERT, UPDATE and DELETE with the functions and types that
+    `loopaware_pool.asyncpg.sql_effects` lists, and the statements that begin and end transactions. A text is judged
+    when it comes a second time; a new one may leave something.
 
-    * "pipelined": each lease is reset. After one that has left nothing the connection is lent again at once, and the
-      next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
-      query. After any other lease, the connection is lent again when the server has answered the reset. Where
-      something stands between the pool and the server, this is so after every lease.
+    What a text does not show goes unseen: functions that the server calls by itself, for triggers, views, rules,
+    policies, operators, casts, defaults and constraints; functions or types of the user's that have a listed name; and
+    functions of the user's that are written like a column. If a method of asyncpg's connection has been replaced, as by
+    a tracer, each lease may have left something.
+
+    * "pipelined": each lease is reset. After a lease that has left nothing the connection is lent again at once, and
+      the next query may travel behind the reset; if the reset fails, the server ends the session before it runs that
+      query. After any other lease, the connection is lent again when the server has answered the reset. If a proxy
+      stands between the pool and the server, this is so after every lease.
     * "when_dirty": a lease that has left nothing is not reset. What went unseen stays until the next reset.
     * "confirmed": each lease is reset, and the connection is lent again when the server has answered. No release waits.
     * "awaited": the same, by asyncpg's own means, and the release waits; it raises what the reset failed with. A caller
       whose time is up waits a tenth of a second at most.
     * "never": only transactions are rolled back and callbacks removed.
 
-    A reset that has not been answered within 30 seconds costs the connection. `SECURITY.md` says what each promises.
+    A connection whose reset has not been answered within 30 seconds is closed. `SECURITY.md` says what each promises.
     """
     return Pool(
         dsn,
@@ -626,6 +629,6 @@ def create_pool(
 
 
 def _options() -> list[str]:
-    """List the names of the pool's own arguments."""
+    """Return the names of the pool's own arguments."""
     parameters = inspect.signature(create_pool).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""What a caller has of a connection: a proxy that looks where it is used."""
+"""The caller's proxy of a connection, which checks where it is used."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DirtyTrackingProxy", "PoolConnectionProxy"]
 
-# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
-# of one. What a newer asyncpg adds is recognised by itself.
+# asyncpg's coroutine methods by name: a tracer may have replaced one by a plain function that returns an awaitable. A
+# coroutine method of a newer asyncpg is recognised as such.
 _COROUTINES = (
     *("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare"),
     *("add_listener", "remove_listener", "set_type_codec", "set_builtin_type_codec", "reset_type_codec"),
@@ -32,18 +32,19 @@ _COROUTINES = (
     *("close", "reload_schema_state", "reset"),
 )
 _FACTORIES = ("cursor", "transaction")
-# Of the methods that talk to the server, those whose doing is all in the statement they are given.
+# Methods that do nothing on the server but run the statement they are given.
 _STATEMENT_METHODS = ("execute", "executemany", "fetch", "fetchmany", "fetchrow", "fetchval", "prepare")
 _TRANSACTION = "transaction"
-# Those that run code of the caller's meanwhile, as where rows come from, which may fail of another server.
+# Methods that run the caller's code meanwhile, such as an iterator of rows. That code may raise an error of another
+# server.
 _CALL_BACK = (
     *("executemany", "fetchmany"),
     *("copy_from_query", "copy_from_table", "copy_records_to_table", "copy_to_table"),
 )
-# Those that have had their answer, or have had it cancelled, once they return or raise, and that leave nothing in the
-# caller's hands which talks to the server.
+# Methods that have had their answer, or have cancelled it, when they return or raise, and whose results cannot talk to
+# the server.
 _SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
-# Those that look at the client's side, or note a callback there.
+# Methods that only touch the client's side.
 _LOCAL = (
     *("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction"),
     *("add_log_listener", "add_query_logger", "add_termination_listener"),
@@ -53,10 +54,10 @@ _LOCAL = (
 
 class _ProxyMeta(upstream.PoolConnectionProxyMeta):
     """
-    Wraps those methods of `Connection` that talk to the server, or make what will, to look where they run.
+    Wraps the methods of `Connection` that talk to the server, or make objects that will, to check where they run.
 
     Args:
-        reads: Whether to look at what they do, too.
+        reads: Whether to read their statements, too.
     """
 
     def __new__(
@@ -82,8 +83,9 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     """
     Wrap a coroutine method.
 
-    All but the lease is looked at in the coroutine's first step: the call may be made in another thread, or where no
-    loop runs, and by then another lease may have begun.
+    The call checks only that the lease has not ended. The rest is checked in the coroutine's first step, as is the
+    lease again: the call may be made in another thread, or without a running loop, and another lease may have begun by
+    then.
     """
     is_statement = name in _STATEMENT_METHODS
     is_self_contained = name in _SELF_CONTAINED
@@ -113,7 +115,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
             session.calls -= 1
         return bound_to_lease(result) if is_prepare else result
 
-    do.__name__, do.__qualname__ = name, f"Connection.{name}"  # for who reads that it was never awaited
+    do.__name__, do.__qualname__ = name, f"Connection.{name}"  # for the warning that it was never awaited
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +129,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
 
 
 def _making(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[..., Any]:
-    """Wrap a method that makes what will talk to the server, which looks at its own first step where that runs."""
+    """Wrap a method that makes an object which will talk to the server. The object checks its own first step."""
     may_leave_something = reads and name != _TRANSACTION
 
     @functools.wraps(method)
@@ -166,9 +168,10 @@ def _released(name: str) -> asyncpg.InterfaceError:
 
 class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
     """
-    What an acquire gives: a connection until it is released, and an error afterwards.
+    What an acquire returns: a connection until it is released, and errors afterwards.
 
-    As asyncpg's, made anew for each lease. In addition it refuses to be used on another loop than its own.
+    Like asyncpg's proxy, it is made anew for each lease. In addition it refuses to be used on another loop than its
+    own.
     """
 
     __slots__ = ("_connection", "_pool_reference")
@@ -186,14 +189,14 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
 
     @property
     def _con(self) -> Connection | None:
-        """The connection, by the name that asyncpg's proxy has it; what reads it may use it past this proxy."""
+        """The connection, under the name that asyncpg's proxy has for it. Code that reads this may bypass the proxy."""
         session = self._holder
         session.is_exposed = session.is_dirty = session.may_have_set_codecs = True
         return self._connection
 
 
 class DirtyTrackingProxy(PoolConnectionProxy, metaclass=_ProxyMeta, reads=True):
-    """A proxy that tells whether its lease has left anything to reset."""
+    """A proxy that tracks whether its lease has left anything to reset."""
 
     __slots__ = ()
 

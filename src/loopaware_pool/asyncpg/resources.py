@@ -1,11 +1,11 @@
 """
-Transactions, prepared statements and cursors that end with their lease, and keep to their loop.
+Transactions, prepared statements and cursors that end with their lease and refuse other loops.
 
-asyncpg looks whether the lease has ended when a method of theirs is called. The call only makes a coroutine. A task
-made of it may take its first step when the connection is lent again already, and would begin a transaction in the
-middle of the next lease; or it takes its first step on another loop. So the look is taken at the first step, too.
+asyncpg checks whether the lease has ended when one of their methods is called. But the call only makes a coroutine. A
+task made of it may take its first step after the connection has been lent again, and would begin a transaction in the
+middle of the next lease; or it takes its first step on another loop. So this is checked at the first step, too.
 
-They also talk to the server past the proxy: what it answers them with is told to the session here.
+They also talk to the server without the proxy. The errors that the server answers are passed to the session here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["bound_to_lease", "wrong_loop"]
 
 _LOOK: Final = "_check_conn_validity"
-# asyncpg's coroutine methods by name: a tracer may have put a plain function, which returns an awaitable, in the place
-# of one. What a newer asyncpg adds is recognised by itself.
+# asyncpg's coroutine methods by name: a tracer may have replaced one by a plain function that returns an awaitable. A
+# coroutine method of a newer asyncpg is recognised as such.
 _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
     Transaction: ("start", "commit", "rollback", "__aenter__", "__aexit__"),
     PreparedStatement: ("explain", "fetch", "fetchval", "fetchrow", "fetchmany", "executemany"),
@@ -41,20 +41,20 @@ _COROUTINES: Final[dict[type, tuple[str, ...]]] = {
     Cursor: ("fetch", "fetchrow", "forward"),
     CursorIterator: ("__anext__",),
 }
-# Those that run code of the caller's meanwhile: what gives the arguments may fail of another server.
+# Methods that run the caller's code meanwhile: an iterator of arguments may raise an error of another server.
 _CALL_BACK: Final = ("executemany", "fetchmany")
-# `start`, which the one calls, says that it comes too late; the other may, and knows what to do then.
+# `__aenter__` calls `start`, which checks by itself. `__aexit__` may come after the lease, and handles that.
 _LOOK_THEMSELVES: Final = ("__aenter__", "__aexit__")
-# What of an iterator talks to the server, once for many rows.
+# The methods of an iterator that talk to the server, once for many rows.
 _SENDERS: Final = ("_bind_exec", "_exec", "_close_portal")
-# What the server has answered; and what asyncpg says once the server has ended the session.
-_TOLD: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
-# What makes another of these, without a first step.
+# The server's errors, and asyncpg's error once the server has ended the session.
+_SESSION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
+# Methods that make another such object, without a first step.
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
 
 def bound_to_lease(resource: Any) -> Any:
-    """Have *resource*, as asyncpg has just made it, refuse a first step after its lease, or on another loop."""
+    """Make *resource*, new from asyncpg, refuse a first step after its lease or on another loop."""
     bound = _BOUND.get(type(resource))
     if bound is not None:
         resource.__class__ = bound
@@ -62,7 +62,7 @@ def bound_to_lease(resource: Any) -> Any:
 
 
 def wrong_loop(con: Connection, what: str) -> WrongLoop:
-    """Make the error for a use of *con*, or of what was made of it, on another loop; *what* is the method."""
+    """Make the error for a use of *con*, or of an object made from it, on another loop; *what* is the method."""
     here, proxy = running(), con._proxy
     pool = None if proxy is None else proxy._holder.pool
     name = "?" if pool is None else pool.name
@@ -95,7 +95,7 @@ def _subclass(kind: type) -> type:
 def _looks_twice(kind: type, name: str, public_name: str | None = None) -> Callable[..., Any]:
     @functools.wraps(getattr(kind, name))
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _run(kind, self, public_name or name, getattr(kind, name)(self, *args, **kwargs))  # which looks itself
+        return _run(kind, self, public_name or name, getattr(kind, name)(self, *args, **kwargs))  # the call checks, too
 
     return call
 
@@ -103,9 +103,10 @@ def _looks_twice(kind: type, name: str, public_name: str | None = None) -> Calla
 @functools.wraps(CursorIterator.__anext__)
 def _next_row(rows: Any) -> Any:
     """
-    Give the next row. The look would double the cost of one that has come already, and for which nothing is sent.
+    Return the next row. A check would double the cost of a row that has come already and needs no message to the
+    server.
 
-    Should something have to be sent for it after all, because another call was quicker, that is looked at.
+    If a message is needed after all, because another call was quicker, its own methods are checked.
     """
     if rows._buffer and rows._connection._loop is running():
         return CursorIterator.__anext__(rows)
@@ -113,13 +114,13 @@ def _next_row(rows: Any) -> Any:
 
 
 async def _run(kind: type, resource: Any, name: str, steps: Any) -> Any:
-    """Run asyncpg's coroutine, unless its first step would come too late, or is taken on another loop."""
+    """Run asyncpg's coroutine, unless its first step comes after the lease or on another loop."""
     con = resource._connection
     if con._loop is not running() or con._pool_release_ctr != resource._con_release_ctr:
         _check_first_step(kind, resource, name, steps)
     try:
         return await steps
-    except _TOLD as error:
+    except _SESSION_ERRORS as error:
         _tell_session(resource, error, is_hearsay=name in _CALL_BACK)
         raise_if_ended(error)
         raise
@@ -131,7 +132,7 @@ def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
             getattr(resource, _LOOK)(name)
         _check_loop(kind, resource, name)
     except BaseException:
-        getattr(steps, "close", bool)()  # it is known that nobody awaits it
+        getattr(steps, "close", bool)()  # no warning that it was never awaited
         raise
 
 
@@ -152,7 +153,7 @@ def _opening(factory: Any) -> Generator[Any, Any, Any]:
     _check_loop(CursorFactory, factory, "__await__")
     try:
         return bound_to_lease((yield from CursorFactory.__await__(factory)))
-    except _TOLD as error:
+    except _SESSION_ERRORS as error:
         _tell_session(factory, error)
         raise_if_ended(error)
         raise
@@ -160,7 +161,7 @@ def _opening(factory: Any) -> Generator[Any, Any, Any]:
 
 def _check_loop(kind: type, resource: Any, name: str) -> None:
     con = resource._connection
-    is_over = con._pool_release_ctr != resource._con_release_ctr  # which asyncpg has its own words for, or takes well
+    is_over = con._pool_release_ctr != resource._con_release_ctr  # asyncpg raises its own error then, or accepts it
     if con._loop is not running() and not is_over:
         raise wrong_loop(con, f"{kind.__name__}.{name}")
 

@@ -1,11 +1,13 @@
 """
-One asyncpg connection as the core sees it: looking, parking, resetting, closing.
+One asyncpg connection, as the core uses it: checking, parking, resetting, closing.
 
-What is reached of other people's private parts
------------------------------------------------
-All of it is in `internals.py` and `client_memory.py`, looked for when a connection is made. What is missing is
-gone without: the reset is awaited, or no query travels behind it, the fd stays in the selector, a closed loop's socket
-is left to the collector. That costs, and is never wrong.
+Which private attributes of asyncpg are used
+--------------------------------------------
+All of them are in `internals.py` and `client_memory.py`, and are looked up when a connection is made. A missing
+attribute
+disables the feature that needs it: the reset is awaited, or no query travels behind it, or the fd stays in the
+selector,
+or a closed loop's socket is left to the garbage collector. That costs time, and is never wrong.
 """
 
 from __future__ import annotations
@@ -41,17 +43,17 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 
-__all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "unheard"]
+__all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "without_query_loggers"]
 
-# A reset that is awaited, and was given no timeout, is given up after this.
+# An awaited reset without a timeout fails after this.
 RESET_SECONDS: Final = 30.0
 
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 
-# To a lent proxy: asyncpg's, this session's, and that by which they are counted. To its connection as many.
+# References to a lent proxy: asyncpg's, this session's, and the one made by counting. Its connection has as many.
 _REFERENCES: Final = 3
-# Later ones borrow references, and count some not at all.
+# From CPython 3.14 on, some references are borrowed, and not counted.
 _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
 
 # Bound once: see shard.py.
@@ -60,8 +62,8 @@ _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnC
 
 
 @contextlib.contextmanager
-def unheard(con: Connection) -> Iterator[None]:
-    """Keep what the pool itself asks of the server from the query loggers of its users."""
+def without_query_loggers(con: Connection) -> Iterator[None]:
+    """Hide the pool's own queries from the users' query loggers."""
     loggers, con._query_loggers = con._query_loggers, set()
     try:
         yield
@@ -71,7 +73,7 @@ def unheard(con: Connection) -> Iterator[None]:
 
 class SessionSettings(Protocol):
     """
-    What a session goes by. The driver that made it has this.
+    The settings of a session. The driver that made it has them.
 
     Attributes:
         session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
@@ -90,23 +92,23 @@ class SessionSettings(Protocol):
     clean_answers: dict[bytes, bytes]
 
     def warn_once(self, warning: str) -> None:
-        """Log why resets are not made as they were asked for, once per pool."""
+        """Log why resets are not made as requested, once per pool."""
 
 
 class AsyncpgSession:
     """
-    One asyncpg connection. To asyncpg, the holder that a pooled connection reports to.
+    One asyncpg connection. To asyncpg it is the holder of a pooled connection.
 
     Attributes:
-        owner: Who hears of what happens to it.
-        proxy: What the caller has of it, while it is lent.
-        pool: The pool, while it is lent; nothing else keeps a pool alive.
+        owner: Listens to what happens to the session.
+        proxy: The caller's proxy, while the connection is lent.
+        pool: The pool, while the connection is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next reset may take; None for `RESET_SECONDS`.
-        is_dirty: Whether the lease may have left something to reset, as far as its statements tell.
-        may_have_set_codecs: Whether the lease has called what changes type codecs, or something unknown.
-        calls: How many calls of the proxy's have begun and not ended.
-        is_exposed: Whether the caller may talk to the server by anything but those: a prepared statement, a cursor, a
-            transaction, the connection itself.
+        is_dirty: Whether the lease may have left something to reset, as far as its statements show.
+        may_have_set_codecs: Whether the lease has called a method that changes type codecs, or an unknown one.
+        calls: How many of the proxy's calls have begun and not ended.
+        is_exposed: Whether the caller may talk to the server by other means than those calls: a prepared statement, a
+            cursor, a transaction, the connection itself.
     """
 
     __slots__ = (
@@ -154,10 +156,10 @@ class AsyncpgSession:
         self._con: Connection | None = con
         self._loop = loop
         self._internals = internals = Internals(con)
-        self._uncounted_queries = 0  # by asyncpg, less those it has counted that were the pool's own
+        self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
         self._is_parked = False
         self._can_be_followed = False
-        self._ending: upstream.PoolConnectionProxy | None = None  # released, while the connection is reset or closed
+        self._ending: upstream.PoolConnectionProxy | None = None  # the released proxy, until the reset or close is done
         self._server_state: ServerState | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         fd = internals.socket_fd
@@ -175,9 +177,10 @@ class AsyncpgSession:
         """
         Find out whether a query may travel behind a reset.
 
-        It may not if the server at the other end is not the one that does the work, as its process id tells: a
-        PgBouncer gives a session away as soon as it has answered, whatever has been sent behind. A query behind a reset
-        would be lost, and waited for for ever. Nor may it if the server refuses the guard (see `asyncpg_reset.py`).
+        It may not if the process at the other end is not the one that was connected to, as its process id shows: a
+        PgBouncer gives a session to another client as soon as it has answered, whatever was sent behind. A query behind
+        a reset would be lost, and its caller would wait for ever. Nor may it if the server refuses the guard (see
+        `pipelined_reset.py`).
 
         Raises:
             TimeoutError: There was no answer for `RESET_SECONDS`.
@@ -196,17 +199,19 @@ class AsyncpgSession:
         self._can_be_followed = answer.comes_from(con.get_server_pid())
         if not self._can_be_followed:
             culprit = (
-                "something stands between the pool and the server, as a PgBouncer does"
+                "a proxy, such as PgBouncer, is between the pool and the server"
                 if answer.row
-                else "the server does not let exit_on_error be set"
+                else "the server refuses to set exit_on_error"
             )
             self._settings.warn_once(
-                f"{culprit}: a connection is lent again only when its reset has been answered, as with "
+                f"{culprit}: each connection is lent again only after the answer to its reset, as with "
                 'session_reset="confirmed"'
             )
 
     def prepare_reset(self, user: SessionUser | None) -> None:
-        """Learn how to reset the session to what it is now, *user* included; None for the one that it began with."""
+        """
+        Prepare to reset the session to its present state. *user* is the user it acts as; None for the one it began as.
+        """
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
@@ -220,22 +225,22 @@ class AsyncpgSession:
             self._answer = ResetProtocol(
                 self, internals.transport, internals.protocol, len(statements), is_guarded=is_guarded
             )
-        # What the methods of a user's own class do, or of a tracer's, is not in the statements they are given.
+        # The statements of a user's own class, or of a tracer's methods, are not seen.
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
         self.is_dirty = self._starts_dirty or self._settings.init is not None or self._settings.connect_hook is not None
         if user is not None:
-            self._uncounted_queries -= 1  # by which that was asked
+            self._uncounted_queries -= 1  # the query that asked for *user*
         self._memory.keep_codecs()
         self._keep_callbacks(con)
 
     def _keep_callbacks(self, con: Connection) -> None:
-        """Note the callbacks that leases are to find: those that asyncpg's own reset leaves."""
+        """Note the callbacks that each lease must find: those that asyncpg's own reset does not remove."""
         self._query_loggers = frozenset(con._query_loggers)
         self._termination_listeners = frozenset(con._termination_listeners)
 
     def _resets_in_passing(self, con: Connection) -> bool:
-        """Whether resets, and the guard against what comes unasked, do without a task that waits."""
+        """Whether resets are pipelined and idle connections guarded. Otherwise a task awaits the resets."""
         if self._settings.session_reset == "awaited" or self._is_custom(con):
             return False
         if not self._internals.can_reset_in_passing:
@@ -244,7 +249,7 @@ class AsyncpgSession:
         return True
 
     def _is_custom(self, con: Connection) -> bool:
-        """Whether the user has taken the reset into his own hands."""
+        """Whether the user has replaced the reset."""
         kind = type(con)
         return (
             self._settings.reset_hook is not None
@@ -262,7 +267,7 @@ class AsyncpgSession:
 
     @property
     def is_settled(self) -> bool:
-        """Whether no reset's answer is due."""
+        """Whether no answer to a reset is due."""
         return self._answer is None or not self._answer.is_due
 
     def is_connected(self) -> bool:
@@ -290,7 +295,7 @@ class AsyncpgSession:
         """
         Take the fd out of the selector.
 
-        Over TLS it is the transport below that has it: pausing the upper one alone leaves it registered.
+        Over TLS the lower transport has it: pausing the upper one alone leaves the fd registered.
         """
         transport = self._internals.plain or self._internals.transport
         if transport is not None and not self._is_parked and not transport.is_closing():
@@ -298,17 +303,20 @@ class AsyncpgSession:
             transport.pause_reading()
 
     def unpark(self) -> None:
-        """Put the fd back. To be called before closing, too: a close waits for ever for what no reader tells."""
+        """
+        Put the fd back. Needed before closing, too: a close waits for the end of the stream, which only a reader sees.
+        """
         if self._is_parked:
             self._is_parked = False
             (self._internals.plain or self._internals.transport).resume_reading()
 
     def is_dropped(self) -> bool:
         """
-        Whether nobody refers to the caller's proxy, nor to the connection, as a prepared statement does.
+        Whether nothing refers to the caller's proxy, nor to the connection, as a prepared statement does.
 
-        asyncpg has to refer to the proxy, for listeners are called with it; so nothing can tell when it goes, and
-        references are counted. Where the lease has listeners, they are what the connection is held for.
+        asyncpg has to refer to the proxy, because listeners are called with it. So no weak reference can tell when the
+        caller drops it, and references are counted instead. A lease with listeners is never dropped: the connection is
+        held for them.
         """
         con = self._con
         return (
@@ -322,12 +330,12 @@ class AsyncpgSession:
         )
 
     def _count_own_callbacks(self, con: Connection) -> int:
-        """Count the callbacks that are methods of the connection, each of which refers to it."""
+        """Count the callbacks that are methods of the connection. Each of them refers to it."""
         callbacks = [*self._query_loggers, *self._termination_listeners]
         return sum(getattr(callback.cb, "__self__", None) is con for callback in callbacks)
 
     def take_back(self) -> ReturnCheck:
-        """Send the reset, if it need not be awaited."""
+        """Send the reset, unless it has to be awaited."""
         con = self._con
         if con is None or con.is_closed() or self._server_state is ServerState.GOODBYE:
             return ReturnCheck.BROKEN
@@ -347,13 +355,13 @@ class AsyncpgSession:
         if self.may_have_set_codecs:
             self._restore_codecs(con)
         self._ending = None
-        # While an answer is due the caller has had none of its own, and is not owed one: the session is as it was.
+        # While an answer is due, the caller has had no answer of its own, so the session is unchanged.
         if answer.is_due or not self._query:
             return _READY
         return self._send_reset(con, answer)
 
     def _send_reset(self, con: Connection, answer: ResetProtocol) -> ReturnCheck:
-        """Reset the session, unless the lease has left nothing and that is enough."""
+        """Reset the session, unless the lease has left nothing and the settings allow to skip the reset then."""
         memory = self._memory
         is_dirty = self.is_dirty
         if memory.reported != memory.expected:
@@ -369,9 +377,9 @@ class AsyncpgSession:
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """
-        Whether asyncpg's protocol has, or may have, something to say before it can be bypassed.
+        Whether asyncpg's protocol is, or may be, in the middle of something, so that it cannot be bypassed.
 
-        To ask it whether it is busy is the dearest step of a lease, and needless if all the caller had was calls.
+        Asking whether it is busy is the most expensive step of a lease, and needless if the caller has only made calls.
         """
         return (
             self.calls > 0
@@ -383,26 +391,28 @@ class AsyncpgSession:
 
     def _is_busy(self) -> bool:
         """
-        Whether asyncpg's protocol is in the middle of something, as far as can be told.
+        Whether asyncpg's protocol is in the middle of something, as far as it shows.
 
-        While a COPY's sink takes its time, asyncpg waits for no answer, but has stopped reading.
+        While a COPY's sink is slow, asyncpg waits for no answer, but has stopped reading.
         """
         internals = self._internals
         return (internals.is_busy is not None and internals.is_busy()) or not internals.is_reading()
 
     def is_cancelling(self) -> bool:
-        """Whether asyncpg has the server cancel a query."""
+        """Whether asyncpg is having the server cancel a query."""
         return self._internals.is_busy is not None and bool(self._internals.protocol._is_cancelling())
 
     def patience_after(self, error: BaseException | None) -> float | None:
-        """Tell how long a release with *error* on its way may wait for the reset, in seconds; None: as it takes."""
+        """
+        Return how many seconds a release may wait for the reset while *error* is raised; None for as long as it takes.
+        """
         is_every_reset_awaited = self._answer is None
         if not is_every_reset_awaited and self.is_cancelling():
-            return LATE_SECONDS  # that query's time was up, whatever the caller has made of the error
+            return LATE_SECONDS  # the query's time was up, whatever the caller has made of its error
         return patience_after(error)
 
     async def reset(self) -> None:
-        """Reset the session by a query that is waited for."""
+        """Reset the session by an awaited query."""
         timeout, self.reset_timeout = self.reset_timeout, None
         async with asyncio.timeout(RESET_SECONDS if timeout is None else timeout):
             try:
@@ -425,8 +435,8 @@ class AsyncpgSession:
         if self._is_custom(con):
             await self._reset_by_user(con)
         else:
-            # As asyncpg's own, it is a query like others to a logger.
-            with contextlib.nullcontext() if self._settings.session_reset == "awaited" else unheard(con):
+            # With "awaited", as in asyncpg's own pool, loggers hear of the reset's query.
+            with contextlib.nullcontext() if self._settings.session_reset == "awaited" else without_query_loggers(con):
                 await con._reset()
                 if self._query:
                     await con.execute(self._query)
@@ -437,7 +447,9 @@ class AsyncpgSession:
         await self._verify(con)
 
     async def _reset_by_user(self, con: Connection) -> None:
-        """Reset the session by the user's own means. What callbacks they add is to stay: the lease's go before."""
+        """
+        Reset the session by the user's own code. Callbacks that it adds must stay, so the lease's are removed before.
+        """
         listeners = set(con._termination_listeners)
         self._restore_callbacks(con)
         try:
@@ -447,25 +459,25 @@ class AsyncpgSession:
             else:
                 await con.reset()
         except BaseException:
-            con._termination_listeners |= listeners  # they hear that the connection ends by this
+            con._termination_listeners |= listeners  # they must be called when the connection is closed for this
             raise
 
     async def _verify(self, con: Connection) -> None:
-        """Ask the server what an error has made doubtful: that it is there, and takes writes as it did."""
+        """Ask the server what an error has put in doubt: whether it answers, and still takes writes."""
         if self._server_state is None:
             return
         self._server_state = None
-        with unheard(con):
+        with without_query_loggers(con):
             is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
         if is_read_only and self._was_writable and self.owner is not None:
             self.owner.demoted()
 
     def _restore_callbacks(self, con: Connection) -> None:
         """
-        Forget what the lease registered, and bring back what it removed.
+        Remove the callbacks that the lease registered, and bring back those that it removed.
 
-        Listeners for notifications and for log messages go with each reset, as asyncpg has it; query loggers and
-        termination listeners, which asyncpg lets the lease's successors have, are again those that `init` left.
+        Listeners for notifications and for log messages go with each reset, as in asyncpg. Query loggers and
+        termination listeners, which asyncpg leaves to later leases, become again those that `init` left.
         """
         con._listeners.clear()
         con._log_listeners.clear()
@@ -477,13 +489,13 @@ class AsyncpgSession:
             callbacks.update(kept)
 
     def _has_foreign_codecs(self) -> bool:
-        """Whether the lease may have set codecs that cannot be taken back."""
+        """Whether the lease may have set codecs that cannot be restored."""
         return (
             self.may_have_set_codecs and not self._memory.can_restore_codecs and self._settings.session_reset != "never"
         )
 
     def _restore_codecs(self, con: Connection) -> None:
-        """Forget the codecs that the lease has set, unless nothing is to be reset."""
+        """Remove the codecs that the lease has set, unless nothing is to be reset."""
         if self.may_have_set_codecs and self._settings.session_reset != "never":
             self._memory.restore_codecs(con)
         self.may_have_set_codecs = False
@@ -493,24 +505,24 @@ class AsyncpgSession:
         if self._con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
         self._take_transport()
-        with unheard(self._con):
+        with without_query_loggers(self._con):
             await self._con.execute("SELECT 1")
 
     async def close(self) -> None:
-        """Say goodbye to the server, then close the socket."""
+        """Close the connection politely."""
         if self._con is not None:
             self._take_transport()
             self._show_proxy(self._con)
             await self._con.close()
 
     def _show_proxy(self, con: Connection) -> None:
-        """Have termination listeners called with what the caller had, if the end of its lease has led to this."""
+        """If the end of a lease has led to the close, have termination listeners called with that lease's proxy."""
         if self._ending is not None:
             con._set_proxy(self._ending)
             self._ending = None
 
     def _take_transport(self) -> None:
-        """Let asyncpg have its transport, now or as soon as the reset's answer has come."""
+        """Give the transport back to asyncpg: at once, or when the reset's answer has come."""
         answer = self._answer
         if answer is not None:
             answer.is_wanted = True
@@ -518,7 +530,7 @@ class AsyncpgSession:
                 answer.relieve()
 
     def abort(self) -> None:
-        """Close the socket without a word."""
+        """Close the socket without a goodbye."""
         con = self._con
         if con is not None:
             if self._answer is not None:
@@ -526,7 +538,10 @@ class AsyncpgSession:
             self._terminate(con)
 
     def _terminate(self, con: Connection) -> None:
-        """Terminate the connection without hearing of it. Its lease ends after: listeners are called with the proxy."""
+        """
+        Terminate the connection without telling the owner. The lease ends afterwards: listeners are called with its
+        proxy.
+        """
         self._con = None
         self._show_proxy(con)
         try:
@@ -539,15 +554,15 @@ class AsyncpgSession:
         con = self._con
         if forked:
             self._detach()
-            # Neither a goodbye nor an unregistration: the server and the epoll set are the parent's too. Nor a plain
-            # close: the transport would close the number once more, when it may be somebody else's.
+            # No goodbye and no unregistration: the server and the epoll set are the parent's too. No plain close
+            # either: the transport would close the number again, when it may be another file's.
             if self._identity is not None and self._identity.is_open():
                 replace_by_devnull(self._identity.fd)
         elif con is not None and (not self._loop.is_closed() or hasattr(self._internals.plain, "_sock")):
-            with contextlib.suppress(RuntimeError):  # the loop is closed: it was to be told
+            with contextlib.suppress(RuntimeError):  # asyncpg wants to use the loop, which is closed
                 self._terminate(con)
         self._detach()
-        if con is not None:  # else a goodbye was cut short: asyncpg has let go of it, its socket is open
+        if con is not None:  # else a polite close was cut short: asyncpg has dropped the open socket
             con._aborted = True
         is_over = forked or self._loop.is_closed()
         close_socket_of(self._internals.plain, for_good=is_over)
@@ -568,11 +583,11 @@ class AsyncpgSession:
     says_goodbye = True
 
     def is_idle(self) -> bool:
-        """Whether nobody has it."""
+        """Whether no caller has it."""
         return self.proxy is None
 
     def _release_on_close(self) -> None:
-        """Hear from asyncpg that the connection is closed, unless it was by `abort`."""
+        """Called by asyncpg when the connection is closed by anything but `abort`."""
         was_open = self._con is not None
         self._detach()
         if was_open and self.owner is not None:
@@ -597,17 +612,19 @@ class AsyncpgSession:
             self._take_transport()
         self.proxy = proxy
         self.pool = pool
-        # What the methods of a user's own class call is not seen.
+        # The calls of a user's own class are not seen.
         self.is_exposed = self.may_have_set_codecs = self._starts_exposed
         con._set_proxy(proxy)
         return con
 
     def call_failed(self, error: BaseException, *, is_hearsay: bool) -> None:
         """
-        Note what a call of the proxy's has failed with, which is *hearsay* if the call has run code of the caller's.
+        Note the error of a call of the proxy's. *is_hearsay* if the call has run the caller's code, which may have
+        raised it.
 
-        What fails is dirty: asyncpg looks types up, and turns a setting off and on again to that end. What is closed in
-        the middle, or failed in the client, may run on at the server, and asyncpg waits for its answer.
+        A failed call leaves the session dirty: asyncpg looks types up, and turns a setting off and on for that. An
+        operation that is closed in the middle, or failed in the client, may still run at the server, and asyncpg waits
+        for its answer.
         """
         self.is_dirty = self.is_exposed = True
         if is_hearsay:
@@ -616,17 +633,18 @@ class AsyncpgSession:
             self.heard(error)
 
     def heard(self, error: BaseException) -> None:
-        """Remember what an error that this connection has had says of its server."""
+        """Remember what an error of this connection says about its server."""
         server_state = ServerState.GOODBYE if is_refused_as_ended(error) else classify(error)
         if server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable):
             self._server_state = server_state
 
     def suspect(self, error: BaseException) -> None:
         """
-        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+        Check the server later if *error*, which has ended the caller's block, says something about a server.
 
-        That may be another. What this one has answered is heard by the calls that were answered, but for those that
-        run code of the caller's, a connection class's own methods, and the connection without its proxy.
+        It may have come from another server. Calls of the proxy report this server's own errors. Not reported are those
+        of calls that run the caller's code, of a connection class's own methods, and of a connection used without its
+        proxy.
         """
         server_state = classify(error)
         if self._server_state is None and (
@@ -646,9 +664,9 @@ class AsyncpgSession:
 
     def invalidate_derivatives(self) -> None:
         """
-        Make prepared statements, cursors and transactions of the lease useless; warn of listeners it left.
+        Invalidate prepared statements, cursors and transactions of the lease; warn of listeners it left.
 
-        asyncpg's `_on_release` is that, and looks for listeners at some length, where there are mostly none.
+        asyncpg's `_on_release` does that, and looks for listeners at some length, although there mostly are none.
         """
         con = self._con
         if con is None:
@@ -659,7 +677,10 @@ class AsyncpgSession:
             con._pool_release_ctr += 1
 
     def disown(self) -> None:
-        """End a lease that `setup` spoilt. The proxy keeps the connection: whoever has it is to see that it closes."""
+        """
+        End a lease whose `setup` failed. The proxy keeps the connection, and the caller of this must see that it
+        closes.
+        """
         self._ending = self.proxy
         self.proxy = self.pool = None
         if self._con is not None:
@@ -671,31 +692,31 @@ class AsyncpgSession:
 
     @property
     def clean_answer(self) -> bytes | None:
-        """What the server answers to this session's reset when there is nothing to reset; None until it has."""
+        """The server's answer to this session's reset when there is nothing to reset; None if not known yet."""
         return self._settings.clean_answers.get(self._message)
 
-    def learn(self, answer: bytes) -> None:
+    def keep_clean_answer(self, answer: bytes) -> None:
         """Keep what the server has just answered to a reset."""
         self._settings.clean_answers[self._message] = answer
 
-    def reported(self) -> None:
-        """Hear of a setting while nobody has the connection: by the reset, or because the server has been told so."""
+    def setting_reported(self) -> None:
+        """Note a setting reported while no caller has the connection: by the reset, or after a server-wide change."""
         self._memory.expect_this()
 
-    def answered(self) -> None:
-        """Hear that the reset is done. What the server has reported by then is what it reports of a session as made."""
+    def answer_complete(self) -> None:
+        """The reset is done. The settings reported by now are those of an unchanged session."""
         if self.proxy is None:
             self._memory.expect_this()
         if self.owner is not None:
             self.owner.settled()
 
-    def lost(self, reason: str) -> None:
-        """Hear that the connection was lost, or said what nobody had asked for, while nobody had it."""
+    def connection_gone(self, reason: str) -> None:
+        """The connection was lost, or received an unsolicited message, while no caller had it."""
         if self.owner is not None:
             self.owner.lost(reason)
 
-    def reset_failed(self, reason: str) -> None:
-        """Hear that it is not."""
+    def answer_failed(self, reason: str) -> None:
+        """The reset has failed."""
         if self.owner is not None:
             self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
             self.owner.lost("reset failed")

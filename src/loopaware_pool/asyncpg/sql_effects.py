@@ -1,19 +1,19 @@
 """
-Which statements leave a session as they found it, told from their text alone.
+Which statements leave a session unchanged, judged by their text alone.
 
-A statement is harmless if nothing that it says could change what a session reset restores: settings, role, advisory
-locks, listeners, open cursors. The judgement is conservative. A statement is read token by token, and whatever is not
-known to do no harm may do some: another kind of statement, a second one behind it, a function that is not in the list
-below, a type that is not, a character that could mean the text is to be read otherwise.
+A statement is harmless if nothing in it could change what a session reset restores: settings, role, advisory locks,
+listeners, open cursors. The judgement is conservative. A statement is read token by token, and anything that is not
+known to be harmless counts as harmful: another kind of statement, a second statement, a function or a type that is not
+listed below, a character that could give the text another meaning.
 
-What the text does not say cannot be judged: a function that the server calls of its own accord, for a trigger, a view,
-a rule, a policy, an operator, a cast, a default or a constraint, a function or a type of yours that bears a name in the
-list, and a function of yours that is written as if it were a column (`row.function`).
+The text does not show everything. It does not show the functions that the server calls for a trigger, a view, a rule, a
+policy, an operator, a cast, a default or a constraint. It does not show that a function or type of the user's has a
+listed name, or that a function of the user's is written like a column (`row.function`).
 
-PostgreSQL tells keywords from names by a grammar; this module, by the words next to them. Where a word could be either,
-it is taken for a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
+PostgreSQL tells keywords from names by a grammar; this module does by the neighbouring words. A word that could be
+either counts as a name. Tests compare the two on many statements, with every keyword of the grammar in every position.
 
-To judge a text takes about a microsecond for each of its words. A program that writes its values into its statements
+Judging a text takes about a microsecond for each of its words. A program that writes its values into its statements
 never sends one twice, and would pay for each. So a text is judged when it comes a second time.
 """
 
@@ -27,7 +27,8 @@ __all__ = ["is_known_to_leave_session_unchanged", "leaves_session_unchanged"]
 LONGEST_STATEMENT: Final = 4000  # characters; whatever is longer is not looked at
 STATEMENTS_REMEMBERED: Final = 2000
 
-# Comments nest. One that holds another is no gap here, nor is its slash a sign: such a text cannot be taken apart.
+# Comments nest. A comment that contains another does not match here, and its slash is no sign either, so that such a
+# text is not judged.
 _TOKEN: Final = re.compile(
     r"""
       (?P<gap>       [ \t\n\r\f\v]+ | --[^\n\r]* | /\*(?:(?!/\*|\*/).)*\*/ )
@@ -48,17 +49,17 @@ def _words(text: str) -> frozenset[str]:
 
 _STATEMENTS: Final = _words("select with values insert update delete")
 _WRITES: Final = _words("insert update delete")
-# What begins or ends a transaction, or a part of one. No expression has a place in it, so nothing is called.
+# Begin or end a transaction, or a part of one. They contain no expression, so they call nothing.
 _TRANSACTION_CONTROL: Final = _words("begin start commit end rollback abort savepoint release")
 
-# Reserved, or at least no name for a function or a type, so that what follows is an expression, a list or a query.
+# Keywords that name no function and no type, so that an expression, a list or a query follows.
 _KEYWORDS: Final = _words(
     "all and any array as between case distinct else except exists from group having in intersect lateral limit not "
     "offset on or returning select some then to union using values when where"
 )
 # Keywords that could name a function or a type, but not behind these.
 _KEYWORDS_BEHIND: Final = {"by": _words("group order partition"), "zone": _words("time")}
-# What an operand can stand behind: `like 'x'` is a literal there, of a type of that name.
+# Words before an operand: behind these, `like 'x'` is a literal of a type called "like".
 _BEFORE_OPERANDS: Final = _KEYWORDS | _words(
     "asymmetric both by default escape first for groups ilike leading like next placing range rows symmetric trailing "
     "variadic zone"
@@ -84,7 +85,7 @@ _FUNCTIONS: Final = _words(
     variance version websearch_to_tsquery width_bucket plainto_tsquery phraseto_tsquery to_tsquery to_tsvector ts_rank
     """
 )
-# How the names of those functions begin that take one argument and may leave something.
+# Prefixes of functions that take one argument and may leave something.
 _CALLED_AS_COLUMNS: Final = ("pg_advisory_", "pg_try_advisory_", "pg_replication_origin_", "setseed", "ts_stat")
 _TYPES: Final = _words(
     """
@@ -106,7 +107,7 @@ _NONE: Final = _Token("", "")
 
 
 _verdicts: Final[dict[str, bool]] = {}
-_seen_once: Final[set[int]] = set()  # hashes: two texts of one hash cost a judgement, not a wrong one
+_seen_once: Final[set[int]] = set()  # hashes: a collision costs a needless judgement, not a wrong one
 
 
 def is_known_to_leave_session_unchanged(statement: str) -> bool:
@@ -117,7 +118,7 @@ def is_known_to_leave_session_unchanged(statement: str) -> bool:
         statement: SQL, as the server gets it.
 
     Returns:
-        What `leaves_session_unchanged` says of a text that has come before; False of one that is new or too long.
+        The result of `leaves_session_unchanged` for a text that has come before; False for a new text, or a long one.
     """
     if len(statement) > LONGEST_STATEMENT:
         return False
@@ -140,7 +141,7 @@ def _judge_if_seen(statement: str) -> bool:
 
 def leaves_session_unchanged(statement: str) -> bool:
     """
-    Tell whether *statement* leaves the session as it is, as far as its text can tell (see above).
+    Tell whether *statement* leaves the session as it is, as far as its text shows (see above).
 
     Args:
         statement: SQL, as the server gets it.
@@ -170,7 +171,9 @@ def _is_harmless_statement(tokens: list[_Token]) -> bool:
 
 
 def _tokens(statement: str) -> list[_Token]:
-    """Take *statement* apart, words in lower case; nothing if it cannot be, or if there is more than one in it."""
+    """
+    Split *statement* into tokens, words in lower case. Empty if that is not possible, or if it has several statements.
+    """
     tokens: list[_Token] = []
     position = 0
     while position < len(statement):
@@ -179,7 +182,7 @@ def _tokens(statement: str) -> list[_Token]:
             return []
         kind, text = str(match.lastgroup), match.group()
         if kind == "word":
-            # Of a string's prefix, none but these are told from a type's name by the lack of a space.
+            # Only these prefixes of strings are told from type names by the missing space.
             is_prefix = text.lower() in _PREFIXES_OF_STRINGS and statement.startswith("'", match.end())
             if not is_prefix:
                 tokens.append(_Token(kind, text.lower() if text.isascii() else text))
@@ -192,7 +195,7 @@ def _tokens(statement: str) -> list[_Token]:
 
 
 def _names_written_to(tokens: list[_Token]) -> set[int]:
-    """Find the words of `INSERT INTO schema.table`, behind which a list of columns may stand that is no call."""
+    """Find the words of `INSERT INTO schema.table`. The parenthesis behind them is a list of columns, not a call."""
     found: set[int] = set()
     for i in range(2, len(tokens)):
         if tokens[i - 2].text == "insert" and tokens[i - 1].text == "into":
@@ -206,9 +209,9 @@ def _names_written_to(tokens: list[_Token]) -> set[int]:
 
 def _names_a_system_relation(tokens: list[_Token], targets: set[int]) -> bool:
     """
-    Whether a system table or view may be written to: an update of `pg_settings` sets what it is told.
+    Whether a system table or view may be written to: an update of `pg_settings` changes settings.
 
-    In a statement that writes, any name that begins as theirs do is enough, unless it is that of a call.
+    In a statement that writes, any name with such a prefix counts, unless it is that of a call.
     """
     return any(
         tokens[i].text.lstrip('"').startswith(("pg_", "information_schema"))
@@ -224,7 +227,7 @@ def _may_be_called_as_column(tokens: list[_Token], i: int) -> bool:
 
 
 def _is_known(tokens: list[_Token], i: int) -> bool:
-    """Whether a token does no harm where it stands."""
+    """Whether a token is known to be harmless where it stands."""
     kind, text = tokens[i]
     if kind in ("word", "quoted") and _may_be_called_as_column(tokens, i):
         return False
@@ -261,7 +264,7 @@ def _is_keyword(tokens: list[_Token], i: int) -> bool:
 
 
 def _begins_clause(tokens: list[_Token], i: int) -> bool:
-    """Whether a word before a parenthesis is no function's name for what stands before and behind it."""
+    """Whether a word before a parenthesis begins a clause, and so is no function's name."""
     word, last = tokens[i].text, tokens[i - 1].text
     if word == "conflict":
         return last == "on"
@@ -285,7 +288,7 @@ def _is_behind_call(tokens: list[_Token], i: int) -> bool:
 
 
 def _is_in_select(tokens: list[_Token], i: int) -> bool:
-    """Whether a SELECT comes before a token on its level: then `insert into` may be a column, and where it goes."""
+    """Whether a SELECT precedes a token on its level. Then `insert into` may be a column and the clause INTO."""
     while i > 0:
         i -= 1
         if tokens[i].text == ")":
@@ -305,7 +308,7 @@ def _opening(tokens: list[_Token], i: int) -> int:
 
 
 def _takes_string(tokens: list[_Token], i: int) -> bool:
-    """Whether a string behind a word is an operand, or a literal of a type that the server itself brings along."""
+    """Whether a string behind a word is an operand, or a literal of one of the server's own types."""
     word, last = tokens[i].text, tokens[i - 1].text
     if word in ("like", "ilike"):
         return _ends_operand(tokens, i - 2 if last == "not" else i - 1)

@@ -1,4 +1,4 @@
-"""What asyncpg's pool says and shows, so that ours says and shows it: its complaints, and what its tests look at."""
+"""asyncpg's error messages and the private attributes of its pool that programs and its tests read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ __all__ = ["Uncopied", "UpstreamPool", "check_connect_arguments", "check_kinds",
 def check_sizes(
     min_size: int, init_size: int, max_size: int, max_queries: float, max_inactive_connection_lifetime: float
 ) -> None:
-    """Complain as asyncpg does, in its order and its words; of a wrong type, which it takes no notice of, in ours."""
+    """
+    Raise asyncpg's errors, in its order and its words. For wrong types, which asyncpg does not check, the words are
+    ours.
+    """
     check_whole("max_size", max_size)
     check_whole("min_size", min_size)
     check_whole("init_size", init_size)
@@ -58,7 +61,7 @@ def check_sizes(
 def check_kinds(
     connection_class: type, record_class: type, loop: AbstractEventLoop | None, **callbacks: object
 ) -> None:
-    """Complain as asyncpg does of classes; of the rest, which it takes no notice of at first, in our words."""
+    """Raise asyncpg's errors for classes. For the rest, which asyncpg does not check at first, the words are ours."""
     if not _is_subclass(connection_class, Connection):
         raise TypeError(
             f"connection_class is expected to be a subclass of asyncpg.Connection, got {connection_class!r}"
@@ -75,28 +78,28 @@ def check_connect_arguments(
     given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
 ) -> None:
     """
-    Refuse names that no connect takes, without showing a value, which may be a password.
+    Refuse arguments that no connect takes, without showing a value, which may be a password.
 
     Args:
-        given: What is to be passed to each connect, besides the string.
-        takes_any: Whether that is a function of the user's.
-        own: The pool's own arguments, one of which may have been meant.
-        taken: Names that the pool passes itself.
+        given: What is passed to each connect, besides the DSN.
+        takes_any: Whether connecting is a function of the user's.
+        own: The pool's own arguments, to suggest one that may have been meant.
+        taken: Arguments that the pool passes itself.
 
     Raises:
-        TypeError: There is such a name.
+        TypeError: There is such an argument.
     """
     for name in given:
         if name in taken:
-            raise TypeError(f"{name}: an argument of the pool, that it was made with; it cannot be changed")
+            raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
     known = inspect.signature(asyncpg.connect).parameters
-    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # by who passes all on
+    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # a tracer's wrapper
     for name in [] if takes_any or is_traced else given:
         if name not in known:
-            where = "of asyncpg.connect" if not own else "of the pool, nor one of asyncpg.connect"
+            takers = "asyncpg.connect does not take it" if not own else "neither the pool nor asyncpg.connect takes it"
             near = difflib.get_close_matches(name, [*own, *known], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"unexpected argument {name!r}: not one {where}{hint}")
+            raise TypeError(f"unexpected argument {name!r}: {takers}{hint}")
 
 
 def _is_subclass(kind: object, base: type) -> bool:
@@ -104,7 +107,7 @@ def _is_subclass(kind: object, base: type) -> bool:
 
 
 class FreeHolder:
-    """Stands for a connection there might be."""
+    """Stands for a connection that could still be opened."""
 
     _con = None
     _in_use = None
@@ -123,7 +126,7 @@ FREE_HOLDER: Final = FreeHolder()
 
 
 class FreeSlots:
-    """Tells how many more connections could be lent, as a queue of them tells its size."""
+    """Tells how many more connections could be lent, in the form of a queue."""
 
     def __init__(self, count: int, maxsize: int) -> None:
         self._count = count
@@ -140,15 +143,18 @@ class FreeSlots:
 
 
 class Uncopied:
-    """A pool that cannot be pickled or copied: connections belong to one of one process, and a password to no file."""
+    """
+    A pool that cannot be pickled or copied: connections belong to one pool of one process, and a password must not be
+    stored.
+    """
 
     def __reduce__(self: Any) -> NoReturn:
-        """Say so."""
+        """Refuse."""
         raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
 
 
 class UpstreamPool(Uncopied, upstream.Pool):
-    """The part of a pool that asyncpg's connections, and its tests, look for."""
+    """The part of a pool that asyncpg's connections and its tests use."""
 
     _core: PoolCore
     _config: PoolConfig
@@ -166,7 +172,7 @@ class UpstreamPool(Uncopied, upstream.Pool):
     def _drop_type_cache(self) -> None:
         self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
 
-    # Programs read these, to tell a pool's size or where it connects to.
+    # Programs read these, as for a pool's size or its server.
     _initsize = property(attrgetter("_config.init_size"))
     _minsize = property(attrgetter("_config.min_size"))
     _maxsize = property(attrgetter("_config.max_size"))
@@ -185,7 +191,7 @@ class UpstreamPool(Uncopied, upstream.Pool):
 
     @property
     def _loop(self) -> AbstractEventLoop | None:
-        """The loop that was given; else any will do, so the one that runs."""
+        """The loop that was given; else the running one, as any will do."""
         return running() if self._home is None else self._home()
 
     @property

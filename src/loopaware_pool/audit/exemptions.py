@@ -1,10 +1,10 @@
 """
-The few fds that a process opens once, at first use of something, and keeps for as long as it lives: no leaks.
+The few fds that a process opens once, at the first use of something, and keeps for its whole life. They are no leaks.
 
-multiprocessing says which are its own. libuv, and with it uvloop, does not: it makes a pipe with one byte in it for its
-signal handling when the first loop is made. The audit has that made before it looks, and if uvloop is imported only
-later, knows the pipe by its byte. And with the first stream of each loop it opens /dev/null, to have an fd to give up
-when there are no more; one for each loop that is open is let pass.
+multiprocessing tells which are its own. libuv, and with it uvloop, does not. It makes a pipe with one byte in it, for
+its signal handling, when the first loop is made. The audit has uvloop make that pipe before the first look; if uvloop
+is imported only later, the audit recognises the pipe by its byte. And with the first stream of each loop, libuv opens
+/dev/null, to have an fd to close when there are no more; one for each open loop is exempt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_what_is_kept() -> bool:
     Have uvloop open what it keeps, if it is imported.
 
     Returns:
-        Whether it is.
+        Whether uvloop is imported.
     """
     uvloop: Any = sys.modules.get("uvloop")
     if uvloop is None:
@@ -45,7 +45,7 @@ def open_what_is_kept() -> bool:
 
 def kept_for_life(new: Collection[OpenFd], loops: Iterable[object], *, had_uvloop: bool) -> set[int]:
     """
-    Pick from what is *new* the numbers that are open for the life of the process, or of a loop.
+    Return the numbers among *new* that stay open for the life of the process, or of a loop.
 
     Args:
         new: What was opened since the audit began.

@@ -6,10 +6,10 @@ Finds out whether a piece of a program leaves fds, or registrations with an even
 
 What counts as left behind
 --------------------------
-What is open afterwards and was not before, told apart by inode and not by number: a number is soon given to another. A
-connection that took the place of one to the same address is not one more. Neither is what closes within a moment, as
-in another thread, or in a loop that has yet to go round; nor what only waits for the garbage collector, unless that is
-kept out of it; nor the few fds that Python's and uvloop's machinery opens once and keeps for the life of a process.
+What is open afterwards and was not before. Files are told apart by inode, because a number is soon reused. Not counted
+are: a connection that replaced one to the same address; what closes within a moment, as in another thread, or in the
+loop's next iteration; what only waits for the garbage collector, unless the audit must not run it; and the few fds that
+Python and uvloop open once and keep for the life of a process.
 
 Beside fds: a reader or writer whose fd is closed, or means another file by now. It was left in the selector.
 """
@@ -59,7 +59,7 @@ __all__ = [
 
 GRACE_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.01
-# Turns of the loop that are granted at once, before any time is: a transport closes its socket in the next.
+# Iterations of the loop before the first pause: a transport closes its socket in the next one.
 _TURNS: Final = 5
 _RECOUNTS: Final = 2
 _MOST_OF_A_POOL: Final = 100
@@ -67,16 +67,17 @@ _MOST_OF_A_POOL: Final = 100
 
 class FdAudit:
     """
-    Watches what is opened and not closed between its start and its end; a context manager, sync and async.
+    Finds what is opened and not closed between its start and its end. A context manager, sync and async.
 
-    The async form lets the loop go on for a moment if something is left, and also finds readers that the block has
-    added to that loop and nobody waits for. The sync form, in a coroutine, cannot.
+    The async form lets the loop go on for a moment if something is left. It also finds readers that the block has added
+    to that loop and that nothing waits for. The sync form, inside a coroutine, cannot.
 
     Args:
         trace: Whether to find out which line opened what. That patches `socket.socket` and the loops' classes
-            meanwhile, for all threads, and takes some microseconds for each socket, task and reader. It also looks at
-            loops that are closed meanwhile, before they are.
-        collect_garbage: Whether to run the garbage collector first, and again before anything is called left behind.
+            meanwhile, for all threads, and takes some microseconds for each socket, task and reader. It also checks
+            loops that are closed meanwhile, just before they are.
+        collect_garbage: Whether to run the garbage collector first, and again before anything is reported as left
+            behind.
         grace_seconds: How long what is left may take to be closed, in seconds.
 
     Raises:
@@ -118,30 +119,30 @@ class FdAudit:
 
     @property
     def delta(self) -> int:
-        """How many more fds are open than at the start, but for what is excluded; fewer: a negative number."""
+        """How many more fds are open than at the start, exempt and excluded ones not counted. Negative if fewer."""
         latest = self._latest()
         return len(latest.after) - len(self._before) - latest.excused
 
     @property
     def registrations(self) -> Registrations:
-        """Entries that were left in selectors; while the audit runs, that would be."""
+        """Entries left in selectors; while the audit runs, those that would be left if it ended now."""
         return self._latest().registrations
 
     @property
     def orphaned(self) -> tuple[OpenFd, ...]:
         """
-        What was opened meanwhile, and still was when a loop that watched it was closed; with tracing.
+        What was opened meanwhile, and was still open when a loop that watched it was closed. Needs tracing.
 
-        uvloop shows what a reader was added for by hand, and closes all else itself.
+        Of uvloop, only the fds of readers that were added by hand; uvloop closes all others itself.
 
-        It cannot be closed as it should be any more. The garbage collector may close it, sooner or later: then it is
-        not among what was left.
+        It cannot be closed properly any more. The garbage collector may close it, sooner or later; then it is not in
+        `leaked`.
         """
         return tuple(self._orphaned)
 
     @property
     def unseen(self) -> tuple[str, ...]:
-        """What this platform, and the loops that are open, do not show: a sentence each."""
+        """What this platform, and the open loops, do not show: a sentence each."""
         return (*blind_spots(), *self.registrations.unseen)
 
     @property
@@ -150,7 +151,7 @@ class FdAudit:
         return self._latest().is_clean
 
     def report(self) -> str:
-        """Say what was left behind, a line each."""
+        """Describe what was left behind, one line each."""
         latest = self._latest()
         if latest.is_clean:
             return "nothing was left behind"
@@ -165,7 +166,7 @@ class FdAudit:
 
     def check(self, tolerance: int = 0) -> None:
         """
-        Insist that nothing was left behind.
+        Raise if something was left behind.
 
         Args:
             tolerance: How many fds may be left open. Registrations may not.
@@ -180,7 +181,7 @@ class FdAudit:
 
     @contextmanager
     def excluding(self) -> Iterator[None]:
-        """Leave out what is opened in this block, as it is meant to stay open: a server for all tests, say."""
+        """Exclude what is opened in this block because it is meant to stay open, such as a server for all tests."""
         known = open_fds()
         try:
             yield
@@ -194,11 +195,11 @@ class FdAudit:
 
     def start(self, *, collect_first: bool = True) -> None:
         """
-        Begin; `with` does it.
+        Begin the audit; `with` does this.
 
         Args:
-            collect_first: Whether to collect garbage that is there already, as otherwise something open that vanishes
-                with it may be taken for something that was replaced. Not needed just after another audit.
+            collect_first: Whether to collect existing garbage. Otherwise something that vanishes with it may seem to
+                have been replaced by something new. Not needed just after another audit.
         """
         self._outcome = None
         self._stale_at_close.clear()
@@ -217,9 +218,9 @@ class FdAudit:
 
     def finish(self) -> None:
         """
-        End; `with` does it.
+        End the audit; `with` does this.
 
-        Waits for what is left to go, up to the grace; not in a coroutine, as the loop could not go on.
+        Waits for what is left to be closed, up to the grace time. Not in a coroutine, as its loop could not go on.
         """
         try:
             for pause in self._looks(0.0 if running_loop() is not None else self._grace_seconds):
@@ -228,10 +229,12 @@ class FdAudit:
             self.abandon()
 
     async def afinish(self) -> None:
-        """End; `async with` does it. Cancellation: the audit ends at once, with what is left at that moment."""
+        """
+        End the audit; `async with` does this. Cancellation: the audit ends at once, with what is left at that moment.
+        """
         try:
             for pause in self._looks(self._grace_seconds):
-                if self._loop is None:  # trio: there is nobody here to wait with
+                if self._loop is None:  # trio: no asyncio loop to wait on
                     time.sleep(pause)  # noqa: ASYNC251
                 else:
                     await asyncio.sleep(pause)
@@ -239,7 +242,7 @@ class FdAudit:
             self.abandon()
 
     def abandon(self) -> None:
-        """End at once, waiting for nothing."""
+        """End at once, without waiting."""
         self._outcome = self._latest()
         stop_tracing(self._loop_closes)
 
@@ -252,7 +255,7 @@ class FdAudit:
     ) -> None:
         if error is None:
             self.finish()
-        else:  # its traceback holds what it holds: there is nothing to wait for
+        else:  # its traceback keeps alive what the block used: waiting is useless
             self.abandon()
 
     async def __aenter__(self) -> Self:
@@ -274,7 +277,7 @@ class FdAudit:
 
     def _loop_closes(self, loop: AbstractEventLoop) -> None:
         self._stale_at_close += [stale for stale in stale_registrations(loop) if stale not in self._known_stale]
-        with suppress(AuditUnavailable):  # to close a loop must not fail because of us
+        with suppress(AuditUnavailable):  # closing a loop must not fail because of the audit
             new = [each for key, each in open_fds().items() if key not in self._before]
             held = held_by(loop)
             self._orphaned += [_with_line(each) for each in new if each.fd in held]
@@ -283,14 +286,14 @@ class FdAudit:
         return self._look() if self._outcome is None else self._outcome
 
     def _looks(self, grace_seconds: float) -> Iterator[float]:
-        """Look until nothing is left or the time is over; yields how long to wait before each next look, in seconds."""
+        """Look until nothing is left or the time is over. Yields how long to wait before each next look, in seconds."""
         outcome = self._look()
-        deadline = time.monotonic() + grace_seconds  # from here: to collect garbage can take longer than the grace
+        deadline = time.monotonic() + grace_seconds  # after the look: collecting garbage may take longer than the grace
         turns = 0
         while not outcome.is_clean and time.monotonic() < deadline:
             yield 0 if turns < _TURNS else _PAUSE_SECONDS
             turns += 1
-            # What is new since the first look was not left by the block: some thread comes and goes.
+            # What is new since the first look was not left by the block: other threads open and close files.
             outcome = self._look_once().only(outcome)
         self._outcome = outcome if outcome.is_clean or not turns else self._look().only(outcome)
 
@@ -343,7 +346,7 @@ class _Outcome:
         return not self.leaked and not self.registrations
 
     def only(self, earlier: _Outcome) -> _Outcome:
-        """Leave out what was not left behind at an *earlier* moment."""
+        """Leave out what was not there at an *earlier* moment."""
         leaked = {key: each for key, each in self.leaked.items() if key in earlier.leaked}
         entries = [each for each in self.registrations if each in earlier.registrations]
         return _Outcome(self.after, leaked, self.excused, Registrations(entries, self.registrations.unseen))
@@ -353,8 +356,8 @@ def _loops_with(fds: Mapping[Hashable, OpenFd]) -> list[AbstractEventLoop]:
     """
     List the loops that are open while *fds* are.
 
-    On Linux each has an epoll set, or at least a pair of sockets to wake itself; where there is none of either, every
-    object of the process need not be looked at.
+    On Linux each has an epoll set, or at least a pair of sockets to wake itself. If there is neither, the search
+    through all objects of the process is skipped.
     """
     if sys.platform == "linux" and not any(fd.kind in (EPOLL, SOCKET) for fd in fds.values()):
         return []
@@ -370,7 +373,7 @@ def _with_line(each: OpenFd) -> OpenFd:
 
 
 def _takes_a_place(new: OpenFd, gone: list[OpenFd]) -> bool:
-    """Whether *new* is there instead of one of *gone*, which is used up by that."""
+    """Whether *new* replaces one of *gone*, which is then removed from *gone*."""
     for old in gone:
         if _is_like(new, old):
             gone.remove(old)
@@ -379,7 +382,9 @@ def _takes_a_place(new: OpenFd, gone: list[OpenFd]) -> bool:
 
 
 def _is_like(new: OpenFd, old: OpenFd) -> bool:
-    """Whether both lead to the same place: a client's connections share their peer, a server's their own address."""
+    """
+    Whether both have the same address: a client's connections share their peer, a server's share their own address.
+    """
     if new.kind != old.kind:
         return False
     if new.peer is None or old.peer is None:
@@ -422,7 +427,7 @@ def assert_zero_fd_delta(
     grace_seconds: float = GRACE_SECONDS,
 ) -> FdAudit:
     """
-    Insist that a block leaves no fd open and no registration behind: `with` or `async with`.
+    Check that a block leaves no fd open and no registration behind: `with` or `async with`.
 
     Args:
         tolerance: How many fds may be left open.
@@ -449,15 +454,16 @@ async def fd_leak_per(
     """
     Measure how many fds are lost per so many runs of something: the article's figure is 5 per 10,000 queries.
 
-    What is opened to be kept is no leak, as the connections of a pool that grows. So each task runs *operation* once
-    before the count starts; and what is left is counted up to twice anew, and the least of it is told: a pool does not
-    grow for ever. (Not so where more is left than a pool may have grown by, as fds may run out.)
+    What is opened to be kept is no leak, such as the connections of a growing pool. So each task runs *operation* once
+    before the count starts. If something is left, the count is repeated up to twice, and the lowest result is returned:
+    a pool does not grow for ever. (It is not repeated if more is left than a pool may have grown by, as fds may run
+    out.)
 
     Args:
-        count: To how many runs the figure refers, as in `fd_leak_per(10_000, query)`.
+        count: The number of runs that the result refers to, as in `fd_leak_per(10_000, query)`.
         operation: What to run: a function without arguments, plain or a coroutine function.
         runs: How often to run it for each count; None for *count*.
-        tasks: How many run it at once.
+        tasks: How many tasks run it at once.
 
     Returns:
         Fds left open, per *count* runs.

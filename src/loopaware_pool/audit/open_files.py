@@ -1,9 +1,8 @@
 """
-Which files this process has open: sockets, pipes and all else, by the means of each platform.
+Which files this process has open: sockets, pipes and all others, by the means of each platform.
 
-Linux has a list of them in /proc/self/fd, and an inode tells two sockets apart. macOS and BSD have a list in /dev/fd,
-and sockets without an inode: there the two ends' addresses are part of what tells them apart. Windows has neither;
-psutil lists its sockets.
+Linux lists them in /proc/self/fd, and inodes tell two sockets apart. macOS and BSD list them in /dev/fd, and sockets
+have no inode: there the addresses of both ends help to tell them apart. Windows has no list; psutil lists its sockets.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ SOCKET: Final = "socket"
 
 _PROC_FD: Final = "/proc/self/fd"
 _DEV_FD: Final = "/dev/fd"
-# As <sys/syslimits.h> of macOS has it, for F_GETPATH.
+# As in macOS's <sys/syslimits.h>, for F_GETPATH.
 _LONGEST_PATH_BYTES: Final = 1024
 
 
 class AuditUnavailable(RuntimeError):
-    """The open files of this process cannot be known here; the message says why, and what to do."""
+    """The open files of this process cannot be listed here. The message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,11 @@ class OpenFd:
     Attributes:
         fd: Its number; None on Windows.
         kind: `"socket"`, `"pipe"`, `"file"`, `"eventpoll"` (an epoll set), or the kernel's own word for it.
-        inode: What tells it apart from others of its kind; None where there is none.
-        name: What a socket is bound to, or a file's path; empty if there is none to tell.
-        peer: Whom a socket is connected to; None if nobody, or if it is not a socket.
-        opened_at: The line that opened it, as `path:line in function`; None unless the audit was asked to trace, and it
-            was opened by Python code.
+        inode: Its inode, which tells it apart from others of its kind; None where there is none.
+        name: The address that a socket is bound to, or a file's path; empty if there is none.
+        peer: The address that a socket is connected to; None if it is not connected, or no socket.
+        opened_at: The line that opened it, as `path:line in function`; None unless the audit traces, and Python code
+            opened it.
     """
 
     fd: int | None
@@ -68,10 +67,10 @@ class OpenFd:
 
 def open_fds() -> dict[Hashable, OpenFd]:
     """
-    List what is open now, by what tells each apart for as long as it is open.
+    List what is open now, each under a key that stays the same for as long as it is open.
 
     Raises:
-        AuditUnavailable: It cannot be known on this platform, or not now.
+        AuditUnavailable: That is not possible on this platform, or not now.
     """
     try:
         return _reader()()
@@ -83,7 +82,7 @@ def open_fds() -> dict[Hashable, OpenFd]:
 
 
 def blind_spots() -> tuple[str, ...]:
-    """Say what this platform does not show, a sentence each."""
+    """Return what this platform does not show, one sentence each."""
     reader = _reader()
     if reader is _read_dev_fd:
         return ("sockets have no inode on this platform: one without addresses is known by its number alone",)
@@ -101,7 +100,7 @@ def _reader() -> Callable[[], dict[Hashable, OpenFd]]:
 
 
 def _read_proc() -> dict[Hashable, OpenFd]:
-    """Read /proc/self/fd, but for the fd that reading it takes: that one is closed by the time it is looked at."""
+    """Read /proc/self/fd. The fd that reading it takes is closed by the time it is looked at, so it is left out."""
     found: dict[Hashable, OpenFd] = {}
     for number in os.listdir(_PROC_FD):
         try:
@@ -117,7 +116,7 @@ def _read_proc() -> dict[Hashable, OpenFd]:
 
 
 def _kind_of(target: str) -> tuple[str, str]:
-    """Take apart what /proc says of an fd: `socket:[17]`, `anon_inode:[eventpoll]`, `/a/path`."""
+    """Parse what /proc says of an fd: `socket:[17]`, `anon_inode:[eventpoll]`, `/a/path`."""
     if target.startswith("/"):
         return FILE, target
     kind, _, rest = target.partition(":")
@@ -125,7 +124,7 @@ def _kind_of(target: str) -> tuple[str, str]:
 
 
 def _read_dev_fd() -> dict[Hashable, OpenFd]:
-    """Read /dev/fd; a number that is missing there, as on FreeBSD without fdescfs, is found by trying all."""
+    """Read /dev/fd. If it does not list all numbers, as on FreeBSD without fdescfs, all are tried."""
     found: dict[Hashable, OpenFd] = {}
     for number in _numbers():
         try:
@@ -175,7 +174,7 @@ def _path_of(fd: int) -> str:
 
 
 def _with_ends(described: OpenFd) -> OpenFd:
-    """Add a socket's addresses, by way of a second number for it that is closed at once."""
+    """Add a socket's addresses, by way of a duplicate that is closed at once."""
     if described.kind != SOCKET or described.fd is None:
         return described
     try:
@@ -183,7 +182,7 @@ def _with_ends(described: OpenFd) -> OpenFd:
     except OSError:
         return described
     try:
-        # SocketType is the class below socket.socket: not the one that tracing looks at.
+        # SocketType is the base class of socket.socket; tracing patches only the latter.
         same = socket.SocketType(fileno=number)
     except OSError:  # another file has that number by now
         os.close(number)
@@ -198,7 +197,7 @@ def _with_ends(described: OpenFd) -> OpenFd:
 
 
 def _words(family: int, kind: int) -> str:
-    """Say what sort of socket it is: `TCP`, `UDP`, `Unix`, or its family's name."""
+    """Return the sort of a socket: `TCP`, `UDP`, `Unix`, or its family's name."""
     if family == getattr(socket, "AF_UNIX", None):
         return "Unix"
     if family in (socket.AF_INET, socket.AF_INET6):
@@ -210,7 +209,7 @@ def _words(family: int, kind: int) -> str:
 
 
 def _end(ask: Callable[[], Any]) -> str:
-    """Say where one end of a socket is; empty if it is nowhere."""
+    """Return the address of one end of a socket; empty if it has none."""
     try:
         return _address(ask())
     except OSError:

@@ -1,13 +1,13 @@
 """
-Who is registered with which loop, and which of these registrations are stale.
+What is registered with which loop, and which of these registrations are stale.
 
-asyncio's selector has a map of what it watches, and the kernel has a list of its own (`tfd:` lines in
-/proc/self/fdinfo, Linux). The kernel forgets a closed file by itself, the map does not: an entry that only the map has
-is of a file that is gone, and its number, if it is open, means another. That next file is then never heard of, for to
-the selector its registration looks like no change.
+asyncio's selector has a map of what it watches, and the kernel has its own list (`tfd:` lines in /proc/self/fdinfo,
+Linux). The kernel forgets a closed file by itself, the map does not. So an entry that only the map has belongs to a
+file that is gone; if its number is open, it means another file. That file is then never reported, because its
+registration looks to the selector like no change.
 
-uvloop shows the readers and writers that were added by hand, and not what libuv watches for its transports. Whether
-such a reader is for the file that its number means now is known if the audit saw it added.
+uvloop shows the readers and writers that were added by hand, but not what libuv watches for its transports. Whether the
+number of such a reader still means the same file is known only if the audit saw it being added.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ __all__ = [
     "watches",
 ]
 
-# How long another thread's loop is given between two looks at it: it may be half-way through a change.
+# The pause between two looks at another thread's loop, which may be in the middle of a change.
 _SECOND_LOOK_SECONDS: Final = 0.02
 
 CLOSED: Final = "closed"
 REUSED: Final = "reused"
 LEFT: Final = "left"
-# From a handle over its function, the function's cells and an object in one of them to that object's attributes.
+# From a handle to its function, the function's cells, an object in one of them, and that object's attributes.
 _STEPS: Final = 5
 _TOO_MANY: Final = 10_000
 _REASONS: Final = {
@@ -68,13 +68,13 @@ class Registration:
 
     Attributes:
         fd: The number that it watches.
-        reason: `"closed"`: nothing is open as *fd*; `"reused"`: something else is, by now; `"left"`: it was added
-            meanwhile, and nobody waits for it.
+        reason: `"closed"`: nothing is open as *fd*; `"reused"`: another file is, by now; `"left"`: it was added
+            meanwhile, and nothing waits for it.
         loop: The loop, by its class and address.
-        reader: Where the function is that is called when there is something to read; None if there is none, or the loop
-            does not tell.
+        reader: Where the function is that is called when there is something to read; None if there is none, or it is
+            hidden.
         writer: The same for writing.
-        added_at: The line that added it, as `path:line in function`; None unless the audit was asked to trace.
+        added_at: The line that added it, as `path:line in function`; None unless the audit traces.
     """
 
     fd: int
@@ -98,7 +98,7 @@ class Registrations(list[Registration]):
     A list of registrations.
 
     Attributes:
-        unseen: What the loops asked do not show, a sentence each; empty if all was seen.
+        unseen: What the loops do not show, one sentence each; empty if all was seen.
     """
 
     unseen: tuple[str, ...]
@@ -109,7 +109,7 @@ class Registrations(list[Registration]):
 
 
 class Watch(NamedTuple):
-    """One entry of a loop: `entry` is the loop's own object, `callbacks` the reader's and the writer's, or None."""
+    """One entry of a loop. `entry` is the loop's own object; `callbacks` are the reader's and the writer's, or None."""
 
     entry: object
     callbacks: tuple[Any, Any]
@@ -138,8 +138,8 @@ def stale_registrations(loop: AbstractEventLoop | None = None) -> Registrations:
         loop: The loop to look at; None for all that are open in this process.
 
     Returns:
-        What was found, a list; its attribute `unseen` says what could not be seen. A loop at work in another thread is
-        looked at twice, 20 ms apart, if something was found.
+        A list; its attribute `unseen` says what could not be seen. If something is found on a loop that runs in another
+        thread, the loop is looked at again after 20 ms.
     """
     loops = open_loops() if loop is None else [loop]
     found = [registration for one in loops for registration in _find_stale(one)]
@@ -150,21 +150,23 @@ def _find_stale(loop: AbstractEventLoop) -> list[Registration]:
     found = _stale_once(loop)
     if found and loop.is_running() and not _is_mine(loop):
         time.sleep(_SECOND_LOOK_SECONDS)
-        # The very same entry: a busy loop makes new ones all the time, which may look alike.
+        # Compare the objects: a busy loop makes new entries all the time, which may look alike.
         again = _stale_once(loop)
         found = {key: seen for key, seen in found.items() if key in again and again[key].entry is seen.entry}
     return [seen.registration for seen in found.values()]
 
 
 def open_loops() -> list[AbstractEventLoop]:
-    """List the event loops of this process that are not closed: it takes milliseconds to look at every object."""
+    """
+    List the event loops of this process that are not closed. This looks at every object, which takes milliseconds.
+    """
     if "asyncio" not in sys.modules:
         return []
     kinds = _kinds_of(asyncio.AbstractEventLoop)
-    # type(), not isinstance(): a proxy may answer that by an error.
+    # type(), not isinstance(): a proxy object may raise an error.
     found = [each for each in gc.get_objects() if type(each) in kinds and not _is_closed(each)]
     running = running_loop()
-    if running is not None and running not in found:  # gc.freeze() has hidden it
+    if running is not None and running not in found:  # hidden by gc.freeze()
         found.append(running)
     return found
 
@@ -178,7 +180,7 @@ def _kinds_of(kind: type) -> set[type]:
 
 
 def watches(loop: AbstractEventLoop) -> dict[int, Watch]:
-    """Show what *loop* watches on somebody's behalf: not its own sockets, nor its transports'."""
+    """Return what *loop* watches for other code: not its own sockets, nor its transports'."""
     own = _own_fds(loop)
     return {
         fd: watch
@@ -188,17 +190,19 @@ def watches(loop: AbstractEventLoop) -> dict[int, Watch]:
 
 
 def held_by(loop: AbstractEventLoop) -> set[int]:
-    """List the fds that *loop* watches, its transports' included; but its own, and those that it is about to close."""
+    """
+    Return the fds that *loop* watches, its transports' included; not its own, nor those that it is about to close.
+    """
     return _look(loop).entries.keys() - _own_fds(loop) - closing_fds(loop)
 
 
 def left(loop: AbstractEventLoop, fd: int, watch: Watch) -> Registration | None:
-    """Say that *watch* of *fd* was left behind; None if somebody waits for it."""
+    """Describe *watch* of *fd* as left behind; None if something waits for it."""
     return None if _is_awaited(watch) else _describe(loop, fd, watch, LEFT)
 
 
 def closing_fds(loop: AbstractEventLoop) -> set[int]:
-    """List the fds that *loop* will close as soon as it goes on: their transports are closed already."""
+    """Return the fds that *loop* closes in its next iteration: their transports are closed already."""
     transports = getattr(loop, "_transports", None) or {}
     return {fd for fd, transport in list(transports.items()) if transport.is_closing()}
 
@@ -226,7 +230,7 @@ def _look(loop: AbstractEventLoop) -> _Sight:
 
 
 def _epoll_of(loop: AbstractEventLoop) -> int | None:
-    """Find the fd of *loop*'s epoll set; None if it has none, or /proc does not show what is in it."""
+    """Find the fd of *loop*'s epoll set; None if it has none, or if /proc does not show its contents."""
     selector = getattr(loop, "_selector", None)
     ask: Callable[[], int] | None = getattr(loop, "_get_backend_id", None) or getattr(selector, "fileno", None)
     fd = None if ask is None else ask()
@@ -234,7 +238,7 @@ def _epoll_of(loop: AbstractEventLoop) -> int | None:
 
 
 def _kernel_inodes(epoll: int) -> dict[int, int]:
-    """Ask the kernel which fd numbers an epoll set watches, and the inode of each."""
+    """Read from the kernel which fd numbers an epoll set watches, and the inode of each."""
     found = {}
     with open(f"/proc/self/fdinfo/{epoll}") as lines:
         for line in lines:
@@ -246,7 +250,7 @@ def _kernel_inodes(epoll: int) -> dict[int, int]:
 
 
 def _uvloop_polls(loop: AbstractEventLoop) -> dict[int, Any] | None:
-    """Find uvloop's own map of readers and writers: a dict that the collector, and nobody else, gets to see."""
+    """Find uvloop's own map of readers and writers, a dict that only the garbage collector shows."""
     if not is_uvloop(loop):
         return None
     held = [each for each in gc.get_referents(loop) if type(each) is dict and each]
@@ -260,7 +264,7 @@ def _uvloop_callbacks(poll: object) -> tuple[Any, Any]:
 
 
 def _own_fds(loop: AbstractEventLoop) -> set[int]:
-    """List the fds by which *loop* wakes itself."""
+    """Return the fds with which *loop* wakes itself."""
     own = getattr(loop, "_ssock", None)
     held = [own] if own is not None else gc.get_referents(loop)
     return {each.fileno() for each in held if isinstance(each, socket.socket)}
@@ -302,7 +306,7 @@ def _why_stale(loop: AbstractEventLoop, fd: int, watch: Watch | None, kernel: di
         return REUSED if kernel[fd] != inode else None
     if selector_keys(loop) is not None:
         return REUSED if kernel is not None else None
-    # libuv tells the kernel at its next turn: that the kernel does not know the fd yet proves nothing.
+    # libuv tells the kernel in its next iteration, so a missing entry proves nothing.
     seen = added(loop, fd)
     return REUSED if watch is not None and seen is not None and _is_other(seen.identity) else None
 
@@ -321,12 +325,12 @@ def _name(loop: AbstractEventLoop) -> str:
     return f"{type(loop).__name__} at {id(loop):#x}"
 
 
-# ---- who waits for it ----
+# ---- what waits for it ----
 
 
 def _callback_of(handle: Any) -> Any:
     callback = getattr(handle, "_callback", None)
-    if callback is None:  # uvloop's handles keep theirs to themselves
+    if callback is None:  # uvloop's handles hide theirs
         callback = next(
             (each for each in gc.get_referents(handle) if callable(each) and not isinstance(each, type)), None
         )
@@ -336,7 +340,7 @@ def _callback_of(handle: Any) -> Any:
 
 
 def _place(handle: Any) -> str:
-    """Say where a handle's function is, and nothing of what it is called with."""
+    """Return where a handle's function is, and nothing about its arguments."""
     callback = _callback_of(handle)
     if callback is None:
         return "not shown"
@@ -353,7 +357,7 @@ def _is_the_loops(handle: Any) -> bool:
 
 
 def _is_awaited(watch: Watch) -> bool:
-    """Whether a callback of *watch* leads, in a few steps, to a future that is yet to come."""
+    """Whether a callback of *watch* leads, in a few steps, to a future that is not done."""
     ring = [handle for handle in watch.callbacks if handle is not None]
     for _ in range(_STEPS):
         ring = [each for one in ring for each in gc.get_referents(one) if not _leads_everywhere(each)]

@@ -1,9 +1,9 @@
 """
-Which line opened a socket, or asked a loop to watch one: while somebody asks for it, and not a moment longer.
+Which line opened a socket, or asked a loop to watch one. Traced only while an audit asks for it.
 
-Sockets of Python's own class are seen as they are made. Those that a driver or a loop makes in C are not; they are
-seen when a loop is asked to watch them, or when uvloop hands them over as a transport. What a task opens that a library
-has started on a caller's behalf counts as opened by the line that started it.
+Sockets of Python's own class are seen when they are made. Those that a driver or a loop makes in C are not; they are
+seen when a loop is asked to watch them, or when uvloop returns them as a transport. If a library has started a task for
+a caller, what the task opens counts as opened by the line that started it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Added:
 
     Attributes:
         identity: The socket it was for; None if its number was not open.
-        line: Who asked for it.
+        line: The line that added it.
     """
 
     __slots__ = ("identity", "line")
@@ -51,7 +51,7 @@ class Added:
 
 
 class _Book:
-    """What was seen, by what is open or alive: it does not grow with time."""
+    """What was seen, keyed by what is open or alive, so that it does not grow with time."""
 
     def __init__(self) -> None:
         self.sockets: dict[int, tuple[SocketIdentity, str | None]] = {}
@@ -60,7 +60,7 @@ class _Book:
 
 
 class _Tracing:
-    """The patches, and who wants them."""
+    """The patches, and the audits that need them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -74,7 +74,7 @@ _tracing = _Tracing()
 
 def start_tracing(before_close: Callable[[AbstractEventLoop], None]) -> None:
     """
-    Trace from now on, until as many have stopped it as have started it. Any thread may.
+    Trace from now on, until every audit that has started this has stopped it. From any thread.
 
     Args:
         before_close: Called with each loop that is about to be closed, in its thread.
@@ -86,7 +86,7 @@ def start_tracing(before_close: Callable[[AbstractEventLoop], None]) -> None:
 
 
 def stop_tracing(before_close: Callable[[AbstractEventLoop], None]) -> None:
-    """Trace no longer for whoever gave *before_close*."""
+    """Stop tracing for the audit that gave *before_close*."""
     with _tracing.lock:
         if before_close not in _tracing.closing:
             return
@@ -98,13 +98,13 @@ def stop_tracing(before_close: Callable[[AbstractEventLoop], None]) -> None:
 
 
 def opened_at(fd: int) -> str | None:
-    """Say which line opened what is open as *fd* now; None if that was not seen."""
+    """Return the line that opened what is open as *fd* now; None if that was not seen."""
     known = _tracing.book.sockets.get(fd)
     return known[1] if known is not None and known[0].is_open() else None
 
 
 def added(loop: AbstractEventLoop, fd: int) -> Added | None:
-    """Say what the last reader or writer of *fd* was added for, and by whom; None if that was not seen."""
+    """Return what the last reader or writer of *fd* was added for, and by which line; None if that was not seen."""
     return _tracing.book.added.get(loop, {}).get(fd)
 
 
@@ -135,7 +135,7 @@ def _patch(kind: Any, name: str, wrap: Callable[[Any], Any]) -> None:
 
     def undo() -> None:
         if vars(kind).get(name) is not patched:
-            return  # somebody else has patched it since, and calls this patch: it does no harm
+            return  # other code has patched it since, and calls this patch, which does no harm
         if inherited:
             delattr(kind, name)
         else:
@@ -196,7 +196,7 @@ def _seen_close(original: Any) -> Any:
 
 
 def _note_socket(fd: int, line: str | None, *, keep: bool = False) -> None:
-    """Note who opened *fd*; with *keep*, only if nobody is known to have."""
+    """Note which line opened *fd*; with *keep*, only if none is known."""
     identity = _identity(fd)
     if identity is None:
         return
@@ -217,10 +217,10 @@ def _identity(fd: int) -> SocketIdentity | None:
 
 def _line() -> str | None:
     """
-    Say which line of the user's code is at work: the innermost that is no library's.
+    Return the line of the user's code that is running: the innermost line that is not in a library.
 
-    A task's own frames end at its outermost coroutine; what comes before is the loop, and whoever runs it. If there is
-    no line of the user's in them, the one that started the task did it.
+    A task's own frames end at its outermost coroutine; the frames outside belong to the loop and its caller. If none of
+    the task's own lines is the user's, the line that started the task counts.
     """
     task = None if running_loop() is None else asyncio.current_task()
     outermost = None if task is None else _outermost(task)
@@ -236,7 +236,7 @@ def _line() -> str | None:
 
 
 def running_loop() -> AbstractEventLoop | None:
-    """Say which loop runs in this thread, if one does."""
+    """Return the loop that runs in this thread, if one does."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -249,7 +249,7 @@ def _outermost(task: Task[Any]) -> FrameType | None:
 
 
 def _runs_a_loop(frame: FrameType) -> bool:
-    """Whether what *frame* has called is the loop's doing, and not its caller's."""
+    """Whether *frame* is the loop's, so that the frames outside it have nothing to do with what is running."""
     code = frame.f_code
     if code.co_filename == asyncio.runners.__file__:
         return running_loop() is not None
@@ -276,13 +276,13 @@ def _is_library(path: str) -> bool:
     parts = path.split(os.sep)
     if path.startswith("<frozen ") or _is_stdlib(path) or "site-packages" in parts or "dist-packages" in parts:
         return True
-    # Elsewhere, as where a function is deployed, what was installed stands beside the record of its installation.
+    # Elsewhere, as in a deployed function, an installed package is beside the record of its installation.
     return any(name in _installed_in(os.sep.join(parts[:end])) for end, name in enumerate(parts) if end)
 
 
 @cache
 def _installed_in(folder: str) -> frozenset[str]:
-    """List the files and folders in *folder* that an installer has put there."""
+    """Return the files and folders in *folder* that an installer has put there."""
     try:
         records = [name for name in os.listdir(folder or os.sep) if name.endswith(".dist-info")]
     except OSError:

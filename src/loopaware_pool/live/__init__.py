@@ -1,4 +1,4 @@
-"""A live view of pools, for whoever asks from outside the process: `loopaware-pool top`, curl, a script."""
+"""A live view of pools, for readers outside the process: `loopaware-pool top`, curl, a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a live view is: a Unix socket's path, or a host and a port."""
+"""The address of a live view: a Unix socket's path, or a host and a port."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class HostPort:
 
     Attributes:
         host: A name or a numeric address, without brackets.
-        port: Its number; 0 has the system choose one.
+        port: Its number; with 0 the system chooses one.
     """
 
     host: str
     port: int
 
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it. Of names that is known of `localhost` alone."""
+        """Whether only this machine can reach it. Of names, only `localhost` is known to be so."""
         if self.host == "localhost":
             return True
         try:
@@ -62,13 +62,13 @@ Address = SocketPath | HostPort
 
 def parse_address(address: str | os.PathLike[str]) -> Address:
     """
-    Understand an address.
+    Parse an address.
 
     Args:
-        address: A path, `host:port`, or `http://host:port`. What has no colon is a path.
+        address: A path, `host:port`, or `http://host:port`. A string without a colon is a path.
 
     Raises:
-        TypeError: It is no text and no path.
+        TypeError: It is no string and no path.
         ValueError: It is neither. The message shows no password, in case it is a DSN.
     """
     text: object = os.fspath(address) if isinstance(address, os.PathLike) else address

@@ -1,9 +1,9 @@
 """
-A live view of pools, for whoever asks from outside the process: `loopaware-pool top`, curl, a script.
+A live view of pools, for readers outside the process: `loopaware-pool top`, curl, a script.
 
-It is served by threads of its own, not on an event loop: a view is needed most when a loop stands still. What it
-shows is read from `stats()` and `fd_report()`, which wait for nobody. HTTP over a Unix socket or TCP, one request for
-each connection: `GET /` answers with `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
+It has threads of its own and uses no event loop: it is needed most when a loop is blocked. Its data come from `stats()`
+and `fd_report()`, which never wait. It speaks HTTP over a Unix socket or TCP, with one request for each connection:
+`GET /` returns `Snapshot.to_json()`. Nothing is opened until `serve_live` is called.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ __all__ = ["LiveView", "serve_live"]
 
 logger = logging.getLogger("loopaware_pool")
 
-# For a client to say what it wants, and as long again to take it: `close()` waits so long.
+# How long a client may take to send its request, and again to read the answer. `close()` waits for that long.
 REQUEST_SECONDS: Final = 1.0
-# Where there are more, whoever came first has had the longest time to ask.
+# If more clients come, the oldest is disconnected: it has had the most time.
 MOST_CLIENTS: Final = 16
-# After a connection could not be accepted.
+# The pause after a connection could not be accepted.
 ACCEPT_RETRY_SECONDS: Final = 0.1
 _PROBE_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
@@ -58,32 +58,32 @@ def serve_live(
     """
     Serve a live view of pools, until it is closed or the process ends.
 
-    A child of `fork` has none: it may open one of its own, at another address.
+    A child of `fork` has none. It may open its own, at another address.
 
     Args:
-        pools: One of this package's pools, or several. They are held weakly: one that nobody else has disappears.
-        address: The path of a Unix socket, which is made with mode 0600, or `host:port`, where port 0 has the system
-            choose one.
-        allow_remote: Whether a host may be one that other machines reach. There is no password, and no encryption.
+        pools: One of this package's pools, or several. They are held weakly: a pool that is dropped disappears.
+        address: The path of a Unix socket, which is made with mode 0600; or `host:port`, where for port 0 the system
+            chooses one.
+        allow_remote: Whether other machines may reach the host. There is no password, and no encryption.
 
     Returns:
         A context manager that closes the view.
 
     Raises:
-        TypeError: *pools* are no pools, or *address* is no text and no path.
-        ValueError: The address is not understood, or is not a loopback one although *allow_remote* is False.
-        OSError: The address cannot be had; `filename` is the address. `EADDRINUSE`: somebody serves there. `EEXIST`: a
-            file is there that is no socket.
+        TypeError: *pools* are no pools, or *address* is no string and no path.
+        ValueError: The address cannot be parsed, or is not a loopback address although *allow_remote* is False.
+        OSError: The address cannot be used; `filename` is the address. `EADDRINUSE`: another process serves there.
+            `EEXIST`: a file is there that is no socket.
     """
     return LiveView(_check_pools(pools), address, allow_remote=allow_remote)
 
 
 class LiveView:
     """
-    A live view that is served; made by `serve_live`.
+    A live view that is being served; made by `serve_live`.
 
     Attributes:
-        address: Where, as `loopaware-pool top` takes it.
+        address: Its address, as `loopaware-pool top` takes it.
     """
 
     def __init__(self, pools: tuple[Viewed, ...], address: str | os.PathLike[str], *, allow_remote: bool) -> None:
@@ -98,7 +98,7 @@ class LiveView:
         self._spare_lock = threading.Lock()
         with ExitStack() as undo:
             self._listener = undo.enter_context(_listen(where))
-            self._listener.setblocking(False)  # a client may be gone again when it is accepted
+            self._listener.setblocking(False)  # a client may be gone before it is accepted
             self._socket_file = _SocketFile(where.path) if isinstance(where, SocketPath) else None
             if self._socket_file is not None:
                 undo.callback(self._socket_file.remove)
@@ -115,15 +115,15 @@ class LiveView:
         """
         Stop serving, and close and remove the socket. Waits for clients that are being answered, 2 s at most.
 
-        From any thread, and more than once.
+        May be called from any thread, and more than once.
         """
         atexit.unregister(self.close)
         with contextlib.suppress(OSError):  # closed already
             self._waker.shutdown(socket.SHUT_WR)
         self._thread.join()
 
-    def forked(self) -> None:
-        """Let go, in a child process, of what is the parent's."""
+    def start_afresh_in_child(self) -> None:
+        """Close, in a child process, what belongs to the parent."""
         atexit.unregister(self.close)
         for inherited in (self._listener, self._spare, self._waker, self._woken, *self._clients):
             inherited.close()
@@ -156,9 +156,9 @@ class LiveView:
         except OSError:
             sleep(ACCEPT_RETRY_SECONDS)
             return
-        # All that are too many, as those may still be there that had to go for the last ones.
+        # All surplus ones: those that were disconnected before may still be in the list.
         for oldest in tuple(self._clients)[: 1 - MOST_CLIENTS]:
-            with contextlib.suppress(OSError):  # it has gone by itself
+            with contextlib.suppress(OSError):  # the client has gone
                 oldest.shutdown(socket.SHUT_RDWR)
         thread = threading.Thread(target=self._answer, args=(client,), name=self._thread.name, daemon=True)
         self._clients[client] = thread
@@ -167,11 +167,11 @@ class LiveView:
     # ---- in a thread for each client: one that says nothing holds up nobody ----
 
     def _answer(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):  # it went away, or was too slow
+        with client, contextlib.suppress(OSError):  # the client went away, or was too slow
             _Answer(client, self)
             client.shutdown(socket.SHUT_WR)  # a process forked meanwhile has the connection, too
         del self._clients[client]
-        with self._spare_lock, contextlib.suppress(OSError):  # there is still none to be had
+        with self._spare_lock, contextlib.suppress(OSError):  # still no free fd
             if self._spare.fileno() < 0:
                 self._spare = self._listener.dup()
 
@@ -182,23 +182,23 @@ class LiveView:
             if error.errno != errno.EMFILE:
                 raise
             with self._spare_lock:
-                self._spare.close()  # a process that has leaked all its fds is one to be looked at
+                self._spare.close()  # a view is needed when a process has leaked all its fds
                 return self._listener.accept()[0]
 
     def snapshot(self) -> Snapshot:
-        """Look at the pools now, as the view does for each request."""
+        """Take a snapshot of the pools now, as each request does."""
         return Snapshot.take(pool for one in self._pools if (pool := one()) is not None)
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Answers one request; all is done when it is made. Raises OSError if the client goes away, or is too slow."""
+    """Answers one request, in its constructor. Raises OSError if the client goes away, or is too slow."""
 
     server_version = "loopaware-pool"
     sys_version = ""
 
     def __init__(self, connection: socket.socket, view: LiveView) -> None:
         self._view = view
-        super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # the server is asked for nothing
+        super().__init__(connection, ("", 0), None)  # type: ignore[arg-type] # the server object is not used
 
     def setup(self) -> None:
         self.rfile = io.BufferedReader(UntilDeadline(self.request, monotonic() + REQUEST_SECONDS))
@@ -231,14 +231,15 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - as the base class has it
-        """Say nothing: a request is no news."""
+        """Do nothing: requests are not logged."""
 
 
 def _is_local_name(host: str) -> bool:
     """
-    Whether *host*, of a request's header, is none that somebody's DNS answers for.
+    Whether *host*, from a request's header, is a numeric address or localhost, and so not a name in somebody's DNS.
 
-    A web page can have the browser ask for its own name, and have that name mean this machine by then.
+    A web page can make the browser send requests to the page's own name, after changing that name's address to this
+    machine.
     """
     name = host.rpartition(":")[0] if not host.endswith("]") else host
     name = (name or host).strip("[]")
@@ -300,7 +301,7 @@ def _listen_on_path(path: str) -> socket.socket:
 
 
 def _bind_for_owner(listener: socket.socket, path: str) -> None:
-    # Not by a chmod afterwards, which would follow a link that somebody has put there in between.
+    # Not by a chmod afterwards, which would follow a link that another process has put there in between.
     before = os.umask(_NOT_OTHERS)
     try:
         listener.bind(path)
@@ -309,7 +310,7 @@ def _bind_for_owner(listener: socket.socket, path: str) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a process that is gone: that nobody listens on."""
+    """Remove the socket of a process that is gone: one that no process listens on."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise OSError(errno.EEXIST, "no live view can be opened: there is a file that is no socket", path)
     with socket.socket(socket.AF_UNIX) as probe:
@@ -320,7 +321,7 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
             return
         except (BlockingIOError, TimeoutError):
-            pass  # somebody listens, and has much to do
+            pass  # a process listens, and is busy
     raise OSError(errno.EADDRINUSE, "no live view can be opened: a process that lives serves there already", path)
 
 
@@ -337,7 +338,7 @@ class _SocketFile:
         self._made = self._identity()
 
     def remove(self) -> None:
-        """Remove it, unless somebody has put another in its place."""
+        """Remove it, unless it has been replaced by another."""
         with contextlib.suppress(OSError):
             if self._identity() == self._made:
                 os.unlink(self._path)

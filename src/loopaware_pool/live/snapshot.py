@@ -1,4 +1,4 @@
-"""What a live view shows: the pools of a process at one moment, and the same as JSON."""
+"""What a live view shows: the pools of a process at one moment. Also its JSON form."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "ForeignSnapshot", "PoolSnapshot", "Snapshot", "Viewed"]
 
-# Grows when something that was there means something else, or is gone; not when something is added.
+# Increased when a field changes its meaning or is removed; not when one is added.
 SCHEMA: Final = 1
 
 _TEXTS: Final = "tuple[str, ...]"
-# By the annotations of what a snapshot is made of.
+# The types of values, by the annotations of the fields.
 _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "int": (int,),
     "float": (int, float),
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Viewed(Protocol):
-    """A pool, as far as a live view asks it. Both are called from another thread than the loops'."""
+    """The part of a pool that a live view uses. It calls both methods from its own threads."""
 
     def stats(self) -> PoolStats: ...
 
@@ -47,7 +47,7 @@ class Viewed(Protocol):
 
 
 class ForeignSnapshot(ValueError):
-    """What was read is no snapshot, or one of another version."""
+    """The data are no snapshot, or one of another version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,11 @@ class Snapshot:
     All pools of a live view at one moment.
 
     Attributes:
-        schema: Version of this shape.
-        pid: Of the process they are in.
+        schema: Version of this format.
+        pid: Id of the process they are in.
         time: When, in seconds since 1970.
-        monotonic: The same by that process's monotonic clock, in seconds: for rates between two snapshots.
-        pools: In the order in which they were given, those left out that nobody has any more.
+        monotonic: The same by that process's monotonic clock, in seconds, for rates between two snapshots.
+        pools: In the order in which they were given, without those that have been dropped.
     """
 
     schema: int
@@ -85,28 +85,28 @@ class Snapshot:
 
     @classmethod
     def take(cls, pools: Iterable[Viewed]) -> Snapshot:
-        """Look at *pools* now. Waits for no loop."""
+        """Take a snapshot of *pools* now. Waits for no loop."""
         seen = tuple(PoolSnapshot(pool.stats(), tuple(pool.fd_report())) for pool in pools)
         return cls(SCHEMA, os.getpid(), time.time(), time.monotonic(), seen)
 
     def to_json(self) -> str:
-        """Write it in one line."""
+        """Return it as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """
-        Read what `to_json` has written, by this release or by another.
+        Parse the result of `to_json`, by this release or another.
 
         Raises:
-            ForeignSnapshot: It has written something else.
+            ForeignSnapshot: *text* is something else.
         """
         try:
             data = json.loads(text)
             schema = data["schema"]
             found = _make(cls, data, pools=tuple(map(_pool, data["pools"]))) if schema == SCHEMA else None
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ForeignSnapshot("it is not what a pool tells of itself") from error
+            raise ForeignSnapshot("it is not a snapshot of pools") from error
         if found is None:
             raise ForeignSnapshot(f"it is of schema {schema!r}, and this release understands {SCHEMA}")
         return found
@@ -132,7 +132,7 @@ def _connection(data: dict[str, Any]) -> ConnectionReport:
 
 
 def _make(kind: type[T], data: dict[str, Any], **parts: object) -> T:
-    """Make a *kind* of what is known of *data*: another release may tell more."""
+    """Make a *kind* from the fields of *data* that are known: another release may have more."""
     known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type] # all are dataclasses
     read = {name: value for name, value in data.items() if name in known and name not in parts}
     for name, value in read.items():
@@ -142,10 +142,11 @@ def _make(kind: type[T], data: dict[str, Any], **parts: object) -> T:
 
 def _check_type(name: str, annotation: Any, value: object) -> None:
     """
-    Refuse what is no value of a field: a stranger may write anything, and what is shown is reckoned with.
+    Refuse a value of the wrong type for a field: the other end may send anything, and the values are used in
+    arithmetic.
 
     Raises:
-        TypeError: Its type is another, or it is a number that nothing here comes to.
+        TypeError: It is of another type, or a number out of all proportion.
     """
     values = value if isinstance(value, list) and annotation == _TEXTS else [value]
     if not all(isinstance(each, _TYPES[annotation]) for each in values):

@@ -1,4 +1,4 @@
-"""Reading from a socket within one time for all that is read: for a live view, and for who looks at it."""
+"""Reads from a socket with one deadline for everything: for a live view, and for its clients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["UntilDeadline"]
 
 class UntilDeadline(io.RawIOBase):
     """
-    Reads a socket, which it does not close. A timeout of the socket's own would begin anew with each byte.
+    Reads a socket, which it does not close. The socket's own timeout would start anew with each byte.
 
     Args:
-        connection: Its timeout is changed.
+        connection: The socket. Its timeout is changed.
         deadline: In monotonic seconds; after it, reading raises TimeoutError.
     """
 
@@ -26,7 +26,7 @@ class UntilDeadline(io.RawIOBase):
         self._deadline = deadline
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:

@@ -1,7 +1,7 @@
 """
-What a pool tells monitoring: `table` says which numbers, and each exporter takes them from there.
+The metrics of a pool: `table` defines them, and each exporter takes them from there.
 
-An exporter reads `pool.stats()` and events, nothing else, and imports its package when it is imported itself.
+An exporter reads `pool.stats()` and events, nothing else. It imports its package when it is imported itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
-Pools as Prometheus sees them: `register(pool)`, once, and every scrape of the registry reads the pool's statistics.
+Exports pools to Prometheus. Call `register(pool)` once; every scrape of the registry then reads the pool's statistics.
 
-Nothing is counted here, so nothing is added to what a pool does. A scrape may come from any thread.
+Nothing is counted here, so the pool does no extra work. A scrape may come from any thread.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PoolCollector:
     """
     Collects the metrics of all pools that were added to it.
 
-    It holds them weakly: the series of a pool end when it is closed, or collected.
+    It holds them weakly. The series of a pool end when it is closed, or collected.
     """
 
     def __init__(self) -> None:
@@ -53,10 +53,10 @@ class PoolCollector:
 
     def add(self, pool: _HasStats) -> None:
         """
-        Collect from *pool* from now on. To add it again does nothing.
+        Collect from *pool* from now on. Adding it again does nothing.
 
         Raises:
-            TypeError: It is none of our pools.
+            TypeError: It is not one of our pools.
             ValueError: Another pool of this name, that is not closed, is there already.
         """
         stats = _stats_of(pool)
@@ -70,7 +70,7 @@ class PoolCollector:
             self._pools[stats.name] = pool
 
     def collect(self) -> Iterator[Any]:
-        """Read every pool that is not closed, once, and give what Prometheus makes of it."""
+        """Read every pool that is not closed, once, and yield Prometheus's metric families."""
         with self._lock:
             pools = list(self._pools.values())
         every = [stats for pool in pools if (stats := pool.stats()).state != "closed"]
@@ -79,7 +79,7 @@ class PoolCollector:
                 yield _family(metric, every)
 
     def describe(self) -> Iterator[Any]:
-        """Say which metrics there are, so that the registry can refuse others of the same names."""
+        """Yield the metrics without values, so that the registry can refuse others of the same names."""
         for metric in METRICS:
             yield _family(metric, [])
 
@@ -90,18 +90,19 @@ _lock = threading.Lock()
 
 def register(pool: _HasStats, registry: CollectorRegistry = REGISTRY) -> None:
     """
-    Have *pool*'s metrics in every scrape of *registry*, until it is closed. From any thread, open or not.
+    Include *pool*'s metrics in every scrape of *registry*, until it is closed. From any thread; the pool need not be
+    open.
 
-    To register it again does nothing.
+    Registering it again does nothing.
 
     Args:
-        pool: Held weakly.
+        pool: The pool, held weakly.
         registry: prometheus_client's own, if none is given.
 
     Raises:
-        TypeError: *pool* is none of our pools.
-        ValueError: Another pool of this name is registered, and not closed; or *registry* has other metrics of
-            these names.
+        TypeError: *pool* is not one of our pools.
+        ValueError: Another pool of this name is registered, and not closed; or *registry* has other metrics of these
+            names.
     """
     _stats_of(pool)
     with _lock:
@@ -123,7 +124,7 @@ def _stats_of(pool: _HasStats) -> PoolStats:
 
 
 def _family(metric: Metric, every: list[PoolStats]) -> Any:
-    """Make one metric of all pools."""
+    """Make the family of one metric, for all pools."""
     labels = ["pool", metric.label] if isinstance(metric, Levels) else ["pool"]
     unit = "seconds" if metric.name.endswith("_seconds") else ""
     family: Any = _FAMILIES[type(metric)](PREFIX + metric.name, metric.help, labels=labels, unit=unit)
@@ -134,7 +135,7 @@ def _family(metric: Metric, every: list[PoolStats]) -> Any:
 
 
 def _samples(metric: Metric, stats: PoolStats) -> list[tuple[list[str], tuple[float, ...]]]:
-    """Read a metric: values of further labels, and what `add_metric` takes."""
+    """Read a metric. Returns the values of further labels, and what `add_metric` takes."""
     if isinstance(metric, Spent):
         return [([], metric.read(stats))]
     if isinstance(metric, Levels):

@@ -1,8 +1,8 @@
 """
-The numbers that exporters export: name, kind, meaning, and how each is read from a pool's statistics.
+The metrics that exporters export: name, kind, meaning, and how each is read from a pool's statistics.
 
-Names are without the prefix and the endings that a monitoring system has for its own; times are in seconds, and their
-names end so. The one label of all is the pool's name; connections have their state as another.
+Names are without a monitoring system's own prefixes and suffixes. Times are in seconds, and their names end in
+`seconds`. The one label that all have is the pool's name; connections also have their state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Level:
     A number that rises and falls: a gauge.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         help: What it means, in one sentence.
         read: Reads it; None if it is not known.
     """
@@ -37,13 +37,13 @@ class Level:
 @dataclass(frozen=True, slots=True)
 class Levels:
     """
-    Several of them, told apart by a label.
+    Several gauges, told apart by a label.
 
     Attributes:
-        name: What they are called.
+        name: Their common name.
         help: What they mean, in one sentence.
         label: Name of the label.
-        read: Reads them, by the label's value; which values there are never changes.
+        read: Reads them, by the label's value. The set of values never changes.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Total:
     A number that only rises: a counter.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         help: What it counts, in one sentence.
         read: Reads it.
     """
@@ -74,7 +74,7 @@ class Spent:
     Time spent, and how many times: a summary without quantiles.
 
     Attributes:
-        name: What it is called; ends in `seconds`.
+        name: Its name; ends in `seconds`.
         help: What took that time, in one sentence.
         read: Reads how many times, and how many seconds all of them took together.
     """

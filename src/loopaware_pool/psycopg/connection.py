@@ -1,4 +1,6 @@
-"""psycopg's connection, made to own its registrations with the event loop: what a pool lends unless told otherwise."""
+"""
+psycopg's connection, made to own its registrations with the event loop. The default connection class of our pools.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ RV = TypeVar("RV")
 
 logger = logging.getLogger("psycopg")
 
-# What the server has to confirm a cancellation, and then to end the query.
+# Seconds for the server to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
 
 _BAD: Final = pq.ConnStatus.BAD
@@ -35,29 +37,29 @@ _ACTIVE: Final = pq.TransactionStatus.ACTIVE
 
 
 class _OwnersLock(asyncio.Lock):
-    """A lock that tells a task of another loop so, instead of having it wait for ever."""
+    """A lock that raises in a task of another loop, instead of letting it wait for ever."""
 
     def __init__(self, watch: SocketWaiter) -> None:
         super().__init__()
         self._watch = watch
 
     async def acquire(self) -> Literal[True]:
-        if self._watch.fd >= 0:  # else the wait says so: as it passes here, a pipeline's end would hide why it ended
+        if self._watch.fd >= 0:  # else `wait` raises that it is closed: raised here, it would hide why a pipeline ended
             self._watch.check_use()
         return await super().acquire()
 
 
 class LoopAwareConnection(AsyncConnection[Row]):
     """
-    A psycopg connection that can be used on one event loop only, and leaves nothing behind in its selector.
+    A psycopg connection for one event loop, which leaves nothing behind in its selector.
 
     In addition to `psycopg.AsyncConnection`:
 
     * Used on another loop than the one it was opened on, it raises `WrongLoop`, which names both.
     * Closed under a query, it ends that query with `psycopg.OperationalError`, and its fd's number may be reused at
       once.
-    * A query that is cancelled is cancelled on the server; where that takes longer than twice 5 seconds, or is
-      interrupted again, the connection is closed.
+    * A query that is cancelled is cancelled on the server. If that takes longer than twice 5 seconds, or is interrupted
+      again, the connection is closed.
     """
 
     def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
@@ -68,9 +70,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
         """
-        Connect, as psycopg does.
+        Connect, like psycopg.
 
-        Cancellation: closes the socket at once, though the exception be kept; so does any failure.
+        Cancellation: closes the socket at once, even if the exception is kept; so does any failure.
         """
         handled = sys.exception()
         try:
@@ -94,7 +96,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is closed, or about to be: closed on another loop, it waits for its own to do it."""
+        """
+        Whether the connection is closed or closing: if it is closed on another loop, its own loop has yet to do it.
+        """
         return self._closed or self.pgconn.status == _BAD
 
     async def __aexit__(
@@ -103,7 +107,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        """Commit, or roll back if an error passes; then close, unless it is a pool's, or has gone back to its pool."""
+        """
+        Commit, or roll back after an error. Then close, unless it belongs to a pool, or has gone back to its pool.
+        """
         if self.watch.use is not ConnectionUse.IDLE:
             await super().__aexit__(exc_type, exc_val, exc_tb)
 
@@ -111,7 +117,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
         """
         Return the socket's number.
 
-        A reader that is added for it lasts until the connection's next query, or its return to the pool.
+        A reader that is added for it stays until the connection's next query, or its return to the pool.
         """
         fd = super().fileno()
         self.watch.is_shared = True
@@ -128,7 +134,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
         Args:
             gen: As psycopg's.
-            interval: Seconds of silence after which *gen* is sent `Ready.NONE`, so that it can look at the clock; None
+            interval: Seconds of silence after which *gen* is sent `Ready.NONE`, so that it can check the time; None
                 never.
             timeout: Seconds; None waits as long as it takes.
 
@@ -136,8 +142,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
             WrongLoop: This is not the loop the connection was opened on; nothing was sent.
             psycopg.OperationalError: The connection was closed, or returned to its pool, meanwhile.
 
-        Cancellation: cancels the query on the server, and waits for its end, for 5 seconds each; the connection is
-            then ready for the next. Failing that, or cancelled once more, it is closed.
+        Cancellation: cancels the query on the server, and waits for its end, for 5 seconds each. The connection is then
+        ready for
+            the next query. If that fails, or is cancelled once more, it is closed.
         """
         watch = self.watch
         watch.check_use()
@@ -154,7 +161,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
             raise
 
     async def _interrupt(self, gen: Generator[int, int, Any]) -> None:
-        """Have the server end a query that nobody waits for any more, and read its end; or close the connection."""
+        """Have the server end a cancelled query, and read its end; or close the connection."""
         try:
             try:
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
@@ -171,7 +178,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """
-        Cancel the query that runs, as psycopg does; with libpq before version 17, too, within the time given.
+        Cancel the running query, like psycopg, but within *timeout* even with libpq before version 17.
 
         Args:
             timeout: Seconds for the server to confirm the request; 0 waits as long as it takes.
@@ -192,7 +199,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
             raise
 
     async def close(self) -> None:
-        """Close the connection, or return it to its pool if that was made with `close_returns`."""
+        """Close the connection, or return it to its pool if the pool was made with `close_returns`."""
         if self.closed:
             return
         pool = getattr(self, "_pool", None)
@@ -208,9 +215,10 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
 async def _call_in_thread(cancel: Callable[[], None], timeout: float) -> None:
     """
-    Call libpq's blocking request to cancel in a thread that neither the loop nor the interpreter waits for at its end.
+    Call libpq's blocking cancel request in a daemon thread, which neither the loop nor the interpreter waits for at
+    exit.
 
-    With a server that does not answer it may never return, and libpq gives no way to end it.
+    If the server does not answer, the call may never return, and libpq gives no way to end it.
 
     Raises:
         psycopg.Error: What the request failed with, or `CancellationTimeout`.
@@ -224,7 +232,7 @@ async def _call_in_thread(cancel: Callable[[], None], timeout: float) -> None:
             cancel()
         except psycopg.Error as failure:
             error = failure
-        post(loop, outcome.set_result, error)  # by then nobody may wait for it: no harm
+        post(loop, outcome.set_result, error)  # harmless if nothing waits for it any more
 
     threading.Thread(target=call, name="psycopg-cancel", daemon=True).start()
     await asyncio.wait([outcome], timeout=timeout or None)

@@ -1,4 +1,4 @@
-"""How connections are made with psycopg, and what its pool's callers catch."""
+"""How connections are made with psycopg, and the errors that callers of its pool catch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
     "check_kwargs",
 ]
 
-# What ends a password to libpq.
+# Characters that end a password for libpq.
 ENDS_PASSWORD: Final = "/?@"
 
 
@@ -77,7 +77,7 @@ class InitTimeout(PoolTimeout):
 
 
 class TooManyRequests(errors.TooManyWaiting, psycopg_pool.TooManyRequests):
-    """As many callers wait already as `max_waiting` allows."""
+    """As many callers are waiting already as `max_waiting` allows."""
 
     def __init__(self, *, pool: str, max_waiting: int) -> None:
         psycopg_pool.TooManyRequests.__init__(self, f"the pool {pool!r} has already {max_waiting} requests waiting")
@@ -86,11 +86,11 @@ class TooManyRequests(errors.TooManyWaiting, psycopg_pool.TooManyRequests):
 
 
 class Overloaded(errors.Overloaded, TooManyRequests):
-    """The queue has been standing, and the caller waited longer than `shed_after` allows then."""
+    """Load shedding: the queue is backed up, and the caller has waited longer than `shed_after`."""
 
 
 class UnsupportedLoop(errors.UnsupportedLoop, psycopg.InterfaceError):
-    """No event loop runs here, or one that cannot watch sockets."""
+    """No event loop is running, or one that cannot watch sockets."""
 
     def __init__(self, message: str, *, pool: str) -> None:
         psycopg.InterfaceError.__init__(self, message)
@@ -102,17 +102,17 @@ class PsycopgDriver:
     Makes connections with psycopg.
 
     Args:
-        outlasted: Called when connecting has failed for *reconnect_seconds*; held weakly, a bound method.
-        connecting: Called before each connect, if somebody reads the log; held likewise.
+        outlasted: Called when connecting has failed for *reconnect_seconds*. A bound method, held weakly.
+        connecting: Called before each connect, if the log level is INFO or lower. Likewise.
 
     Attributes:
-        name: The pool's.
-        conninfo, kwargs, connection_class: What is connected with; resolved at each connect.
+        name: The pool's name.
+        conninfo, kwargs, connection_class: What to connect with; resolved at each connect.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
         session_reset: "never" or "awaited".
-        tells_errors: Whether a caller that waits hears of a connect's failure at once, rather than at his deadline.
+        tells_errors: Whether a waiting caller gets a connect's error at once, instead of a timeout at its deadline.
         reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
-        fault: What the last connect failed with, if the program is at fault and another would fail as well.
+        fault: The error of the last connect, if the program caused it and another connect would fail, too.
     """
 
     logger = logging.getLogger("psycopg.pool")
@@ -163,7 +163,7 @@ class PsycopgDriver:
 
     @property
     def resets(self) -> bool:
-        """Whether a connection that comes back idle is still to be reset."""
+        """Whether a connection that comes back idle must still be reset."""
         return self.reset_hook is not None or self.session_reset == "awaited"
 
     async def connect(self) -> PsycopgSession:
@@ -178,7 +178,7 @@ class PsycopgDriver:
             if self.tells_errors or self.fault is not None:
                 raise HookFailed from (self.fault or error)
             raise
-        if is_told and not self.tells_errors:  # a null pool adds none
+        if is_told and not self.tells_errors:  # a null pool does not log that
             self.logger.info("adding new connection to the pool")
         self._failing_since = self.fault = None
         self._failures = 0
@@ -189,10 +189,10 @@ class PsycopgDriver:
             connection = await self._open()
         except BaseException as error:
             let_go_of_frames(error)
-            if type(error) is psycopg.ProgrammingError:  # libpq's, of what it is given: a server's have a SQLSTATE
+            if type(error) is psycopg.ProgrammingError:  # libpq's, for its arguments; a server's has a SQLSTATE
                 raise HookFailed from error
             raise
-        connection._pool = None  # also tells the connection not to complain if the program ends before it is closed
+        connection._pool = None  # also keeps the connection from warning if the program ends before it is closed
         session = PsycopgSession(self, connection, asyncio.get_running_loop())
         self._unready.add(session)
         try:
@@ -209,7 +209,7 @@ class PsycopgDriver:
         return session
 
     async def _open(self) -> Any:
-        """Connect. What is connected with is in no frame above this one's, which has to be cleared if it raises."""
+        """Connect. Only this frame holds the arguments, because it is cleared if connecting fails."""
         conninfo = await _resolved(self.conninfo)
         kwargs = await _resolved(self.kwargs)
         try:
@@ -223,7 +223,7 @@ class PsycopgDriver:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
         self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
         self._failures += 1
-        if self._failures.bit_count() == 1:  # the first, second, fourth: an outage is not to fill the log
+        if self._failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
             self.logger.warning("error connecting in %r: %s", self.name, error)
         if self._failing_since is None:
             self._failing_since = since = monotonic()
@@ -232,11 +232,11 @@ class PsycopgDriver:
                 loop.call_later(self.reconnect_seconds, _outlasted, weakref.ref(self), since)
 
     def new_fault(self, old: BaseException | None) -> BaseException | None:
-        """Tell the `fault`, if it is not *old*, which was there before."""
+        """Return the `fault`, unless it is still *old*."""
         return None if self.fault is old else self.fault
 
     def outlasted(self, since: float) -> None:
-        """Tell the pool, if connecting has failed ever *since* then (monotonic seconds)."""
+        """Tell the pool, if connecting has always failed *since* then (monotonic seconds)."""
         if self._failing_since != since:
             return
         self._failing_since = None  # the next failure begins another period
@@ -248,14 +248,14 @@ class PsycopgDriver:
             outlasted()
 
     def pool(self) -> Any:
-        """Find the pool, unless it has been dropped."""
+        """Return the pool; None if it has been dropped."""
         return getattr(self._outlasted(), "__self__", None)
 
     def floor_not_restored(self, error: BaseException) -> None:
-        """Say nothing: each failure to connect has been logged."""
+        """Do nothing: each failed connect has been logged."""
 
     def forked(self) -> None:
-        """Forget, in a child process, the connections that `configure` has in its hands."""
+        """Forget, in a child process, the connections that `configure` is working on."""
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
@@ -263,20 +263,20 @@ class PsycopgDriver:
 
 def check_conninfo(conninfo: object) -> None:
     """
-    Refuse what is no connection string, and gives none.
+    Refuse a value that is no connection string, and no function.
 
     Raises:
-        TypeError: It is of another type, which is told; its value is not.
+        TypeError: It is of another type. The message names the type, not the value.
     """
     check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
 
 
 def check_kwargs(kwargs: object) -> None:
     """
-    Refuse what is no set of arguments to connect with, and gives none.
+    Refuse a value that is no mapping of connect arguments, and no function.
 
     Raises:
-        TypeError: It is of another type, which is told; its value is not.
+        TypeError: It is of another type. The message names the type, not the value.
     """
     check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
 
@@ -288,7 +288,7 @@ def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
 
 
 def _is_misread(conninfo: str) -> bool:
-    """Whether what libpq says of *conninfo*, which it does not understand or misunderstands, may repeat a password."""
+    """Whether libpq's error about *conninfo*, which it cannot parse or misreads, may repeat a password."""
     if may_be_misread(conninfo, ENDS_PASSWORD):
         return True
     try:
@@ -299,7 +299,7 @@ def _is_misread(conninfo: str) -> bool:
 
 
 async def _resolved(value: Any) -> Any:
-    """Call what can be called, and await what it returns if that is to be awaited."""
+    """Call *value* if it is callable, and await the result if it is awaitable."""
     if not callable(value):
         return value
     result = value()

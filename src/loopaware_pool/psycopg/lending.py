@@ -1,4 +1,4 @@
-"""How a connection is lent: until one passes the user's `check`, and for the length of a block."""
+"""How a connection is lent: after it has passed the user's `check`, and for the length of a block."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["Checkup", "Lease"]
 
 logger = logging.getLogger("psycopg.pool")
 
-# psycopg_pool's pace: at once, after a second or so, and then twice as long each time.
+# psycopg_pool's pace: at once, then after a second or so, then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
-# A caller who comes late would else cost the pool a connection in good health.
+# The shortest time for a check: a caller with less time left would else cost the pool a healthy connection.
 LEAST_CHECK_SECONDS: Final = 0.04
 
 
@@ -46,7 +46,7 @@ _NEW, _ENTERED, _LEFT = _Phase
 
 
 class Lender(Protocol[ACT]):
-    """The pool, as seen by what lends its connections."""
+    """The part of the pool that this module uses."""
 
     _core: PoolCore
     _rechecks: int
@@ -55,7 +55,7 @@ class Lender(Protocol[ACT]):
         """Lend a connection."""
 
     def putconn(self, conn: ACT) -> Awaitable[None]:
-        """Take it back."""
+        """Take a connection back."""
 
     def _lend(self, slot: Slot, runner: ShardRunner) -> ACT: ...
 
@@ -66,14 +66,14 @@ class Lender(Protocol[ACT]):
 
 class Checkup:
     """
-    One caller's search for a connection that passes.
+    One caller's search for a connection that passes the check.
 
     Args:
-        pool: Where the connections are from.
-        runner: The running loop's part of it.
+        pool: The pool.
+        runner: The running loop's runner.
         check: The user's function.
-        timeout: Seconds that the caller has given.
-        began: When they began, monotonic seconds.
+        timeout: The caller's timeout, in seconds.
+        began: When the timeout began, monotonic seconds.
     """
 
     def __init__(
@@ -93,9 +93,10 @@ class Checkup:
 
     async def first_that_passes(self, connection: Any) -> Any:
         """
-        Check *connection*, and others until one passes; what fails goes back, or is closed if it is dead.
+        Check *connection*, and others, until one passes. One that fails goes back to the pool, or is closed if it is
+        dead.
 
-        Only a connection that is alive and fails is worth a pause: where one was dead, the next need not be.
+        There is a pause only after a connection that is alive and fails: where one was dead, the next need not be.
 
         Raises:
             PoolTimeout: None passed in time.
@@ -151,13 +152,11 @@ class Checkup:
         return self._pool._lend(slot, runner)
 
     async def _passes(self, connection: Any) -> bool:
-        """
-        Call the user's function, as long as there is time, and a little longer if there is next to none.
-        """
+        """Call the user's function with the time that is left, or a little more if that is almost nothing."""
         left = max(LEAST_CHECK_SECONDS, self._deadline - monotonic())
         try:
             await within(left, lambda: self._check(connection), self._pool._session_of(connection).abort)
-        except Exception as error:  # noqa: BLE001 - any says that this connection will not do
+        except Exception as error:  # noqa: BLE001 - any error fails the check
             logger.info("connection failed check: %s", error)
             return False
         except BaseException:
@@ -168,7 +167,7 @@ class Checkup:
 
 class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
     """
-    Gets a connection on entering; on leaving commits, or rolls back if an error passes, and returns it.
+    Gets a connection on entering. On leaving it commits, or rolls back after an error, and returns the connection.
 
     Cancellation: at any moment, loses nothing. A commit that is cancelled is cancelled on the server.
     """
@@ -182,7 +181,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         self._connection: Any = None
 
     def _recreate_cm(self) -> Lease[ACT]:
-        """Begin anew at each call of a function that this decorates."""
+        """Start anew at each call of a function that this decorates."""
         return Lease(self._pool, self._timeout)
 
     async def __aenter__(self) -> ACT:
@@ -208,7 +207,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
     ) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
-            if (self._phase is _NEW) == (exc_val is None):  # so does psycopg_pool's, which is a generator's
+            if (self._phase is _NEW) == (exc_val is None):  # as psycopg_pool's, which is a generator's
                 raise RuntimeError("this context was not entered; use it with `async with`")
             return
         self._phase = _LEFT
@@ -218,7 +217,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         try:
             is_late = exc_val is not None and patience_after(exc_val) is not None
             if is_late and session.has_only_to_roll_back(connection):
-                pass  # the pool does: once the caller's time is up, no deadline would end a rollback here
+                pass  # the pool rolls back: the caller's deadline has passed, so nothing would end a rollback here
             elif not session.has_nothing_to_end(connection):
                 await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:

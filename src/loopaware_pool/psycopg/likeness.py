@@ -1,4 +1,4 @@
-"""What psycopg_pool says and shows, so that ours says and shows it: its complaints, its warnings, its statistics."""
+"""psycopg_pool's errors, warnings and statistics, so that ours are the same."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ __all__ = [
 Class = TypeVar("Class", bound="type[AsyncConnection[Any]]")
 
 _FIRST_THAT_CLOSES_INTO_POOLS: Final = (3, 3)
-# The shortest time there is: 0 is "at once" to psycopg_pool, and "never" to our core.
+# The shortest time there is: 0 means "at once" to psycopg_pool, and "never" to our core.
 _AT_ONCE: Final = sys.float_info.min
 
 
 def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int:
     """
-    Complain as psycopg_pool does of sizes that make no sense; of a wrong type, which it does not notice, in our words.
+    Raise psycopg_pool's errors for sizes that make no sense. For wrong types, which it does not check, the words are
+    ours.
 
     Returns:
         *max_size*, or its default.
@@ -60,14 +61,14 @@ def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int
 
 
 def check_choices(**choices: tuple[object, Any]) -> None:
-    """Refuse what is none of the values of a `Literal`."""
+    """Refuse a value that is not one of a `Literal`."""
     for name, (value, literal) in choices.items():
         if value not in get_args(literal):
             raise ValueError(f"{name}={value!r}: expected one of {get_args(literal)}")
 
 
 def check_workers(number: int) -> int:
-    """Complain as psycopg_pool does, although there are none; return what was given."""
+    """Raise psycopg_pool's errors, although there are no workers. Returns *number*."""
     check_whole("num_workers", number)
     if number < 1:
         raise ValueError("num_workers must be at least 1")
@@ -75,7 +76,7 @@ def check_workers(number: int) -> int:
 
 
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
-    """Refuse what is no connection class, or cannot return a connection on closing it."""
+    """Refuse a class that is no connection class, or whose `close()` cannot return a connection to its pool."""
     given: object = get_origin(kind) or kind  # `MyConnection[MyRow]` connects as `MyConnection` does
     if not isinstance(given, type) or not issubclass(given, AsyncConnection):
         raise TypeError(f"connection_class={kind!r}: expected psycopg.AsyncConnection or a subclass of it")
@@ -89,7 +90,7 @@ def checked_class(kind: Class, *, close_returns: bool) -> Class:
 
 
 def checked_name(name: str | None) -> str:
-    """Take the next of psycopg_pool's names where none is given."""
+    """Return *name*, or the next of psycopg_pool's default names."""
     if name not in (None, ""):
         return name
     BasePool._num_pool += 1
@@ -97,13 +98,13 @@ def checked_name(name: str | None) -> str:
 
 
 def seconds(name: str, value: float) -> float:
-    """Refuse what is no number of seconds."""
+    """Refuse a value that is no number of seconds."""
     check_number(name, value, "a number of seconds")
     return value
 
 
 def span(name: str, seconds: float) -> float:
-    """Turn a span of time that psycopg_pool counts from 0, at once, to infinity, never, into one of our core's."""
+    """Convert a time from psycopg_pool's form, 0 for "at once" and infinity for "never", to our core's."""
     what = "a number of seconds, 0 or more; infinity turns it off"
     check_number(name, seconds, what)
     if seconds < 0:
@@ -112,17 +113,17 @@ def span(name: str, seconds: float) -> float:
 
 
 def waiting_limit(number: float | None) -> int:
-    """Turn what psycopg_pool takes for "no limit" into 0, as our core does."""
+    """Convert psycopg_pool's values for "no limit" to 0, our core's."""
     return 0 if number is None or number == float("inf") else number  # type: ignore[return-value]  # checked later
 
 
 def as_given(span: float) -> float:
-    """Turn one of our core's spans of time back into psycopg_pool's."""
+    """Convert a time from our core's form back to psycopg_pool's."""
     return 0.0 if span == _AT_ONCE else span or float("inf")
 
 
 def warn_of_open(kind: type, *, stacklevel: int) -> None:
-    """Warn that a pool is opened where none of its users can see it."""
+    """Warn that the constructor opens a pool."""
     warnings.warn(
         f"opening the async pool {kind.__name__} in the constructor is deprecated and will not be supported anymore "
         f"in a future release. Please use `await pool.open()`, or use the pool as context manager using: "
@@ -138,7 +139,7 @@ def counted(stats: PoolStats, rechecks: int) -> dict[str, int]:
 
     Args:
         stats: Our counts.
-        rechecks: Leases that began only because a check had failed, and given-up checks, which it counts once.
+        rechecks: How often a check has failed. psycopg_pool counts each request once, whatever its checks.
     """
     totals = stats.totals
 

@@ -1,8 +1,9 @@
 """
 The drop-in for psycopg_pool's async pools.
 
-`AsyncConnectionPool` and `AsyncNullConnectionPool` take what psycopg_pool 3.3's take, with its defaults, and behave as
-they do, whichever supported version of it is installed; what they add is said at each place.
+`AsyncConnectionPool` and `AsyncNullConnectionPool` take the arguments of psycopg_pool 3.3's, with its defaults, and
+behave like them, whichever supported version of it is installed. Additions are described where they are. Where
+psycopg_pool's behaviour is less safe it is still our default; options change it.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _NOT_READY: Final = (SlotState.CONNECTING, SlotState.RESETTING, SlotState.CLOSING)
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 _SECONDS: Final = "a number of seconds"
-# What psycopg_pool takes off a lifetime at random.
+# The largest fraction of a lifetime that psycopg_pool takes off at random.
 _LIFETIME_JITTER: Final = 0.05
-# How often `wait()` looks at what other loops have opened.
+# How often `wait()` checks what other loops have opened.
 _FLOOR_LOOK_SECONDS: Final = 0.05
 # How often a null pool's `wait()` tries to connect.
 _RETRY_SECONDS: Final = 0.25
@@ -96,56 +97,57 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
 
-    It is opened once, on any loop; after that, every loop is served from its first `connection()` on, with connections
-    of its own, and *max_size* bounds them all together. It may be made without a loop, as at import time.
+    It is opened once, on any loop. After that it serves every loop from that loop's first `connection()` on, with
+    connections of its own; *max_size* limits them all together. It may be made without a loop, as at import time.
 
     Args:
-        conninfo: Where to connect, or a function, plain or async, that is called for it before each connect.
-        connection_class: What connections are made of. The default looks after its registrations with the event loop;
-            another class is looked after from outside.
-        kwargs: Passed to `connection_class.connect`; or a function, plain or async, called for it before each connect.
+        conninfo: Where to connect; or a function, plain or async, that returns it, called before each connect.
+        connection_class: The class of connections. The default owns its registrations with the event loop; the pool
+            looks after those of any other class.
+        kwargs: Passed to `connection_class.connect`; or a function, plain or async, that returns them, called before
+            each connect.
         min_size: Connections kept while idle, on loops that have opened the pool.
         max_size: Most connections of this process, on all loops together; None for *min_size*.
-        open: True opens the pool here, which is deprecated; None does as well, and warns at the first use unless the
-            pool is used as a context manager; False leaves it to `open()`.
+        open: True opens the pool here, which is deprecated. None does as well, and warns at the first use unless the
+            pool is used as a context manager. False leaves it to `open()`.
         configure: Called with each new connection, which it must not leave in a transaction.
         check: Called with each connection before it is lent. If it raises, another is tried.
         reset: Called with each connection that comes back, which it must not leave in a transaction.
         name: In errors, logs and events; None for "pool-N".
         close_returns: Whether a connection's `close()` returns it to the pool.
-        timeout: Seconds that `connection()` and `getconn()` may take when they give none.
-        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for whom
-            a connection is opened do not count.
-        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time
-            it comes back, infinity never.
+        timeout: Seconds for a `connection()` or `getconn()` without a timeout.
+        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for which a
+            connection is opened do not count.
+        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time it
+            comes back, infinity never.
         max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
             closes it at once, infinity never.
-        reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. In difference to
-            psycopg_pool's, the pool goes on trying.
+        reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. Unlike psycopg_pool's,
+            the pool goes on trying.
         reconnect_failed: Called with the pool; plain or async.
         num_workers: Accepted for compatibility; there are none.
-        session_reset: "never": only transactions are rolled back; "awaited": settings, role, advisory locks,
-            listeners and cursors are reset before the connection is lent again. What *configure* has set with `SET`
-            is reset too; a role or session authorization it has set comes back. Costs a round trip at each return.
-        idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" the one
-            used last, so that the others can be closed.
-        discard_dead: When to look at a connection's socket, which takes a microsecond, before it is lent: "on_check",
-            if there is a *check*, as psycopg_pool's tests ask for; "always".
-        discard_expired: When *max_lifetime* is looked at: "on_return", as psycopg_pool does; "always", also before a
+        session_reset: "never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners
+            and cursors are reset before the connection is lent again, which costs a round trip at each return. What
+            *configure* has set with `SET` is reset too; a role or session authorization that it has set is restored.
+        idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" takes the
+            one used last, so that the others can be closed.
+        discard_dead: Whether the socket is checked, which takes a microsecond, before a connection is lent: "on_check"
+            only if there is a *check*, as psycopg_pool's tests demand; "always".
+        discard_expired: When *max_lifetime* is checked: "on_return", as in psycopg_pool; "always", also before a
             connection is lent and while it is idle.
         keepalive: Seconds after which an idle connection is pinged; 0 never.
-        shed_after: Seconds a caller may wait in a queue that stands, which it does if for five times as long nobody was
-            served within half of it; he is then refused with `Overloaded`, a `TooManyRequests`, unless he is the last.
-            None never refuses.
+        shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
+            get `Overloaded`, a `TooManyRequests`; the last one in the queue is spared. The queue is backed up if for
+            five times as long no caller was served within half of it. None never refuses.
         max_connecting: Connects in flight at once; None for *max_size*.
         leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
-        fd_check: Seconds between two looks at whether fds have outlived their connections, which are counted, told and
-            logged; None never looks.
+        fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
+            and logged. None never checks.
         on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
 
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
-        RuntimeError: It is to be opened here, and no loop is running, or one that cannot watch sockets.
+        RuntimeError: The pool is opened here, and no loop is running, or one that cannot watch sockets.
     """
 
     _keeps_idle: bool = True
@@ -207,7 +209,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             tells_errors=not self._keeps_idle,
             reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
-            connecting=self._tell_of_growth,
+            connecting=self._log_growth,
         )
         config = PoolConfig(
             name=name,
@@ -230,7 +232,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = PoolCore(config, self._driver, self)
-        self._tellers: set[asyncio.Task[None]] = set()
+        self._reconnect_tasks: set[asyncio.Task[None]] = set()
         self._popped: dict[str, int] = {}
         self._open_if(open)
 
@@ -238,7 +240,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     async def open(self, wait: bool = False, timeout: float | None = 30.0) -> None:
         """
-        Open the pool, or introduce the running loop to it: *min_size* connections are opened in the background.
+        Open the pool, or serve the running loop from now on, too. *min_size* connections are opened in the background.
 
         Args:
             wait: Whether to `wait()` for them.
@@ -271,15 +273,15 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         """
         Wait until *min_size* connections are open, and those that came back are ready again.
 
-        Connections that are lent count. A null pool opens one, to see whether that can be done.
+        Lent connections count. A null pool opens one, to see whether that is possible.
 
         Args:
             timeout: Seconds, after which the pool is closed; None waits as long as it takes.
 
         Raises:
-            PoolTimeout: They were not open in time; its cause is what connecting failed with last.
-            Exception: What connecting failed with, if another connect would fail of it as well, as of a `TypeError`
-                in `configure`; the pool is closed, as after a timeout.
+            PoolTimeout: They were not open in time; its cause is the last error of a connect.
+            Exception: What connecting failed with, if another connect would fail, too, as after a `TypeError` in
+                `configure`; the pool is closed, as after a timeout.
             PoolClosed: The pool is not open.
 
         Cancellation: ends the waiting.
@@ -311,13 +313,13 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
 
     async def _is_ready_within(self, runner: ShardRunner, seconds: float, old_fault: BaseException | None) -> bool:
-        """Wait for what is to be opened. False as soon as the time is up, or the program is found to be at fault."""
+        """Wait for the connections. False as soon as the time is up, or the program is found to be at fault."""
         core, deadline = self._core, monotonic() + seconds
 
         def is_over() -> bool:
             return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
-        # Nobody here is told of what other loops open.
+        # Connects of other loops wake nothing here, so check at intervals.
         while not await runner.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
@@ -326,11 +328,12 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     async def close(self, timeout: float | None = 5.0) -> None:
         """
-        Close the pool on every loop: who waits is told, idle connections are closed, others when they come back.
+        Close the pool on every loop: refuse waiting callers, close idle connections at once and others when they come
+        back.
 
         Args:
-            timeout: Seconds for connections that are being opened or rolled back, after which they are cut; None gives
-                them the time it takes.
+            timeout: Seconds for connections that are being opened or rolled back, after which they are aborted; None
+                waits as long as it takes.
 
         Cancellation: ends the waiting. The pool is closed.
         """
@@ -341,7 +344,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     @property
     def closed(self) -> bool:
-        """Whether the pool is not open: not yet, or no more."""
+        """Whether the pool is not open: not yet, or no longer."""
         return self._core.state is not _OPEN
 
     async def __aenter__(self) -> Self:
@@ -376,8 +379,8 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             timeout: Seconds to wait for it; None takes the pool's.
 
         Returns:
-            To be entered with `async with`. At the end of the block the transaction is committed, or rolled back if
-            an error passes, and the connection is returned.
+            An object to enter with `async with`. At the end of the block the transaction is committed, or rolled back
+            after an error, and the connection is returned.
 
         Raises:
             As `getconn()`. (When entered.)
@@ -390,19 +393,20 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
         Args:
             timeout: Seconds for everything: the queue, connecting, `check`. None takes the pool's. With 0 or less,
-                in difference to psycopg_pool's, a connection that is idle is lent.
+                unlike psycopg_pool, an idle connection is lent.
 
         Raises:
             TypeError: *timeout* is not a number.
-            PoolTimeout: None came in time; it tells the counts and the holders, and its cause is what connecting
-                failed with last.
-            PoolClosed: The pool is not open, or was closed while waiting.
-            TooManyRequests: As many wait as *max_waiting* allows.
-            Overloaded: The queue stands, and this caller has waited for longer than *shed_after*.
+            PoolTimeout: No connection came in time. It has the counts and the holders; its cause is the last error of a
+                connect.
+            PoolClosed: The pool is not open, or was closed meanwhile.
+            TooManyRequests: As many callers wait already as *max_waiting* allows.
+            Overloaded: The queue is backed up, and the caller has waited for longer than *shed_after*.
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
 
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
-            opened joins the pool.
+        opened joins
+            the pool.
         """
         if timeout is None:
             timeout = self.timeout
@@ -431,11 +435,11 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         """
         Give back a connection that `getconn()` lent. It may be called on any loop.
 
-        One that the end of its loop has closed is given back without a word, as is one of the parent process's.
+        Nothing is done with a connection that the end of its loop has closed, or that belongs to the parent process.
 
-        A transaction that is open is rolled back, which is waited for, but not for longer than a tenth of a second by a
-        caller whose time is up, as a `TimeoutError` or a cancellation that is being handled tells. A connection that a
-        query is still running on is closed, and that query ends with an error.
+        An open transaction is rolled back, and this waits for it. A caller whose time is up, because it is handling a
+        `TimeoutError` or a cancellation, waits for a tenth of a second at most. A connection on which a query is still
+        running is closed, and that query ends with an error.
 
         Args:
             conn: The connection.
@@ -443,7 +447,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         Raises:
             ValueError: It is not lent, or not by this pool.
 
-        Cancellation: ends the waiting; the pool looks after the connection all the same.
+        Cancellation: ends the waiting; the pool still rolls back or closes the connection.
         """
         lender = getattr(conn, "_pool", None)
         if lender is not self:
@@ -453,7 +457,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             logger.info("returning connection to %r", self.name)
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         listener: SessionListener | None = session.owner  # type: ignore[assignment]
-        if listener is None:  # nobody's: the parent process has it still, or `configure` at its first time
+        if listener is None:  # not the pool's: the parent process has it, or `configure` during its connect
             conn._pool = None
             return
         if session.loop is not running():
@@ -462,10 +466,10 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             return
         pending = self._take_back(conn)
         if pending is not None and self._driver.reset_hook is None:
-            await pending.runner.finished(pending.slot, patience_after(sys.exc_info()[1]))
+            await pending.runner.task_finished(pending.slot, patience_after(sys.exc_info()[1]))
 
     def _session_of(self, conn: Any) -> PsycopgSession:
-        """Find what the pool knows of a connection that it has lent."""
+        """Return the session of a lent connection."""
         return cast("PsycopgSession", conn._loopaware_session)
 
     def _lend(self, slot: Slot, runner: ShardRunner) -> ACT:
@@ -475,7 +479,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         return cast("ACT", session.lend(self))
 
     def _take_back(self, conn: ACT) -> SessionListener | None:
-        """Take a connection back. What is returned, if anything, is still being worked on; nobody need wait for it."""
+        """Take a connection back. Returns its listener if a task still works on it; the caller may wait for that."""
         session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
         session.end_lease(conn)
         listener: SessionListener = session.owner  # type: ignore[assignment]
@@ -492,13 +496,13 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
                 runner.act()
         return listener if listener.slot.state in _IN_TRANSIT else None
 
-    def _tell_of_growth(self) -> None:
+    def _log_growth(self) -> None:
         size = self._core.size()
         if self._keeps_idle and size > self._core.terms.min_size:
             logger.info("growing pool %r to %s", self.name, size)
 
     def _take_back_at_home(self, conn: ACT, listener: SessionListener) -> None:
-        """Take a connection back on its own loop, or in the place of that loop if it stands still."""
+        """Take a connection back on its own loop, or for that loop if it is not running."""
         if listener.runner.is_here():
             self._take_back(conn)
         elif listener.slot.is_lent():
@@ -509,7 +513,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     # ---- outages ----
 
     async def reconnect_failed(self) -> None:
-        """Call the user's `reconnect_failed`. Called once connecting has failed for `reconnect_timeout` seconds."""
+        """Call the user's `reconnect_failed`, after connecting has failed for `reconnect_timeout` seconds."""
         if self._reconnect_failed is not None:
             result = self._reconnect_failed(self)
             if inspect.isawaitable(result):
@@ -518,26 +522,26 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     def _connects_outlasted(self) -> None:
         if self._core.state is _OPEN:
             task = asyncio.ensure_future(self.reconnect_failed())
-            self._tellers.add(task)
-            task.add_done_callback(self._told_of_outage)
+            self._reconnect_tasks.add(task)
+            task.add_done_callback(self._reconnect_task_done)
 
-    def _told_of_outage(self, task: asyncio.Task[None]) -> None:
-        self._tellers.discard(task)
+    def _reconnect_task_done(self, task: asyncio.Task[None]) -> None:
+        self._reconnect_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullConnectionPool[ACT]):
     """
-    A pool that keeps no idle connection: it bounds how many there are, and hands them on to those who wait.
+    A pool that keeps no idle connection. It limits the number of connections, and hands them on to waiting callers.
 
-    Args as `AsyncConnectionPool`'s, but *min_size* is 0, *max_size* may be 0 for any number, and *close_returns* has no
-    effect. A caller hears of a failed connect at once.
+    The arguments are those of `AsyncConnectionPool`, but *min_size* is 0, *max_size* may be 0 for any number, and
+    *close_returns* has no effect. A caller gets the error of a failed connect at once.
     """
 
     _keeps_idle = False
 
-    if not TYPE_CHECKING:  # which is to see the options one by one, as inherited
+    if not TYPE_CHECKING:  # type checkers see the inherited signature
 
         def __init__(self, conninfo: AsyncConninfoParam = "", *, min_size: int = 0, **options: Any) -> None:
             super().__init__(conninfo, min_size=min_size, **options)
@@ -555,7 +559,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
                     await runner.open_one()
                 logger.info("adding new connection to the pool")
                 return True
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is told once the time is up
+            except Exception as error:  # noqa: BLE001 - it becomes the cause of the timeout
                 runner.shard.last_error = error
             if self._driver.new_fault(old_fault) is not None:
                 break
@@ -564,7 +568,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
 
 
 def _longest(name: str, seconds: float | None) -> float:
-    """Turn a limit that may be None, for none at all, into a number of seconds."""
+    """Convert a limit to a number of seconds; None is no limit."""
     if seconds is None:
         return float("inf")
     check_number(name, seconds, _SECONDS)

@@ -1,4 +1,4 @@
-"""One psycopg connection as the core sees it: looking, parking, rolling back, closing."""
+"""One psycopg connection, as the core uses it: checking, parking, rolling back, closing."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ __all__ = ["PsycopgSession", "SessionSettings", "check_connection"]
 
 logger = logging.getLogger("psycopg.pool")
 
-# A rollback, a session reset and the user's `reset` together are given up after this.
+# A rollback, a session reset and the user's `reset` together fail after this.
 RESET_SECONDS: Final = 30.0
-# How long a query that runs on somebody else's connection class may take to notice that its socket was shut down.
+# How long a query of another connection class may take to notice that its socket was shut down.
 _LEAVE_STEP_SECONDS: Final = 0.01
 _LEAVE_STEPS: Final = 100
-# The end, and an error that nobody has asked for. (Over TLS the latter is not to be seen.)
+# The end of the stream, and an unsolicited error. (Over TLS the latter cannot be seen.)
 _FAREWELLS: Final = (b"", b"E")
-# How long a generator that was given up, as of `notifies()`, has to let its connection go.
+# How long an abandoned generator, as of `notifies()`, may take to release the connection.
 _LET_GO_SECONDS: Final = 1.0
 
-# What asyncpg's pool resets, and the role, which `RESET ALL` leaves standing. It has begun in the last lease's kind of
-# transaction: one that is serializable, read-only and deferrable would wait for others.
+# What asyncpg's pool resets, and the role, which `RESET ALL` leaves. The reset begins in the last lease's kind of
+# transaction: a serializable, read-only, deferrable one would wait for others.
 _RESET_QUERY: Final = (
     b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
@@ -56,7 +56,7 @@ _RESET_QUERY: Final = (
 )
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
-# What a caller may change on the connection's side: by a coroutine each, or by assignment.
+# What a caller may change on the client's side: by a coroutine each, or by assignment.
 _SETTINGS: Final = ("autocommit", "isolation_level", "read_only", "deferrable")
 _ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 
@@ -75,14 +75,14 @@ _NO_PIPELINE: Final = pq.PipelineStatus.OFF
 
 class ForeignWatch:
     """
-    The registrations of a connection whose class is not ours, and which adds and removes them around each wait.
+    The registrations of a connection of another class, which adds and removes them around each wait.
 
     Args:
-        connection: The connection, which is not referred to afterwards.
+        connection: The connection. No reference to it is kept.
         loop: Its loop.
 
     Attributes:
-        use, pool_name: As `SocketWaiter` has them; nobody looks at them here.
+        use, pool_name: As in `SocketWaiter`; not used here.
     """
 
     def __init__(self, connection: AsyncConnection[Any], loop: asyncio.AbstractEventLoop) -> None:
@@ -95,12 +95,12 @@ class ForeignWatch:
         self._identity = SocketIdentity.of(connection.pgconn.socket)
 
     def is_waited_for(self) -> bool:
-        """Whether a query is waiting for the socket, or may be: uvloop does not tell."""
+        """Whether a query is waiting for the socket, or may be: uvloop does not show it."""
         is_registered = self._keys is None or self._identity.fd in self._keys
         return self._lock.locked() and is_registered
 
     def detach(self) -> None:
-        """Take the socket out of the selector, unless its number is another's by now."""
+        """Take the socket out of the selector, unless its number is another file's by now."""
         fd = self._identity.fd
         if (self._keys is None or fd in self._keys) and not self._identity.is_reused():
             unregister(self._loop, fd)
@@ -108,13 +108,13 @@ class ForeignWatch:
     detach_others = detach
 
     def fail(self, _: BaseException) -> None:
-        """End the wait that is going on by shutting the socket down: nobody can be told."""
+        """End a wait by shutting the socket down: there is no way to raise an error in it."""
         if self.is_waited_for() and self._identity.is_open():
             with contextlib.suppress(OSError), duplicate(self._identity.fd) as own:
                 own.shutdown(socket.SHUT_RDWR)
 
     async def left(self) -> None:
-        """Wait until no query waits for the socket, which is shut down if one does; then nobody watches it."""
+        """Wait until no query waits for the socket, which is shut down if one does; then unregister it."""
         self.fail(psycopg.OperationalError())
         for _ in range(_LEAVE_STEPS):
             if not self.is_waited_for():
@@ -123,14 +123,14 @@ class ForeignWatch:
         self.detach()
 
     def forget(self) -> None:
-        """Have done with a socket without a word: the selector is also another process's."""
+        """Forget the socket without unregistering it: the selector is also another process's."""
         self._keys = {}
 
     def finish(self, how: str) -> None:
         """
         Close the socket once no query waits for it any more.
 
-        A wait that is not over would take the number out of the selector when it ends: somebody else's by then.
+        A wait that is not over would unregister the number when it ends, and the number may be another file's by then.
         """
         self.fail(psycopg.OperationalError(f"the connection was {how}"))
         if self.is_waited_for() and self._loop.is_running():
@@ -155,9 +155,9 @@ class ForeignWatch:
 
 class _Configured(NamedTuple):
     """
-    What a session reset comes back to: the connection's side as `configure` left it, and whom it left to act as.
+    What a session reset restores: the client's side as `configure` left it, and the user that the session acts as.
 
-    The latter as settings and their values, in the order in which they are to be set.
+    The user is given as settings and their values, in the order in which they are to be set.
     """
 
     settings: list[Any]
@@ -170,11 +170,11 @@ class _Configured(NamedTuple):
 
 class SessionSettings(Protocol):
     """
-    What a session goes by. The driver that made it has this.
+    The settings of a session. The driver that made it has them.
 
     Attributes:
-        name: The pool's.
-        resets: Whether a connection that comes back idle is still to be reset.
+        name: The pool's name.
+        resets: Whether a connection that comes back idle must still be reset.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
     """
 
@@ -194,18 +194,18 @@ class PsycopgSession:
     """
     One psycopg connection.
 
-    While it is lent nobody but the caller refers to psycopg's object, so that one he drops can be noticed.
+    While it is lent, only the caller refers to psycopg's object, so that a dropped connection can be noticed.
 
-    A tracer may have wrapped it when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and the user's functions
-    are called with it. The session looks at psycopg's own object, and watches that one being dropped: a cursor refers
-    to it and not to the wrapper.
+    A tracer may have wrapped the connection when it was made (`wrapt.ObjectProxy`). The wrapper is lent, and passed to
+    the user's functions. The session uses psycopg's own object, and watches whether that one is dropped: a cursor
+    refers to it and not to the wrapper.
 
     Attributes:
-        owner: Who hears of what happens to it.
-        connection: psycopg's, or what a tracer has made of it; None while it is lent.
+        owner: Listens to what happens to the session.
+        connection: psycopg's connection, or a tracer's wrapper; None while it is lent.
         loop: The loop it belongs to.
-        says_goodbye: Whether its class has a `close` of its own, which is to be called.
-        leaves_plainly: Whether its class leaves `async with` as psycopg's do.
+        says_goodbye: Whether its class has its own `close`, which must be called.
+        leaves_plainly: Whether its class leaves `async with` like psycopg's.
     """
 
     __slots__ = (
@@ -275,9 +275,10 @@ class PsycopgSession:
 
     def liveness(self) -> Liveness:
         """
-        Look at the socket, and at what has come, without reading it: a notification, or the server's farewell.
+        Look at the socket, and at what has come, without reading it: a notification, or the server's error as it
+        closes.
 
-        psycopg looks for notifications when it waits for the socket: what libpq had read by then it would not find.
+        psycopg looks for notifications when it waits for the socket, so it would miss what libpq had read before.
         """
         if self._pgconn.status == _BAD:
             return _DEAD
@@ -291,14 +292,14 @@ class PsycopgSession:
         self._watch.detach()
 
     def unpark(self) -> None:
-        """Do nothing: whoever waits registers the fd."""
+        """Do nothing: a wait registers the fd."""
 
     def is_dropped(self) -> bool:
-        """Whether the caller has let go of the connection. `_dropped` hears of it, if the loop runs."""
+        """Whether the caller has dropped the connection. If the loop runs, a weakref callback reports it earlier."""
         return self.connection is None and self._reference() is None and self._pgconn.status != _BAD
 
     def take_back(self) -> ReturnCheck:
-        """Look at what the caller has left; a query that still runs is ended, and its connection with it."""
+        """Check what the caller has left. A query that still runs is ended, and its connection closed."""
         pgconn = self._pgconn
         status = pgconn.transaction_status
         if status == _UNKNOWN or self._server_state is ServerState.GOODBYE:
@@ -318,7 +319,7 @@ class PsycopgSession:
         )
 
     def dismiss(self) -> ReturnCheck:
-        """Have a connection closed that comes back and is not wanted any more, in whatever state it is."""
+        """Decide how to close a connection that comes back and is no longer wanted, in whatever state it is."""
         return ReturnCheck.BROKEN if self._pgconn.status == _BAD else ReturnCheck.WORN_OUT
 
     def _close_used(self) -> ReturnCheck:
@@ -333,7 +334,7 @@ class PsycopgSession:
         return ReturnCheck.BROKEN
 
     async def reset(self) -> None:
-        """Roll back, reset the session and call the user's `reset`, as far as each is due."""
+        """Roll back, reset the session and call the user's `reset`, as far as each is needed."""
         self._watch.use = _USED
         try:
             await within(RESET_SECONDS, self._make_clean, self.abort)
@@ -364,7 +365,7 @@ class PsycopgSession:
         return is_read_only == b"t"
 
     def _bare(self) -> AsyncConnection[Any]:
-        """Give the connection without what a tracer has made of it: for what is the pool's own."""
+        """Return the connection without a tracer's wrapper, for the pool's own queries."""
         connection: AsyncConnection[Any] | None = self._reference()
         assert connection is not None, "dropped"
         return connection
@@ -374,7 +375,7 @@ class PsycopgSession:
         return self.connection
 
     async def _let_go(self) -> None:
-        """Wait for a generator that still has the connection to be closed: Python does that an iteration later."""
+        """Wait until a generator that still holds the connection is closed: Python does that an iteration later."""
         lock = self._kept().lock
         if lock.locked():
             async with asyncio.timeout(_LET_GO_SECONDS):
@@ -402,9 +403,9 @@ class PsycopgSession:
             raise
 
     def _restore_client_side(self, configured: _Configured) -> None:
-        """Have psycopg forget what it remembers of the lease; first, as what follows is done by means of it."""
+        """Make psycopg forget what it remembers of the lease. This comes first, because the other steps use it."""
         connection = self._bare()
-        if connection._num_transactions:  # it ends when its holder is collected: in the middle of another's lease
+        if connection._num_transactions:  # it ends when its holder is collected, perhaps in the middle of another lease
             raise psycopg.ProgrammingError("connection left inside a transaction() block: discarded")
         for name, value in zip(_ATTRIBUTES, configured.attributes, strict=True):
             setattr(connection, name, value)
@@ -423,10 +424,10 @@ class PsycopgSession:
         for name, value in zip(_SETTINGS, configured.settings, strict=True):
             await getattr(connection, f"set_{name}")(value)
         if (backlog := getattr(connection, "_notifies_backlog", None)) is not None:
-            backlog.clear()  # last: notifications may have come with the answers
+            backlog.clear()  # last, as notifications may have come with the answers
 
     async def remember_configured(self) -> None:
-        """Note what an awaited session reset is to come back to."""
+        """Note the state that an awaited session reset restores."""
         connection = self._bare()
         user: list[tuple[bytes, str]] = []
         if self._settings.configure is not None:
@@ -434,7 +435,8 @@ class PsycopgSession:
             await connection.set_autocommit(True)
             name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
             role = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')") or b"none"
-            # The session user first: to set it ends the role. A reset would bring back one that it began with.
+            # The session user comes first: setting it ends the role. A reset would bring back the role that the
+            # connection began with.
             found = [(b"session_authorization", name)] if name != self._began_as else []
             user = [(what, who.decode(connection.info.encoding)) for what, who in [*found, (b"role", role)]]
             await connection.set_autocommit(was_autocommit)
@@ -449,9 +451,9 @@ class PsycopgSession:
 
     async def show_to(self, function: Callable[[Any], Awaitable[None]], what: str) -> None:
         """
-        Call one of the user's functions, by the name of *what*, with the connection.
+        Call one of the user's functions, named *what*, with the connection.
 
-        Meanwhile it is its pool's, as one that is lent: left as a block, it would else be closed.
+        Meanwhile the connection belongs to its pool, as if lent: otherwise leaving it as a block would close it.
 
         Raises:
             psycopg.ProgrammingError: It has been left in a transaction.
@@ -485,7 +487,7 @@ class PsycopgSession:
             await connection.close()
 
     def abort(self) -> None:
-        """Close the socket. libpq says goodbye by itself, and waits for nothing."""
+        """Close the socket. libpq says goodbye by itself, without waiting."""
         self._finish("closed")
 
     def discard(self, *, forked: bool) -> None:
@@ -500,7 +502,7 @@ class PsycopgSession:
 
     def _finish(self, how: str) -> None:
         connection = self._reference()
-        # One that is closed already keeps saying, by `broken`, that nobody has closed it.
+        # A connection that the server has closed must keep `broken`, which means that no code of ours has closed it.
         if connection is not None and self._pgconn.status != _BAD:
             connection._closed = True
         self._watch.finish(how)
@@ -508,11 +510,11 @@ class PsycopgSession:
     # ---- the caller's side ----
 
     def begin(self) -> None:
-        """Belong to the pool from now on: nobody may use it before it is lent."""
+        """Join the pool: from now on the connection may be used only while it is lent."""
         self._watch.use = _UNUSED
 
     def rename(self, pool_name: str) -> None:
-        """Belong to a pool that has another name from now on."""
+        """Use another name for the pool from now on."""
         self._watch.pool_name = pool_name
 
     def lend(self, pool: Any) -> AsyncConnection[Any]:
@@ -523,16 +525,16 @@ class PsycopgSession:
         return connection
 
     def heard(self, error: BaseException) -> None:
-        """Remember what an error that this connection has had says of its server."""
+        """Remember what an error of this connection says about its server."""
         server_state = classify(error)
         if server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable):
             self._server_state = server_state
 
     def suspect(self, error: BaseException) -> None:
         """
-        Have the server asked, if *error*, which has ended the caller's block, says something of the server it is from.
+        Check the server later if *error*, which has ended the caller's block, says something about a server.
 
-        That may be another. What this one has answered is heard by our connection class's `wait()`, by no other's.
+        It may have come from another server. Only our connection class reports this server's own errors, in `wait()`.
         """
         server_state = classify(error)
         if self._server_state is None and (
@@ -541,17 +543,20 @@ class PsycopgSession:
             self._server_state = ServerState.HEARSAY
 
     def end_lease(self, connection: AsyncConnection[Any]) -> None:
-        """Have the caller's connection back: what was lent, though it come without the wrapper, or in one more."""
+        """
+        Take the caller's connection back. Keeps the object that was lent, even if the caller returns it unwrapped or
+        wrapped again.
+        """
         connection._pool = None
         self.connection = self._made() or self._reference()
 
     def has_nothing_to_end(self, connection: AsyncConnection[Any], states: tuple[int, ...] = _NO_TRANSACTION) -> bool:
         """
-        Whether a commit, or a rollback, would find nothing to do, so that neither need be called.
+        Whether a commit, or a rollback, would have nothing to do, so that neither need be called.
 
         Args:
             connection: The caller's.
-            states: Which a transaction may be in all the same.
+            states: The transaction states for which that holds.
         """
         return (
             self.leaves_plainly
@@ -563,12 +568,12 @@ class PsycopgSession:
         )
 
     def has_only_to_roll_back(self, connection: AsyncConnection[Any]) -> bool:
-        """Whether a transaction is open and all else is as it was, so that the pool can roll back instead."""
+        """Whether a transaction is open and nothing else, so that the pool can roll back instead of the caller."""
         self._is_rollback_expected = self.has_nothing_to_end(connection, _IN_TRANSACTION)
         return self._is_rollback_expected
 
     def _dropped(self, _: object) -> None:
-        """Hear, in whichever thread collects garbage, that nobody refers to the connection any more."""
+        """Called by the garbage collector, in any thread, when nothing refers to the connection any more."""
         if self.connection is None and self._pgconn.status != _BAD:
             post(self.loop, self._reclaim)
 
@@ -579,10 +584,10 @@ class PsycopgSession:
 
 async def _first_value(connection: AsyncConnection[Any], query: bytes) -> bytes | None:
     """
-    Execute a query of the pool's own, past the user's cursors, rows and adapters.
+    Execute a query of the pool's own, without the user's cursors, rows and adapters.
 
     Returns:
-        The first value of its first result, as the server has written it; None for none.
+        The first value of its first result, as the server has sent it; None for none.
     """
     cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
     await cursor.execute(query, prepare=False)
@@ -591,19 +596,19 @@ async def _first_value(connection: AsyncConnection[Any], query: bytes) -> bytes 
 
 
 def _layers(connection: Any) -> Iterator[Any]:
-    """Go through what tracers have wrapped a connection in, down to the connection."""
+    """Yield a connection's wrappers, as tracers make, and at last the connection."""
     while connection is not None:
         yield connection
         connection = getattr(connection, "__wrapped__", None)
 
 
 def _method(layers: list[Any], name: str) -> object:
-    """Find what a method is, on the outermost of *layers* whose class has it."""
+    """Return a method of the outermost of *layers* whose class has it."""
     return next(getattr(type(layer), name) for layer in layers if hasattr(type(layer), name))
 
 
 async def _close(reference: weakref.ref[AsyncConnection[Any]], watch: ForeignWatch) -> None:
-    """Close a connection of another class in its own way, once no query waits for its socket."""
+    """Close a connection of another class by its own method, once no query waits for its socket."""
     await watch.left()
     connection = reference()
     if connection is not None:
@@ -615,7 +620,7 @@ async def check_connection(connection: AsyncConnection[Any]) -> None:
     Make a round trip, and leave the connection as it was.
 
     Raises:
-        Exception: The connection is of no use any more.
+        Exception: The connection has become useless.
     """
     if connection.autocommit:
         await connection.execute("")
@@ -624,7 +629,7 @@ async def check_connection(connection: AsyncConnection[Any]) -> None:
     try:
         await connection.execute("")
     finally:
-        if connection.pgconn.transaction_status == _IDLE:  # else whatever happened says more
+        if connection.pgconn.transaction_status == _IDLE:  # else the error of the round trip says more
             await connection.set_autocommit(False)
 
 

@@ -1,22 +1,25 @@
 """
-Who watches a psycopg connection's socket: a wait that owns its registrations with the event loop.
+A wait that owns its registrations of a psycopg connection's socket with the event loop.
 
-Who watches the socket
-----------------------
-psycopg's own `wait()` adds a reader before each wait and removes it after. That is two system calls a query; and
-whoever closes the connection meanwhile leaves the entry of a closed fd in the selector. The kernel gives the number
-to the next socket, which then is never heard of: adding it changes nothing in the selector's eyes, and the old wait
-removes it when it wakes.
+Why not psycopg's own wait
+--------------------------
+psycopg's own `wait()` adds a reader before each wait and removes it afterwards. That is two system calls a query. And
+if
+the connection is closed meanwhile, the entry of a closed fd stays in the selector. The kernel gives the number to the
+next
+socket, which then is never reported: adding it changes nothing for the selector, and the old wait removes it when it
+wakes.
 
 Here one reader stays for as long as a pool has the connection lent, and this module alone adds and removes it:
 
-* The selector is level-triggered. A reader that fires with nobody waiting is removed at once, or the loop would spin.
-* The generator is driven from the reader's callback. A task that is woken to read what has come runs an iteration
-  later, and the selector reports the unread socket once more in between.
-* Whoever asks for the fd (`fileno()`) may put a reader of his own in its place, which no loop tells. From then on each
-  wait adds ours anew, and the end of the lease removes whatever is there. On asyncio the selector is looked at, too.
-* libpq closes the fd by itself when it sees the server go. That is noticed in the same step, before anything else
-  of this loop can be given the number. Removing the registrations may raise then, and the task is woken all the same.
+* The selector is level-triggered. A reader that fires with no wait going on is removed at once, or the loop would spin.
+* The generator is driven from the reader's callback. A task woken to read the data would run an iteration later, and
+  the selector would report the unread socket once more in between.
+* Code that asks for the fd (`fileno()`) may replace the reader by its own, which no loop reports. From then on each
+  wait adds our reader again, and the end of the lease removes whatever is there. On asyncio the selector is checked,
+  too.
+* libpq closes the fd by itself when it sees that the server has gone. That is noticed in the same step, before anything
+  else of this loop can be given the number. Removing the registrations may raise then; the task is woken all the same.
 """
 
 from __future__ import annotations
@@ -47,15 +50,15 @@ __all__ = ["INTERVAL_SECONDS", "ConnectionUse", "SocketWaiter", "WrongLoop", "un
 
 RV = TypeVar("RV")
 
-# The longest the loop may be kept from other work by a connection that never has to wait, as in a long COPY.
+# The longest that a connection which never has to wait, as in a long COPY, may keep the loop from other work.
 BUSY_SECONDS: Final = 0.005
 
-# How long psycopg lets a generator wait in silence before it has it look at the clock.
+# After this much silence psycopg resumes a generator, so that it can check the time.
 INTERVAL_SECONDS: Final = 0.1
-# A timer may come that much early: event loops round to what their clock can tell.
+# A timer may fire this much early: event loops round to the resolution of their clock.
 _CLOCK_SECONDS: Final = 0.002
 
-# Plain numbers, bound once: psycopg's generators in C yield such, and on 3.11 a member costs more than it is worth.
+# Plain numbers, bound once: psycopg's generators in C yield these, and enum members are slow on 3.11.
 _WAIT_R, _WAIT_W = int(Wait.R), int(Wait.W)
 _READY_NONE, _READY_R, _READY_W = 0, int(Ready.R), int(Ready.W)
 _BAD: Final = pq.ConnStatus.BAD
@@ -71,16 +74,16 @@ class WrongLoop(errors.WrongLoop, psycopg.InterfaceError):
 
 
 class ConnectionUse(Enum):
-    """Who looks after a connection."""
+    """Who may use a connection."""
 
     NONE = "none"
-    """Whoever opened it: no pool. The reader goes at the end of each wait."""
+    """It belongs to no pool. The reader is removed at the end of each wait."""
 
     USED = "used"
-    """A pool has lent it, or works on it itself. The reader stays."""
+    """A pool has lent it, or works on it. The reader stays."""
 
     IDLE = "idle"
-    """A pool, for the next caller. Nobody may use it."""
+    """A pool keeps it for the next caller. Nobody may use it."""
 
 
 _NONE, _USED, _IDLE = ConnectionUse  # bound once: see shard.py
@@ -101,14 +104,14 @@ class SocketWaiter:
     """
     The registrations of one connection's socket with its loop, and the generator that waits for them.
 
-    It knows neither the connection nor the pool: the loop refers to it, and is to keep neither alive.
+    It refers neither to the connection nor to the pool: the loop refers to it, and must not keep them alive.
 
     Attributes:
         loop: The loop it belongs to.
         fd: The socket's number; libpq keeps it until the connection is closed.
-        use: Who looks after the connection.
-        pool_name: Whose connection it is, for errors.
-        is_shared: Whether somebody has asked for the fd, and may have registered it himself.
+        use: Who may use the connection.
+        pool_name: The name of its pool, for errors.
+        is_shared: Whether other code has asked for the fd, and may have registered it.
     """
 
     __slots__ = (
@@ -162,10 +165,10 @@ class SocketWaiter:
 
     def check_use(self) -> None:
         """
-        Refuse whoever may not use the connection.
+        Raise if the caller may not use the connection.
 
         Raises:
-            psycopg.OperationalError: It is closed, whichever loop it was on and whoever closed it.
+            psycopg.OperationalError: It is closed.
             WrongLoop: The caller runs on another loop.
             psycopg.InterfaceError: The caller has given it back.
         """
@@ -199,9 +202,9 @@ class SocketWaiter:
 
         Args:
             generator: Yields `psycopg.waiting.Wait`, is sent `Ready`.
-            has_begun: Whether it waits already, for what has not come yet.
+            has_begun: Whether it has been started, and waits for the socket.
             interval: Seconds of silence after which it is sent `Ready.NONE`, again and again; None never. The timer for
-                the default goes on beside the waits, as few queries last until it is due.
+                the default stays on between waits, as few queries last until it fires.
             timeout: Seconds; None waits as long as it takes.
 
         Returns:
@@ -271,7 +274,7 @@ class SocketWaiter:
             self._watch(wanted)
         except StopIteration as done:
             self._finish(done.value, None)
-        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+        except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             self._finish(None, error)
 
     def _finish(self, value: object, error: BaseException | None) -> None:
@@ -289,12 +292,12 @@ class SocketWaiter:
 
     def _ready_now(self, wanted: int) -> int:
         events = self._events()
-        # An error counts as both: libpq is the one to say which.
+        # An error counts as both: libpq finds out which.
         ready = (_READY_R if events & ~select.POLLOUT else 0) | (_READY_W if events & ~select.POLLIN else 0)
         return ready & wanted
 
     def _rest(self) -> None:
-        """Leave the socket as it is to be between waits."""
+        """Leave the socket's registrations as they should be between waits."""
         self._yielded_at = monotonic()
         if self.use is _NONE:
             self.detach()
@@ -320,7 +323,7 @@ class SocketWaiter:
             self._step(_READY_W)
 
     def _step(self, ready: int) -> None:
-        """Go on with the generator, in the context and the name of the task that waits: handlers may look at both."""
+        """Resume the generator, in the context and the name of the waiting task, as handlers may look at both."""
         context = self._wakeup.context
         if context is not None:
             self._stepped_at = monotonic()
@@ -331,7 +334,7 @@ class SocketWaiter:
                     self._wakeup.wake()
 
     def _advance_as(self, task: asyncio.Task[Any] | None, context: Context, ready: int) -> None:
-        if task is None or asyncio.current_task(self.loop) is not None:  # a loop that runs in another's step
+        if task is None or asyncio.current_task(self.loop) is not None:  # a loop that runs inside another task's step
             context.run(self._advance, ready)
             return
         enter_task(self.loop, task)
@@ -350,7 +353,7 @@ class SocketWaiter:
             self._ticker = None
 
     def _tick(self) -> None:
-        """Tell the generator of silence, if there was; else come again when there may have been."""
+        """Resume the generator after silence; or set the timer for the time when there may have been silence."""
         self._ticker = None
         if self._generator is None or self._interval is None:
             return
@@ -358,14 +361,14 @@ class SocketWaiter:
         if left > _CLOCK_SECONDS:
             self._tick_in(left)
         else:
-            self._ticker = self.loop.call_later(self._interval, self._tick)  # first: the step may end the wait
+            self._ticker = self.loop.call_later(self._interval, self._tick)  # before the step, which may end the wait
             self._step(_READY_NONE)
 
     def _time_out(self) -> None:
         """
-        Let it have what has come already, as a timeout of 0 is to look once; then end it.
+        Deliver what has come already, as a timeout of 0 must check once; then end the wait.
 
-        Having that, the task may be waiting for something else by now.
+        After that step the task may be waiting for something else, which must not be ended.
         """
         generator = self._generator
         if generator is not None and (ready := self._ready_now(self._wanted)):
@@ -374,7 +377,7 @@ class SocketWaiter:
             self.fail(_time_is_up())
 
     def fail(self, error: BaseException) -> None:
-        """End the wait that is going on, if there is one, with *error*. Nobody can be told on a loop that is closed."""
+        """End the wait that is going on, if there is one, with *error*. On a closed loop no task can be woken."""
         if self._generator is not None:
             self._generator, self._error = None, error
             if not self.loop.is_closed():
@@ -382,13 +385,13 @@ class SocketWaiter:
 
     def finish(self, how: str) -> None:
         """
-        Close the socket, after its registrations, and end a query that still waits for it.
+        Remove the registrations, close the socket, and end a query that still waits for it.
 
         Args:
             how: What happened to the connection, for that query's error: "closed", or "returned to its pool".
         """
         if running() is not self.loop and self.loop.is_running():
-            post(self.loop, self.finish, how)  # nobody else may touch that loop's selector
+            post(self.loop, self.finish, how)  # only its own thread may touch that loop's selector
             return
         self.fail(psycopg.OperationalError(f"the connection was {how} while a query was running"))
         try:
@@ -406,7 +409,7 @@ class SocketWaiter:
             raise psycopg.OperationalError("the connection is closed")
         try:
             if self._keys is None and self._events() & _ERRORS:
-                # uvloop calls once for an error, and never again until reader and writer are both gone.
+                # uvloop reports an error once, and never again until reader and writer are both removed.
                 self._is_reading = self._is_writing = False
                 unregister(self.loop, self.fd)
             if not self._is_reading or self.is_shared or self._handle.cancelled():
@@ -430,7 +433,7 @@ class SocketWaiter:
 
     def _stop_reading(self) -> None:
         self._is_reading = False
-        if self.fd >= 0:  # a callback that was due when the socket was retired comes here, too
+        if self.fd >= 0:  # a callback that was due when the socket was retired comes here
             self.loop.remove_reader(self.fd)
 
     def _stop_writing(self) -> None:
@@ -448,19 +451,19 @@ class SocketWaiter:
             unregister(self.loop, self.fd)
 
     def detach_others(self) -> None:
-        """Take the socket out of the selector if somebody else has put it there, or may have."""
+        """Take the socket out of the selector if other code has put it there, or may have."""
         if self.is_shared or self._is_foreign():
             self.detach()
 
     def retire(self) -> None:
-        """Have done with a socket that is about to be closed, or has been in this very step."""
+        """Forget a socket that is about to be closed, or has been closed in this very step."""
         try:
             self.detach()
         finally:
             self.fd = -1  # the number will be another socket's
 
     def forget(self) -> None:
-        """Have done with a socket without a word: the selector is also another process's."""
+        """Forget the socket without unregistering it: the selector is also another process's."""
         self._is_reading = self._is_writing = self.is_shared = False
         self._keys = None
         self._generator = self._ticker = None
@@ -474,15 +477,16 @@ class SocketWaiter:
         if key is None or (self._is_reading and key.data == (self._handle, None)):
             return False
         is_closed: bool = self._pgconn.status == _BAD
-        return not is_closed  # by libpq, unasked: then the entry is a later socket's
+        return not is_closed  # if libpq has closed it, the entry is a later socket's
 
 
 def unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
     """
     Remove the reader and the writer of *fd*, which libpq may have closed in this very step.
 
-    With both registered, asyncio removes one by changing the selector's entry: of a closed fd the kernel has none to
-    change. The selector then drops its own entry before it raises. A number that a transport has by now is another's.
+    If both are registered, asyncio removes one by changing the selector's entry, which fails for a closed fd: the
+    kernel has no entry to change. The selector then drops its own entry before it raises. A number that a transport has
+    by now is left alone.
     """
     if loop.is_closed():
         return
@@ -492,6 +496,6 @@ def unregister(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 
 
 def _time_is_up() -> psycopg.OperationalError:
-    """Make the error that psycopg 3.3 looks for; its predecessors give no timeout."""
+    """Make the error that psycopg 3.3 looks for; earlier versions give no timeout."""
     kind: type[psycopg.OperationalError] = getattr(psycopg.errors, "_WaitTimeout", psycopg.OperationalError)
     return kind("wait timeout expired")

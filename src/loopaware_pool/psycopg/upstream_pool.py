@@ -1,4 +1,4 @@
-"""What can be seen and set of a psycopg pool, psycopg_pool's way and ours. Lending is in `psycopg`."""
+"""What can be read and set on a psycopg pool, in psycopg_pool's way and in ours. Lending is in `pool.py`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _refuse_size(which: str, _: object, value: object) -> NoReturn:
 
 
 class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
-    """The part of a pool that lends nothing."""
+    """The part of a pool that does not lend."""
 
     close_returns: bool
     _discard_expired: str
@@ -59,9 +59,9 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """
-        Keep, and allow, another number of connections; None for *max_size* is *min_size*.
+        Keep, and allow, another number of connections. None for *max_size* means *min_size*.
 
-        Connections there are too many of go when they have not been needed for *max_idle* seconds.
+        Surplus connections close when they have not been needed for *max_idle* seconds.
 
         Raises:
             ValueError, TypeError: The sizes make no sense; nothing has changed.
@@ -73,10 +73,10 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     async def check(self) -> None:
         """
-        Make a round trip on each idle connection; those that fail are closed, and replaced.
+        Make a round trip on each idle connection. Those that fail are closed and replaced.
 
-        Other loops' connections are checked by their loops, which is not waited for. Of a pool that is not open, there
-        is none.
+        Other loops check their own connections; this does not wait for them. A pool that is not open has no idle
+        connection.
 
         Cancellation: ends the waiting, not the checks.
         """
@@ -89,21 +89,21 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @staticmethod
     async def check_connection(conn: ACT) -> None:
         """
-        Make a round trip, and leave the connection as it was; to be given as *check*.
+        Make a round trip, and leave the connection as it was. To be given as *check*.
 
         Raises:
-            Exception: The connection is of no use any more.
+            Exception: The connection has become useless.
         """
         await check_connection(conn)
 
     def get_stats(self) -> dict[str, int]:
-        """Count, under psycopg_pool's names: times in milliseconds, and only such counters as are not 0."""
+        """Return the counts under psycopg_pool's names: times in milliseconds, and only counters that are not 0."""
         totals = counted(self.stats(), self._rechecks)
         rose = {key: total - self._popped.get(key, 0) for key, total in totals.items()}
         return {key: rise for key, rise in rose.items() if rise} | self._measured()
 
     def pop_stats(self) -> dict[str, int]:
-        """As `get_stats()`, and begin to count anew."""
+        """Return `get_stats()`, and start counting anew."""
         stats = self.get_stats()
         self._popped = counted(self.stats(), self._rechecks)
         return stats
@@ -125,7 +125,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def max_size(self) -> int:
-        """Most connections there may be, on all loops together; of a null pool, 0 for any number."""
+        """Most connections there may be, on all loops together. For a null pool, 0 means any number."""
         return self._max_size
 
     # ---- what psycopg_pool's has not ----
@@ -146,14 +146,14 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         """
         runner = self._core.runner_here()
         if runner is not None:
-            await runner.settled()
+            await runner.until_settled()
 
     def suspend(self) -> None:
         """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
         self._core.suspend()
 
     def resume(self) -> None:
-        """Serve those who queued since `suspend()`. From any thread."""
+        """Serve the callers that queued since `suspend()`. From any thread."""
         self._core.resume()
 
     @property
@@ -168,7 +168,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def kwargs(self) -> AsyncKwargsParam | None:
-        """What to connect with from now on."""
+        """The arguments to connect with from now on."""
         return self._driver.kwargs
 
     @kwargs.setter
@@ -178,7 +178,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def connection_class(self) -> type[ACT]:
-        """What connections are made of from now on."""
+        """The class of connections made from now on."""
         return cast("type[ACT]", self._driver.connection_class)
 
     @connection_class.setter
@@ -187,7 +187,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def name(self) -> str:
-        """What errors, logs, events and metrics call the pool from now on."""
+        """The pool's name in errors, logs, events and metrics from now on."""
         return self._core.config.name
 
     @name.setter
@@ -217,7 +217,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def reconnect_timeout(self) -> float:
-        """Seconds of failing connects after which `reconnect_failed` is called; of the next outage, if one goes on."""
+        """Seconds of failing connects after which `reconnect_failed` is called; from the next outage on."""
         return self._driver.reconnect_seconds
 
     @reconnect_timeout.setter
@@ -226,7 +226,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def max_lifetime(self) -> float:
-        """Seconds after which a connection is replaced that is opened from now on."""
+        """Seconds after which a connection opened from now on is replaced."""
         return as_given(self._core.config.max_lifetime)
 
     @max_lifetime.setter
@@ -235,15 +235,15 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         self._core.reconfigure(max_lifetime=limit, lends_expired=self._lends_expired(seconds))
 
     def _lends_expired(self, max_lifetime: float) -> bool:
-        """Whether what is too old is lent all the same: with a lifetime of 0, everything is."""
+        """Whether a connection that is too old is still lent. With a lifetime of 0, every connection is too old."""
         return self._discard_expired == "on_return" or not max_lifetime
 
     def _set_timeout(self, value: float) -> None:
         self._timeout = seconds("timeout", value)
 
-    if not TYPE_CHECKING:  # which is to see, as psycopg_pool's, an attribute, and sizes that cannot be assigned
-        # Read at each lease: by a function in C.
-        timeout = property(attrgetter("_timeout"), _set_timeout, doc="Seconds for callers who give none.")
+    if not TYPE_CHECKING:  # type checkers see, as with psycopg_pool, an attribute, and sizes that cannot be assigned
+        # Read at each lease, so the getter is a function in C.
+        timeout = property(attrgetter("_timeout"), _set_timeout, doc="Seconds for callers that give no timeout.")
         min_size = min_size.setter(functools.partial(_refuse_size, "min_size"))
         max_size = max_size.setter(functools.partial(_refuse_size, "max_size"))
 
@@ -260,11 +260,11 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         return [waiter for runner in self._core.runners() for waiter in runner.shard.waiters]
 
     def run_task(self, task: object) -> NoReturn:
-        """Refuse: psycopg_pool's workers are not here."""
+        """Refuse: there are none of psycopg_pool's workers."""
         raise NotImplementedError(f"{type(self).__name__} has no workers to run {task!r}")
 
     async def schedule_task(self, task: object, delay: float) -> NoReturn:
-        """Refuse: psycopg_pool's workers are not here."""
+        """Refuse: there are none of psycopg_pool's workers."""
         raise NotImplementedError(f"{type(self).__name__} has no workers to run {task!r} after {delay} s")
 
 

@@ -1,12 +1,12 @@
 """
-A future for one waiter, used again and again, that wakes a lonely task at once.
+A reusable future for one waiter, which wakes a lonely task at once.
 
-asyncio's futures put their waiter's next step into the loop's next iteration. A task that waits for a socket pays for
-that: the loop has just polled, and polls again before the task sees what has come. Where others wait as well, that is
-no loss: the more has come by then, the more is done for one look. Where nobody else does, it is a tenth of the query.
+asyncio's futures schedule their waiter's next step for the loop's next iteration. A task that waits for a socket pays
+for that: the loop has just polled, and polls again before the task sees the data. If other tasks wait as well, nothing
+is lost: more data has come by then, and one poll serves all. If none does, it costs a tenth of the query.
 
-So the callback of the socket runs the task's next step itself if no other task waits for a connection of this loop.
-Whoever is not called by the loop, but by another task, must leave it to the loop: that task's own step has not ended.
+So the socket's callback runs the task's next step itself if no other task waits for a connection of this loop. Code
+that is called by another task, and not by the loop, must leave it to the loop: that task's own step has not ended.
 
 To a task this is what asyncio calls a future-like object: one with `_asyncio_future_blocking` and the methods below.
 """
@@ -42,10 +42,10 @@ class Wakeup:
     What one task at a time waits for.
 
     Args:
-        loop: The task's.
+        loop: The task's loop.
 
     Attributes:
-        context: The waiting task's; None if none waits.
+        context: The waiting task's context; None if none waits.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_crowd", "_error", "_loop", "context")
@@ -64,9 +64,9 @@ class Wakeup:
 
     def wake(self) -> None:
         """
-        Have the task that waits, if one does, go on: now, if it is alone and no task is in a step; else soon.
+        Resume the waiting task, if there is one: at once if it is alone and no task is in a step; otherwise soon.
 
-        To be called by what the loop calls, and as the last it does.
+        To be called from a callback of the loop, as the last thing it does.
         """
         callback, context = self._callback, self.context
         if context is not None and self._crowd.waiting == 1 and asyncio.current_task(self._loop) is None:
@@ -75,13 +75,13 @@ class Wakeup:
             try:
                 context.run(callback, self)  # type: ignore[arg-type]
             finally:
-                del callback  # it is the task; the traceback of what that ends with may refer to this frame
+                del callback  # it refers to the task, whose final traceback may refer to this frame
         else:
             self.wake_soon()
 
     def wake_soon(self) -> bool:
         """
-        Have the task that waits go on in the loop's next iteration.
+        Resume the waiting task in the loop's next iteration.
 
         Returns:
             False if none waits.
@@ -119,7 +119,7 @@ class Wakeup:
             try:
                 raise error
             finally:
-                del error  # it refers to this frame by now
+                del error  # its traceback refers to this frame
 
     def cancel(self, msg: Any = None) -> bool:
         if not self.wake_soon():

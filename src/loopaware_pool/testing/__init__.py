@@ -1,4 +1,4 @@
-"""For tests: loops to own, a driver without a server, a server that follows a script, a proxy that fails on demand."""
+"""For tests: loops, a driver without a server, a server that follows a script, a proxy that fails on demand."""
 
 from __future__ import annotations
 

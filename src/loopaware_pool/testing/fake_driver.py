@@ -1,4 +1,4 @@
-"""A driver without a server, to try a pool's core with: its connections live, die and refuse as they are told."""
+"""A driver without a server, to test a pool's core: its connections live, die and fail as a test sets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["FakeDriver", "FakeSession"]
 
 class FakeSession:
     """
-    A `loopaware_pool.driver.Session` that is what its attributes say.
+    A `loopaware_pool.driver.Session` that behaves as its attributes say.
 
     Attributes:
-        owner: Whoever hears of the session; the pool sets it.
-        identity: None, as there is no socket; a test may give it one.
+        owner: The session's listener; the pool sets it.
+        identity: None, as there is no socket; a test may set one.
         says_goodbye: Whether `close` is called before `abort`.
         is_settled: Whether no answer of the server is due.
-        life: What `liveness` answers.
-        was_dropped: What `is_dropped` answers.
-        check: What `take_back` answers.
+        life: What `liveness` returns.
+        was_dropped: What `is_dropped` returns.
+        check: What `take_back` returns.
         failure: What `reset`, `ping` and `close` raise; None for nothing.
-        is_parked: Whether the pool has parked it and not taken it out since.
+        is_parked: Whether the pool has parked it and not unparked it since.
         calls: Names of the other methods called, in order.
     """
 
@@ -47,7 +47,7 @@ class FakeSession:
         self.calls: list[str] = []
 
     def liveness(self) -> Liveness:
-        """Answer `life`."""
+        """Return `life`."""
         return self.life
 
     def park(self) -> None:
@@ -59,11 +59,11 @@ class FakeSession:
         self.is_parked = False
 
     def is_dropped(self) -> bool:
-        """Answer `was_dropped`."""
+        """Return `was_dropped`."""
         return self.was_dropped
 
     def take_back(self) -> ReturnCheck:
-        """Answer `check`. If that is a reset that has been sent, its answer comes in the next iteration of the loop."""
+        """Return `check`. If that is a reset that has been sent, its answer comes in the next iteration of the loop."""
         if self.check is ReturnCheck.RESET_SENT:
             self.is_settled = False
             asyncio.get_running_loop().call_soon(self._reset_answered)
@@ -87,17 +87,17 @@ class FakeSession:
         await self._answer("close")
 
     def abort(self) -> None:
-        """Be dead."""
+        """Become dead."""
         self.calls.append("abort")
         self.life = Liveness.DEAD
 
     def discard(self, *, forked: bool) -> None:
-        """Be dead."""
+        """Become dead."""
         self.calls.append("discard in a child" if forked else "discard")
         self.life = Liveness.DEAD
 
     def lose(self, reason: str = "lost") -> None:
-        """Die, and tell the owner, as a driver does that sees its socket closed."""
+        """Die, and tell the owner, like a driver that sees its socket closed."""
         self.life = Liveness.DEAD
         if self.owner is not None:
             self.owner.lost(reason)
@@ -111,13 +111,13 @@ class FakeSession:
 
 class FakeDriver:
     """
-    A `loopaware_pool.driver.Driver` whose connects take no time, unless told otherwise.
+    A `loopaware_pool.driver.Driver` whose connects take no time, unless set otherwise.
 
     Attributes:
         connect_seconds: How long a connect takes, in seconds.
-        failures: What the next connects raise, first come, first raised; those after them succeed.
+        failures: What the next connects raise, in this order; those after them succeed.
         sessions: Every session made so far, the oldest first.
-        session_class: What they are of.
+        session_class: The class of its sessions.
     """
 
     logger = logging.getLogger(__name__)
@@ -150,4 +150,4 @@ class FakeDriver:
         self.logger.warning("the floor was not restored: %s", error)
 
     def forked(self) -> None:
-        """There is nothing to forget."""
+        """Do nothing."""

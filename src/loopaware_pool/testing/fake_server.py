@@ -1,10 +1,12 @@
 """
-A server that speaks as much of PostgreSQL's protocol as a test has it say, to the byte.
+A server that speaks PostgreSQL's protocol as a test scripts it, to the byte.
 
-It knows the startup, simple queries (a statement without arguments) and the goodbye; whoever says anything else is told
-so, and it hangs up. What it answers is a function of the test's; which process it is, and whether it can end a session
-at an error, as the pool asks when it connects, it answers by itself. The guard that a reset begins with is shown as its
-first statement.
+It knows the startup, simple queries (statements without arguments) and the goodbye. To anything else it answers an
+error, and hangs up. A function of the test's answers the queries. The server itself answers what the pool asks when it
+connects:
+which process it is, and whether it can end a session at an error. The guard before a reset is shown as the reset's
+first
+statements.
 """
 
 from __future__ import annotations
@@ -40,23 +42,23 @@ _CANCEL_REQUEST: Final = 80877102
 
 
 def message(kind: bytes, body: bytes = b"") -> bytes:
-    """Put a message of the protocol together: a letter, the length, the body."""
+    """Encode a message of the protocol: a letter, the length, the body."""
     return kind + struct.pack("!I", len(body) + 4) + body
 
 
 def completed(tag: str = "RESET") -> bytes:
-    """Say that a statement is done: CommandComplete."""
+    """Encode CommandComplete: a statement is done."""
     return message(b"C", tag.encode() + b"\0")
 
 
 def error(sqlstate: str, severity: str = "ERROR", text: str | None = None) -> bytes:
-    """Say that a statement failed: ErrorResponse. Without a *text* it says that the script says so."""
+    """Encode ErrorResponse: a statement failed. Without a *text* the message says that the script says so."""
     fields = {"S": severity, "V": severity, "C": sqlstate, "M": text or f"the script says {sqlstate}"}
     return message(b"E", b"".join(f"{name}{value}\0".encode() for name, value in fields.items()) + b"\0")
 
 
 def parameter(name: str, value: str) -> bytes:
-    """Say what a setting is: ParameterStatus."""
+    """Encode ParameterStatus: the value of a setting."""
     return message(b"S", f"{name}\0{value}\0".encode())
 
 
@@ -81,10 +83,10 @@ WELCOME: Final = (
     + READY
 )
 
-# What goes ahead of a guarded reset, by the extended protocol.
+# What precedes a guarded reset, by the extended protocol.
 AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
 WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
-# It is the process that its welcome announces: number 0.
+# The answer of the process that the welcome announces, number 0.
 PROCESS_0: Final = (
     message(
         b"T",
@@ -100,12 +102,12 @@ PROCESS_0: Final = (
 
 
 def is_reset(query: str) -> bool:
-    """Whether a pool resets its session by *query*."""
+    """Whether *query* is a pool's reset of its session."""
     return "RESET ALL" in query
 
 
 def reset_messages(query: str) -> list[bytes]:
-    """Answer each statement of a reset as PostgreSQL does, and then that it is ready."""
+    """Return the answers to the statements of a reset, as PostgreSQL's, and ReadyForQuery."""
     statements = [statement.strip() for statement in query.strip().rstrip(";").split(";")]
     answers = [ROWS + completed("SELECT 1") if one.startswith("SELECT") else completed() for one in statements]
     if tuple(statements[: len(AHEAD)]) == AHEAD:
@@ -114,12 +116,12 @@ def reset_messages(query: str) -> list[bytes]:
 
 
 def reset_answer(query: str) -> bytes:
-    """Do so in one piece."""
+    """Return the answer to a reset in one piece."""
     return b"".join(reset_messages(query))
 
 
 def plain_answer(_: FakeClient, query: str) -> bytes | None:
-    """Answer with the query as the tag, so that an answer that belongs to another question is seen at once."""
+    """Answer with the query as the tag, so that the answer to another query is noticed at once."""
     return reset_answer(query) if is_reset(query) else completed(query.rstrip(";")) + READY
 
 
@@ -128,9 +130,9 @@ class FakeClient:
     One connection, seen from the server.
 
     Attributes:
-        queries: What was asked on it, resets included.
+        queries: The queries received on it, resets included.
         has_left: Whether the client has said goodbye, or hung up.
-        is_deaf: Whether the client may say goodbye, and nothing happens.
+        is_deaf: Whether to ignore the client's goodbye.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,7 +144,7 @@ class FakeClient:
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, data: bytes) -> None:
-        """Say something."""
+        """Send bytes to the client."""
         self._writer.write(data)
 
     def hang_up(self) -> None:
@@ -151,10 +153,10 @@ class FakeClient:
 
     async def startup(self) -> int:
         """
-        Read what the client begins with.
+        Read the startup message.
 
         Returns:
-            The code in it: the protocol's version, or what the client asks for instead.
+            Its code: the protocol's version, or a request such as a cancellation.
         """
         length: int
         code: int
@@ -191,14 +193,14 @@ class FakeClient:
 
 class FakeServer:
     """
-    A server on the running loop; an async context manager, which closes all connections at its end.
+    A server on the running loop. An async context manager, which closes all connections at its end.
 
     Args:
         answer: As the attribute.
 
     Attributes:
-        answer: Called with the connection and each query; gives the bytes to say, None for nothing.
-        welcome: The bytes said to a client that comes; None for nothing.
+        answer: Called with the connection and each query; returns the bytes to send, None for nothing.
+        welcome: The bytes sent to a new client; None for nothing.
         sessions: All connections so far.
         cancellations: How many cancel requests have come.
     """
@@ -212,22 +214,22 @@ class FakeServer:
 
     @property
     def port(self) -> int:
-        """Where it listens, on 127.0.0.1."""
+        """The port that it listens on, at 127.0.0.1."""
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def dsn(self) -> str:
-        """How psycopg finds it."""
+        """The DSN for psycopg."""
         return f"postgresql://me@127.0.0.1:{self.port}/db?sslmode=disable&gssencmode=disable"
 
     @property
     def asyncpg_dsn(self) -> str:
-        """How asyncpg finds it."""
+        """The DSN for asyncpg."""
         return f"postgresql://me@127.0.0.1:{self.port}/db?sslmode=disable"
 
     @property
     def session(self) -> FakeClient:
-        """The connection that came last."""
+        """The latest connection."""
         return self.sessions[-1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,8 +1,8 @@
 """
-A TCP proxy that fails on demand, to see what a program does when its way to the server does.
+A TCP proxy that fails on demand, to test how a program handles a failing network or server.
 
-It has a thread and an event loop of its own, so that it goes on when the loop under test stands still, and can be used
-from code that has no loop.
+It has its own thread and event loop. So it goes on when the loop under test is blocked, and code without a loop can use
+it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["FaultProxy"]
 
 _HOST: Final = "127.0.0.1"
 _PIECE_BYTES: Final = 65536
-# What is held up before the sender is: more than that, and his writes block as on any slow network.
+# How many pieces may be delayed; then the sender's writes block, as on any slow network.
 _PIECES_HELD: Final = 16
 _BACKLOG: Final = 512
 _DEFAULT_PORT: Final = 5432
@@ -38,11 +38,11 @@ class _End(Enum):
 
 
 class _Over(Exception):
-    """Enough has passed."""
+    """The limit of `truncate` has been reached."""
 
 
 class _Faults:
-    """What is wrong at the moment, for all connections. None for not at all."""
+    """The present faults of all connections. None means no such fault."""
 
     def __init__(self) -> None:
         self.thawed = asyncio.Event()
@@ -59,18 +59,18 @@ class _Faults:
 
 class FaultProxy:
     """
-    Passes TCP connections on to a server, and fails them as it is told.
+    Passes TCP connections on to a server, and makes them fail on demand.
 
     A context manager: it listens inside the block, and leaves no thread, socket or connection behind. Every method may
-    be called from any thread, on any loop or none, concerns the connections of now and of later, and is in effect when
-    it returns; it blocks for that long, mostly less than a millisecond.
+    be called from any thread, on any loop or none, and affects present and later connections. It blocks until it is in
+    effect, mostly less than a millisecond.
 
     Args:
-        dsn: Where it leads: a URL with one host that is reached over TCP.
+        dsn: The server: a URL with one host that is reached over TCP.
 
     Attributes:
-        dsn: The same by way of the proxy; inside the block.
-        port: Where it listens, on 127.0.0.1; inside the block.
+        dsn: Inside the block, the same by way of the proxy.
+        port: Inside the block, the port it listens on, at 127.0.0.1.
 
     Raises:
         ValueError: *dsn* is no such URL.
@@ -97,47 +97,46 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections there are at the moment, half-open ones included."""
+        """How many connections are open now, half-open ones included."""
         return len(self._links)
 
     def drop(self) -> None:
-        """Close every connection, at both ends, as a server does that shuts down."""
+        """Close every connection at both ends, like a server that shuts down."""
         self._do(self._end_all, _End.CLOSE)
 
     def reset(self) -> None:
-        """Reset every connection, at both ends: what was under way is lost, and reads and writes fail."""
+        """Reset every connection at both ends: data in flight are lost, and reads and writes fail."""
         self._do(self._end_all, _End.RESET)
 
     def refuse(self) -> None:
-        """Refuse connections from now on; those that are open stay."""
+        """Refuse new connections from now on; open ones stay."""
         self._do(self._stop_listening)
 
     def delay(self, *, to_server: float = 0.0, to_client: float = 0.0) -> None:
-        """Hold everything up by so many seconds on its way. Order is kept, and what comes later is no later for it."""
+        """Delay all data by so many seconds in each direction. The order is kept, and delays do not add up."""
         self._do(self._delay, to_server, to_client)
 
     def drip(self, seconds: float = 0.0) -> None:
-        """Pass everything on byte by byte, *seconds* apart."""
+        """Pass all data on byte by byte, *seconds* apart."""
         self._do(self._drip, seconds)
 
     def truncate(self, after_bytes: int) -> None:
-        """Close each connection once so many more bytes of the server's have been passed to its client."""
+        """Close each connection after so many more bytes from the server."""
         self._do(self._truncate, after_bytes)
 
     def freeze(self) -> None:
-        """Go silent: nothing is passed on, and connections that are made get no answer. What was held up is kept."""
+        """Go silent: no data are passed on, and new connections get no answer. Data are kept."""
         self._do(self._freeze)
 
     def half_open(self) -> None:
-        """Close the server's end of every connection and do not tell the client, as if its machine had vanished."""
+        """Close the server's end of every connection without telling the client, as if its machine had vanished."""
         self._do(self._half_open)
 
     def heal(self) -> None:
         """
         End all faults, and listen.
 
-        What was held up goes on. A half-open connection is reset, as a server does that has come back and does not
-        know of it.
+        Delayed data go on. A half-open connection is reset, as by a server that has come back and does not know it.
         """
         self._do(self._heal)
 
@@ -217,9 +216,9 @@ class FaultProxy:
         await self._end_all(_End.RESET)
 
     def __enter__(self) -> Self:
-        # Keeps the number: bound without listening, it refuses, and nobody else can get it.
-        self._runner = _bound(0)
-        self.port = self._runner.getsockname()[1]
+        # Reserves the port. Bound without listening, it refuses connections, and no other socket gets the port.
+        self._reserved = _bound(0)
+        self.port = self._reserved.getsockname()[1]
         login, at, _ = self._parts.netloc.rpartition("@")
         self.dsn = self._parts._replace(netloc=f"{login}{at}{_HOST}:{self.port}").geturl()
         self._is_ready = threading.Event()
@@ -231,7 +230,7 @@ class FaultProxy:
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
-        self._runner.close()
+        self._reserved.close()
 
 
 class _Link:
@@ -239,7 +238,7 @@ class _Link:
     One connection through the proxy.
 
     Attributes:
-        passed_bytes: How much the client has had, since `truncate` if that was called meanwhile.
+        passed_bytes: How many bytes the client has received, since `truncate` if that was called meanwhile.
     """
 
     def __init__(
@@ -359,7 +358,7 @@ def _bound(port: int) -> socket.socket:
 
 
 def _send_at_once(sock: socket.socket) -> None:
-    """Have each piece travel by itself."""
+    """Send each piece by itself."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -369,7 +368,7 @@ def _close(sock: socket.socket, how: _End) -> None:
     if how is _End.RESET:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     else:
-        with contextlib.suppress(OSError):  # what is left unread would have the kernel reset the connection
+        with contextlib.suppress(OSError):  # unread data would make the kernel reset the connection
             while sock.recv(_PIECE_BYTES):
                 pass
     sock.close()

@@ -1,7 +1,7 @@
 """
-Event loops that a test owns: made new, in this thread or another, and ended as programs end them, well or badly.
+Event loops that a test owns: new, in this thread or another, and ended as programs end them, properly or not.
 
-What outlives its loop shows only when the loop ends, and tests on a loop that a plugin provides never see that.
+What outlives its loop shows only when the loop ends. Tests on a loop that a plugin provides never see that.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["LoopThread", "end_abruptly", "end_politely", "loop_factories"]
 
 T = TypeVar("T")
 
-# After this a test is wrong or the machine is ill.
+# After this time, the test is wrong or the machine is overloaded.
 DEADLINE_SECONDS = 20.0
 
 
 def loop_factories() -> dict[str, LoopFactory]:
-    """List what makes the loops that are installed, by their names: asyncio's own, and uvloop's if it is there."""
+    """Return the factories of the installed loops by name: asyncio's own, and uvloop's if it is there."""
     found: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
     if find_spec("uvloop") is not None:
         import uvloop
@@ -39,8 +39,8 @@ def loop_factories() -> dict[str, LoopFactory]:
 
 def end_politely(loop_factory: LoopFactory | None, work: Coroutine[Any, Any, T]) -> T:
     """
-    Do *work* on a new loop of this thread, and end the loop as `asyncio.run` does: tasks cancelled, generators
-    closed, then the loop.
+    Run *work* on a new loop of this thread, and end the loop like `asyncio.run`: cancel tasks, close generators, then
+    the loop.
 
     Args:
         loop_factory: Makes the loop; None for asyncio's own.
@@ -58,7 +58,7 @@ def end_politely(loop_factory: LoopFactory | None, work: Coroutine[Any, Any, T])
 
 def end_abruptly(loop_factory: LoopFactory | None, work: Coroutine[Any, Any, T]) -> T:
     """
-    Do *work* on a new loop of this thread, and just close the loop, as programs do that know no better.
+    Run *work* on a new loop of this thread, and just close the loop, as careless programs do.
 
     Args:
         loop_factory: Makes the loop; None for asyncio's own.
@@ -75,7 +75,7 @@ def end_abruptly(loop_factory: LoopFactory | None, work: Coroutine[Any, Any, T])
         return loop.run_until_complete(work)
     finally:
         with warnings.catch_warnings():
-            # uvloop warns of each socket that it has to close itself, and where warnings are errors leaves it open.
+            # uvloop warns of each socket that it has to close itself, and does not close it if warnings are errors.
             warnings.simplefilter("ignore", ResourceWarning)
             loop.close()
 
@@ -107,12 +107,12 @@ class LoopThread:
         self._thread = threading.Thread(target=self._main, name="loop-thread", daemon=True)
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Have the loop do *work*; its `result(timeout)` is waited for in this thread."""
+        """Run *work* on the loop. This thread can wait for the future's `result(timeout)`."""
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float = DEADLINE_SECONDS) -> T:
         """
-        Have the loop do *work*, and wait for it.
+        Run *work* on the loop, and wait for it.
 
         Raises:
             TimeoutError: It was not done in *timeout* seconds.
@@ -137,10 +137,10 @@ class LoopThread:
         life = self._live()
         try:
             self._end_with(self._loop_factory, life)
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that has begun this one
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that started this one
             self._failure = error
         finally:
-            life.close()  # it has not begun if there is no loop
+            life.close()  # it has not started if there is no loop
             self._ready.set()
 
     async def _live(self) -> None:
