@@ -7,8 +7,8 @@ BENCH := .venv/bench
 # Tests mostly wait, for servers and for time to pass.
 WORKERS := --numprocesses 4
 OLDER_POSTGRES := 15 16 17
-SERVER_TESTS := $(addprefix tests/,test_session_state.py test_failed_resets.py test_cancellation.py test_reliability.py test_statements.py \
-	test_torture.py psycopg_flavour/test_psycopg_cancellation.py psycopg_flavour/test_psycopg_behaviour.py)
+SERVER_TESTS := $(addprefix tests/,sessions reliability test_cancellation.py test_statements.py test_torture.py \
+	$(addprefix psycopg_flavour/test_psycopg_,cancellation.py making.py lending.py upkeep.py sizes.py))
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
 	--no-annotate --custom-compile-command "make lock" --output-file
 

@@ -5,7 +5,7 @@ import gc
 import os
 from collections import Counter
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -17,8 +17,11 @@ import servers
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
+
+# No test needs a tenth of this.
+RUN_SECONDS = 60
 
 
 def pytest_configure() -> None:
@@ -110,6 +113,27 @@ def pgbouncer_program() -> Path:
 def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
     """Makes a new event loop: for tests that own their loops, as in `asyncio.Runner(loop_factory=...)`."""
     return request.param
+
+
+@pytest.fixture
+def runner_factory(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Callable[[], asyncio.Runner]:
+    """Makes a runner of a new loop: for tests that run one loop several times, or several loops."""
+    return lambda: asyncio.Runner(loop_factory=loop_factory)
+
+
+@pytest.fixture
+def run(runner_factory: Callable[[], asyncio.Runner]) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine on a loop of its own, which ends with it, and returns its result; fails after a minute."""
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        async def bounded() -> Any:
+            async with asyncio.timeout(RUN_SECONDS):
+                return await coroutine
+
+        with runner_factory() as runner:
+            return runner.run(bounded())
+
+    return run
 
 
 @pytest.fixture

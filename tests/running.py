@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEADLINE_SECONDS",
+    "NOWHERE",
     "LoopThread",
+    "ask",
     "child_process",
     "end_abruptly",
     "end_politely",
@@ -36,6 +38,7 @@ __all__ = [
     "make_pool",
     "no_session_left",
     "no_socket_left",
+    "take_all",
     "until_read",
     "until_server_waits",
 ]
@@ -43,6 +46,8 @@ __all__ = [
 # After this a test is wrong or the machine is ill; nothing is expected to take a hundredth of it.
 DEADLINE_SECONDS = 20.0
 _POLL_SECONDS = 0.005
+# Where nobody listens.
+NOWHERE = "postgresql://postgres@127.0.0.1:1/postgres"
 _numbers = itertools.count(1)
 
 
@@ -82,6 +87,20 @@ async def eventually_async(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"in vain: {what}"
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def ask(pool: Pool, query: str = "SELECT 1", **options: Any) -> Any:
+    """The first value that a query gives, on a connection acquired with those options."""
+    async with pool.acquire(**options) as connection:
+        return await connection.fetchval(query)
+
+
+async def take_all(pool: Pool) -> None:
+    """Lend everything the pool has at once: no slot is lost."""
+    connections = [await pool.acquire(timeout=DEADLINE_SECONDS) for _ in range(pool.get_max_size())]
+    assert [await connection.fetchval("SELECT 1") for connection in connections] == [1] * len(connections)
+    for connection in connections:
+        await pool.release(connection)
 
 
 async def until_server_waits(dsn: str, pool: Pool) -> None:

@@ -39,7 +39,7 @@ def test_asyncpg_does_not_use_libpq(dsn: str) -> None:
     assert outcome.stdout.strip() == "False"
 
 
-def test_the_selector_loop_is_level_triggered(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_the_selector_loop_is_level_triggered(run: Callable[[], asyncio.AbstractEventLoop]) -> None:
     """A reader that leaves half of what arrived unread is called again, though nothing new arrives."""
     reading, writing = socket.socketpair()
     received: list[bytes] = []
@@ -58,8 +58,8 @@ def test_the_selector_loop_is_level_triggered(loop_factory: Callable[[], asyncio
         await done
         loop.remove_reader(reading)
 
-    with reading, writing, asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(read_by_halves())
+    with reading, writing:
+        run(read_by_halves())
     assert received == [b"a", b"b"]
 
 

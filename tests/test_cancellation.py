@@ -78,7 +78,7 @@ async def lease(pool, query="SELECT 1"):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_cancelled_waiter_leaves_the_queue(dsn, loop_factory, times):
+def test_a_cancelled_waiter_leaves_the_queue(dsn, run, times):
     """A waiter that is cancelled is not counted any more, and the others are served."""
 
     async def main():
@@ -93,12 +93,11 @@ def test_a_cancelled_waiter_leaves_the_queue(dsn, loop_factory, times):
             await asyncio.gather(waiters[0], waiters[2])
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_caller_cancelled_while_connecting_leaves_the_connect_to_the_pool(dsn, loop_factory, times):
+def test_a_caller_cancelled_while_connecting_leaves_the_connect_to_the_pool(dsn, run, times):
     """The connect that a cancelled caller asked for ends in the pool, once, and is used by the next."""
 
     async def main():
@@ -114,12 +113,11 @@ def test_a_caller_cancelled_while_connecting_leaves_the_connect_to_the_pool(dsn,
             assert init.calls == 1
             await assert_whole(pool, 2)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_caller_cancelled_in_setup_ends_its_connection_alone(dsn, loop_factory, times):
+def test_a_caller_cancelled_in_setup_ends_its_connection_alone(dsn, run, times):
     """What a cancelled `setup` leaves is closed, and its place is free."""
 
     async def main():
@@ -133,13 +131,12 @@ def test_a_caller_cancelled_in_setup_ends_its_connection_alone(dsn, loop_factory
             setup.open()
             await assert_whole(pool, 2)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("goes_on", [True, False], ids=["goes-on", "fails"])
-def test_a_caller_cancelled_in_release_leaves_the_reset_to_the_pool(dsn, loop_factory, times, goes_on):
+def test_a_caller_cancelled_in_release_leaves_the_reset_to_the_pool(dsn, run, times, goes_on):
     """A cancelled release ends the waiting for the reset, not the reset; one that fails frees its place."""
 
     async def main():
@@ -168,11 +165,10 @@ def test_a_caller_cancelled_in_release_leaves_the_reset_to_the_pool(dsn, loop_fa
             assert (pids[0] == pids[1]) is goes_on
             await assert_whole(pool, 2)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_the_same_release_cancelled_and_called_again_is_harmless(dsn, loop_factory):
+def test_the_same_release_cancelled_and_called_again_is_harmless(dsn, run):
     """A connection whose release was cancelled has been released: releasing it again does nothing."""
 
     async def main():
@@ -187,12 +183,11 @@ def test_the_same_release_cancelled_and_called_again_is_harmless(dsn, loop_facto
             await assert_whole(pool, 1)
             assert gate.calls == 2
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_connection_handed_over_as_its_taker_is_cancelled_goes_to_the_next(dsn, loop_factory, times):
+def test_a_connection_handed_over_as_its_taker_is_cancelled_goes_to_the_next(dsn, run, times):
     """Between the hand-over and the taker's next step, a cancellation passes the connection on in order."""
 
     async def main():
@@ -218,11 +213,10 @@ def test_a_connection_handed_over_as_its_taker_is_cancelled_goes_to_the_next(dsn
                 assert con.get_server_pid() == pid
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_all_who_are_handed_a_connection_may_be_cancelled(dsn, loop_factory):
+def test_all_who_are_handed_a_connection_may_be_cancelled(dsn, run):
     """If every taker in a row is cancelled at that instant, the connection is idle in the end."""
 
     async def main():
@@ -238,8 +232,7 @@ def test_all_who_are_handed_a_connection_may_be_cancelled(dsn, loop_factory):
             assert pool.stats().idle == 1
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- opening and closing ----
@@ -247,7 +240,7 @@ def test_all_who_are_handed_a_connection_may_be_cancelled(dsn, loop_factory):
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("init_size", [1, 3])
-def test_a_cancelled_open_leaves_nothing(dsn, loop_factory, zero_fd_delta, times, init_size):
+def test_a_cancelled_open_leaves_nothing(dsn, run, zero_fd_delta, times, init_size):
     """Cancelled while it connects, `await pool` leaves no socket, and a pool that is closed."""
 
     async def main():
@@ -266,11 +259,10 @@ def test_a_cancelled_open_leaves_nothing(dsn, loop_factory, zero_fd_delta, times
             await pool.acquire()
         await pool.close()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_an_open_cancelled_with_some_connections_open_closes_those_too(dsn, loop_factory, zero_fd_delta):
+def test_an_open_cancelled_with_some_connections_open_closes_those_too(dsn, run, zero_fd_delta):
     """Cancelled when the first connections are there and the others are not, `await pool` closes all."""
 
     async def main():
@@ -294,11 +286,10 @@ def test_an_open_cancelled_with_some_connections_open_closes_those_too(dsn, loop
         assert pool.is_closing()
         await helpers.eventually(lambda: all(con.is_closed() for con in opened))
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_an_open_cancelled_at_any_iteration_leaves_nothing(dsn, loop_factory, zero_fd_delta):
+def test_an_open_cancelled_at_any_iteration_leaves_nothing(dsn, run, zero_fd_delta):
     """Whenever `await pool` is cancelled, the pool is open and whole, or closed and without a socket."""
 
     async def main():
@@ -317,12 +308,11 @@ def test_an_open_cancelled_at_any_iteration_leaves_nothing(dsn, loop_factory, ze
                 await assert_whole(pool, 2)
                 await pool.close()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_cancelled_close_terminates(dsn, loop_factory, zero_fd_delta, times):
+def test_a_cancelled_close_terminates(dsn, run, zero_fd_delta, times):
     """Cancelled while it waits for a lease, `close()` closes every connection at once, and waiters are told."""
 
     async def main():
@@ -340,11 +330,10 @@ def test_a_cancelled_close_terminates(dsn, loop_factory, zero_fd_delta, times):
         await pool.close()
         assert pool.is_closing()
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_a_close_cancelled_at_any_iteration_leaves_nothing(dsn, loop_factory, zero_fd_delta):
+def test_a_close_cancelled_at_any_iteration_leaves_nothing(dsn, run, zero_fd_delta):
     """Whenever `close()` is cancelled, all connections are gone, in every state they can be in."""
 
     async def main():
@@ -363,8 +352,7 @@ def test_a_close_cancelled_at_any_iteration_leaves_nothing(dsn, loop_factory, ze
             assert lent._con is None
             await asyncio.gather(release, return_exceptions=True)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- exhaustively: after every number of loop iterations ----
@@ -407,7 +395,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("scenario", [settings_and_query, transaction, pool_method, by_hand])
 @pytest.mark.parametrize("start", ["warm", "cold", "contended"])
-def test_cancelled_after_any_number_of_iterations_nothing_is_lost(dsn, loop_factory, options, scenario, start):
+def test_cancelled_after_any_number_of_iterations_nothing_is_lost(dsn, run, options, scenario, start):
     """A whole use of the pool is cancelled at each of its steps, once and twice; afterwards the capacity is whole."""
 
     async def main():
@@ -432,12 +420,11 @@ def test_cancelled_after_any_number_of_iterations_nothing_is_lost(dsn, loop_fact
                 iterations += 1 if iterations < 12 else rng.randrange(1, 9)
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_storm_of_cancellations_loses_nothing(dsn, loop_factory, options):
+def test_a_storm_of_cancellations_loses_nothing(dsn, run, options):
     """Twenty tasks on five connections, cancelled at random within 30 ms, some twice, leave five that answer."""
 
     async def main():
@@ -465,15 +452,14 @@ def test_a_storm_of_cancellations_loses_nothing(dsn, loop_factory, options):
                 await asyncio.gather(*[cancel_soon(task) for task in tasks])
             await assert_whole(pool, 5)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- other people's timeouts ----
 
 
 @pytest.mark.parametrize("how", ["timeout", "wait_for"])
-def test_a_callers_own_timeout_around_acquire_loses_nothing(dsn, loop_factory, how):
+def test_a_callers_own_timeout_around_acquire_loses_nothing(dsn, run, how):
     """`asyncio.timeout` and `wait_for` around an acquire end it, also when it is due at the moment of the hand-over."""
 
     async def acquire(pool, seconds):
@@ -495,14 +481,13 @@ def test_a_callers_own_timeout_around_acquire_loses_nothing(dsn, loop_factory, h
                 assert pool.stats().waiting == 0
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- somebody cancels the pool's own tasks ----
 
 
-def test_somebody_who_cancels_all_tasks_loses_no_connection(dsn, loop_factory):
+def test_somebody_who_cancels_all_tasks_loses_no_connection(dsn, run):
     """The pool's tasks, ended from outside at any moment, give up their connections and free their places."""
 
     async def main():
@@ -521,12 +506,11 @@ def test_somebody_who_cancels_all_tasks_loses_no_connection(dsn, loop_factory):
                 assert not any(isinstance(outcome, AssertionError) for outcome in outcomes)
             await assert_whole(pool, 3)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("moment", ["connecting", "resetting"])
-def test_a_pool_task_cancelled_from_outside_frees_its_place(dsn, loop_factory, moment):
+def test_a_pool_task_cancelled_from_outside_frees_its_place(dsn, run, moment):
     """A connect or a reset that somebody else cancels is made up for: those who wait are served."""
 
     async def main():
@@ -543,5 +527,4 @@ def test_a_pool_task_cancelled_from_outside_frees_its_place(dsn, loop_factory, m
             assert [task for task in users if task.exception() is None]
             await assert_whole(pool, 1)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())

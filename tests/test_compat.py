@@ -61,9 +61,9 @@ async def query_many_and_close(pool, tasks):
 
 
 @pytest.mark.usefixtures("zero_fd_delta")
-def test_5000_tasks_on_10_connections_all_finish(make_pool, loop_factory):
+def test_5000_tasks_on_10_connections_all_finish(make_pool, runner_factory):
     """Every one of 5,000 tasks on 10 connections gets its answer, and no socket is left after close()."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with runner_factory() as runner:
         before = helpers.socket_count()
         assert runner.run(query_many_and_close(make_pool(max_connections=10), 5000)) == 5000
         assert helpers.socket_count() == before
@@ -91,12 +91,11 @@ def test_no_more_than_max_connections_are_open_at_once(make_pool):
 
 
 @pytest.mark.usefixtures("zero_fd_delta")
-def test_one_pool_serves_one_loop_after_another(make_pool, loop_factory):
+def test_one_pool_serves_one_loop_after_another(make_pool, run):
     """A pool that is never closed serves three loops in turn and leaves no socket behind."""
     pool = make_pool(max_connections=3)
     for _ in range(3):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            assert runner.run(query_many(pool, 20)) == 20
+        assert run(query_many(pool, 20)) == 20
 
 
 @pytest.mark.usefixtures("zero_fd_delta")

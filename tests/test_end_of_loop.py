@@ -51,20 +51,20 @@ def notes():
 
 
 class TestFarewell:
-    def test_it_is_awaited_while_the_loop_shuts_down(self, loop_factory, notes):
+    def test_it_is_awaited_while_the_loop_shuts_down(self, runner_factory, notes):
         """After the main coroutine, inside the running loop, to its end, and once."""
 
         async def main():
             main.end = event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell())
             notes.append("main")
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
             runner.run(asyncio.sleep(0))
             assert notes == ["main"]
         assert notes == ["main", "begun", "ended"]
 
-    def test_it_comes_without_anybodys_holding_the_object(self, loop_factory, notes):
+    def test_it_comes_without_anybodys_holding_the_object(self, runner_factory, notes):
         """The generator is known to the loop; whoever made it need not keep it, unless it is collected first."""
         kept = []
 
@@ -72,11 +72,11 @@ class TestFarewell:
             kept.append(event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell()))
             gc.collect()
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert notes == ["begun", "ended"]
 
-    def test_a_cancelled_one_never_comes(self, loop_factory, notes):
+    def test_a_cancelled_one_never_comes(self, runner_factory, notes):
         """After `cancel()` the loop ends without it; a second `cancel()` does nothing."""
 
         async def main():
@@ -86,11 +86,11 @@ class TestFarewell:
             await asyncio.sleep(0)
             return end
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert notes == []
 
-    def test_cancelling_from_the_farewell_does_no_harm(self, loop_factory, notes):
+    def test_cancelling_from_the_farewell_does_no_harm(self, runner_factory, notes):
         """A pool that closes itself while its loop shuts down calls its own end off."""
 
         async def main():
@@ -102,22 +102,22 @@ class TestFarewell:
 
             end = event_loops.LoopShutdownHook(asyncio.get_running_loop(), farewell)
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert notes == ["begun", "ended"]
 
-    def test_several_come_all(self, loop_factory, notes):
+    def test_several_come_all(self, runner_factory, notes):
         """Each pool on a loop is told."""
         kept = []
 
         async def main():
             kept.extend(event_loops.LoopShutdownHook(asyncio.get_running_loop(), notes.farewell()) for _ in range(3))
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert sorted(notes) == ["begun"] * 3 + ["ended"] * 3
 
-    def test_one_that_raises_is_reported_to_the_loop(self, loop_factory, notes):
+    def test_one_that_raises_is_reported_to_the_loop(self, runner_factory, notes):
         """The others still come, and the loop still closes."""
         kept, reports = [], []
 
@@ -127,7 +127,7 @@ class TestFarewell:
             kept.append(event_loops.LoopShutdownHook(loop, notes.farewell(raises=OSError("no goodbye"))))
             kept.append(event_loops.LoopShutdownHook(loop, notes.farewell()))
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert notes.count("ended") == 2
         assert [str(error) for error in reports] == ["no goodbye"]
@@ -145,7 +145,7 @@ class TestFarewell:
         assert notes == []
 
     @pytest.mark.filterwarnings("ignore:asynchronous generator .* was scheduled after:ResourceWarning")
-    def test_one_made_while_the_loop_shuts_down_is_never_told(self, loop_factory, notes):
+    def test_one_made_while_the_loop_shuts_down_is_never_told(self, runner_factory, notes):
         """It is too late then, and nothing is raised. (uvloop does not tell that it is, and warns.)"""
         kept = []
 
@@ -158,7 +158,7 @@ class TestFarewell:
 
             kept.append(event_loops.LoopShutdownHook(loop, farewell))
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         kept[1].cancel()
         assert notes[0] == "another"
@@ -180,7 +180,7 @@ class TestOnClosed:
         finally:
             gc.enable()
 
-    def test_it_comes_after_the_farewell(self, loop_factory, notes):
+    def test_it_comes_after_the_farewell(self, runner_factory, notes):
         """The polite way comes first."""
         kept = []
 
@@ -189,7 +189,7 @@ class TestOnClosed:
             event_loops.on_closed(loop, notes.note("closed"))
             kept.append(event_loops.LoopShutdownHook(loop, notes.farewell()))
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(main())
         assert notes == ["begun", "ended", "closed"]
 
@@ -223,19 +223,19 @@ class TestOnClosed:
         assert gone() is None
         call_off()
 
-    def test_it_does_not_delay_the_loop(self, loop_factory):
+    def test_it_does_not_delay_the_loop(self, runner_factory):
         """A timer that is never due is no work to wait for: `asyncio.run` returns."""
 
         async def main():
             event_loops.on_closed(asyncio.get_running_loop(), list)
             return "done"
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             assert runner.run(asyncio.wait_for(main(), 5)) == "done"
 
 
 class TestPost:
-    def test_it_reaches_a_loop_of_another_thread(self, loop_factory):
+    def test_it_reaches_a_loop_of_another_thread(self, runner_factory):
         """The callback runs there, with its arguments."""
         ready, reached = threading.Event(), []
 
@@ -245,7 +245,7 @@ class TestPost:
             await asyncio.wait_for(main.end.wait(), 10)
 
         def run():
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
+            with runner_factory() as runner:
                 runner.run(main())
 
         def callback(*args):
@@ -429,7 +429,7 @@ class TestRunning:
         assert "no event loop is running" in reason
         assert "asyncio.run()" in reason
 
-    def test_the_running_loop_is_found(self, loop_factory):
+    def test_the_running_loop_is_found(self, runner_factory):
         """Both kinds are supported."""
 
         async def main():
@@ -439,7 +439,7 @@ class TestRunning:
                 event_loops.is_idle(event_loops.running()),
             )
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             loop, running, supported, is_idle = runner.run(main())
             assert running is loop
             assert supported == (loop, "")

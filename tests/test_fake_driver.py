@@ -51,17 +51,6 @@ class Bench:
         self.shard.returned(slot, ReturnCheck.READY, monotonic())
 
 
-@pytest.fixture
-def run(loop_factory):
-    """Runs a story on a loop of its own."""
-
-    def run(story):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(asyncio.wait_for(story(), 10))
-
-    return run
-
-
 def test_the_fakes_are_what_the_core_asks_for():
     """`FakeDriver` and `FakeSession` have every member of the protocols they stand for."""
     for fake, protocol in ((FakeDriver(), Driver), (FakeSession(), Session)):
@@ -83,7 +72,7 @@ def test_a_pool_opens_lends_and_closes_without_a_server(run):
             await bench.core.close()
             assert [session.calls for session in bench.driver.sessions] == [["close", "abort"]] * 2
 
-    run(story)
+    run(story())
 
 
 def test_a_refusal_reaches_the_opener(run):
@@ -97,7 +86,7 @@ def test_a_refusal_reaches_the_opener(run):
         assert bench.driver.sessions == []
         assert bench.core.permits.in_use == 0
 
-    run(story)
+    run(story())
 
 
 def test_a_caller_whose_connection_is_lost_at_the_hand_over_takes_an_idle_one(run):
@@ -117,7 +106,7 @@ def test_a_caller_whose_connection_is_lost_at_the_hand_over_takes_an_idle_one(ru
             assert caller.done(), "it waits beside an idle connection"
             assert caller.result() is good
 
-    run(story)
+    run(story())
 
 
 def test_a_caller_whose_connection_is_lost_at_the_hand_over_keeps_its_place(run):
@@ -135,7 +124,7 @@ def test_a_caller_whose_connection_is_lost_at_the_hand_over_keeps_its_place(run)
             bench.give_back(callers[0].result())
             await callers[1]
 
-    run(story)
+    run(story())
 
 
 def test_a_caller_whose_connection_is_lost_while_the_pool_closes_is_told(run):
@@ -150,4 +139,4 @@ def test_a_caller_whose_connection_is_lost_while_the_pool_closes_is_told(run):
             with pytest.raises(PoolClosed):
                 await caller
 
-    run(story)
+    run(story())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import threading
@@ -267,7 +266,7 @@ def test_it_ends_in_the_middle_of_any_fault(echo):
                 pass
 
 
-def test_it_may_be_told_from_a_loop_that_it_serves(dsn, loop_factory):
+def test_it_may_be_told_from_a_loop_that_it_serves(dsn, run):
     """It has a loop of its own."""
 
     async def main():
@@ -278,5 +277,4 @@ def test_it_may_be_told_from_a_loop_that_it_serves(dsn, loop_factory):
             with pytest.raises((asyncpg.ConnectionDoesNotExistError, OSError)):
                 await connection.fetchval("SELECT 2")
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())

@@ -123,17 +123,6 @@ async def bench(**options):
         made.end()
 
 
-@pytest.fixture
-def run(loop_factory):
-    """Runs a story on a loop of its own."""
-
-    def run(story):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(asyncio.wait_for(story(), 20))
-
-    return run
-
-
 def test_a_socket_that_outlives_its_connection_is_counted_told_and_logged_once(run, caplog):
     """Each with its fd and inode, the loop that had it, and why its connection was closed."""
 
@@ -155,7 +144,7 @@ def test_a_socket_that_outlives_its_connection_is_counted_told_and_logged_once(r
             assert all(any(f"fd {identity.fd} " in line for line in lines) for identity in identities)
 
     with caplog.at_level(logging.WARNING, "loopaware_pool"):
-        run(story)
+        run(story())
 
 
 def test_a_socket_is_given_time_to_go(run):
@@ -172,7 +161,7 @@ def test_a_socket_is_given_time_to_go(run):
             check._look(3600)
             assert (it.counts, len(check._closed)) == ((0, 0, 0), 0)
 
-    run(story)
+    run(story())
 
 
 def test_sockets_that_go_with_their_connections_are_forgotten(run):
@@ -188,7 +177,7 @@ def test_sockets_that_go_with_their_connections_are_forgotten(run):
             assert it.counts == (0, 0, 0)
             assert not it.core.runner()._leak_check._closed
 
-    run(story)
+    run(story())
 
 
 def test_nothing_is_looked_at_unless_asked_for(run):
@@ -203,7 +192,7 @@ def test_nothing_is_looked_at_unless_asked_for(run):
             assert it.core.stats().process_fds is None
             assert not it.core.runner()._leak_check._closed
 
-    run(story)
+    run(story())
 
 
 def test_a_driver_that_hides_its_sockets_has_nothing_counted(run):
@@ -218,7 +207,7 @@ def test_a_driver_that_hides_its_sockets_has_nothing_counted(run):
             assert it.counts == (0, 0, 0)
             it.driver.sessions.clear()
 
-    run(story)
+    run(story())
 
 
 @pytest.mark.parametrize("reused", [False, True])
@@ -243,7 +232,7 @@ def test_an_idle_connection_without_its_socket_is_told_once(reused, run, caplog)
             if reused:
                 os.close(fd)
 
-    run(story)
+    run(story())
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.SelectorEventLoop], ids=["asyncio"])
@@ -264,7 +253,7 @@ def test_a_registration_that_outlives_its_connection_is_told_once(run, caplog):
             assert f"still watches fd {fd}" in caplog.text
             loop.remove_reader(fd)
 
-    run(story)
+    run(story())
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.SelectorEventLoop], ids=["asyncio"])
@@ -283,7 +272,7 @@ def test_a_registration_that_was_made_anew_is_its_makers(run):
             assert it.counts == (0, 0, 0)
             loop.remove_reader(fd)
 
-    run(story)
+    run(story())
 
 
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])
@@ -338,7 +327,7 @@ def test_loops_of_two_threads_find_each_its_own(loop_factory):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_child_does_not_count_its_parents(loop_factory):
+def test_a_child_does_not_count_its_parents(run):
     """Neither what the parent has found, nor what it would."""
     it = Bench()
 
@@ -356,11 +345,9 @@ def test_a_child_does_not_count_its_parents(loop_factory):
         return it.counts, len(it.found)
 
     def live():
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(look())
+        return run(look())
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        assert runner.run(leak()) == ((0, 0, 0), 0)
+    assert run(leak()) == ((0, 0, 0), 0)
     it.end()
 
 
@@ -380,7 +367,7 @@ def test_a_pool_that_is_dropped_is_collected_though_it_looks(run):
         assert core() is None
         sock.close()
 
-    run(story)
+    run(story())
 
 
 def test_the_process_has_its_fds_counted(run):
@@ -396,7 +383,7 @@ def test_the_process_has_its_fds_counted(run):
             for file in files:
                 file.close()
 
-    run(story)
+    run(story())
 
 
 def test_counting_fds_needs_no_recent_kernel(monkeypatch):
@@ -449,7 +436,7 @@ def planted():
 
 @pytest.mark.both_drivers
 @pytest.mark.parametrize("flavour", flavours.both.values(), ids=flavours.both)
-def test_a_leak_is_found_in_either_flavour(flavour, dsn, loop_factory):
+def test_a_leak_is_found_in_either_flavour(flavour, dsn, run):
     """A connection that the pool has closed, and whose socket is still there."""
 
     async def story():
@@ -464,13 +451,12 @@ def test_a_leak_is_found_in_either_flavour(flavour, dsn, loop_factory):
             assert client.pool.stats().totals.fds_leaked == 1
             await asyncio.sleep(0.01)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(story())
+    run(story())
 
 
 @pytest.mark.both_drivers
 @pytest.mark.parametrize("flavour", flavours.both.values(), ids=flavours.both)
-def test_a_pool_that_leaks_nothing_finds_nothing(flavour, dsn, loop_factory):
+def test_a_pool_that_leaks_nothing_finds_nothing(flavour, dsn, run):
     """However connections come to their end: too old, aborted by their user, cut under a query, on a loop that ends."""
 
     async def story():
@@ -488,5 +474,4 @@ def test_a_pool_that_leaks_nothing_finds_nothing(flavour, dsn, loop_factory):
             assert [event for event in events if isinstance(event, FINDINGS)] == []
             assert client.pool.stats().process_fds > 0
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(story())
+    run(story())

@@ -36,8 +36,8 @@ def _without_collector(server):
 
 
 @pytest.fixture
-def runner(loop_factory):
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+def runner(runner_factory):
+    with runner_factory() as runner:
         yield runner
 
 
@@ -254,7 +254,7 @@ def test_nothing_is_left_when_a_pool_has_ended(name, end, dsn, runner):
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_nothing_is_left_when_the_loop_has_ended(name, dsn, loop_factory):
+def test_nothing_is_left_when_the_loop_has_ended(name, dsn, run):
     """Whatever happened: a loop that ends without `close` leaves no socket of the pool's behind."""
     scene, kept = SCENES[name], []
     pool = make_pool(dsn, **scene.options)
@@ -263,8 +263,8 @@ def test_nothing_is_left_when_the_loop_has_ended(name, dsn, loop_factory):
         await pool
         await scene.play(Stage(pool, dsn, kept))
 
-    with no_socket_left(), asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    with no_socket_left():
+        run(main())
 
 
 # ---- P3: connects that fail ----

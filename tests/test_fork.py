@@ -89,7 +89,7 @@ LIVES = [name for name in vars(Lives) if not name.startswith("_") and name != "r
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_a_child_forked_in_a_running_loop(life, dsn, loop_factory):
+def test_a_child_forked_in_a_running_loop(life, dsn, run, loop_factory):
     """The parent's query in flight, its lease, its idle connection and its selector survive whatever the child does."""
     pool = make_pool(dsn, max_size=3)
     key = os.getpid()
@@ -119,13 +119,12 @@ def test_a_child_forked_in_a_running_loop(life, dsn, loop_factory):
         await asyncio.wait_for(pool.close(), DEADLINE_SECONDS)
         assert asyncio.get_running_loop() is loop
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     no_session_left(dsn, pool)
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_a_child_forked_between_runs(life, dsn, loop_factory):
+def test_a_child_forked_between_runs(life, dsn, runner_factory, loop_factory):
     """So it is for a loop that stands still at the moment of the fork."""
     pool = make_pool(dsn, max_size=3)
 
@@ -141,7 +140,7 @@ def test_a_child_forked_between_runs(life, dsn, loop_factory):
         assert await who(pool) == pid
         await asyncio.wait_for(pool.close(), DEADLINE_SECONDS)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with runner_factory() as runner:
         connection, pid = runner.run(begin())
         found, children, left = in_child(getattr(Lives(pool, loop_factory), life))
         assert (found, left) == (0, 0)
@@ -177,21 +176,21 @@ def test_a_child_forked_while_another_thread_uses_the_pool(dsn, loop_factory):
         hurrying.result(DEADLINE_SECONDS)
 
 
-def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(dsn, loop_factory):
+def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child(dsn, runner_factory, loop_factory):
     """A thread that does not exist in the child would never let go of the pool's locks: the child has new ones."""
     pool = make_pool(dsn, max_size=2)
 
     async def open_pool():
         await pool
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with runner_factory() as runner:
         runner.run(open_pool())
         with pool._core._lock, pool._core.permits._lock:
             _, children, _ = in_child(Lives(pool, loop_factory).uses_to_the_full)
     assert len({*children}) == 2
 
 
-def test_a_child_has_none_of_the_sockets(dsn, loop_factory):
+def test_a_child_has_none_of_the_sockets(dsn, run):
     """The child has no way to speak to the parent's sessions, lent or idle: it holds none of their sockets."""
     pool = make_pool(dsn)
 
@@ -205,11 +204,10 @@ def test_a_child_has_none_of_the_sockets(dsn, loop_factory):
             assert not in_child(lambda: {*helpers.open_sockets()}) & sockets
             assert helpers.open_sockets().keys() >= sockets
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_a_child_forked_in_the_middle_of_a_connect_has_no_socket_of_it(dsn, loop_factory):
+def test_a_child_forked_in_the_middle_of_a_connect_has_no_socket_of_it(dsn, run):
     """A connection that was being opened at the fork goes on in the parent alone."""
     seen = []
 
@@ -226,12 +224,11 @@ def test_a_child_forked_in_the_middle_of_a_connect_has_no_socket_of_it(dsn, loop
 
     before = {}
     pool = make_pool(dsn, max_size=1, init=fork)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     assert seen == [set()]
 
 
-def test_a_lease_is_dead_in_the_child(dsn, loop_factory):
+def test_a_lease_is_dead_in_the_child(dsn, run):
     """A connection that was lent at the fork is the parent's: the child's copy refuses to work, and can be released."""
     pool = make_pool(dsn)
 
@@ -242,8 +239,7 @@ def test_a_lease_is_dead_in_the_child(dsn, loop_factory):
             await pool.release(connection)
             return type(caught.value).__name__
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(use())
+        return run(use())
 
     async def main():
         await pool
@@ -251,8 +247,7 @@ def test_a_lease_is_dead_in_the_child(dsn, loop_factory):
             assert in_child(lambda: misuse(connection)) in ("WrongLoop", "InterfaceError")
             assert await connection.fetchval("SELECT 1") == 1
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 SCRIPT = """

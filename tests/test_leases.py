@@ -27,15 +27,6 @@ def flavour(request):
     return flavours.both[request.param]
 
 
-@pytest.fixture
-def run(loop_factory):
-    def run(main):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(main())
-
-    return run
-
-
 def of(kind, events):
     return [event for event in events if type(event) is kind]
 
@@ -70,7 +61,7 @@ def test_an_overdue_lease_is_told_with_its_holders_stack_and_then_with_its_retur
             await task
         return of(LeaseOverdue, told), of(LeaseReturned, told)
 
-    (overdue,), (returned,) = run(main)
+    (overdue,), (returned,) = run(main())
     assert [lease.task for lease in (overdue.lease, returned.lease)] == ["the-holder"] * 2
     assert overdue.lease.where.endswith(line_of(work, 1))
     assert returned.lease.where == overdue.lease.where
@@ -94,7 +85,7 @@ def test_a_lease_in_time_is_not_told(dsn, flavour, run):
             await client.value("SELECT 1")
         return told
 
-    assert not {LeaseOverdue, LeaseReturned} & {type(event) for event in run(main)}
+    assert not {LeaseOverdue, LeaseReturned} & {type(event) for event in run(main())}
 
 
 def test_an_overdue_lease_whose_holder_has_ended_has_no_stack(dsn, flavour, run):
@@ -109,7 +100,7 @@ def test_an_overdue_lease_whose_holder_has_ended_has_no_stack(dsn, flavour, run)
             await lease.__aexit__(None, None, None)
         return of(LeaseOverdue, told)
 
-    (overdue,) = run(main)
+    (overdue,) = run(main())
     assert overdue.lease.task is None
     assert overdue.lease.stack == ()
 
@@ -148,7 +139,7 @@ def test_a_stack_goes_through_generators_and_ends_at_its_innermost_lines(run):
     async def sleep_by(awaitable):
         await awaitable
 
-    run(main)
+    run(main())
 
 
 # ---- callers that wait for what they hold themselves ----
@@ -169,7 +160,7 @@ def test_a_nested_acquire_is_named_in_the_timeout(dsn, flavour, run):
         assert [event.error for event in told if isinstance(event, AcquireFailed)] == [caught.value]
         return caught.value
 
-    error = run(main)
+    error = run(main())
     assert [lease.where for lease in error.held_by_this_task] == [lease.where for lease in error.holders]
     assert len(error.holders) == 2
     assert "; this very task holds 2 of them (nested acquire from " in str(error)
@@ -191,7 +182,7 @@ def test_a_nested_query_of_the_pools_own_is_named_in_the_timeout(dsn, run):
             with pytest.raises(PoolTimeout, match=f"nested acquire from .*{line_of(ask, 1)}"):
                 await ask(client.pool)
 
-    run(main)
+    run(main())
 
 
 def test_what_other_tasks_hold_is_not_named_as_nested(dsn, flavour, run):
@@ -208,7 +199,7 @@ def test_what_other_tasks_hold_is_not_named_as_nested(dsn, flavour, run):
             await lease.__aexit__(None, None, None)
         return caught.value
 
-    error = run(main)
+    error = run(main())
     assert error.held_by_this_task == ()
     assert "this very task" not in str(error)
 
@@ -230,7 +221,7 @@ def test_a_nested_acquire_is_named_while_checks_fail(dsn, run):
                 await client.value("SELECT 1", 0.1)
         return caught.value
 
-    error = run(main)
+    error = run(main())
     assert len(error.held_by_this_task) == 1
     assert str(error).count("this very task holds 1 of them") == 1
 
@@ -268,7 +259,7 @@ def test_a_dropped_lease_is_reclaimed_for_who_waits(dsn, flavour, run, caplog, n
             assert counters.dropped == 1
         return told
 
-    told = run(main)
+    told = run(main())
     (dropped,) = of(LeaseDropped, told)
     assert (dropped.pool, dropped.lease.task) == ("leaky", "the-leaker")
     assert dropped.lease.where.endswith(line_of(take, 3))
@@ -294,10 +285,10 @@ def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run):
             del task
             await client.value("SELECT 1", AMPLE)
 
-    run(main)
+    run(main())
 
 
-def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, loop_factory):
+def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, run):
     """The connections of the process are one number; who waits has all loops asked."""
     stop = threading.Event()
     ready = threading.Event()
@@ -313,8 +304,7 @@ def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, loop
                     await asyncio.sleep(0.01)
 
             def other_loop():
-                with asyncio.Runner(loop_factory=loop_factory) as runner:
-                    runner.run(leak())
+                run(leak())
 
             thread = threading.Thread(target=other_loop)
             thread.start()
@@ -325,8 +315,7 @@ def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, loop
                 stop.set()
                 await asyncio.to_thread(thread.join)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, zero_fd_delta):
@@ -337,7 +326,7 @@ def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, zero_fd_del
             for _ in range(2):
                 await take(client)
 
-    run(main)
+    run(main())
 
 
 def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
@@ -366,7 +355,7 @@ def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
             await lease.__aexit__(None, None, None)
             await getattr(client.pool, "putconn", getattr(client.pool, "release", None))(kept.pop())
 
-    run(main)
+    run(main())
 
 
 @pytest.mark.parametrize("what", ["listener", "log listener", "termination listener", "statement", "transaction"])
@@ -398,7 +387,7 @@ def test_what_a_dropped_asyncpg_lease_has_left_at_work_is_not_reclaimed(dsn, run
                 del left
                 await client.value("SELECT 1", AMPLE)
 
-    run(main)
+    run(main())
 
 
 def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run):
@@ -415,4 +404,4 @@ def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run):
             with pytest.raises(PoolClosed):
                 await client.value("SELECT 1", AMPLE)
 
-    run(main)
+    run(main())

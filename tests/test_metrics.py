@@ -35,15 +35,6 @@ def registry():
     return CollectorRegistry(auto_describe=True)
 
 
-@pytest.fixture
-def run(loop_factory):
-    def run(story):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(asyncio.wait_for(story(), 30))
-
-    return run
-
-
 class FakePool(PoolCore):
     """A pool without a server."""
 
@@ -102,7 +93,7 @@ def test_a_pool_is_seen_as_it_is(flavour, dsn, run, registry):
             assert seen["acquire_wait_seconds_count",] == 3
             assert seen["use_seconds_total",] > 0
 
-    run(story)
+    run(story())
 
 
 def test_every_metric_is_of_its_kind_and_written_down(registry):
@@ -188,7 +179,7 @@ def test_a_closed_pool_is_seen_no_more(flavour, dsn, run, registry):
             assert len(scrape_all(registry)) == 1
         assert generate_latest(registry) == b""
 
-    run(story)
+    run(story())
 
 
 def test_a_pool_that_is_dropped_is_seen_no_more(registry):
@@ -223,7 +214,7 @@ def test_counters_do_not_fall_when_loops_end(end, dsn, loop_factory, registry):
     end_politely(loop_factory, use())
 
 
-def test_counters_do_not_fall_while_a_loop_takes_its_leave(dsn, loop_factory, registry):
+def test_counters_do_not_fall_while_a_loop_takes_its_leave(dsn, run, registry):
     """A lease holds its loop's end up for a moment: meanwhile the loop is counted neither twice nor not at all."""
     pool = make_pool(dsn, min_size=0, max_size=2)
     register(pool, registry)
@@ -237,8 +228,7 @@ def test_counters_do_not_fall_while_a_loop_takes_its_leave(dsn, loop_factory, re
         loop.call_later(0.02, lambda: totals.append(scrape(registry)["acquires_total",]))
         return connection
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        connection = runner.run(hold())
+    connection = run(hold())
     totals.append(scrape(registry)["acquires_total",])
     assert totals == [1, 1, 1]
     del connection
@@ -297,7 +287,7 @@ def test_leaks_and_the_process_are_seen_with_fd_check(dsn, run, registry):
             assert seen["process_fds",] > 3
             assert seen["fd_leak_total",] == 2
 
-    run(story)
+    run(story())
 
 
 def test_without_the_client_the_error_names_the_extra():

@@ -16,9 +16,7 @@ CALLERS, CONNECTIONS = 200, 5
 
 @pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed"])
 @pytest.mark.parametrize("pool_mode", ["transaction", "session"])
-def test_callers_are_answered_through_a_pgbouncer(
-    dsn, pgbouncer_program, loop_factory, caplog, pool_mode, session_reset
-):
+def test_callers_are_answered_through_a_pgbouncer(dsn, pgbouncer_program, run, caplog, pool_mode, session_reset):
     """It loses what is sent behind a reset: so nothing is, which is said once if it was asked for."""
 
     async def main(address):
@@ -31,11 +29,8 @@ def test_callers_are_answered_through_a_pgbouncer(
                 assert await asyncio.wait_for(asyncio.gather(*questions), 60) == [str(n) for n in range(CALLERS)]
 
     caplog.set_level(logging.INFO)
-    with (
-        pgbouncer(pgbouncer_program, dsn, pool_mode=pool_mode) as address,
-        asyncio.Runner(loop_factory=loop_factory) as runner,
-    ):
-        runner.run(main(address))
+    with pgbouncer(pgbouncer_program, dsn, pool_mode=pool_mode) as address:
+        run(main(address))
     said = [
         record.getMessage() for record in caplog.records if "is between the pool and the server" in record.getMessage()
     ]

@@ -98,21 +98,15 @@ RESETS = {
 
 
 @pytest.mark.parametrize("change", RESETS.values(), ids=RESETS)
-def test_without_a_way_to_reset_in_passing_resets_are_awaited(
-    dsn, loop_factory, monkeypatch, caplog, zero_fd_delta, change
-):
+def test_without_a_way_to_reset_in_passing_resets_are_awaited(dsn, run, monkeypatch, caplog, zero_fd_delta, change):
     """What a pipelined reset needs and does not find is said once, and each release awaits its reset."""
-    with (
-        caplog.at_level(logging.WARNING),
-        reaching(monkeypatch, change),
-        asyncio.Runner(loop_factory=loop_factory) as runner,
-    ):
-        runner.run(live(dsn))
+    with caplog.at_level(logging.WARNING), reaching(monkeypatch, change):
+        run(live(dsn))
     (warning,) = warnings_of(caplog)
     assert "resets are awaited" in warning.getMessage()
 
 
-def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, loop_factory, monkeypatch, caplog, zero_fd_delta):
+def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, run, monkeypatch, caplog, zero_fd_delta):
     """If a new connection seems busy, the question is not the one it was: resets are awaited."""
 
     class Internals(asyncpg_session.Internals):
@@ -128,8 +122,8 @@ def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, loop_factory, monkey
             return None
 
     monkeypatch.setattr(asyncpg_session, "Internals", Internals)
-    with caplog.at_level(logging.WARNING), asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(live(dsn))
+    with caplog.at_level(logging.WARNING):
+        run(live(dsn))
     assert len(warnings_of(caplog)) == 1
 
 
@@ -137,14 +131,10 @@ PARTS = {"_sock": {"plain": ["_sock"]}, "_transport": {"con": ["_transport"]}, "
 
 
 @pytest.mark.parametrize("change", PARTS.values(), ids=PARTS)
-def test_without_one_of_its_parts_a_connection_works(dsn, loop_factory, monkeypatch, caplog, zero_fd_delta, change):
+def test_without_one_of_its_parts_a_connection_works(dsn, run, monkeypatch, caplog, zero_fd_delta, change):
     """Whatever of asyncpg's inside is not where it was, leases stay right and nothing is left open."""
-    with (
-        caplog.at_level(logging.WARNING),
-        reaching(monkeypatch, change),
-        asyncio.Runner(loop_factory=loop_factory) as runner,
-    ):
-        runner.run(live(dsn))
+    with caplog.at_level(logging.WARNING), reaching(monkeypatch, change):
+        run(live(dsn))
     assert len(warnings_of(caplog)) <= 1
 
 
@@ -164,10 +154,9 @@ def test_without_the_transport_under_tls_a_connection_works(tls_server, monkeypa
     assert len(warnings_of(caplog)) <= 1
 
 
-def test_tls_with_everything_in_its_place_works(tls_server, loop_factory, zero_fd_delta):
+def test_tls_with_everything_in_its_place_works(tls_server, run, zero_fd_delta):
     """The same life over TLS, on both kinds of loop."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(live(tls_server.dsn, ssl=tls_server.ssl_context))
+    run(live(tls_server.dsn, ssl=tls_server.ssl_context))
 
 
 def test_without_a_selector_registrations_are_unknown(dsn, caplog, zero_fd_delta):
@@ -210,15 +199,15 @@ class OldConnection(asyncpg.Connection):
         return super().__getattribute__(name)
 
 
-def test_without_the_holder_of_asyncpg_0_32_a_connection_works(dsn, loop_factory, caplog, zero_fd_delta):
+def test_without_the_holder_of_asyncpg_0_32_a_connection_works(dsn, run, caplog, zero_fd_delta):
     """A connection that reports its loss to its proxy alone, as up to asyncpg 0.31, is used and closed as any other."""
-    with caplog.at_level(logging.WARNING), asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(live(dsn, connection_class=OldConnection))
+    with caplog.at_level(logging.WARNING):
+        run(live(dsn, connection_class=OldConnection))
     assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize("change", [RESETS["everything"], PARTS["_transport"]], ids=["everything", "_transport"])
-def test_without_its_parts_the_end_of_a_loop_leaves_nothing(dsn, loop_factory, monkeypatch, zero_fd_delta, change):
+def test_without_its_parts_the_end_of_a_loop_leaves_nothing(dsn, run, monkeypatch, zero_fd_delta, change):
     """A loop that ends without `close()` has its connections closed, whatever is hidden."""
 
     async def main():
@@ -227,5 +216,5 @@ def test_without_its_parts_the_end_of_a_loop_leaves_nothing(dsn, loop_factory, m
         await pool.fetchval("SELECT 1")
 
     pools = []
-    with reaching(monkeypatch, change), asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    with reaching(monkeypatch, change):
+        run(main())

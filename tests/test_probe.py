@@ -24,8 +24,8 @@ SECRET = "hunter2"
 
 
 @pytest.fixture
-def runner(loop_factory):
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+def runner(runner_factory):
+    with runner_factory() as runner:
         yield runner
 
 

@@ -30,3 +30,12 @@ def test_a_test_that_a_document_names_is_there(document, path, word):
     assert place.exists()
     files = place.rglob("test_*.py") if place.is_dir() else [place]
     assert not word or any(word in name for file in files for name in names_in(file))
+
+
+def test_the_readme_names_every_folder_and_helper():
+    """So that what is there already is found."""
+    here = Path(__file__).parent
+    readme = (here / "README.md").read_text()
+    folders = {f"{path.name}/" for path in here.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    helpers = {path.name for path in here.glob("*.py") if not path.name.startswith("test_")}
+    assert {name for name in folders | helpers if f"`{name}`" not in readme} == set()

@@ -47,40 +47,40 @@ INI = "[pytest]\nfilterwarnings = ignore::ResourceWarning\nasyncio_default_fixtu
 
 
 @pytest.fixture
-def run(pytester, monkeypatch):
+def run_pytest(pytester, monkeypatch):
     """Runs files by pytest in a process of its own, and returns its result."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
-    def run(source, *options, ini=INI, conftest=""):
+    def run_pytest(source, *options, ini=INI, conftest=""):
         pytester.makeini(ini)
         pytester.makeconftest(conftest)
         pytester.makepyfile(source)
         return pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", *options, timeout=120)
 
-    return run
+    return run_pytest
 
 
 @pytest.mark.parametrize("runner", ["asyncio", "anyio"])
-def test_a_planted_leak_is_named_with_its_line(runner, dsn, run):
+def test_a_planted_leak_is_named_with_its_line(runner, dsn, run_pytest):
     """Whatever way it came about; with pytest-asyncio, with anyio, and in a plain test."""
     conftest = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n"
-    result = run(WAYS.format(dsn=dsn, runner=runner), conftest=conftest)
+    result = run_pytest(WAYS.format(dsn=dsn, runner=runner), conftest=conftest)
     result.assert_outcomes(passed=6, errors=6)
     for name in [*(way.__name__ for way in leaks.WAYS), "loop_closed_early"]:
         result.stdout.fnmatch_lines([f"*{leaks.line_of(name)}in *"])
 
 
 @pytest.mark.parametrize("runner", ["asyncio", "anyio"])
-def test_a_clean_suite_is_called_clean(runner, dsn, run):
+def test_a_clean_suite_is_called_clean(runner, dsn, run_pytest):
     """Two hundred tests, by the setting alone."""
     conftest = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n"
     times = 67 if runner == "asyncio" else 5
     source = CLEAN.format(dsn=dsn, runner=runner, times=times)
-    run(source, ini=INI + "zero_fd_delta = true\n", conftest=conftest).assert_outcomes(passed=3 * times)
+    run_pytest(source, ini=INI + "zero_fd_delta = true\n", conftest=conftest).assert_outcomes(passed=3 * times)
 
 
-def test_uvloop_is_looked_at_as_well(dsn, run):
+def test_uvloop_is_looked_at_as_well(dsn, run_pytest):
     """uvloop shows readers that were left; what a transport or a pool leaves open it closes with the loop."""
     conftest = """
 import pytest, uvloop
@@ -88,18 +88,18 @@ import pytest, uvloop
 def event_loop_policy():
     return uvloop.EventLoopPolicy()
 """
-    result = run(WAYS.format(dsn=dsn, runner="asyncio"), "-k", "reader or socket", conftest=conftest)
+    result = run_pytest(WAYS.format(dsn=dsn, runner="asyncio"), "-k", "reader or socket", conftest=conftest)
     result.assert_outcomes(passed=2, errors=2, deselected=4)
     result.stdout.fnmatch_lines([f"*Loop at * has a reader *{leaks.line_of('reader_left')}in *"])
 
 
-def test_the_workers_of_xdist_look_too(dsn, run):
+def test_the_workers_of_xdist_look_too(dsn, run_pytest):
     """Each at its own process."""
-    result = run(WAYS.format(dsn=dsn, runner="asyncio"), "-n", "2")
+    result = run_pytest(WAYS.format(dsn=dsn, runner="asyncio"), "-n", "2")
     result.assert_outcomes(passed=6, errors=6)
 
 
-def test_the_articles_unit_test_has_three_lines(dsn, run):
+def test_the_articles_unit_test_has_three_lines(dsn, run_pytest):
     """No more fds after acquire and release than before."""
     source = f"""
     import pytest, pytest_asyncio
@@ -116,7 +116,7 @@ def test_the_articles_unit_test_has_three_lines(dsn, run):
             await pool.fetchval("SELECT 1")
         assert fd_audit.delta == 0
     """
-    run(source).assert_outcomes(passed=1)
+    run_pytest(source).assert_outcomes(passed=1)
 
 
 EMPTY = """
@@ -179,17 +179,19 @@ BACKEND = "import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'
     [("asyncio", ""), ("asyncio", POLICY), ("anyio", BACKEND.format(False)), ("anyio", BACKEND.format(True))],
     ids=["pytest-asyncio", "pytest-asyncio and uvloop", "anyio", "anyio and uvloop"],
 )
-def test_the_loop_that_an_async_test_runs_on_is_none_of_its_doing(runner, conftest, scope, run):
+def test_the_loop_that_an_async_test_runs_on_is_none_of_its_doing(runner, conftest, scope, run_pytest):
     """Whatever makes it, and whenever; what the test and its own fixtures open is counted, a loop of its own too."""
     ini = INI + f"asyncio_default_test_loop_scope = {scope}\n"
-    result = run(EMPTY.format(runner=runner), conftest=conftest, ini=ini)
+    result = run_pytest(EMPTY.format(runner=runner), conftest=conftest, ini=ini)
     result.assert_outcomes(passed=8, errors=1)
     result.stdout.fnmatch_lines(["*ERROR*test_loop_left*"])
 
 
-def test_the_fixtures_message_names_the_line(run):
+def test_the_fixtures_message_names_the_line(run_pytest):
     """pytest shows the audit where its delta is compared."""
-    result = run("import socket\ndef test_it(fd_audit):\n    s = socket.socket()\n    assert fd_audit.delta == 0\n")
+    result = run_pytest(
+        "import socket\ndef test_it(fd_audit):\n    s = socket.socket()\n    assert fd_audit.delta == 0\n"
+    )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*test_the_fixtures_message_names_the_line.py:3 in test_it*"])
 
@@ -222,13 +224,13 @@ def test_asked_for_meanwhile(request, fd_audit):
 """
 
 
-def test_what_wider_fixtures_open_is_not_counted(run):
+def test_what_wider_fixtures_open_is_not_counted(run_pytest):
     """They are meant to outlive the test, whether it asks for them in its signature or in its body."""
-    run(SCOPES, ini=INI + "zero_fd_delta = true\n").assert_outcomes(passed=3)
-    run(SCOPES, "-k", "meanwhile", ini=INI + "zero_fd_delta = true\n").assert_outcomes(passed=1, deselected=2)
+    run_pytest(SCOPES, ini=INI + "zero_fd_delta = true\n").assert_outcomes(passed=3)
+    run_pytest(SCOPES, "-k", "meanwhile", ini=INI + "zero_fd_delta = true\n").assert_outcomes(passed=1, deselected=2)
 
 
-def test_what_its_own_fixtures_leave_is_counted(run):
+def test_what_its_own_fixtures_leave_is_counted(run_pytest):
     """A fixture of function scope is a part of the test."""
     source = """
     import socket, pytest
@@ -239,7 +241,7 @@ def test_what_its_own_fixtures_leave_is_counted(run):
     @pytest.mark.zero_fd_delta
     def test_it(leaky): pass
     """
-    result = run(source)
+    result = run_pytest(source)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*1 fd left open*", "*in leaky"])
 
@@ -274,21 +276,21 @@ def test_nonsense(): pass
 """
 
 
-def test_the_marker_rules_over_the_setting(run):
+def test_the_marker_rules_over_the_setting(run_pytest):
     """A tolerance allows so many, None does not look; a test that failed or was skipped is not judged."""
-    result = run(MARKED, ini=INI + "zero_fd_delta = true\n")
+    result = run_pytest(MARKED, ini=INI + "zero_fd_delta = true\n")
     result.assert_outcomes(passed=3, failed=1, skipped=1, errors=2)
     result.stdout.fnmatch_lines(["*in TestOld.test_unittest"])
     result.stdout.fnmatch_lines(["zero_fd_delta: tolerance is a number of fds, 0 or more, not -1"])
 
 
-def test_the_marker_is_known_and_the_setting_documented(run):
+def test_the_marker_is_known_and_the_setting_documented(run_pytest):
     """`--markers` and `--help` name them; strict markers do not refuse it."""
-    run("def test_it(): pass", "--markers").stdout.fnmatch_lines(["*zero_fd_delta(tolerance=0)*"])
-    run("def test_it(): pass", "--help").stdout.fnmatch_lines(["*zero_fd_delta (bool)*"])
+    run_pytest("def test_it(): pass", "--markers").stdout.fnmatch_lines(["*zero_fd_delta(tolerance=0)*"])
+    run_pytest("def test_it(): pass", "--help").stdout.fnmatch_lines(["*zero_fd_delta (bool)*"])
 
 
-def test_it_imports_nothing_until_it_is_used(run):
+def test_it_imports_nothing_until_it_is_used(run_pytest):
     """A suite that does not use the plugin loads the plugin's own module, and no more of the library."""
     source = """
     import sys
@@ -297,23 +299,23 @@ def test_it_imports_nothing_until_it_is_used(run):
         assert ours == {"loopaware_pool", "loopaware_pool.pytest_plugin"}
         assert "asyncpg" not in sys.modules
     """
-    run(source, "-p", "no:asyncio", "-p", "no:anyio").assert_outcomes(passed=1)
+    run_pytest(source, "-p", "no:asyncio", "-p", "no:anyio").assert_outcomes(passed=1)
 
 
-def test_it_can_be_switched_off(run):
+def test_it_can_be_switched_off(run_pytest):
     """As any plugin can."""
-    result = run("def test_it(fd_audit): pass", "-p", "no:loopaware_pool")
+    result = run_pytest("def test_it(fd_audit): pass", "-p", "no:loopaware_pool")
     result.assert_outcomes(errors=1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the platform is named by the test")
-def test_where_nothing_can_be_known_that_is_said(run):
+def test_where_nothing_can_be_known_that_is_said(run_pytest):
     """An error of the test's setup, in one line."""
     conftest = """
 from loopaware_pool.audit import open_files
 def cannot(): raise open_files.AuditUnavailable("on Windows the audit needs psutil: pip install psutil")
 open_files._reader = lambda: cannot
 """
-    result = run("def test_it(): pass", ini=INI + "zero_fd_delta = true\n", conftest=conftest)
+    result = run_pytest("def test_it(): pass", ini=INI + "zero_fd_delta = true\n", conftest=conftest)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["on Windows the audit needs psutil: pip install psutil"])

@@ -191,7 +191,7 @@ for line in sys.stdin:
 # ---- what a caller's own errors say ----
 
 
-def test_what_a_callers_block_failed_with_is_in_no_log(dsn, loop_factory, caplog):
+def test_what_a_callers_block_failed_with_is_in_no_log(dsn, run, caplog):
     """The server's words may quote what was given to a query; they are the caller's, though a release fails, too."""
 
     async def refuse(_):
@@ -210,14 +210,13 @@ def test_what_a_callers_block_failed_with_is_in_no_log(dsn, loop_factory, caplog
         assert "CANARY" in str(caught.value)
 
     caplog.set_level(0)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     assert "CANARY" not in caplog.text
     for told in ("releasing a connection failed", "not this one", "ConnectionClosed"):
         assert told in caplog.text
 
 
-def test_the_listeners_error_is_told_without_the_callers(dsn, loop_factory, caplog):
+def test_the_listeners_error_is_told_without_the_callers(dsn, run, caplog):
     """Where a connection is closed at once, the listener is called in the middle of the caller's error."""
 
     def listen(event):
@@ -234,14 +233,13 @@ def test_the_listeners_error_is_told_without_the_callers(dsn, loop_factory, capl
                         raise
 
     caplog.set_level(0)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     assert "ConnectionClosed" in caplog.text
     assert "CANARY" not in caplog.text
 
 
 @pytest.mark.parametrize("hook", ["configure", "reset"])
-def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_to(dsn, loop_factory, caplog, hook):
+def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_to(dsn, run, caplog, hook):
     """A partial function, or a method of a dataclass, would show its arguments."""
 
     async def open_transaction(connection, secret):
@@ -259,8 +257,7 @@ def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_
             assert "by configure function partial" in str(caught.value.__cause__)
 
     caplog.set_level(0)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     assert f"by {hook} function partial" in caplog.text
     assert "CANARY" not in caplog.text
 
@@ -284,7 +281,7 @@ def with_variables(error):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"], ids=["refused by the server", "nobody there"])
 @pytest.mark.parametrize("is_function", [False, True])
-def test_no_variable_of_a_failed_connect_shows_the_password(dsn, loop_factory, host, is_function):
+def test_no_variable_of_a_failed_connect_shows_the_password(dsn, run, host, is_function):
     """Of asyncpg's and psycopg's own functions neither: an error that is kept lets go of what they had."""
     uri = dsn_of_role(dsn, "postgres", "CANARY").replace("127.0.0.1", host)
     password = {"password": lambda: "CANARY"} if is_function else {}
@@ -299,15 +296,14 @@ def test_no_variable_of_a_failed_connect_shows_the_password(dsn, loop_factory, h
             assert refused.value.__cause__ is not None
             assert "CANARY" not in with_variables(refused.value)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- copies ----
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, duplicate):
+def test_pools_and_connections_are_not_pickled_or_copied(dsn, run, duplicate):
     """A copy would share the pool's connections, or outlive its lease; a pickle would carry the password along."""
 
     async def main():
@@ -322,8 +318,7 @@ def test_pools_and_connections_are_not_pickled_or_copied(dsn, loop_factory, dupl
                     with pytest.raises(TypeError, match="cannot be pickled or copied"):
                         duplicate(connection)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 # ---- everything there is to read of a pool ----
@@ -365,7 +360,7 @@ def canary_dsn(dsn):
         connection.execute("DROP ROLE canary")
 
 
-def test_nothing_that_an_asyncpg_pool_says_has_a_secret(canary_dsn, loop_factory, caplog):
+def test_nothing_that_an_asyncpg_pool_says_has_a_secret(canary_dsn, run, caplog):
     """Neither its password, nor its connection string, nor what a query was given."""
     told = []
 
@@ -383,14 +378,13 @@ def test_nothing_that_an_asyncpg_pool_says_has_a_secret(canary_dsn, loop_factory
             return [*said, in_full(refused.value), repr(pool)]
 
     caplog.set_level(logging.INFO)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        said = runner.run(main())
+    said = run(main())
     assert {type(event) for event in told} >= {LeaseOverdue, LeaseDropped, AcquireFailed, ConnectFailed}
     assert "CANARY" not in all_said(told, said, caplog)
     assert "postgresql://" not in all_said(told, said, caplog)
 
 
-def test_nothing_that_a_psycopg_pool_says_has_a_secret(canary_dsn, loop_factory, caplog):
+def test_nothing_that_a_psycopg_pool_says_has_a_secret(canary_dsn, run, caplog):
     """Neither its password, nor its connection string, nor what a query was given."""
     told = []
     dsn = dsn_of_role(canary_dsn, "canary")
@@ -409,8 +403,7 @@ def test_nothing_that_a_psycopg_pool_says_has_a_secret(canary_dsn, loop_factory,
             return [*said, in_full(refused.value), repr(pool)]
 
     caplog.set_level(logging.INFO)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        said = runner.run(main())
+    said = run(main())
     assert {type(event) for event in told} >= {LeaseOverdue, LeaseDropped, AcquireFailed, ConnectFailed}
     assert "CANARY" not in all_said(told, said, caplog)
     assert "postgresql://" not in all_said(told, said, caplog)

@@ -36,9 +36,9 @@ with asyncio.Runner() as runner:
 
 
 @both_flavours
-def test_a_call_after_a_freeze_does_not_notice_that_the_server_has_hung_up(dsn, loop_factory, open_pool):
+def test_a_call_after_a_freeze_does_not_notice_that_the_server_has_hung_up(dsn, runner_factory, open_pool):
     """The loop has not run since the last call, and nobody has heard of the end of the connections."""
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with runner_factory() as runner:
         context = open_pool(dsn, max_size=3)
         client = runner.run(context.__aenter__())
         for _ in range(3):

@@ -180,7 +180,7 @@ def test_a_server_outlives_neither_its_process_nor_that_processs_violent_death()
         time.sleep(0.02)
 
 
-def test_the_kernel_and_the_selector_are_seen_to_watch_a_socket(loop_factory):
+def test_the_kernel_and_the_selector_are_seen_to_watch_a_socket(runner_factory):
     async def watched_here(end):
         loop = asyncio.get_running_loop()
         loop.add_reader(end, bool)
@@ -192,7 +192,7 @@ def test_the_kernel_and_the_selector_are_seen_to_watch_a_socket(loop_factory):
             loop.remove_reader(end)
 
     ours, theirs = socket.socketpair()
-    with ours, theirs, asyncio.Runner(loop_factory=loop_factory) as runner:
+    with ours, theirs, runner_factory() as runner:
         ours.setblocking(False)
         assert runner.run(watched_here(ours))
 

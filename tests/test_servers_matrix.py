@@ -80,7 +80,7 @@ async def soil(connection, role):
     await connection.execute(f'SET ROLE "{role}"')
 
 
-def test_a_life(place, role, loop_factory, request):
+def test_a_life(place, role, run, request):
     """A pool opens, lends, resets what a session left behind, serves more tasks than it has, and closes for good."""
     dsn, extra = place.reach(request)
     pool = make_pool(dsn, min_size=1, max_size=2, **extra)
@@ -102,8 +102,8 @@ def test_a_life(place, role, loop_factory, request):
             await pool.settled()
             assert pool.get_size() == pool.get_idle_size()
 
-    with no_socket_left(), asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    with no_socket_left():
+        run(main())
     assert pool.fd_report() == []
     no_session_left(dsn, pool)
 

@@ -138,7 +138,7 @@ def end_sessions(server, *pids):
             admin.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
 
 
-def test_asyncpg_reconnects_with_tls(tls_server, loop_factory):
+def test_asyncpg_reconnects_with_tls(tls_server, run):
     """After its connection was ended by the server."""
 
     async def main():
@@ -152,11 +152,10 @@ def test_asyncpg_reconnects_with_tls(tls_server, loop_factory):
                 await asyncio.to_thread(end_sessions, tls_server, pid)
             assert len(pids) == 3
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_psycopg_reconnects_with_tls(tls_server, loop_factory):
+def test_psycopg_reconnects_with_tls(tls_server, run):
     """After its connection was ended by the server."""
 
     async def main():
@@ -171,5 +170,4 @@ def test_psycopg_reconnects_with_tls(tls_server, loop_factory):
                 await asyncio.to_thread(end_sessions, tls_server, pid)
             assert len(pids) == 3
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())

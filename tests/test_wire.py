@@ -30,7 +30,7 @@ from loopaware_pool.testing.fake_server import (
     reset_answer,
     reset_messages,
 )
-from running import DEADLINE_SECONDS, eventually_async, make_pool, until_read
+from running import eventually_async, make_pool, until_read
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -44,19 +44,6 @@ SAYS = {
     "nonsense": b"\0" * 16,
 }
 HARMLESS = {"a notice": NOTICE, "a parameter": parameter("TimeZone", "Mars"), "a notification": NOTIFICATION}
-
-
-@pytest.fixture
-def run(loop_factory):
-    def work(main):
-        async def bounded():
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await main()
-
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(bounded())
-
-    return work
 
 
 @asynccontextmanager
@@ -109,7 +96,7 @@ def test_an_error_in_the_middle_of_a_resets_answer_costs_a_connection(run, open_
             assert sum(loop.counters.reset_failures for loop in pool.stats().loops) == 1
 
     is_broken: list[bool] = []
-    run(main)
+    run(main())
 
 
 def test_a_caller_whose_query_is_behind_a_reset_that_fails_hears_of_it(run):
@@ -130,7 +117,7 @@ def test_a_caller_whose_query_is_behind_a_reset_that_fails_hears_of_it(run):
             server.answer = answered
             assert await execute("next") == "next"
 
-    run(main)
+    run(main())
 
 
 def answered(_, query):
@@ -176,7 +163,7 @@ def test_a_resets_answer_split_at_every_byte_is_understood(run, is_pipelined):
                 assert await execute(f"then {cut}") == f"then {cut}"
             assert len(server.sessions) == 1
 
-    run(main)
+    run(main())
 
 
 def test_a_resets_answer_that_drips_is_understood(run):
@@ -198,7 +185,7 @@ def test_a_resets_answer_that_drips_is_understood(run):
             assert await caller == "behind"
             assert len(server.sessions) == 1
 
-    run(main)
+    run(main())
 
 
 @both
@@ -222,7 +209,7 @@ def test_what_may_come_unasked_may_come_between_the_messages_of_a_resets_answer(
                 async with pool.connection() as connection:
                     assert connection.info.parameter_status("TimeZone") == "Mars"
 
-    run(main)
+    run(main())
 
 
 @pytest.mark.parametrize("extra", SAYS.values(), ids=SAYS)
@@ -245,7 +232,7 @@ def test_surplus_bytes_behind_a_resets_answer_reach_nobody(run, extra):
             assert len(server.sessions) == 2
 
     server_of: list[FakeServer] = []
-    run(main)
+    run(main())
 
 
 # ---- what comes while nobody has the connection ----
@@ -279,7 +266,7 @@ def test_a_connection_that_speaks_while_idle_is_not_lent(run, said, is_parked):
     def is_settled(pool):
         return all(session.is_settled for session in pool._holders if hasattr(session, "is_settled"))
 
-    run(main)
+    run(main())
 
 
 @pytest.mark.parametrize("said", HARMLESS.values(), ids=HARMLESS)
@@ -298,7 +285,7 @@ def test_a_connection_that_says_what_it_may_is_lent(run, open_pool, said):
                 await pool.settled()
             assert len(server.sessions) == 1
 
-    run(main)
+    run(main())
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])
@@ -317,7 +304,7 @@ def test_a_connection_that_is_told_of_a_shutdown_is_not_lent(run, open_pool, han
             assert await execute("second") == "second"
             assert len(server.sessions) == 2
 
-    run(main)
+    run(main())
 
 
 @both
@@ -334,7 +321,7 @@ def test_a_connection_on_which_a_caller_heard_of_a_shutdown_is_not_lent(run, ope
             assert len(server.sessions) == 2
             assert server.sessions[0].queries == ["first"]
 
-    run(main)
+    run(main())
 
 
 IDLE_IN_TRANSACTION = error("25P03", "FATAL", "terminating connection due to idle-in-transaction timeout")
@@ -380,7 +367,7 @@ def test_a_caller_whose_session_has_ended_unasked_hears_of_that(run, is_behind_r
             assert len(server.sessions) == 2
             assert len(server.sessions[0].queries) == asked
 
-    run(main)
+    run(main())
 
 
 @pytest.mark.parametrize("session_reset", ["awaited", "pipelined"])
@@ -401,7 +388,7 @@ def test_a_release_that_finds_the_session_ended_says_so(run, session_reset):
             assert await execute("next") == "next"
             assert len(server.sessions) == 2
 
-    run(main)
+    run(main())
 
 
 @both
@@ -425,7 +412,7 @@ def test_an_answer_that_drips_is_the_answer(run, open_pool):
                 server.session.send(reset_answer(server.session.queries[-1]))
             assert await caller == "first"
 
-    run(main)
+    run(main())
 
 
 # ---- a server that answers nothing ----
@@ -448,7 +435,7 @@ def test_a_server_that_does_not_welcome_anybody_is_waited_for_until_the_deadline
                 else:
                     await pool.close(timeout=0.1)
 
-    run(main)
+    run(main())
 
 
 def test_a_reset_that_is_not_answered_costs_the_connection(run, monkeypatch):
@@ -469,7 +456,7 @@ def test_a_reset_that_is_not_answered_costs_the_connection(run, monkeypatch):
             server.answer = answered
             assert await execute("next") == "next"
 
-    run(main)
+    run(main())
 
 
 @both
@@ -491,7 +478,7 @@ def test_an_awaited_reset_that_is_not_answered_ends_in_time(run, open_pool, monk
             assert await execute("next") == "next"
             await pool.settled()
 
-    run(main)
+    run(main())
 
 
 @both
@@ -511,7 +498,7 @@ def test_a_ping_that_is_not_answered_costs_the_connection(run, open_pool, monkey
             assert await execute("next") == "next"
             assert sum(loop.counters.found_dead for loop in pool.stats().loops) == 1
 
-    run(main)
+    run(main())
 
 
 def test_the_goodbye_of_a_connection_that_nobody_answers_is_bounded(run, monkeypatch):
@@ -526,4 +513,4 @@ def test_the_goodbye_of_a_connection_that_nobody_answers_is_bounded(run, monkeyp
                 server.session.is_deaf = True
             assert not pool.get_size()
 
-    run(main)
+    run(main())

@@ -1,16 +1,33 @@
-from __future__ import annotations
+"""Pools of psycopg's connections, by the one class or the other."""
 
-import asyncio
+from __future__ import annotations
 
 import pytest
 
+from loopaware_pool.psycopg import (
+    AsyncConnectionPool,
+    AsyncNullConnectionPool,
+)
+from loopaware_pool.testing import FaultProxy
+from psycopg_pools import make_pool
+
 
 @pytest.fixture
-def run(loop_factory):
-    """Runs a coroutine on a loop of its own."""
+def pool_of(dsn):
+    """Makes a pool that is not opened; in a transaction unless told otherwise, as psycopg's connections are."""
 
-    def work(coroutine):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(coroutine)
+    def make(cls=AsyncConnectionPool, dsn=dsn, **options):
+        options["kwargs"] = {"autocommit": False} | options.get("kwargs", {})
+        if cls is AsyncNullConnectionPool:
+            options = {"max_size": 2} | options | {"min_size": 0}
+        return make_pool(cls, dsn, **options)
 
-    return work
+    return make
+
+
+@pytest.fixture
+def way(dsn):
+    """A way to the server, which refuses connections until it is healed."""
+    with FaultProxy(dsn) as proxy:
+        proxy.refuse()
+        yield proxy

@@ -218,7 +218,7 @@ def test_a_name_is_that_of_the_moment(dsn, run, cls, caplog):
 
 
 @ours
-def test_everything_of_ours_goes_by_the_name_of_the_moment(dsn, loop_factory, cls):
+def test_everything_of_ours_goes_by_the_name_of_the_moment(dsn, run, loop_factory, cls):
     """Statistics, events, and what the connections say that are open by then."""
     told = []
 
@@ -242,8 +242,7 @@ def test_everything_of_ours_goes_by_the_name_of_the_moment(dsn, loop_factory, cl
         assert isinstance(told[-1], stats.ConnectionClosed)
         assert told[-1].pool == "orders"
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @plain

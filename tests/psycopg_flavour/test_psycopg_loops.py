@@ -96,7 +96,7 @@ def test_psycopg_pools_own_pool_fails_in_three_runs(dsn):
     assert error in ("PoolTimeout", "RuntimeError", "CancelledError"), ended.stderr
 
 
-def test_a_pool_in_four_threads(dsn, loop_factory, options, zero_fd_delta):
+def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     """Each with a loop of its own; the server never sees more sessions than `max_size`."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=3, **options)
     most = 0
@@ -110,7 +110,7 @@ def test_a_pool_in_four_threads(dsn, loop_factory, options, zero_fd_delta):
         await asyncio.gather(*(work(10 * thread + part) for part in range(3)))
 
     def run(thread):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             runner.run(many(thread))
 
     asyncio.run(pool.open())
@@ -127,7 +127,7 @@ def test_a_pool_in_four_threads(dsn, loop_factory, options, zero_fd_delta):
     no_session_left(dsn, pool)
 
 
-def test_a_connection_can_be_returned_from_another_thread(dsn, loop_factory, options, zero_fd_delta):
+def test_a_connection_can_be_returned_from_another_thread(dsn, run, loop_factory, options, zero_fd_delta):
     """It goes back to the loop it belongs to."""
 
     async def main():
@@ -140,8 +140,7 @@ def test_a_connection_can_be_returned_from_another_thread(dsn, loop_factory, opt
                 assert again is connection
                 await again.execute("SELECT 1")
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 async def leave_idle(pool):
@@ -165,7 +164,7 @@ left: list[object] = []
 
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])
 @pytest.mark.parametrize("leave", [leave_idle, leave_lent, leave_querying])
-def test_a_loop_that_ends_takes_its_connections_along(dsn, loop_factory, end, leave, options, zero_fd_delta):
+def test_a_loop_that_ends_takes_its_connections_along(dsn, run, loop_factory, end, leave, options, zero_fd_delta):
     """Without `close()`; the garbage collector is off, and the caller keeps what he has."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=1, **options)
 
@@ -181,13 +180,14 @@ def test_a_loop_that_ends_takes_its_connections_along(dsn, loop_factory, end, le
             kept[1]._log_destroy_pending = False
     left.clear()
     assert pool._nconns == 0
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        assert runner.run(answer(pool)) == 1
+    assert run(answer(pool)) == 1
 
 
 @pytest.mark.parametrize("end", [end_politely, end_abruptly])
 @pytest.mark.parametrize("has_begun", [False, True], ids=["idle", "in a transaction"])
-def test_a_lease_that_has_outlived_its_loop_can_be_ended(dsn, loop_factory, end, has_begun, options, zero_fd_delta):
+def test_a_lease_that_has_outlived_its_loop_can_be_ended(
+    dsn, run, loop_factory, end, has_begun, options, zero_fd_delta
+):
     """By leaving its block or by `putconn()`, without a word: its connection was closed with the loop."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2, kwargs={"autocommit": not has_begun}, **options)
 
@@ -210,11 +210,10 @@ def test_a_lease_that_has_outlived_its_loop_can_be_ended(dsn, loop_factory, end,
         await pool.close()
 
     leases = end(loop_factory, begin())
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(finish(*leases))
+    run(finish(*leases))
 
 
-def test_a_run_returns_though_connects_are_under_way(loop_factory, zero_fd_delta):
+def test_a_run_returns_though_connects_are_under_way(run, zero_fd_delta):
     """To a server that takes connections and says nothing. (psycopg_pool's keeps the program from ending.)"""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         port = deaf.getsockname()[1]
@@ -225,11 +224,10 @@ def test_a_run_returns_though_connects_are_under_way(loop_factory, zero_fd_delta
             await pool.open()
             await asyncio.sleep(0.05)
 
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(main())
+        run(main())
 
 
-def test_a_pool_that_is_dropped_closes_its_connections(dsn, loop_factory, options, zero_fd_delta):
+def test_a_pool_that_is_dropped_closes_its_connections(dsn, runner_factory, options, zero_fd_delta):
     """The collector finds it; the program is warned."""
 
     async def main():
@@ -246,13 +244,13 @@ def test_a_pool_that_is_dropped_closes_its_connections(dsn, loop_factory, option
             assert not helpers.selector_fds(loop)
         return name
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with runner_factory() as runner:
         loop = runner.get_loop()
         name = runner.run(main())
     eventually(lambda: not helpers.server_sessions(dsn, name), "sessions that end")
 
 
-def test_what_is_lent_when_the_pool_closes_is_closed_as_it_comes_back(dsn, loop_factory, options, zero_fd_delta):
+def test_what_is_lent_when_the_pool_closes_is_closed_as_it_comes_back(dsn, run, options, zero_fd_delta):
     """The holder goes on until then; idle connections are closed, and whoever waits is told, at once."""
 
     async def main():
@@ -279,11 +277,10 @@ def test_what_is_lent_when_the_pool_closes_is_closed_as_it_comes_back(dsn, loop_
         await eventually_async(lambda: connection.closed, "a connection that closes")
         return True
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_a_pool_is_closed_on_every_loop(dsn, loop_factory, zero_fd_delta):
+def test_a_pool_is_closed_on_every_loop(dsn, run, loop_factory, zero_fd_delta):
     """Callers that wait on other loops are told, and their idle connections closed."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2)
 
@@ -305,8 +302,7 @@ def test_a_pool_is_closed_on_every_loop(dsn, loop_factory, zero_fd_delta):
     asyncio.run(pool.open())
     with LoopThread(loop_factory) as other:
         waiting = other.start(wait_for_one())
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(close_soon())
+        run(close_soon())
         waiting.result(DEADLINE_SECONDS)
     no_session_left(dsn, pool)
 
@@ -345,13 +341,13 @@ def in_child(work):
     assert status == 0
 
 
-def test_a_fork_leaves_the_parents_connections_alone(dsn, loop_factory, options):
+def test_a_fork_leaves_the_parents_connections_alone(dsn, run, runner_factory, options):
     """Idle, lent and in the middle of a query; the child closes what it knows, uses the pool, and ends."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=2, **options)
 
     def be_child(connection):
         gc.collect()
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+        with runner_factory() as runner:
             assert runner.run(answer(pool, 7)) == 7
             closing = connection.close()
             runner.run(closing)
@@ -370,12 +366,11 @@ def test_a_fork_leaves_the_parents_connections_alone(dsn, loop_factory, options)
             await pool.putconn(connection)
             assert sorted(await asyncio.gather(answer(pool, 1), answer(pool, 2))) == [1, 2]
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     no_session_left(dsn, pool)
 
 
-def test_a_child_can_end_the_parents_leases(dsn, loop_factory, options):
+def test_a_child_can_end_the_parents_leases(dsn, run, options):
     """By leaving their blocks, as when it unwinds its stack, or by `putconn()`, without a word; the parent has them."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2, **options)
 
@@ -389,8 +384,7 @@ def test_a_child_can_end_the_parents_leases(dsn, loop_factory, options):
         await pool.close()
 
     def be_child(*lease):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(end(*lease))
+        run(end(*lease))
 
     async def main():
         async with pool:
@@ -402,8 +396,7 @@ def test_a_child_can_end_the_parents_leases(dsn, loop_factory, options):
             await block.__aexit__(None, None, None)
             await pool.putconn(leases[1])
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
     no_session_left(dsn, pool)
 
 

@@ -36,17 +36,6 @@ KINDS = [{}, {"connection_class": OfTheUsers}]
 both_kinds = pytest.mark.parametrize("options", KINDS, ids=["ours", "foreign class"])
 
 
-@pytest.fixture
-def run(loop_factory):
-    """Runs a coroutine on a loop of its own."""
-
-    def work(coroutine):
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(asyncio.wait_for(coroutine, DEADLINE_SECONDS))
-
-    return work
-
-
 async def notify(dsn, payload):
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute("SELECT pg_notify('odd_moments', %s)", [payload])

@@ -553,7 +553,7 @@ def test_a_check_that_is_cancelled_is_cancelled_and_loses_nothing(kind, dsn, run
     judge(kind, run(scenario()))
 
 
-def test_a_pool_can_be_closed_from_another_loop(pool_of, kind, loop_factory):
+def test_a_pool_can_be_closed_from_another_loop(pool_of, kind, run):
     """Its idle connections are closed, whichever loop they were opened on."""
     pool = pool_of(kind, min_size=1)
     idle = []
@@ -567,10 +567,8 @@ def test_a_pool_can_be_closed_from_another_loop(pool_of, kind, loop_factory):
         with suppress(asyncio.CancelledError, RuntimeError):
             await pool.close(timeout=0.5)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(use())
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(end())
+    run(use())
+    run(end())
     left = [connection for connection in idle if not connection.closed]
     for connection in left:
         connection.pgconn.finish()

@@ -199,7 +199,7 @@ def check_outcome(outcome, kind, events):
     assert [event.error for event in events if isinstance(event, AcquireFailed)] == refused
 
 
-def test_asyncpgs_pool_sheds(dsn, loop_factory):
+def test_asyncpgs_pool_sheds(dsn, run):
     """The error is asyncpg's `InterfaceError` too; it is counted and told, and the pool goes on."""
 
     async def main():
@@ -215,12 +215,11 @@ def test_asyncpgs_pool_sheds(dsn, loop_factory):
             assert (counters.failed, counters.timed_out, counters.cancelled) == (0, 0, 0)
             assert await pool.fetchval("SELECT 1") == 1
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
 @pytest.mark.parametrize("cls", [AsyncConnectionPool, AsyncNullConnectionPool])
-def test_psycopgs_pools_shed(dsn, loop_factory, cls):
+def test_psycopgs_pools_shed(dsn, run, cls):
     """The error is psycopg_pool's `TooManyRequests` too, and counted as an error."""
 
     async def main():
@@ -235,11 +234,10 @@ def test_psycopgs_pools_shed(dsn, loop_factory, cls):
             async with pool.connection() as con:
                 await con.execute("SELECT 1")
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())
 
 
-def test_a_queue_that_moves_refuses_nobody(dsn, loop_factory):
+def test_a_queue_that_moves_refuses_nobody(dsn, run):
     """Many callers with short work: each wait is short, and the option changes nothing."""
 
     async def main():
@@ -247,5 +245,4 @@ def test_a_queue_that_moves_refuses_nobody(dsn, loop_factory):
             assert await asyncio.gather(*[pool.fetchval("SELECT 1") for _ in range(200)]) == [1] * 200
             await helpers.eventually(lambda: pool.stats().idle > 0)
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+    run(main())

@@ -1,0 +1,14 @@
+"""A server that the tests of failures may mistreat."""
+
+from __future__ import annotations
+
+import pytest
+
+from loopaware_pool.testing.embedded_server import EmbeddedServer
+
+
+@pytest.fixture(scope="module")
+def private_server():
+    """A server that is full with six sessions, asks one role for a password, and may be mistreated."""
+    with EmbeddedServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
+        yield server
