@@ -80,7 +80,7 @@ torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on 
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
 differential: .venv/.ready  ## random programs on the drivers' own pools and on ours, and what differs: SEED=1 MINUTES=10, and KIND=asyncpg or psycopg
-	@PYTHONPATH=tests $(PY) -m differential --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) $(if $(KIND),--kind $(KIND))
+	@PYTHONPATH=tests $(PY) -m differential --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) $(if $(KIND),--kind "$(KIND)")
 
 reliability: $(BENCH)  ## all figures of docs/reliability.md, in build/reliability: SEED=1 MINUTES=1 for each kind of pool
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture.report --out build/reliability --minutes $(or $(MINUTES),1) $(addprefix --seed ,$(SEED))

@@ -21,6 +21,8 @@ from loopaware_pool.cli.target import Unusable, open_target
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 SECRET = "hunter2"
+# Of a command that is called here: one whose time is up ends the process, which is pytest's.
+AMPLE = ["--timeout", "60"]
 
 
 @pytest.fixture
@@ -144,9 +146,9 @@ def test_a_time_that_makes_no_sense_is_an_error(timeout, dsn):
 
 def test_the_command_says_so_and_its_exit_code_is_0(dsn, capsys):
     """One line; with `--json`, an object. It audits all that the probe opened."""
-    assert command.main([dsn]) == 0
+    assert command.main([dsn, *AMPLE]) == 0
     assert capsys.readouterr().out.startswith("alive, ")
-    assert command.main([dsn, "--json"]) == 0
+    assert command.main([dsn, "--json", *AMPLE]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["is_alive"], told["reason"], told["fds_left"]) == (True, None, 0)
 
@@ -172,7 +174,7 @@ def test_the_command_fails_with_1_where_an_fd_is_left(dsn, capsys, monkeypatch):
         sockets.append(socket.socket())
 
     monkeypatch.setattr(command, "_ask", leak)
-    assert command.main([dsn]) == 1
+    assert command.main([dsn, *AMPLE]) == 1
     assert "1 fd was left open" in capsys.readouterr().out
     sockets.pop().close()
 

@@ -25,7 +25,8 @@ SELECT
   session_user::text AS "session user",
   pg_catalog.convert_to({parameter}::text, 'UTF8')::text AS "encoded",
   (SELECT pg_catalog.string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_catalog.pg_settings
-    WHERE (source = 'session' AND name !~ '^transaction_') OR name IN ('application_name', 'client_encoding', 'role', 'TimeZone')) AS "settings",
+    WHERE (source = 'session' AND name !~ '^transaction_')
+      OR name IN ('application_name', 'client_encoding', 'role', 'TimeZone')) AS "settings",
   nullif(pg_catalog.current_setting('app.tenant', true), '') AS "tenant",
   (SELECT pg_catalog.string_agg(channel, ' ') FROM pg_catalog.pg_listening_channels() AS channel) AS "channels",
   (SELECT pg_catalog.string_agg(name, ' ') FROM pg_catalog.pg_cursors WHERE is_holdable) AS "cursors",
