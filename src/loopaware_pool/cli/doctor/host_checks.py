@@ -49,7 +49,7 @@ def judge_version(code: str, name: str, version: str | None) -> Finding:
     if version is None:
         title = f"{name} is not installed"
         return Finding(code, Severity.PROBLEM, title, "no such package", f"install {name} {oldest} to {newest}")
-    evidence = f"{version}; supported: {oldest} to {newest}"
+    evidence = f"supported: {oldest} to {newest}"
     if _parts(version, oldest) < _parts(oldest, oldest):
         title = f"{name} {version} is older than what is supported"
         return Finding(code, Severity.PROBLEM, title, evidence, f"use {name} {oldest} to {newest}")
