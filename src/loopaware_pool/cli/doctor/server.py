@@ -1,4 +1,4 @@
-"""Look at the server, as far as our role may, and at the way there."""
+"""Ask the server for its limits, and look at the connection to it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _QUERY_SECONDS: Final = 10.0
 # asked in this order: one, the other, the other, one. The rest is for what others do meanwhile.
 _ROUNDS: Final = 3
 
-# Settings are asked for one by one, as pg_settings may be closed to a role. For sessions that a role may not see, the
-# server leaves out what kind they are. Those without a database are its own.
+# Every role may call current_setting; pg_settings can be closed to it. backend_type is null for sessions whose details
+# the role may not see. Sessions without a database are the server's own processes.
 _SERVER: Final = """
 SELECT session_user::text AS role, current_database()::text AS database,
        current_setting('is_superuser') = 'on' AS is_superuser,
