@@ -96,7 +96,8 @@ bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short r
 	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
 
 screens: .venv/.ready  ## draw what commands look like on a terminal, for the docs
-	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool doctor" docs/screens/doctor.svg $(PY) -m loopaware_pool doctor
+	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool doctor --pool-size 30 --processes 4" docs/screens/doctor.svg \
+		$(PY) -m loopaware_pool doctor --pool-size 30 --processes 4
 	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool audit --script docs/screens/leaky.py" docs/screens/audit.svg \
 		$(PY) -m loopaware_pool audit --script docs/screens/leaky.py
 	@$(PY) docs/make_screens.py --columns 90 --title "loopaware-pool top shop.sock --once" docs/screens/top.svg \

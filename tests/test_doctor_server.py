@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -113,18 +113,18 @@ def test_a_server_is_seen_as_it_is(dsn, loop_factory):
         way, server = runner.run(main())
     with psycopg.connect(dsn) as connection:
         assert server.version == connection.execute("SHOW server_version").fetchone()[0].split()[0]
-        assert server.settings["max_connections"] == connection.execute("SHOW max_connections").fetchone()[0]
+        assert server.max_connections == int(connection.execute("SHOW max_connections").fetchone()[0])
         assert (server.role, server.database) == (connection.info.user, connection.info.dbname)
     assert way.announced_pid == way.backend_pid
     assert way.pooling is None
 
 
 def test_a_socket_of_this_machine_is_local(private_server):
-    """TCP or not; the port is seen at both ends."""
+    """TCP or not."""
     way, _ = look(private_server.dsn)
-    assert (way.peer, way.is_local, way.local_port) == ("127.0.0.1", True, way.client_port)
+    assert (way.peer, way.is_local) == ("127.0.0.1", True)
     way, _ = look(private_server.unix_dsn)
-    assert (way.peer, way.is_local, way.local_port, way.client_port) == ("a Unix socket", True, None, None)
+    assert (way.peer, way.is_local) == ("a Unix socket", True)
     assert [each.severity.name for each in check_way(way)] == ["OK", "OK"]
 
 
@@ -132,7 +132,7 @@ def test_without_the_drivers_private_parts_less_is_told(private_server, monkeypa
     """Of the socket, that is; the server is seen as ever."""
     monkeypatch.setattr(doctor_server, "Internals", lambda connection: SimpleNamespace(transport=None))
     way, server = look(private_server.dsn)
-    assert (way.peer, way.local_port, way.client_tls) == (None, None, None)
+    assert (way.peer, way.client_tls) == (None, None)
     assert server.role == "postgres"
     assert [each.code for each in check_way(way)] == ["proxy", "tls"]
 
@@ -179,90 +179,43 @@ def test_a_role_that_may_not_connect_is_told_so(private_server, role, admin, cap
     assert told.count("\n") == 1
 
 
-def test_a_role_of_few_privileges_is_told_what_it_does_not_see(role, capsys):
-    """Another's session is counted; what it does is not guessed."""
-    found, code = diagnose(role, capsys, "--pool-size", "1")
-    assert code == 0
-    assert found["privileges"]["severity"] == "note"
-    assert "what 1 session of other roles do" in found["privileges"]["evidence"]
-    assert "configuration files" in found["privileges"]["evidence"]
-    assert found["privileges"]["remedy"].endswith('GRANT pg_read_all_stats TO "o""brien";')
-    assert "1 postgres@postgres: state hidden" in found["sessions"]["evidence"]
+def test_a_role_of_few_privileges_sees_what_is_needed(private_server, role, admin, capsys):
+    """It counts sessions whose state it may not see, and its own apart; reserved connections are none of its own."""
+    with connected(role) as (other,):
+        other.execute("SELECT 1")
+        _, server = look(role)
+    assert (server.taken, server.taken_by_role, server.taken_in_database) == (2, 1, 2)
+    assert (server.role, server.role_limit, server.database_limit) == (ROLE, 3, -1)
+    assert (server.superuser_reserved_connections, server.reserved_connections) == (1, 1)
+    assert not server.is_superuser
+    assert not server.may_use_reserved
+    admin.execute(sql.SQL("GRANT pg_use_reserved_connections TO {}").format(sql.Identifier(ROLE)))
+    assert look(role)[1].may_use_reserved
 
 
-def test_a_role_that_may_see_sessions_sees_them(role, admin):
-    """With pg_read_all_stats."""
-    admin.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(ROLE)))
-    _, server = look(role)
-    assert server.sees_all
-    assert [(each.user, each.is_hidden) for each in server.sessions] == [("postgres", False)]
-
-
-@pytest.mark.parametrize("table", ["pg_stat_activity", "pg_settings", "pg_roles", "pg_database", "pg_db_role_setting"])
-def test_a_catalog_that_is_closed_is_a_note(role, admin, table, capsys):
+@pytest.mark.parametrize("table", ["pg_stat_activity", "pg_roles", "pg_database"])
+def test_a_catalog_that_is_closed_is_one_line_and_exit_code_2(role, admin, table, capsys):
     """Never a traceback."""
     admin.execute(f"REVOKE SELECT ON {table} FROM PUBLIC")
     try:
-        found, code = diagnose(role, capsys, "--pool-size", "1")
+        assert doctor.main([role]) == 2
     finally:
         admin.execute(f"GRANT SELECT ON {table} TO PUBLIC")
-    assert code == 0
-    assert "permission denied" in found["privileges"]["evidence"]
-
-
-# ---- sessions and settings ----
-
-
-def test_a_transaction_that_is_idle_is_seen(private_server, admin):
-    """With whose it is; how long is long is for the judgement."""
-    with connected(private_server.dsn) as (other,):
-        other.execute("SET application_name = 'forgetful'; BEGIN")
-        _, server = look(private_server.dsn)
-    (idle,) = [each for each in server.sessions if each.state == "idle in transaction"]
-    assert (idle.user, idle.application, idle.database, idle.number) == ("postgres", "forgetful", "postgres", 1)
-    assert idle.longest_seconds >= 0
-
-
-def test_the_statement_that_is_advised_does_what_it_says(role, admin, capsys):
-    """For a role whose name needs quoting; the role's setting is told from then on."""
-    found, _ = diagnose(role, capsys, "--pool-size", "1")
-    statement = found["parallel-query"]["remedy"].partition(": ")[2]
-    admin.execute(statement)
-    found, _ = diagnose(role, capsys, "--pool-size", "1")
-    assert found["parallel-query"]["severity"] == "ok"
-    assert 'max_parallel_workers_per_gather=0 for role o"brien' in found["parallel-query"]["evidence"]
-
-
-def test_the_setting_that_does_not_exist_is_found_where_it_can_be_set(private_server, role, admin, capsys):
-    """The server takes it with a prefix only, and with it does nothing."""
-    with pytest.raises(psycopg.errors.UndefinedObject):
-        admin.execute("ALTER ROLE postgres SET async_client_compatibility = 'on'")
-    admin.execute(sql.SQL("ALTER ROLE {} SET app.async_client_compatibility = 'on'").format(sql.Identifier(ROLE)))
-    found, code = diagnose(role, capsys, "--pool-size", "1")
-    assert (found["async-client-compatibility"]["severity"], code) == ("warning", 1)
-    assert 'app.async_client_compatibility=on for role o"brien' in found["async-client-compatibility"]["evidence"]
-
-
-def test_the_setting_that_does_not_exist_is_found_in_files(private_server, admin):
-    """Where the server would refuse to start the next time."""
-    path = admin.execute("SELECT setting FROM pg_settings WHERE name = 'config_file'").fetchone()[0]
-    with open(path, "a") as file:
-        before = file.tell()
-        file.write("async_client_compatibility = on\n")
-    try:
-        _, server = look(private_server.dsn)
-    finally:
-        os.truncate(path, before)
-    (place,) = server.misnamed
-    assert place.startswith(f"{path} line ")
-
-
-def test_the_setting_that_does_not_exist_in_a_dsn_is_explained(private_server, capsys):
-    """The server lets nobody in who asks for it."""
-    assert doctor.main([f"{private_server.dsn}?async_client_compatibility=on"]) == 2
     told = capsys.readouterr().err
-    assert "take it out of the DSN" in told
+    assert f"permission denied for {'table' if table == 'pg_database' else 'view'} {table}" in told
     assert told.count("\n") == 1
+
+
+def test_a_timeout_of_the_role_is_seen_and_the_statement_that_is_advised_ends_it(role, admin, capsys):
+    """In seconds, whatever its unit; the role's name needs quoting."""
+    name = sql.Identifier(ROLE)
+    admin.execute(sql.SQL("ALTER ROLE {} SET idle_session_timeout = '2min'").format(name))
+    found, code = diagnose(role, capsys, "--pool-size", "1")
+    assert (found["idle-session-timeout"]["severity"], code) == ("warning", 1)
+    assert "idle_session_timeout is 120 s" in found["idle-session-timeout"]["evidence"]
+    admin.execute(found["idle-session-timeout"]["remedy"].partition(", or ")[2])
+    found, code = diagnose(role, capsys, "--pool-size", "1")
+    assert (found["idle-session-timeout"]["severity"], code) == ("ok", 0)
 
 
 # ---- the way ----
@@ -276,7 +229,7 @@ def test_a_pgbouncer_is_found_with_its_mode(private_server, pgbouncer_program, p
             way, server = look(dsn)
             assert way.pooling is pooling
             assert way.announced_pid != way.backend_pid
-            assert server.settings["max_connections"] == "20"
+            assert server.max_connections == 20
 
 
 def test_what_one_look_leaves_in_a_shared_session_does_not_disturb_another(private_server, pgbouncer_program):
@@ -312,7 +265,7 @@ def test_a_pgbouncer_that_has_no_second_session_does_not_show_its_mode(private_s
     with pgbouncer(pgbouncer_program, private_server.dsn, **options) as dsn:
         way, server = look(dsn)
     assert way.pooling is Pooling.UNKNOWN
-    assert server.settings["max_connections"] == "20"
+    assert server.max_connections == 20
 
 
 def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_server, pgbouncer_program, capsys):
@@ -328,16 +281,6 @@ def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_s
     assert (found["proxy"]["severity"], code) == ("warning", 1)
     assert "statement_cache_size=0" in found["proxy"]["remedy"]
     assert 'session_reset="never"' in found["proxy"]["remedy"]
-
-
-def test_a_proxy_that_does_not_pool_is_a_note(private_server):
-    """By the ports."""
-    with FaultProxy(private_server.dsn) as between:
-        way, _ = look(between.dsn)
-    found, _ = check_way(way)
-    assert way.pooling is None
-    assert found.severity.name == "NOTE"
-    assert f"the server sees {way.client_port}" in found.evidence
 
 
 def test_tls_is_seen_from_both_ends(tls_server, monkeypatch):
@@ -366,10 +309,10 @@ def test_without_a_dsn_it_looks_at_a_server_of_its_own(capsys):
     assert doctor.main([]) == 0
     told = capsys.readouterr().out
     assert "(embedded)" in told
-    assert "async-client-compatibility" in told
+    assert "connections: " in told
 
 
-@pytest.mark.parametrize("after_bytes", [1, 300, 600, 1200, 1800])
+@pytest.mark.parametrize("after_bytes", [1, 300, 600, 1200])
 def test_a_server_that_hangs_up_is_one_line_and_exit_code_2(private_server, after_bytes, capsys):
     """Wherever it does."""
     with FaultProxy(private_server.dsn) as between, pytest.MonkeyPatch.context() as patch:
@@ -387,7 +330,7 @@ def test_a_server_that_falls_silent_is_one_line_and_exit_code_2(private_server, 
     monkeypatch.setattr(doctor_server, "_QUERY_SECONDS", 0.2)
     monkeypatch.setattr(doctor, "open_target", as_if_it_had_answered)
     with FaultProxy(private_server.dsn) as between:
-        monkeypatch.setattr(doctor_server, "_look_at_way", frozen(between))
+        monkeypatch.setattr(doctor_server, "_connect", frozen(between))
         assert doctor.main([between.dsn]) == 2
     told = capsys.readouterr()
     assert told.err.startswith("doctor: no answer from 127.0.0.1:")
@@ -400,14 +343,16 @@ def as_if_it_had_answered(dsn):
 
 
 def frozen(between):
-    """Have the network fall silent before the way is looked at."""
-    look_at_way = doctor_server._look_at_way
+    """Have the network fall silent once there is a connection."""
+    connect = doctor_server._connect
 
-    async def look(*args):
-        await asyncio.to_thread(between.freeze)
-        return await look_at_way(*args)
+    @asynccontextmanager
+    async def connect_and_freeze(dsn):
+        async with connect(dsn) as connection:
+            await asyncio.to_thread(between.freeze)
+            yield connection
 
-    return look
+    return connect_and_freeze
 
 
 def test_a_look_that_is_cancelled_leaves_nothing(private_server, loop_factory):

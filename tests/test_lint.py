@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,6 @@ import pytest
 import loopaware_pool
 from loopaware_pool.cli.lint import command as lint
 from loopaware_pool.cli.lint.checker import check_source
-from loopaware_pool.cli.lint.config import LintConfig, read_config
 from loopaware_pool.cli.lint.output import FORMATS
 from loopaware_pool.cli.lint.rules import RULES
 
@@ -158,10 +159,9 @@ def test_a_comment_suppresses(source):
 
 
 def test_a_comment_suppresses_nothing_else():
-    """Neither other codes nor other lines; and a string is no comment."""
+    """Neither other codes nor other lines."""
     assert codes("import asyncpg\npool = asyncpg.create_pool()  # noqa: LAP001") == ["LAP007"]
     assert codes("import asyncpg  # noqa\npool = asyncpg.create_pool()") == ["LAP007"]
-    assert codes("import asyncpg\npool = asyncpg.create_pool('# noqa')") == ["LAP007"]
 
 
 # ---- the command ----
@@ -177,10 +177,6 @@ def project(tmp_path, monkeypatch):
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "other.py").write_text("import asyncpg\npool = asyncpg.create_pool()\n")
     return tmp_path
-
-
-def configure(project, text):
-    (project / "pyproject.toml").write_text(f"[tool.loopaware-pool.lint]\n{text}\n")
 
 
 def test_what_is_found_is_told_and_the_exit_code_is_1(project, capsys):
@@ -207,51 +203,43 @@ def test_a_file_that_is_named_is_looked_at(project):
     assert lint.lint_paths([Path("leaks.py"), Path("leaks.py")])[1] == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ["LAP007", "LAP001"]),
-        ('ignore = ["LAP007"]', ["LAP001"]),
-        ('select = ["LAP007"]', ["LAP007"]),
-        ('exclude = ["tests"]', ["LAP007"]),
-        ('exclude = ["tests/*.py"]', ["LAP007"]),
-        ('per-file-ignores = {"tests/*" = ["LAP0"]}', ["LAP007"]),
-    ],
-)
-def test_the_project_configures_it(project, text, expected):
-    """In `[tool.loopaware-pool.lint]` of its `pyproject.toml`."""
-    configure(project, text)
-    findings, _ = lint.lint_paths([Path()], read_config(Path("pyproject.toml")))
-    assert [found.code for found in findings] == expected
+def test_a_folder_that_cannot_be_read_is_one_line_and_exit_code_2(project, monkeypatch, capsys):
+    """Not passed over: what is in it has not been looked at."""
+    scandir = os.scandir
 
+    def refuse(path):
+        if str(path).endswith("tests"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
 
-def test_the_nearest_configuration_is_taken(project, monkeypatch, capsys):
-    """From the current folder upwards; options on the command line are stronger."""
-    configure(project, 'ignore = ["LAP001"]')
-    monkeypatch.chdir(project / "tests")
-    assert lint.main([]) == 0
-    assert lint.main(["--ignore", "lap007"]) == 1
-    assert lint.main(["--select", "LAP002,LAP003", ".."]) == 0
-    capsys.readouterr()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("colour = true", "'colour' is unknown: there are select, ignore, exclude, per-file-ignores"),
-        ('select = "LAP001"', "'select' must be a list of strings"),
-        ('select = ["E501"]', "select: 'E501' is no code: there are LAP000"),
-        ("per-file-ignores = 1", "'per-file-ignores' must be a table"),
-        ('per-file-ignores = {"x" = "LAP001"}', "'x' must be a list of strings"),
-        ("=", "is not TOML"),
-    ],
-)
-def test_a_configuration_that_is_not_understood_is_refused(project, text, message, capsys):
-    """In one line, with exit code 2."""
-    configure(project, text)
+    monkeypatch.setattr(os, "scandir", refuse)
     assert lint.main([]) == 2
+    assert capsys.readouterr().err == "lint: ./tests cannot be read: Permission denied\n"
+
+
+def test_what_is_no_file_in_a_folder_is_passed_over(project, capsys):
+    """Links that lead nowhere or to folders, and what would never end to be read."""
+    os.mkfifo("pipe.py")
+    os.symlink("nowhere", "link.py")
+    os.symlink(".", "again")
+    assert lint.main([]) == 1
+    assert capsys.readouterr().out.endswith("Found 2 in 2 files (LAP001: 1, LAP007: 1).\n")
+
+
+def test_codes_can_be_left_out(project, capsys):
+    """By name."""
+    assert lint.main(["--ignore", "lap007, LAP002"]) == 1
+    assert capsys.readouterr().out.endswith("Found 1 in 2 files (LAP001: 1).\n")
+    assert lint.main(["--ignore", "LAP007,LAP001"]) == 0
+
+
+def test_a_code_that_there_is_not_is_refused(capsys):
+    """In one line, with exit code 2."""
+    with pytest.raises(SystemExit) as end:
+        lint.main(["--ignore", "E501"])
+    assert end.value.code == 2
     told = capsys.readouterr().err
-    assert message in told
+    assert "argument --ignore: 'E501' is no code: there are LAP000, LAP001" in told
     assert told.count("\n") == 1
 
 
@@ -259,8 +247,8 @@ def test_a_configuration_that_is_not_understood_is_refused(project, text, messag
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not there: give a file or a folder"),
-        (["--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file"),
-        (["--select", "X1"], "--select: 'X1' is no code"),
+        (["x" * 300], "is not there: give a file or a folder"),
+        (["/proc/self/mem"], "/proc/self/mem cannot be read: Input/output error"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(project, arguments, message, capsys):
@@ -284,7 +272,7 @@ def test_the_rules_are_listed(capsys):
 @pytest.fixture
 def findings(project):
     (project / "a,b:c.py").write_text("import asyncpg\npool = asyncpg.create_pool()\n")
-    return lint.lint_paths([Path("a,b:c.py"), Path("leaks.py")], LintConfig())[0]
+    return lint.lint_paths([Path("a,b:c.py"), Path("leaks.py")])[0]
 
 
 def test_github_gets_workflow_commands(findings):
@@ -293,21 +281,6 @@ def test_github_gets_workflow_commands(findings):
     assert first.startswith("::error file=a%2Cb%3Ac.py,line=2,endLine=2,col=8,title=LAP007::asyncpg.create_pool is")
     assert second.startswith("::error file=leaks.py,")
     assert FORMATS["github"]([], 2) == ""
-
-
-def test_sarif_has_what_code_scanning_needs(findings):
-    """Version, tool, rules, and for each result its rule, message and place."""
-    log = json.loads(FORMATS["sarif"](findings, 2))
-    (run,) = log["runs"]
-    assert (log["version"], run["tool"]["driver"]["name"]) == ("2.1.0", "loopaware-pool")
-    rules = run["tool"]["driver"]["rules"]
-    for result, found in zip(run["results"], findings, strict=True):
-        assert rules[result["ruleIndex"]]["id"] == result["ruleId"] == found.code
-        assert result["message"]["text"] == found.message
-        (location,) = result["locations"]
-        assert location["physicalLocation"]["region"]["startLine"] == found.line
-        assert location["physicalLocation"]["artifactLocation"]["uri"] == found.path
-    assert json.loads(FORMATS["sarif"]([], 2))["runs"][0]["results"] == []
 
 
 def test_json_is_for_machines(project, capsys):
@@ -334,7 +307,6 @@ def test_it_imports_no_driver_and_nothing_it_reads(project):
 
 def test_the_library_itself_forgets_no_lease():
     """Nor a registration. (The demo does, to show what that does to others' pools.)"""
-    config = LintConfig(["LAP006", "LAP007", "LAP008"], exclude=["cli"])
-    findings, files = lint.lint_paths([Path(loopaware_pool.__file__).parent], config)
+    findings, files = lint.lint_paths([Path(loopaware_pool.__file__).parent], ["LAP001", "LAP002", "LAP003", "LAP004"])
     assert files > 30
-    assert findings == []
+    assert [found for found in findings if "/cli/" not in found.path] == []

@@ -108,7 +108,7 @@ def test_rich_colours_what_is_made_visible(monkeypatch):
 # ---- each command, where something hostile is ----
 
 
-@pytest.mark.parametrize("form", ["text", "github", "json", "sarif"])
+@pytest.mark.parametrize("form", ["text", "github", "json"])
 def test_lint_shows_a_files_name(form, tmp_path):
     """A folder of somebody else's may have any."""
     names = [os.fsencode("a\x1b[2J\n::error::b\u202e.py"), b"\xff\x1b.py"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from rich.console import Console
 
@@ -34,3 +34,7 @@ class VisibleConsole(Console):
         """Give the pieces of *renderable*, as rich calls it for each part before it measures and cuts it."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Say that whoever read has gone, as the output itself does: rich would exit with 1."""
+        raise BrokenPipeError

@@ -7,11 +7,12 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from functools import cache
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Protocol, get_args, get_origin, get_type_hints
 
 from loopaware_pool._platform.sockets import SocketIdentity
-from loopaware_pool.stats import ConnectionReport, Counters, LeaseInfo, LoopStats, PoolStats
+from loopaware_pool.stats import ConnectionReport, PoolStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,21 +22,10 @@ __all__ = ["SCHEMA", "ForeignSnapshot", "PoolSnapshot", "Snapshot", "Viewed"]
 # Increased when a field changes its meaning or is removed; not when one is added.
 SCHEMA: Final = 1
 
-_TEXTS: Final = "tuple[str, ...]"
-# The types of values, by the annotations of the fields.
-_TYPES: Final[dict[str, tuple[type, ...]]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "int | None": (int, NoneType),
-    "bool | None": (bool, NoneType),
-    "str | None": (str, NoneType),
-    _TEXTS: (str,),
-}
-# An inode's number has 64 bits; 30,000 years are seconds enough.
-_LARGEST: Final = dict.fromkeys(_TYPES, 2.0**64) | {"float": 1e12}
-
-T = TypeVar("T")
+# The most that is believed of a number: an inode's has 64 bits; 30,000 years are seconds enough.
+_LARGEST: Final = {int: 2.0**64, float: 1e12}
+# Of what is in a snapshot: some are imported for types only where they are named.
+_NAMES: Final = {kind.__name__: kind for kind in (ConnectionReport, PoolStats, SocketIdentity)}
 
 
 class Viewed(Protocol):
@@ -104,52 +94,36 @@ class Snapshot:
         try:
             data = json.loads(text)
             schema = data["schema"]
-            found = _make(cls, data, pools=tuple(map(_pool, data["pools"]))) if schema == SCHEMA else None
+            if schema == SCHEMA:
+                snapshot: Snapshot = _read(cls, data)
+                return snapshot
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ForeignSnapshot("it is not a snapshot of pools") from error
-        if found is None:
-            raise ForeignSnapshot(f"it is of schema {schema!r}, and this release understands {SCHEMA}")
-        return found
+        raise ForeignSnapshot(f"it is of schema {schema!r}, and this release understands {SCHEMA}")
 
 
-def _pool(data: dict[str, Any]) -> PoolSnapshot:
-    return PoolSnapshot(_stats(data["stats"]), tuple(map(_connection, data["connections"])))
-
-
-def _stats(data: dict[str, Any]) -> PoolStats:
-    loops = tuple(_make(LoopStats, loop, counters=_make(Counters, loop["counters"])) for loop in data["loops"])
-    return _make(PoolStats, data, loops=loops, ended=_make(Counters, data["ended"]))
-
-
-def _connection(data: dict[str, Any]) -> ConnectionReport:
-    identity, lease = data["identity"], data["lease"]
-    return _make(
-        ConnectionReport,
-        data,
-        identity=None if identity is None else _make(SocketIdentity, identity),
-        lease=None if lease is None else _make(LeaseInfo, lease),
-    )
-
-
-def _make(kind: type[T], data: dict[str, Any], **parts: object) -> T:
-    """Make a *kind* from the fields of *data* that are known: another release may have more."""
-    known = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type] # all are dataclasses
-    read = {name: value for name, value in data.items() if name in known and name not in parts}
-    for name, value in read.items():
-        _check_type(name, known[name], value)
-    return kind(**read | parts)
-
-
-def _check_type(name: str, annotation: Any, value: object) -> None:
+def _read(kind: Any, data: Any) -> Any:
     """
-    Refuse a value of the wrong type for a field: the other end may send anything, and the values are used in
-    arithmetic.
+    Make a *kind*, a dataclass or another annotation, of parsed JSON. Fields that this release does not know are left out.
 
     Raises:
-        TypeError: It is of another type, or a number out of all proportion.
+        AttributeError, TypeError: The data does not fit. A stranger may send anything, and the values are used in
+            arithmetic.
     """
-    values = value if isinstance(value, list) and annotation == _TEXTS else [value]
-    if not all(isinstance(each, _TYPES[annotation]) for each in values):
-        raise TypeError(f"{name} is a {type(value).__name__}")
-    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST[annotation]:
-        raise TypeError(f"{name} is {value}")
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{name: _read(hints[name], value) for name, value in data.items() if name in hints})
+    if get_origin(kind) is tuple:
+        return tuple(_read(get_args(kind)[0], each) for each in data)
+    if get_origin(kind) is UnionType:
+        return None if data is None else _read(get_args(kind)[0], data)
+    if not isinstance(data, (int, float) if kind is float else kind) or (
+        kind in _LARGEST and not abs(data) <= _LARGEST[kind]
+    ):
+        raise TypeError(f"{data!r} is no {kind.__name__}")
+    return data
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, localns=_NAMES)

@@ -1,8 +1,8 @@
 """
 `loopaware-pool doctor [DSN]`: does what is here suit the pools that are planned?
 
-It looks at the interpreter, the drivers, the machine and the server, and changes nothing. Exit code 0: nothing above a
-note; 1: a warning or a problem; 2: it could not look.
+It looks at versions, limits, the way to the server and its encryption, and changes nothing. Exit code 0: nothing above
+a note; 1: a warning or a problem; 2: it could not look.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = ["add_arguments", "diagnose", "main", "run"]
 
 _DEFAULT_POOL_SIZE: Final = 10
 _DEFAULT_PROCESSES: Final = 1
-_NO_SUCH_SETTING: Final = "async_client_compatibility"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
         plan = Plan(_count("--pool-size", options.pool_size), _count("--processes", options.processes))
         with open_target(options.dsn) as target:
             facts = _look(target.dsn, plan)
-    except (ValueError, Unusable) as error:
-        raise Unusable(_with_advice(str(error))) from None
+    except ValueError as error:
+        raise Unusable(str(error)) from None
     findings = diagnose(facts)
     if options.json:
         print(as_json(facts, findings))
@@ -101,12 +100,6 @@ def _count(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name} {text}: expected a whole number, 1 or more")
     return int(text)
-
-
-def _with_advice(message: str) -> str:
-    if _NO_SUCH_SETTING not in message:
-        return message
-    return f"{message}; no release of PostgreSQL has that setting: take it out of the DSN"
 
 
 if __name__ == "__main__":

@@ -12,16 +12,9 @@ class Severity(IntEnum):
     """How bad it is; the worse, the larger."""
 
     OK = 0
-    """As it should be."""
-
-    NOTE = 1
-    """Good to know."""
-
-    WARNING = 2
-    """It may fail, under load, after a while, or in silence."""
-
-    PROBLEM = 3
-    """It will fail."""
+    NOTE = 1  # good to know
+    WARNING = 2  # it may fail: under load, after a while, or in silence
+    PROBLEM = 3  # it will fail
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -29,19 +22,10 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """
-    What one check came to.
+    """What one check came to."""
 
-    Attributes:
-        code: Which check; docs/audit.md lists them.
-        severity: How bad it is.
-        title: What is so, in one line.
-        evidence: What was seen that says so.
-        remedy: What to do; empty if nothing needs to be done.
-    """
-
-    code: str
+    code: str  # which check
     severity: Severity
-    title: str
-    evidence: str
-    remedy: str = ""
+    title: str  # what is so, in one line
+    evidence: str  # what was seen that says so
+    remedy: str = ""  # what to do; empty if nothing needs to be done

@@ -49,17 +49,8 @@ def _proxy(way: Way) -> Finding:
             evidence = f"{pids}; a second connection got no answer"
             return Finding(code, Severity.WARNING, title, evidence, f"if it shares them: {_FOR_SHARED_SESSIONS}")
         case None:
-            return _unpooled(way)
-
-
-def _unpooled(way: Way) -> Finding:
-    pids = f"process {way.backend_pid} was announced, and answers"
-    if way.local_port == way.client_port or way.local_port is None:
-        return Finding("proxy", Severity.OK, "There is no sign of a proxy", pids)
-    evidence = f"{pids}; our port is {way.local_port}, the server sees {way.client_port or 'none'}"
-    title = "Addresses are translated on the way, or a TCP proxy is there"
-    remedy = "it may drop idle connections in silence: a pool option keepalive=60"
-    return Finding("proxy", Severity.NOTE, title, evidence, remedy)
+            evidence = f"process {way.backend_pid} was announced, and answers"
+            return Finding(code, Severity.OK, "There is no sign of a proxy that pools", evidence)
 
 
 def _tls(way: Way) -> Finding:

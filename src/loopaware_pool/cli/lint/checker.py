@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
-import tokenize
 import warnings
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +20,11 @@ from loopaware_pool.cli.lint.rules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["check_source"]
 
-_NOQA: Final = re.compile(r"#\s*noqa(?P<codes>\s*:\s*[A-Z]+[0-9]+(?:[,\s]+[A-Z]+[0-9]+)*)?", re.IGNORECASE)
-_CODE: Final = re.compile(r"[A-Z]+[0-9]+")
+_NOQA: Final = re.compile(rb"#\s*noqa(\s*:(?P<codes>[A-Z0-9,\s]+))?", re.IGNORECASE)
 _POOL_NAME: Final = re.compile(r"(^|_)pool$", re.IGNORECASE)
 _CONNECTION_NAME: Final = re.compile(r"(^|_)(conn|connection|pgconn|cnx)$", re.IGNORECASE)
 _REMOVALS: Final = {"add_reader": "remove_reader", "add_writer": "remove_writer"}
@@ -48,29 +45,23 @@ def check_source(source: bytes, path: str) -> list[Finding]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler has to say of others' code
             tree = ast.parse(source)
-        suppressed = _suppressions(source)
         checker = _Checker(tree, path)
         checker.visit(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         reason = getattr(error, "msg", None) or str(error) or type(error).__name__
         return [Finding(path, line, 1, "LAP000", f"this is not Python that can be read: {reason}", line)]
-    return sorted(found for found in checker.found if not _is_suppressed(found, suppressed))
+    lines = source.splitlines()
+    return sorted(found for found in checker.found if not _is_suppressed(found, lines))
 
 
-def _suppressions(source: bytes) -> dict[int, frozenset[str]]:
-    """List the codes that each line's comment suppresses; none stands for all."""
-    found = {}
-    for token in tokenize.tokenize(io.BytesIO(source).readline):
-        match = _NOQA.search(token.string) if token.type == tokenize.COMMENT else None
-        if match is not None:
-            found[token.start[0]] = frozenset(_CODE.findall((match["codes"] or "").upper()))
-    return found
-
-
-def _is_suppressed(found: Finding, suppressed: dict[int, frozenset[str]]) -> bool:
-    codes = [suppressed[line] for line in (found.line, found.last_line) if line in suppressed]
-    return any(not each or found.code in each for each in codes)
+def _is_suppressed(found: Finding, lines: Sequence[bytes]) -> bool:
+    """Whether a comment on the first or the last line of what was found names its code, or none."""
+    comments = (_NOQA.search(lines[number - 1]) for number in (found.line, found.last_line))
+    return any(
+        comment is not None and (comment["codes"] is None or found.code.encode() in comment["codes"].upper())
+        for comment in comments
+    )
 
 
 class _Checker(ast.NodeVisitor):

@@ -6,20 +6,19 @@ It reads files; it imports none. Exit code 0: nothing found; 1: something was; 2
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from loopaware_pool.cli.command import FINE, FOUND, run_command
+from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.lint.checker import check_source
-from loopaware_pool.cli.lint.config import LintConfig, LintConfigError, check_codes, find_config, read_config
 from loopaware_pool.cli.lint.output import FORMATS
 from loopaware_pool.cli.lint.rules import RULES
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from loopaware_pool.cli.lint.rules import Finding
 
@@ -39,10 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="PATH", nargs="*", help="files and folders; the current folder by default")
     parser.add_argument("--format", choices=FORMATS, default="text", help="how findings are written (default: text)")
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
-    parser.add_argument("--select", type=_codes, metavar="CODES", help="only these codes, separated by commas")
-    parser.add_argument("--ignore", type=_codes, metavar="CODES", help="not these codes, separated by commas")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a pyproject.toml; by default the nearest")
+    parser.add_argument("--ignore", type=_codes, default=(), metavar="CODES", help="not these, separated by commas")
     parser.add_argument("--rules", action="store_true", help="list the codes and end")
+
+
+def _codes(text: str) -> list[str]:
+    codes = [code.strip().upper() for code in text.split(",")]
+    for code in codes:
+        if code not in RULES:
+            raise argparse.ArgumentTypeError(f"{code!r} is no code: there are {', '.join(RULES)}")
+    return codes
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,75 +55,57 @@ def run(options: argparse.Namespace) -> int:
     if options.rules:
         print("\n".join(f"{rule.code}  {rule.title}" for rule in RULES.values()))
         return FINE
-    findings, files = lint_paths([Path(path) for path in options.paths or ["."]], _config(options))
+    findings, files = lint_paths([Path(path) for path in options.paths or ["."]], options.ignore)
     written = FORMATS[options.format](findings, files)
     if written:
         print(written)
     return FOUND if findings else FINE
 
 
-def lint_paths(paths: Sequence[Path], config: LintConfig | None = None) -> tuple[list[Finding], int]:
+def lint_paths(paths: Sequence[Path], ignore: Collection[str] = ()) -> tuple[list[Finding], int]:
     """
     Check files, and all Python files in folders.
 
     Args:
         paths: Files and folders. A file is checked whatever it is called.
-        config: Which rules hold where; None for all, everywhere.
+        ignore: Codes that are not told.
 
     Returns:
         What was found, and how many files were looked at.
 
     Raises:
-        LintConfigError: A path is not there, or cannot be read.
+        Unusable: A path is not there, or cannot be read.
     """
-    config = LintConfig() if config is None else config
-    findings: list[Finding] = []
-    files = list(dict.fromkeys(_files(paths, config)))
-    for path in files:
-        try:
-            source = path.read_bytes()
-        except OSError as error:
-            raise LintConfigError(f"{path} cannot be read: {error.strerror}") from None
-        findings += [found for found in check_source(source, path.as_posix()) if config.wants(found.code, path)]
-    return findings, len(files)
+    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    findings = [found for file in files for found in _check(file)]
+    return [found for found in findings if found.code not in ignore], len(files)
 
 
-def _files(paths: Sequence[Path], config: LintConfig) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from _files_in(path, config)
-        elif path.exists():
-            yield path
-        else:
-            raise LintConfigError(f"{path} is not there: give a file or a folder")
-
-
-def _files_in(folder: Path, config: LintConfig) -> Iterator[Path]:
+def _check(file: Path) -> list[Finding]:
     try:
-        entries = sorted(folder.iterdir())
+        return check_source(file.read_bytes(), file.as_posix())
     except OSError as error:
-        raise LintConfigError(f"{folder} cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name in _PASSED_OVER or config.excludes(entry):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _files_in(entry, config)
-        elif entry.suffix == ".py" and entry.is_file():
-            yield entry
+        raise Unusable(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _config(options: argparse.Namespace) -> LintConfig:
-    config = read_config(options.config or find_config(Path.cwd()))
-    for key in ("select", "ignore"):
-        codes = getattr(options, key)
-        if codes is not None:
-            check_codes(f"--{key}", codes)
-            config = replace(config, **{key: codes})
-    return config
+def _files(path: Path) -> Iterator[Path]:
+    if os.path.isdir(path):
+        yield from _files_in(path)
+    elif os.path.exists(path):
+        yield path
+    else:
+        raise Unusable(f"{path} is not there: give a file or a folder")
 
 
-def _codes(text: str) -> list[str]:
-    return [code.strip().upper() for code in text.split(",") if code.strip()]
+def _files_in(path: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(path, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _PASSED_OVER)
+        files = (Path(folder, name) for name in sorted(names) if name.endswith(".py") and not name.startswith("."))
+        yield from filter(Path.is_file, files)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise Unusable(f"{error.filename} cannot be read: {error.strerror}")
 
 
 if __name__ == "__main__":

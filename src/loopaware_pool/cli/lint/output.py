@@ -1,13 +1,11 @@
-"""Findings, written for people, for GitHub's annotations, as JSON, and as SARIF 2.1.0 for code scanning."""
+"""Findings, written for people, for GitHub's annotations, and as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from loopaware_pool import __version__
-from loopaware_pool.cli.lint.rules import RULES
 from loopaware_pool.cli.output import in_one_line
 
 if TYPE_CHECKING:
@@ -15,9 +13,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.cli.lint.rules import Finding
 
-__all__ = ["FORMATS", "as_github", "as_json", "as_sarif", "as_text"]
-
-_SARIF_SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
+__all__ = ["FORMATS", "as_github", "as_json", "as_text"]
 
 
 def as_text(findings: Sequence[Finding], files: int) -> str:
@@ -56,35 +52,8 @@ def as_json(findings: Sequence[Finding], files: int) -> str:
     return json.dumps({"files": files, "findings": rows}, indent=2)
 
 
-def as_sarif(findings: Sequence[Finding], files: int) -> str:
-    """Write a SARIF log of one run."""
-    del files
-    codes = list(RULES)
-    rules = [
-        {"id": rule.code, "shortDescription": {"text": rule.title}, "help": {"text": rule.message}}
-        for rule in RULES.values()
-    ]
-    driver = {"name": "loopaware-pool", "version": __version__, "rules": rules}
-    results = [_sarif_result(each, codes.index(each.code)) for each in findings]
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
-    return json.dumps({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
-
-
-def _sarif_result(each: Finding, index: int) -> dict[str, Any]:
-    region = {"startLine": each.line, "startColumn": each.column, "endLine": max(each.line, each.last_line)}
-    place = {"artifactLocation": {"uri": each.path.replace("\\", "/")}, "region": region}
-    return {
-        "ruleId": each.code,
-        "ruleIndex": index,
-        "level": "error",
-        "message": {"text": each.message},
-        "locations": [{"physicalLocation": place}],
-    }
-
-
 FORMATS: Final[dict[str, Callable[[Sequence[Finding], int], str]]] = {
     "text": as_text,
     "github": as_github,
     "json": as_json,
-    "sarif": as_sarif,
 }

@@ -6,13 +6,12 @@ Exit code 0: it was ended by q or Ctrl-C, or has done what it was asked for; 2: 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.cli.command import FINE, Unusable, pause, run_command
-from loopaware_pool.cli.top.page import Room, as_text, heading, make_pages
 from loopaware_pool.cli.top.source import NoView, Source
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ __all__ = ["add_arguments", "main", "run"]
 DEFAULT_INTERVAL_SECONDS: Final = 1.0
 DEFAULT_TIMEOUT_SECONDS: Final = 5.0
 _LONGEST_SECONDS: Final = 86400.0
-_EVERYTHING: Final = Room(holders=sys.maxsize, place=sys.maxsize)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,40 +73,28 @@ def run(options: argparse.Namespace) -> int:
 
 def _watch(source: Source, options: argparse.Namespace) -> None:
     if options.json:
-        _repeat(source, options, lambda now, before: now.to_json())
-    elif not sys.stdout.isatty():
-        _repeat(source, options, lambda now, before: _plain(source, now, before))
-    elif not _has_rich():
-        if not options.once:
-            raise NoView("rich is not installed: pip install 'loopaware-pool[cli]', or look --once")
-        print(_plain(source, source.fetch(), None))
-    else:
+        _repeat(source, options, lambda now, before: print(now.to_json()))
+        return
+    try:
         from loopaware_pool.cli.top import screen
+    except ModuleNotFoundError:
+        raise Unusable("rich is not installed: pip install 'loopaware-pool[cli]', or look with --json") from None
+    if sys.stdout.isatty() and not options.once:
+        screen.watch(source, options.interval)
+    else:
+        _repeat(source, options, partial(screen.show, source))
 
-        if options.once:
-            screen.print_once(source)
-        else:
-            screen.watch(source, options.interval)
 
-
-def _repeat(source: Source, options: argparse.Namespace, write: Callable[[Snapshot, Snapshot | None], str]) -> None:
+def _repeat(source: Source, options: argparse.Namespace, show: Callable[[Snapshot, Snapshot | None], None]) -> None:
     before = None
     while True:
         now = source.fetch()
-        print(write(now, before), flush=True)
+        show(now, before)
+        sys.stdout.flush()
         if options.once:
             return
         before = now
         pause(options.interval)
-
-
-def _plain(source: Source, now: Snapshot, before: Snapshot | None) -> str:
-    pages = make_pages(now, before, _EVERYTHING)
-    return "\n\n".join([heading(now, str(source.address)), *map(as_text, pages)]) + "\n"
-
-
-def _has_rich() -> bool:
-    return importlib.util.find_spec("rich") is not None
 
 
 def _check_seconds(name: str, value: float) -> None:

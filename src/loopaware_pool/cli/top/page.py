@@ -1,4 +1,4 @@
-"""What `top` tells of a snapshot, and of the one before it: tables of words. Pure: what is given is all it knows."""
+"""What `top` tells of a snapshot, and of the one before it, as rich draws it. Pure: what is given is all it knows."""
 
 from __future__ import annotations
 
@@ -6,95 +6,59 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
+from rich.columns import Columns
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
 from loopaware_pool.cli.output import in_one_line
 from loopaware_pool.stats import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rich.console import RenderableType
 
     from loopaware_pool.live.snapshot import PoolSnapshot, Snapshot
     from loopaware_pool.stats import ConnectionReport, LoopStats, PoolStats
 
-__all__ = ["Page", "Room", "Table", "as_text", "heading", "make_pages"]
+__all__ = ["Room", "make_page"]
 
-_GAP: Final = "  "
 _UNKNOWN: Final = "-"
+_GAP: Final = 2
 _STATES: Final = ("lent", "idle", "connecting", "resetting", "closing", "waiting")
-_EVENTS: Final = ("acquired", "waited", "timed out", "refused", "opened", "closed", "errors")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """
-    Words in rows and columns.
-
-    Attributes:
-        headers: One for each column.
-        rows: As many words each.
-        words: How many columns, from the last, hold words; those before them hold figures.
-    """
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """
-    What is to be shown of one pool.
-
-    Attributes:
-        title: One line.
-        tables: States, what has happened, loops if there are several, and who holds connections.
-        footnote: What the last table leaves out; empty if nothing.
-    """
-
-    title: str
-    tables: tuple[Table, ...]
-    footnote: str = ""
+_WORRYING: Final = ("waiting", "timed out", "refused", "errors")
+_NOTHING: Final = ("0", _UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """
-    How much there is room for.
+    """How much there is room for."""
 
-    Attributes:
-        holders: How many leases of a pool are listed.
-        place: How many characters of a file, line and function; the end tells more.
-    """
-
-    holders: int
-    place: int
+    holders: int  # leases of a pool that are listed
+    place: int  # characters of a file, line and function; the end tells more
 
 
-def make_pages(now: Snapshot, before: Snapshot | None, room: Room) -> list[Page]:
+def make_page(now: Snapshot, before: Snapshot | None, address: str, room: Room, *, hint: str = "") -> RenderableType:
     """
     Tell of all pools.
 
     Args:
         now: As they are.
         before: As they were; None if nobody looked. Then what has happened is counted since each pool was made.
+        address: Where the view is served.
         room: How much there is room for.
+        hint: What the first line begins with.
     """
-    seconds = now.monotonic - before.monotonic if before is not None else 0.0
-    return [_make_page(pool, earlier, seconds, room) for pool, earlier in _pairs(now, before)]
-
-
-def heading(now: Snapshot, address: str) -> str:
-    """Tell in a line whose pools these are."""
     at = time.strftime("%H:%M:%S", time.localtime(now.time))
-    return f"{at}  process {now.pid} at {in_one_line(address)}" + ("" if now.pools else ": no pool is left")
+    nothing = "" if now.pools else ": no pool is left"
+    head = f"{hint}{at}  process {now.pid} at {in_one_line(address)}{nothing}"
+    seconds = now.monotonic - before.monotonic if before is not None else 0.0
+    parts = (part for pool, earlier in _pairs(now, before) for part in _pool(pool, earlier, seconds, room))
+    return Group(Text(head, style="dim", no_wrap=True, overflow="ellipsis"), *parts)
 
 
-def as_text(page: Page) -> str:
-    """Write *page* in plain lines."""
-    blocks = ["\n".join(_lines(table)) for table in page.tables]
-    return "\n\n".join([page.title, *blocks]) + (f"\n{page.footnote}" if page.footnote else "")
-
-
-# ---- pages ----
+# ---- pools ----
 
 
 def _pairs(now: Snapshot, before: Snapshot | None) -> list[tuple[PoolSnapshot, PoolSnapshot | None]]:
@@ -109,48 +73,68 @@ def _pairs(now: Snapshot, before: Snapshot | None) -> list[tuple[PoolSnapshot, P
     return found
 
 
-def _make_page(pool: PoolSnapshot, before: PoolSnapshot | None, seconds: float, room: Room) -> Page:
+def _pool(pool: PoolSnapshot, before: PoolSnapshot | None, seconds: float, room: Room) -> Iterator[RenderableType]:
+    """Tell of one pool: states, what has happened, loops if there are several, and who holds connections."""
     earlier = before.stats if before is not None and seconds > 0 else None
+    has_loops = len(pool.stats.loops) > 1
     leases = sorted((row for row in pool.connections if row.lease is not None), key=_held, reverse=True)
-    tables = [_states(pool.stats, earlier), _activity(pool.stats, earlier, seconds)]
-    if len(pool.stats.loops) > 1:
-        tables.append(_loops(pool.stats, earlier, seconds))
+    yield Text(f"\npool {in_one_line(pool.stats.name)}", style="bold cyan")
+    yield _figures(_states(pool.stats, earlier))
+    yield Text()
+    yield _figures(_activity(pool.stats, earlier, seconds))
+    if has_loops:
+        yield Text()
+        yield _loops(pool.stats, earlier, seconds)
     if leases:
-        tables.append(_holders(leases[: room.holders], room.place, has_loops=len(pool.stats.loops) > 1))
+        yield Text()
+        yield _holders(leases[: room.holders], room.place, has_loops=has_loops)
     left_out = len(leases) - room.holders
-    footnote = f"and {left_out} more" if left_out > 0 else "" if leases else "no connection is lent"
-    return Page(f"pool {in_one_line(pool.stats.name)}", tuple(tables), footnote)
+    if not leases or left_out > 0:
+        yield Text(f"and {left_out} more" if leases else "no connection is lent", style="dim")
+
+
+def _figures(figures: dict[str, str]) -> Columns:
+    """Show each figure below its name: where it is narrow, rich puts those that do not fit below the others."""
+    parts = (
+        Text.assemble((f"{name}\n", "dim"), _cell(name, figure), justify="right") for name, figure in figures.items()
+    )
+    return Columns(parts, padding=(0, _GAP))
+
+
+def _cell(header: str, word: str) -> Text:
+    is_worrying = header in _WORRYING and word not in _NOTHING
+    return Text(word, style="bold red" if is_worrying else "", no_wrap=True, overflow="ellipsis")
+
+
+def _states(stats: PoolStats, earlier: PoolStats | None) -> dict[str, str]:
+    passed = _passed(stats, earlier)
+    ended = passed.acquired - stats.lent + (0 if earlier is None else earlier.lent)
+    states = {name: f"{sum(getattr(loop, name) for loop in stats.loops)}" for name in _STATES}
+    return {
+        **states,
+        "lent": f"{stats.lent}/{stats.max_size}",
+        "mean wait": _mean(passed.waited_seconds, passed.waited),
+        "mean use": _mean(passed.used_seconds, ended),
+    }
+
+
+def _activity(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> dict[str, str]:
+    passed = _passed(stats, earlier)
+    counts = {
+        "acquired": passed.acquired,
+        "waited": passed.waited,
+        "timed out": passed.timed_out,
+        "refused": passed.refused + passed.shed,
+        "opened": passed.opened,
+        "closed": passed.closed,
+        "errors": passed.connect_failures + passed.reset_failures + passed.returned_dead,
+    }
+    if earlier is None:
+        return {name: f"{count:,}" for name, count in counts.items()} | {"": "so far"}
+    return {name: _rate(count, seconds) for name, count in counts.items()} | {"": "per second"}
 
 
 # ---- tables ----
-
-
-def _states(stats: PoolStats, earlier: PoolStats | None) -> Table:
-    passed = _passed(stats, earlier)
-    ended = passed.acquired - stats.lent + (0 if earlier is None else earlier.lent)
-    counts = (
-        f"{stats.lent}/{stats.max_size}",
-        *(f"{sum(getattr(loop, name) for loop in stats.loops)}" for name in _STATES[1:]),
-        _mean(passed.waited_seconds, passed.waited),
-        _mean(passed.used_seconds, ended),
-    )
-    return Table((*_STATES, "mean wait", "mean use"), (counts,))
-
-
-def _activity(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table:
-    passed = _passed(stats, earlier)
-    counts = (
-        passed.acquired,
-        passed.waited,
-        passed.timed_out,
-        passed.refused + passed.shed,
-        passed.opened,
-        passed.closed,
-        passed.connect_failures + passed.reset_failures + passed.returned_dead,
-    )
-    if earlier is None:
-        return Table((*_EVENTS, ""), ((*(f"{count:,}" for count in counts), "so far"),), words=1)
-    return Table((*_EVENTS, ""), ((*(_rate(count, seconds) for count in counts), "per second"),), words=1)
 
 
 def _loops(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table:
@@ -161,27 +145,34 @@ def _loops(stats: PoolStats, earlier: PoolStats | None, seconds: float) -> Table
         count = f"{acquired:,}" if earlier is None else _rate(acquired - then.get(loop.loop, 0), seconds)
         return (*(f"{getattr(loop, name)}" for name in _STATES), count, in_one_line(loop.loop))
 
-    return Table((*_STATES, "acquired", "loop"), tuple(map(row, stats.loops)), words=1)
+    return _table((*_STATES, "acquired"), ("loop",), map(row, stats.loops))
 
 
 def _holders(leases: Sequence[ConnectionReport], place: int, *, has_loops: bool) -> Table:
-    words = 3 if has_loops else 2
-    rows = tuple(_holder(row, place)[: 2 + words] for row in leases)
-    return Table(("held for", "fd", "task", "acquired at", "loop")[: 2 + words], rows, words)
+    words = ("task", "acquired at", "loop") if has_loops else ("task", "acquired at")
+    return _table(("held for", "fd"), words, (_holder(row, place) for row in leases))
+
+
+def _table(figures: Sequence[str], words: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Make a table of columns that hold figures, and of columns that hold words and shrink first where it is narrow."""
+    headers = [*figures, *words]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in words:
+        table.add_column(name, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(_cell(header, word) for header, word in zip(headers, row, strict=False)))
+    return table
 
 
 def _holder(row: ConnectionReport, place: int) -> tuple[str, ...]:
     lease = row.lease
     task = _UNKNOWN if lease is None else lease.task or "(has ended)"
-    where = _UNKNOWN if lease is None or lease.where is None else lease.where
+    where = _UNKNOWN if lease is None or lease.where is None else in_one_line(lease.where)
     fd = _UNKNOWN if row.identity is None else f"{row.identity.fd}"
-    return (
-        _age(_held(row)),
-        fd,
-        in_one_line(task),
-        _shorten(in_one_line(where), place),
-        in_one_line(row.loop.partition(" ")[0]),
-    )
+    shown = where if len(where) <= place else f"...{where[len(where) - place + 3 :]}"
+    return _age(_held(row)), fd, in_one_line(task), shown, in_one_line(row.loop.partition(" ")[0])
 
 
 def _held(row: ConnectionReport) -> float:
@@ -227,26 +218,3 @@ def _age(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-# ---- words ----
-
-
-def _shorten(place: str, length: int) -> str:
-    """Keep the end."""
-    return place if len(place) <= length else "..." + place[len(place) - length + 3 :]
-
-
-def _lines(table: Table) -> list[str]:
-    rows = (table.headers, *table.rows)
-    widths = [max(len(row[number]) for row in rows) for number in range(len(table.headers))]
-    figures = len(widths) - table.words
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = (
-            word.rjust(width) if number < figures else word.ljust(width)
-            for number, (word, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return _GAP.join(cells).rstrip()
-
-    return [line(row) for row in rows]
