@@ -33,7 +33,7 @@ class Finding:
     What one check came to.
 
     Attributes:
-        code: Which check; docs/audit.md lists them.
+        code: Which check; docs/doctor.md lists them.
         severity: How bad it is.
         title: What is so, in one line.
         evidence: What was seen that says so.
