@@ -102,7 +102,7 @@ def test_the_architecture_page_says_what_each_module_is_for(path):
     text = (DOCS / "architecture.md").read_text().partition("## The modules")[2].partition("\n## ")[0]
     folder = path.relative_to(PACKAGE).parent.as_posix()
     if path.name not in ("__init__.py", "__main__.py") and not folder.startswith("cli"):
-        parts = re.split(r"^\| \*\*`?(\w+|beside the pool)/?.*$", text, flags=re.MULTILINE)
+        parts = re.split(r"^\| \*\*`?(\w+)/?.*$", text, flags=re.MULTILINE)
         in_folder = "".join(part for name, part in zip(parts[1::2], parts[2::2], strict=True) if name == folder)
         assert f"`{path.name}`" in (in_folder or text) or f"`{folder}/{path.name}`" in text
 
