@@ -113,7 +113,7 @@ def test_the_supported_versions_are_those_of_the_readme():
 
 def test_each_code_is_in_the_documentation():
     """With what it means."""
-    table = (ROOT / "docs" / "audit.md").read_text()
+    table = (ROOT / "docs" / "doctor.md").read_text()
     codes = [each.code for each in doctor.diagnose(Facts(Plan(1, 1), HOST, WAY, SERVER))]
     assert len(set(codes)) == len(codes)
     assert [code for code in codes if f"`{code}`" not in table] == []

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """Judge what was seen: one finding for each check, in the order of docs/audit.md."""
+    """Judge what was seen: one finding for each check, in the order of docs/doctor.md."""
     return [*check_host(facts), *check_server(facts), *check_way(facts.way)]
 
 

@@ -1,0 +1,127 @@
+"""What the pages show is so: links lead somewhere, names exist, and the table of states is the code's."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "loopaware_pool"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+# Tells of what was, under the names that it had.
+PRESENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+DOTTED = re.compile(r"`(loopaware_pool(?:\.\w+)+)")
+SOURCE_FILE = re.compile(r"`((?:\w+/)*\w+\.py)`")
+# Files of a reader's, in examples.
+NOT_OURS = {"program.py"}
+
+
+def prose_of(page):
+    """A page without its programs."""
+    return FENCED.sub("", page.read_text())
+
+
+def anchors_of(page):
+    """What GitHub makes of the headings of a page; of the second of a name, with a number."""
+    met = Counter()
+    for heading in HEADING.findall(prose_of(page)):
+        plain = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        yield f"{plain}-{met[plain]}" if met[plain] else plain
+        met[plain] += 1
+
+
+def links():
+    found = {(page, target) for page in PAGES for target in LINK.findall(prose_of(page))}
+    return sorted((page, target) for page, target in found if "://" not in target)
+
+
+def imported_names():
+    """Every name of the package that a page's programs import."""
+    for page in PRESENT_PAGES:
+        for _, language, text in FENCED.findall(page.read_text()):
+            if language == "python":
+                for node in ast.walk(ast.parse(textwrap.dedent(text))):
+                    if isinstance(node, ast.Import):
+                        yield from (alias.name for alias in node.names)
+                    elif isinstance(node, ast.ImportFrom):
+                        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names():
+    """Every dotted name of the package in a page, in programs and between them."""
+    in_prose = {name for page in PRESENT_PAGES for name in DOTTED.findall(prose_of(page))}
+    return sorted(in_prose | {name for name in imported_names() if name.startswith("loopaware_pool")})
+
+
+def source_files():
+    return sorted({(page, name) for page in PRESENT_PAGES for name in SOURCE_FILE.findall(prose_of(page))})
+
+
+@pytest.mark.parametrize(("page", "target"), links(), ids=lambda value: getattr(value, "name", value))
+def test_a_link_leads_somewhere(page, target):
+    """To a file of the project and, where it names one, to a heading in it."""
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.is_relative_to(ROOT)
+    assert file.exists()
+    assert not anchor or anchor in anchors_of(file)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_name_that_a_page_shows_exists(name):
+    """As a module, or as an attribute of one."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize(("page", "name"), source_files(), ids=lambda value: getattr(value, "name", value))
+def test_a_source_file_that_a_page_names_exists(page, name):
+    """Under the name that it has today."""
+    found = [path for folder in ("src", "tests", "docs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert name in NOT_OURS or any(path.as_posix().endswith(f"/{name}") for path in found)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_architecture_page_says_what_each_module_is_for(path):
+    """In a row of its own, in the part of its package; commands share a row."""
+    text = (DOCS / "architecture.md").read_text().partition("## The modules")[2].partition("\n## ")[0]
+    folder = path.relative_to(PACKAGE).parent.as_posix()
+    if path.name not in ("__init__.py", "__main__.py") and not folder.startswith("cli"):
+        parts = re.split(r"^\| \*\*`?(\w+)/?.*$", text, flags=re.MULTILINE)
+        in_folder = "".join(part for name, part in zip(parts[1::2], parts[2::2], strict=True) if name == folder)
+        assert f"`{path.name}`" in (in_folder or text) or f"`{folder}/{path.name}`" in text
+
+
+def test_the_states_in_the_architecture_page_are_those_of_the_code():
+    """To write them anew: `python docs/make_state_table.py`."""
+    done = subprocess.run([sys.executable, DOCS / "make_state_table.py", "--check"], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_states_that_are_out_of_date_are_noticed(monkeypatch, tmp_path):
+    """A move that the page has otherwise, or a marker that is gone."""
+    monkeypatch.syspath_prepend(DOCS)
+    script = importlib.import_module("make_state_table")
+    page = (DOCS / "architecture.md").read_text()
+    monkeypatch.setattr(script, "PAGE", tmp_path / "architecture.md")
+    script.PAGE.write_text(page.replace("abandoned (IDLE)", "abandoned (GONE)"))
+    assert script.main(["--check"]) == 1
+    assert script.main([]) == 0
+    assert script.PAGE.read_text() == page
+    with pytest.raises(ValueError, match="lacks one of the markers"):
+        script.updated(page.replace(script.END, ""))
