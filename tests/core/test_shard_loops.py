@@ -92,7 +92,7 @@ class TestTwoLoops:
         """No connection is closed for somebody who is gone."""
         pool, here, there = two
         slots = pool.lend(here, 2)
-        there.leave(pool.wait(there))
+        there.dequeue(pool.wait(there))
         give_back(pool, here, slots[0])
         assert here.idle == [slots[0]]
 

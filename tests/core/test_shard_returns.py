@@ -275,7 +275,7 @@ class TestComingBackToTheQueue:
         since = pool.now
         pool.pass_time(5.0)
         later = pool.wait(shard)
-        again = self.requeue(pool, shard, since)
+        again = self.come_back(pool, shard, since)
         assert pool.connect(shard) is again.result
         pool.pass_time(0.020)
         assert pool.connect(shard) is later.result
@@ -285,7 +285,7 @@ class TestComingBackToTheQueue:
         pool, shard = make(max_size=8, max_connecting=1)
         times = [pool.now + number for number in range(3)]
         pool.pass_time(5.0)
-        waiters = [self.requeue(pool, shard, since) for since in times]
+        waiters = [self.come_back(pool, shard, since) for since in times]
         for waiter in waiters:
             assert pool.connect(shard) is waiter.result
             pool.pass_time(0.020)
@@ -293,7 +293,7 @@ class TestComingBackToTheQueue:
     def test_callers_of_one_moment_stay_in_the_order_of_their_coming_back(self, make):
         """Nobody passes another who has waited for as long."""
         pool, shard = make(max_size=1)
-        waiters = [self.requeue(pool, shard, pool.now) for _ in range(3)]
+        waiters = [self.come_back(pool, shard, pool.now) for _ in range(3)]
         assert list(shard.waiters) == waiters
 
     def test_a_caller_that_comes_back_has_its_deadline_still(self, make):

@@ -104,7 +104,7 @@ class Snapshot:
 
 def _read(kind: Any, data: Any) -> Any:
     """
-    Make a *kind*, a dataclass or another annotation, of parsed JSON. Fields that this release does not know are left out.
+    Make a *kind*, a dataclass or another annotation, of parsed JSON. Fields that this release lacks are left out.
 
     Raises:
         AttributeError, TypeError: The data does not fit. A stranger may send anything, and the values are used in
