@@ -31,6 +31,15 @@ def runner(runner_factory):
         yield runner
 
 
+@pytest.fixture(autouse=True)
+def all_attempts_end():
+    """One that its command no longer waits for would go on in the next test, and use what that has put in place."""
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, command._Attempt):
+            thread.join(60)
+
+
 @pytest.fixture
 def mute():
     """A port where connections are accepted and nothing is ever said."""
