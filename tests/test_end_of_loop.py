@@ -433,7 +433,8 @@ class TestRunning:
         """Both kinds are supported."""
 
         async def main():
-            return asyncio.get_running_loop(), (
+            return (
+                asyncio.get_running_loop(),
                 event_loops.running(),
                 event_loops.supported_loop(),
                 event_loops.is_idle(event_loops.running()),
