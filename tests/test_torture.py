@@ -83,9 +83,12 @@ def test_a_history_is_shortened_to_what_matters():
 
 
 def test_a_pool_that_loses_connections_is_found(dsn, tmp_path):
-    """A pool that keeps what was handed to a cancelled caller loses it, and the report tells how."""
+    """A pool that forgets every tenth connection that comes back loses it, and the report tells how."""
     (tmp_path / "sitecustomize.py").write_text(
-        "from loopaware_pool._core.shard import Shard\nShard.abandon = lambda self, slot, now: None\n"
+        "from itertools import count\n"
+        "from loopaware_pool._core.shard import Shard\n"
+        "take_back, turns = Shard.returned, count(1)\n"
+        "Shard.returned = lambda *given: next(turns) % 10 and take_back(*given)\n"
     )
     limits = ["--patience", "1", "--shrink-seconds", "5", "--rounds", "20"]
     status, report = storm(dsn, "--pool", "ours-asyncpg", "--loop", "asyncio", *limits, path=tmp_path)
