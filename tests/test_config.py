@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from loopaware_pool._core.config import PoolConfig, check_number
+from loopaware_pool._core.checks import check_number
+from loopaware_pool._core.config import PoolConfig
 
 SIZES = {"min_size": 1, "init_size": 1, "max_size": 2}
 SECONDS = ["max_idle", "max_lifetime", "keepalive", "patience"]

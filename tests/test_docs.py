@@ -107,21 +107,37 @@ def test_the_architecture_page_says_what_each_module_is_for(path):
         assert f"`{path.name}`" in (in_folder or text) or f"`{folder}/{path.name}`" in text
 
 
-def test_the_states_in_the_architecture_page_are_those_of_the_code():
-    """To write them anew: `python docs/make_state_table.py`."""
-    done = subprocess.run([sys.executable, DOCS / "make_state_table.py", "--check"], timeout=60, check=False)
+def test_the_pages_say_what_the_code_says():
+    """The states and the options. To write them anew: `python docs/make_pages.py`."""
+    done = subprocess.run([sys.executable, DOCS / "make_pages.py", "--check"], timeout=60, check=False)
     assert done.returncode == 0
 
 
-def test_states_that_are_out_of_date_are_noticed(monkeypatch, tmp_path):
-    """A move that the page has otherwise, or a marker that is gone."""
+@pytest.mark.parametrize(
+    ("page", "said", "otherwise"),
+    [
+        ("architecture.md", "abandoned (IDLE)", "abandoned (GONE)"),
+        ("options.md", "`keepalive` | `0`", "`keepalive` | `1`"),
+    ],
+)
+def test_a_page_that_is_out_of_date_is_noticed(monkeypatch, tmp_path, page, said, otherwise):
+    """And written as it should be."""
     monkeypatch.syspath_prepend(DOCS)
-    script = importlib.import_module("make_state_table")
-    page = (DOCS / "architecture.md").read_text()
-    monkeypatch.setattr(script, "PAGE", tmp_path / "architecture.md")
-    script.PAGE.write_text(page.replace("abandoned (IDLE)", "abandoned (GONE)"))
+    script = importlib.import_module("make_pages")
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    for name in ("architecture.md", "options.md"):
+        (tmp_path / name).write_text((DOCS / name).read_text())
+    current = (DOCS / page).read_text()
+    assert said in current
+    (tmp_path / page).write_text(current.replace(said, otherwise))
     assert script.main(["--check"]) == 1
     assert script.main([]) == 0
-    assert script.PAGE.read_text() == page
+    assert (tmp_path / page).read_text() == current
+
+
+def test_a_page_without_its_markers_is_refused(monkeypatch):
+    """Else the states would be written nowhere."""
+    monkeypatch.syspath_prepend(DOCS)
+    script = importlib.import_module("make_pages")
     with pytest.raises(ValueError, match="lacks one of the markers"):
-        script.updated(page.replace(script.END, ""))
+        script.with_states("# Architecture\n")

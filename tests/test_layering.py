@@ -37,7 +37,15 @@ MAY_IMPORT = {
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
 PURE = (
     *("errors", "stats", "_platform.conninfo", "asyncpg.sql_effects"),
-    *("_core.config", "_core.connect_pacing", "_core.housekeeping", "_core.interfaces", "_core.load_shedding"),
+    *(
+        "_core.checks",
+        "_core.config",
+        "_core.connect_pacing",
+        "_core.housekeeping",
+        "_core.interfaces",
+        "_core.load_shedding",
+        "_core.options",
+    ),
     *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.terms", "_core.wait_queue"),
 )
 IMPURE_IMPORTS = {

@@ -11,7 +11,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool import errors
-from loopaware_pool._core.config import check_secret
+from loopaware_pool._core.checks import check_secret
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.frames import let_go_of_frames
@@ -21,7 +21,9 @@ from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, withou
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
+
+    from loopaware_pool.asyncpg.options import Options
 
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
@@ -73,30 +75,18 @@ class AsyncpgDriver:
     logger = logging.getLogger("asyncpg.pool")
     errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
 
-    def __init__(
-        self,
-        *,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        connection_class: type[Connection],
-        record_class: type,
-        connect: Callable[..., Awaitable[Any]] | None,
-        init: Callable[[Any], Awaitable[Any]] | None,
-        reset: Callable[[Any], Awaitable[Any]] | None,
-        max_queries: int,
-        session_reset: str,
-    ) -> None:
+    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> None:
         check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
         self.args = args
         self.kwargs = kwargs
-        self.connection_class = connection_class
-        self.record_class = record_class
-        self.connect_hook = connect
-        self.init = init
-        self.reset_hook = reset
-        self.max_queries = max_queries
-        self.session_reset = session_reset
-        self.resets_always = session_reset != "when_dirty"
+        self.connection_class = options.connection_class
+        self.record_class = options.record_class
+        self.connect_hook = options.connect
+        self.init = options.init
+        self.reset_hook = options.reset
+        self.max_queries = options.max_queries
+        self.session_reset: str = options.session_reset
+        self.resets_always = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False

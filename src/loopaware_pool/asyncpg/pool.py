@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import sys
 import warnings
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool._core.config import PoolConfig, check_number
+from loopaware_pool._core.checks import check_number
+from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import logger, without_context
 from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
+from loopaware_pool.asyncpg.options import Options, SessionReset, check_connect_arguments
 from loopaware_pool.asyncpg.proxy import DirtyTrackingProxy, PoolConnectionProxy
-from loopaware_pool.asyncpg.upstream_pool import UpstreamPool, check_connect_arguments, check_kinds, check_sizes
+from loopaware_pool.asyncpg.upstream_pool import UpstreamPool
 from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ __all__ = [
     "create_pool",
 ]
 
-SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
@@ -99,6 +99,7 @@ class Pool(UpstreamPool):
         on_event: EventHook | None = None,
         **connect_kwargs: Any,
     ) -> None:
+        options = Options.of(locals())
         if len(connect_args) > 1:
             warnings.warn(
                 "Passing multiple positional arguments to asyncpg.Pool constructor is deprecated and will be removed "
@@ -106,45 +107,12 @@ class Pool(UpstreamPool):
                 DeprecationWarning,
                 stacklevel=2,
             )
-        init_size = min_size if init_size is None else init_size
-        check_sizes(min_size, init_size, max_size, max_queries, max_inactive_connection_lifetime)
-        check_kinds(connection_class, record_class, loop, connect=connect, setup=setup, init=init, reset=reset)
-        if session_reset not in get_args(SessionReset):
-            raise ValueError(f"session_reset={session_reset!r}: expected one of {get_args(SessionReset)}")
-        check_connect_arguments(connect_kwargs, takes_any=connect is not None, own=_options())
-        config = PoolConfig(
-            **({} if name is None else {"name": name}),  # type: ignore[arg-type]
-            min_size=min_size,
-            init_size=init_size,
-            max_size=max_size,
-            max_idle=0.0 if max_inactive_connection_lifetime == float("inf") else max_inactive_connection_lifetime,
-            max_lifetime=max_lifetime,
-            lifetime_jitter=lifetime_jitter,
-            keepalive=keepalive,
-            acquire_timeout=acquire_timeout,
-            max_waiting=max_waiting,
-            shed_after=shed_after,
-            max_connecting=max_connecting,
-            leak_threshold=leak_threshold,
-            fd_check=fd_check,
-            close_timeout=close_timeout,
-            on_event=on_event,
-        )
+        check_connect_arguments(connect_kwargs, takes_any=connect is not None, own=["dsn", *Options.names()])
         self._max_inactive_connection_lifetime = max_inactive_connection_lifetime
-        self._driver = AsyncpgDriver(
-            args=connect_args,
-            kwargs=connect_kwargs,
-            connection_class=connection_class,
-            record_class=record_class,
-            connect=connect,
-            init=init,
-            reset=reset,
-            max_queries=max_queries,
-            session_reset=session_reset,
-        )
+        self._driver = AsyncpgDriver(connect_args, connect_kwargs, options)
         self._proxy_class = DirtyTrackingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
         self._setup = setup
-        self._config = config
+        self._config = config = options.config()
         self._home = None if loop is None else weakref.ref(loop)
         self._core = PoolCore(config, self._driver, self)
         self.reference = weakref.ref(self)
@@ -498,6 +466,7 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             logger.warning("releasing a connection failed after an error", exc_info=without_context(error, exc_val))
 
 
+@documented(Options)
 def create_pool(
     dsn: str | None = None,
     *,
@@ -535,37 +504,7 @@ def create_pool(
 
     Args:
         dsn: Where to connect; None leaves it to the other arguments and the environment, as in asyncpg.
-        init_size: Connections opened at first; None for *min_size*.
-        min_size: Connections kept while idle, on loops that have awaited the pool.
-        max_size: Most connections of this process, on all loops together.
-        max_queries: Queries after which a connection is replaced, resets included.
-        max_inactive_connection_lifetime: Seconds after which an idle connection above *min_size* is closed; 0 never.
-        connect: Called instead of `asyncpg.connect`, with its arguments.
-        setup: Called with each connection before it is lent.
-        init: Called with each new connection. What it sets with `SET`, and listeners for notifications and log
-            messages, go with the first release, as in asyncpg. A role, a session authorization, query loggers,
-            termination listeners and type codecs stay.
-        reset: Called at each release, instead of the reset query. The release awaits it.
-        loop: Accepted for compatibility; the pool uses the running loop.
-        connection_class: A subclass of `asyncpg.Connection`. If it overrides the reset, its own is awaited.
-        record_class: A subclass of `asyncpg.Record`.
-        name: In errors, logs and events; None for "pool-N".
-        acquire_timeout: Seconds for an acquire without a timeout, and for `pool.fetch` and the like; None for ever.
-        session_reset: When the session is reset, and when the connection is lent again: "pipelined", "when_dirty",
-            "confirmed", "awaited" or "never"; see below.
-        max_lifetime: Seconds after which a connection is replaced; 0 never.
-        lifetime_jitter: Largest fraction of *max_lifetime* taken off at random.
-        keepalive: Seconds after which an idle connection is pinged; 0 never.
-        max_waiting: Callers that may wait at once; more are refused with `TooManyWaiting`. 0 for no limit.
-        shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
-            get `Overloaded`, a `TooManyWaiting`; the last one in the queue is spared. The queue is backed up if for
-            five times as long no caller was served within half of it. None never refuses.
-        max_connecting: Connects in flight at once; None for *max_size*.
-        leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
-        fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
-            and logged. None never checks.
-        close_timeout: Seconds `close()` waits for leases before it terminates; None for ever.
-        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+        {options}
         **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
 
     Returns:
@@ -597,38 +536,5 @@ def create_pool(
 
     A connection whose reset has not been answered within 30 seconds is closed. `SECURITY.md` says what each promises.
     """
-    return Pool(
-        dsn,
-        init_size=init_size,
-        min_size=min_size,
-        max_size=max_size,
-        max_queries=max_queries,
-        max_inactive_connection_lifetime=max_inactive_connection_lifetime,
-        connect=connect,
-        setup=setup,
-        init=init,
-        reset=reset,
-        loop=loop,
-        connection_class=connection_class,
-        record_class=record_class,
-        name=name,
-        acquire_timeout=acquire_timeout,
-        session_reset=session_reset,
-        max_lifetime=max_lifetime,
-        lifetime_jitter=lifetime_jitter,
-        keepalive=keepalive,
-        max_waiting=max_waiting,
-        shed_after=shed_after,
-        max_connecting=max_connecting,
-        leak_threshold=leak_threshold,
-        fd_check=fd_check,
-        close_timeout=close_timeout,
-        on_event=on_event,
-        **connect_kwargs,
-    )
-
-
-def _options() -> list[str]:
-    """Return the names of the pool's own arguments."""
-    parameters = inspect.signature(create_pool).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    arguments = dict(locals())  # exactly what was given
+    return Pool(arguments.pop("dsn"), **arguments.pop("connect_kwargs"), **arguments)

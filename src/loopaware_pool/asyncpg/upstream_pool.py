@@ -1,18 +1,13 @@
-"""asyncpg's error messages and the private attributes of its pool that programs and its tests read."""
+"""The private attributes of asyncpg's pool that programs and its tests read."""
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from asyncio import AbstractEventLoop
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import asyncpg
 from asyncpg import pool as upstream
-from asyncpg.connection import Connection
 
-from loopaware_pool._core.config import check_callbacks, check_number, check_whole
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
@@ -20,90 +15,13 @@ from loopaware_pool.asyncpg.session import AsyncpgSession
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Collection, Mapping
+    from asyncio import AbstractEventLoop
 
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.asyncpg.driver import AsyncpgDriver
 
-__all__ = ["Uncopied", "UpstreamPool", "check_connect_arguments", "check_kinds", "check_sizes"]
-
-
-def check_sizes(
-    min_size: int, init_size: int, max_size: int, max_queries: float, max_inactive_connection_lifetime: float
-) -> None:
-    """
-    Raise asyncpg's errors, in its order and its words. For wrong types, which asyncpg does not check, the words are
-    ours.
-    """
-    check_whole("max_size", max_size)
-    check_whole("min_size", min_size)
-    check_whole("init_size", init_size)
-    check_number("max_queries", max_queries)
-    check_number("max_inactive_connection_lifetime", max_inactive_connection_lifetime)
-    for is_wrong, complaint in (
-        (max_size <= 0, "max_size is expected to be greater than zero"),
-        (min_size < 0, "min_size is expected to be greater or equal to zero"),
-        (min_size > max_size, "min_size is greater than max_size"),
-        (init_size < 0, "init_size is expected to be greater or equal to zero"),
-        (init_size > max_size, "init_size is greater than max_size"),
-        (init_size < min_size, "init_size is smaller than min_size"),
-        (max_queries <= 0, "max_queries is expected to be greater than zero"),
-        (
-            max_inactive_connection_lifetime < 0,
-            "max_inactive_connection_lifetime is expected to be greater or equal to zero",
-        ),
-    ):
-        if is_wrong:
-            raise ValueError(complaint)
-
-
-def check_kinds(
-    connection_class: type, record_class: type, loop: AbstractEventLoop | None, **callbacks: object
-) -> None:
-    """Raise asyncpg's errors for classes. For the rest, which asyncpg does not check at first, the words are ours."""
-    if not _is_subclass(connection_class, Connection):
-        raise TypeError(
-            f"connection_class is expected to be a subclass of asyncpg.Connection, got {connection_class!r}"
-        )
-    if not _is_subclass(record_class, asyncpg.Record):
-        raise TypeError(f"record_class is expected to be a subclass of asyncpg.Record, got {record_class!r}")
-    given: object = loop
-    if given is not None and not isinstance(given, AbstractEventLoop):
-        raise TypeError(f"loop={loop!r}: expected an event loop, or None")
-    check_callbacks(**callbacks)
-
-
-def check_connect_arguments(
-    given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
-) -> None:
-    """
-    Refuse arguments that no connect takes, without showing a value, which may be a password.
-
-    Args:
-        given: What is passed to each connect, besides the DSN.
-        takes_any: Whether connecting is a function of the user's.
-        own: The pool's own arguments, to suggest one that may have been meant.
-        taken: Arguments that the pool passes itself.
-
-    Raises:
-        TypeError: There is such an argument.
-    """
-    for name in given:
-        if name in taken:
-            raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
-    known = inspect.signature(asyncpg.connect).parameters
-    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # a tracer's wrapper
-    for name in [] if takes_any or is_traced else given:
-        if name not in known:
-            takers = "asyncpg.connect does not take it" if not own else "neither the pool nor asyncpg.connect takes it"
-            near = difflib.get_close_matches(name, [*own, *known], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"unexpected argument {name!r}: {takers}{hint}")
-
-
-def _is_subclass(kind: object, base: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, base)
+__all__ = ["Uncopied", "UpstreamPool"]
 
 
 class FreeHolder:

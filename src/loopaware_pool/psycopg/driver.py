@@ -6,16 +6,13 @@ import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import Mapping
 from time import monotonic
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import psycopg_pool
 
 from loopaware_pool import errors
-from loopaware_pool._core.config import check_secret
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
@@ -25,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection
-    from psycopg_pool.abc import AsyncConninfoParam, AsyncKwargsParam
 
+    from loopaware_pool.psycopg.options import Options
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
 __all__ = [
@@ -36,8 +33,6 @@ __all__ = [
     "PsycopgDriver",
     "TooManyRequests",
     "UnsupportedLoop",
-    "check_conninfo",
-    "check_kwargs",
 ]
 
 # Characters that end a password for libpq.
@@ -102,7 +97,7 @@ class PsycopgDriver:
     Makes connections with psycopg.
 
     Args:
-        outlasted: Called when connecting has failed for *reconnect_seconds*. A bound method, held weakly.
+        outlasted: Called when connecting has failed for `reconnect_timeout` seconds. A bound method, held weakly.
         connecting: Called before each connect, if the log level is INFO or lower. Likewise.
 
     Attributes:
@@ -128,32 +123,25 @@ class PsycopgDriver:
 
     def __init__(
         self,
+        options: Options,
         *,
         name: str,
-        conninfo: AsyncConninfoParam,
-        kwargs: AsyncKwargsParam | None,
         connection_class: type[AsyncConnection[Any]],
-        configure: Callable[[Any], Awaitable[None]] | None,
-        reset: Callable[[Any], Awaitable[None]] | None,
         ping: Callable[[Any], Awaitable[None]],
-        session_reset: str,
         tells_errors: bool,
-        reconnect_seconds: float,
         outlasted: Callable[[], None],
         connecting: Callable[[], None],
     ) -> None:
-        check_conninfo(conninfo)
-        check_kwargs(kwargs)
         self.name = name
-        self.conninfo = conninfo
-        self.kwargs = kwargs
+        self.conninfo = options.conninfo
+        self.kwargs = options.kwargs
         self.connection_class = connection_class
-        self.configure = configure
-        self.reset_hook = reset
+        self.configure = options.configure
+        self.reset_hook = options.reset
         self.ping = ping
-        self.session_reset = session_reset
+        self.session_reset: str = options.session_reset
         self.tells_errors = tells_errors
-        self.reconnect_seconds = reconnect_seconds
+        self.reconnect_seconds = options.reconnect_timeout
         self._outlasted = weakref.WeakMethod(outlasted)
         self._connecting = weakref.WeakMethod(connecting)
         self.fault: BaseException | None = None
@@ -259,26 +247,6 @@ class PsycopgDriver:
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
-
-
-def check_conninfo(conninfo: object) -> None:
-    """
-    Refuse a value that is no connection string, and no function.
-
-    Raises:
-        TypeError: It is of another type. The message names the type, not the value.
-    """
-    check_secret("conninfo", conninfo, (str, NoneType), "a string, or a function that gives one")
-
-
-def check_kwargs(kwargs: object) -> None:
-    """
-    Refuse a value that is no mapping of connect arguments, and no function.
-
-    Raises:
-        TypeError: It is of another type. The message names the type, not the value.
-    """
-    check_secret("kwargs", kwargs, (Mapping, NoneType), "a dict, a function that gives one, or None")
 
 
 def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:

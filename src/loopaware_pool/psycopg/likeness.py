@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_origin
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool.base import BasePool
 
-from loopaware_pool._core.config import check_number, check_whole
+from loopaware_pool._core.checks import check_number, check_whole, number
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_given",
-    "check_choices",
+    "check_seconds",
     "check_sizes",
-    "check_workers",
+    "check_span",
     "checked_class",
     "checked_name",
     "counted",
-    "seconds",
     "span",
     "waiting_limit",
     "warn_of_open",
@@ -60,21 +59,6 @@ def check_sizes(min_size: int, max_size: int | None, *, keeps_idle: bool) -> int
     return max_size
 
 
-def check_choices(**choices: tuple[object, Any]) -> None:
-    """Refuse a value that is not one of a `Literal`."""
-    for name, (value, literal) in choices.items():
-        if value not in get_args(literal):
-            raise ValueError(f"{name}={value!r}: expected one of {get_args(literal)}")
-
-
-def check_workers(number: int) -> int:
-    """Raise psycopg_pool's errors, although there are no workers. Returns *number*."""
-    check_whole("num_workers", number)
-    if number < 1:
-        raise ValueError("num_workers must be at least 1")
-    return number
-
-
 def checked_class(kind: Class, *, close_returns: bool) -> Class:
     """Refuse a class that is no connection class, or whose `close()` cannot return a connection to its pool."""
     given: object = get_origin(kind) or kind  # `MyConnection[MyRow]` connects as `MyConnection` does
@@ -97,18 +81,16 @@ def checked_name(name: str | None) -> str:
     return f"pool-{BasePool._num_pool}"
 
 
-def seconds(name: str, value: float) -> float:
+def check_seconds(name: str, value: object) -> None:
     """Refuse a value that is no number of seconds."""
     check_number(name, value, "a number of seconds")
-    return value
 
 
-def span(name: str, seconds: float) -> float:
+check_span = number("a number of seconds, 0 or more; infinity turns it off", lambda value: value >= 0)
+
+
+def span(seconds: float) -> float:
     """Convert a time from psycopg_pool's form, 0 for "at once" and infinity for "never", to our core's."""
-    what = "a number of seconds, 0 or more; infinity turns it off"
-    check_number(name, seconds, what)
-    if seconds < 0:
-        raise ValueError(f"{name}={seconds!r}: expected {what}")
     return 0.0 if seconds == float("inf") else seconds or _AT_ONCE
 
 

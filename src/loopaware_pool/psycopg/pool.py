@@ -14,12 +14,13 @@ import inspect
 import logging
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool._core.config import IdleOrder, PoolConfig, check_callbacks, check_number
+from loopaware_pool._core.checks import check_number
+from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState, acquiring_line
 from loopaware_pool._core.terms import PoolState
@@ -37,17 +38,8 @@ from loopaware_pool.psycopg.driver import (
     UnsupportedLoop,
 )
 from loopaware_pool.psycopg.lending import Checkup, Lease
-from loopaware_pool.psycopg.likeness import (
-    check_choices,
-    check_sizes,
-    check_workers,
-    checked_class,
-    checked_name,
-    seconds,
-    span,
-    waiting_limit,
-    warn_of_open,
-)
+from loopaware_pool.psycopg.likeness import checked_class, checked_name, warn_of_open
+from loopaware_pool.psycopg.options import DiscardDead, DiscardExpired, Options, Order, SessionReset
 from loopaware_pool.psycopg.socket_waiter import WrongLoop
 from loopaware_pool.psycopg.upstream_pool import UpstreamPool
 
@@ -75,24 +67,18 @@ __all__ = [
 
 logger = logging.getLogger("psycopg.pool")
 
-SessionReset = Literal["never", "awaited"]
-DiscardDead = Literal["on_check", "always"]
-DiscardExpired = Literal["on_return", "always"]
-_Order = Literal["fifo", "lifo"]
-
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _NOT_READY: Final = (SlotState.CONNECTING, SlotState.RESETTING, SlotState.CLOSING)
 _IN_TRANSIT: Final = (SlotState.RESETTING, SlotState.CLOSING)
 _SECONDS: Final = "a number of seconds"
-# The largest fraction of a lifetime that psycopg_pool takes off at random.
-_LIFETIME_JITTER: Final = 0.05
 # How often `wait()` checks what other loops have opened.
 _FLOOR_LOOK_SECONDS: Final = 0.05
 # How often a null pool's `wait()` tries to connect.
 _RETRY_SECONDS: Final = 0.25
 
 
+@documented(Options)
 class AsyncConnectionPool(UpstreamPool[ACT]):
     """
     A connection pool that any number of loops, threads and `asyncio.run` calls share.
@@ -101,49 +87,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     connections of its own; *max_size* limits them all together. It may be made without a loop, as at import time.
 
     Args:
-        conninfo: Where to connect; or a function, plain or async, that returns it, called before each connect.
-        connection_class: The class of connections. The default owns its registrations with the event loop; the pool
-            looks after those of any other class.
-        kwargs: Passed to `connection_class.connect`; or a function, plain or async, that returns them, called before
-            each connect.
-        min_size: Connections kept while idle, on loops that have opened the pool.
-        max_size: Most connections of this process, on all loops together; None for *min_size*.
-        open: True opens the pool here, which is deprecated. None does as well, and warns at the first use unless the
-            pool is used as a context manager. False leaves it to `open()`.
-        configure: Called with each new connection, which it must not leave in a transaction.
-        check: Called with each connection before it is lent. If it raises, another is tried.
-        reset: Called with each connection that comes back, which it must not leave in a transaction.
-        name: In errors, logs and events; None for "pool-N".
-        close_returns: Whether a connection's `close()` returns it to the pool.
-        timeout: Seconds for a `connection()` or `getconn()` without a timeout.
-        max_waiting: Callers that may wait at once; more are refused. 0 for no limit. A null pool's callers for which a
-            connection is opened do not count.
-        max_lifetime: Seconds after which a connection is replaced, less up to 5 % at random; 0 replaces it each time it
-            comes back, infinity never.
-        max_idle: Seconds after which the pool closes a connection above *min_size* that was not needed meanwhile; 0
-            closes it at once, infinity never.
-        reconnect_timeout: Seconds of failing connects after which *reconnect_failed* is called. Unlike psycopg_pool's,
-            the pool goes on trying.
-        reconnect_failed: Called with the pool; plain or async.
-        num_workers: Accepted for compatibility; there are none.
-        session_reset: "never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners
-            and cursors are reset before the connection is lent again, which costs a round trip at each return. What
-            *configure* has set with `SET` is reset too; a role or session authorization that it has set is restored.
-        idle_order: Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" takes the
-            one used last, so that the others can be closed.
-        discard_dead: Whether the socket is checked, which takes a microsecond, before a connection is lent: "on_check"
-            only if there is a *check*, as psycopg_pool's tests demand; "always".
-        discard_expired: When *max_lifetime* is checked: "on_return", as in psycopg_pool; "always", also before a
-            connection is lent and while it is idle.
-        keepalive: Seconds after which an idle connection is pinged; 0 never.
-        shed_after: Load shedding: while the queue is backed up, callers that have waited longer than this many seconds
-            get `Overloaded`, a `TooManyRequests`; the last one in the queue is spared. The queue is backed up if for
-            five times as long no caller was served within half of it. None never refuses.
-        max_connecting: Connects in flight at once; None for *max_size*.
-        leak_threshold: Seconds a lease may last before it is logged, with who holds it where; None never.
-        fd_check: Seconds between two checks whether fds have outlived their connections. Those are counted, reported
-            and logged. None never checks.
-        on_event: Called with each `loopaware_pool.stats.PoolEvent`. What it raises is logged.
+        {options}
 
     Raises:
         ValueError, TypeError: An argument makes no sense; the message names it.
@@ -175,7 +119,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         reconnect_failed: AsyncConnectFailedCB | None = None,
         num_workers: int = 3,
         session_reset: SessionReset = "never",
-        idle_order: _Order = "fifo",
+        idle_order: Order = "fifo",
         discard_dead: DiscardDead = "on_check",
         discard_expired: DiscardExpired = "on_return",
         keepalive: float = 0,
@@ -185,51 +129,21 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         fd_check: float | None = None,
         on_event: EventHook | None = None,
     ) -> None:
-        self._max_size = max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
-        check_choices(
-            session_reset=(session_reset, SessionReset),
-            idle_order=(idle_order, _Order),
-            discard_dead=(discard_dead, DiscardDead),
-            discard_expired=(discard_expired, DiscardExpired),
-        )
-        check_callbacks(configure=configure, check=check, reset=reset, reconnect_failed=reconnect_failed)
+        options = Options.of(locals())
         name = checked_name(name)
+        config = options.config(name, keeps_idle=self._keeps_idle)
         self.timeout = timeout
-        self.close_returns, self.num_workers = self._keeps_idle and close_returns, check_workers(num_workers)
+        self.close_returns, self.num_workers = self._keeps_idle and close_returns, num_workers
         self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
+        self._max_size = min_size if max_size is None else max_size
         self._driver = PsycopgDriver(
+            options,
             name=name,
-            conninfo=conninfo,
-            kwargs=kwargs,
             connection_class=checked_class(connection_class, close_returns=self.close_returns),
-            configure=configure,
-            reset=reset,
             ping=self.check_connection,
-            session_reset=session_reset,
             tells_errors=not self._keeps_idle,
-            reconnect_seconds=seconds("reconnect_timeout", reconnect_timeout),
             outlasted=self._connects_outlasted,
             connecting=self._log_growth,
-        )
-        config = PoolConfig(
-            name=name,
-            min_size=min_size,
-            init_size=min_size,
-            max_size=max_size or sys.maxsize,
-            max_idle=span("max_idle", max_idle),
-            max_lifetime=span("max_lifetime", max_lifetime),
-            lifetime_jitter=_LIFETIME_JITTER,
-            keepalive=keepalive,
-            max_waiting=waiting_limit(max_waiting),
-            counts_growth=self._keeps_idle,
-            shed_after=shed_after,
-            max_connecting=max_connecting,
-            leak_threshold=leak_threshold,
-            fd_check=fd_check,
-            on_event=on_event,
-            idle_order=IdleOrder(idle_order) if self._keeps_idle else IdleOrder.NONE,
-            lends_expired=self._lends_expired(max_lifetime),
-            lends_dead=discard_dead == "on_check" and check is None,
         )
         self._core = PoolCore(config, self._driver, self)
         self._reconnect_tasks: set[asyncio.Task[None]] = set()

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
-from loopaware_pool.psycopg.driver import check_conninfo, check_kwargs
 from loopaware_pool.psycopg.likeness import (
     as_given,
+    check_seconds,
     check_sizes,
+    check_span,
     checked_class,
     checked_name,
     counted,
-    seconds,
     span,
     waiting_limit,
 )
+from loopaware_pool.psycopg.options import check_conninfo, check_kwargs, lends_expired
 from loopaware_pool.psycopg.session import check_connection
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @conninfo.setter
     def conninfo(self, conninfo: AsyncConninfoParam) -> None:
-        check_conninfo(conninfo)
+        check_conninfo("conninfo", conninfo)
         self._driver.conninfo = conninfo
 
     @property
@@ -173,7 +174,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @kwargs.setter
     def kwargs(self, kwargs: AsyncKwargsParam | None) -> None:
-        check_kwargs(kwargs)
+        check_kwargs("kwargs", kwargs)
         self._driver.kwargs = kwargs
 
     @property
@@ -213,7 +214,8 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @max_idle.setter
     def max_idle(self, seconds: float) -> None:
-        self._core.reconfigure(max_idle=span("max_idle", seconds))
+        check_span("max_idle", seconds)
+        self._core.reconfigure(max_idle=span(seconds))
 
     @property
     def reconnect_timeout(self) -> float:
@@ -222,7 +224,8 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @reconnect_timeout.setter
     def reconnect_timeout(self, value: float) -> None:
-        self._driver.reconnect_seconds = seconds("reconnect_timeout", value)
+        check_seconds("reconnect_timeout", value)
+        self._driver.reconnect_seconds = value
 
     @property
     def max_lifetime(self) -> float:
@@ -231,15 +234,13 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @max_lifetime.setter
     def max_lifetime(self, seconds: float) -> None:
-        limit = span("max_lifetime", seconds)
-        self._core.reconfigure(max_lifetime=limit, lends_expired=self._lends_expired(seconds))
-
-    def _lends_expired(self, max_lifetime: float) -> bool:
-        """Whether a connection that is too old is still lent. With a lifetime of 0, every connection is too old."""
-        return self._discard_expired == "on_return" or not max_lifetime
+        check_span("max_lifetime", seconds)
+        is_lent_expired = lends_expired(self._discard_expired, seconds)
+        self._core.reconfigure(max_lifetime=span(seconds), lends_expired=is_lent_expired)
 
     def _set_timeout(self, value: float) -> None:
-        self._timeout = seconds("timeout", value)
+        check_seconds("timeout", value)
+        self._timeout = value
 
     if not TYPE_CHECKING:  # type checkers see, as with psycopg_pool, an attribute, and sizes that cannot be assigned
         # Read at each lease, so the getter is a function in C.

@@ -1,0 +1,208 @@
+"""What `create_pool` takes beside the arguments of a connect."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from asyncio import AbstractEventLoop
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import asyncpg
+from asyncpg.connection import Connection
+
+from loopaware_pool._core.checks import (
+    check_callback,
+    check_name,
+    check_number,
+    check_whole,
+    choice,
+    count,
+    fraction,
+    or_none,
+    seconds,
+)
+from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.options import SharedOptions, option
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
+__all__ = ["Options", "SessionReset", "check_connect_arguments"]
+
+SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
+
+_seconds: Final = seconds("0 turns it off")
+_seconds_or_none: Final = or_none(seconds("None turns it off"))
+
+
+def _check_loop(name: str, loop: object) -> None:
+    if loop is not None and not isinstance(loop, AbstractEventLoop):
+        raise TypeError(f"{name}={loop!r}: expected an event loop, or None")
+
+
+def _is_subclass(kind: object, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
+def _subclass_of(base: type) -> Callable[[str, Any], None]:
+    """Make a check for classes that fails with asyncpg's error."""
+
+    def check(name: str, kind: object) -> None:
+        if not _is_subclass(kind, base):
+            raise TypeError(f"{name} is expected to be a subclass of asyncpg.{base.__name__}, got {kind!r}")
+
+    return check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(SharedOptions):
+    """
+    The arguments of the pool.
+
+    Raises:
+        ValueError, TypeError: One makes no sense. The error is asyncpg's where asyncpg has one.
+    """
+
+    init_size: int | None = option("Connections opened at first; None for *min_size*.", default=None)
+    min_size: int = option("Connections kept while idle, on loops that have awaited the pool.", default=10)
+    max_size: int = option("Most connections of this process, on all loops together.", default=10)
+    max_queries: int = option("Queries after which a connection is replaced, resets included.", default=50000)
+    max_inactive_connection_lifetime: float = option(
+        "Seconds after which an idle connection above *min_size* is closed; 0 never.", default=300.0
+    )
+    connect: Callable[..., Awaitable[Any]] | None = option(
+        "Called instead of `asyncpg.connect`, with its arguments.", check=check_callback, default=None
+    )
+    setup: Callable[[Any], Awaitable[Any]] | None = option(
+        "Called with each connection before it is lent.", check=check_callback, default=None
+    )
+    init: Callable[[Any], Awaitable[Any]] | None = option(
+        "Called with each new connection. What it sets with `SET`, and listeners for notifications and log messages, "
+        "go with the first release, as in asyncpg. A role, a session authorization, query loggers, termination "
+        "listeners and type codecs stay.",
+        check=check_callback,
+        default=None,
+    )
+    reset: Callable[[Any], Awaitable[Any]] | None = option(
+        "Called at each release, instead of the reset query. The release awaits it.",
+        check=check_callback,
+        default=None,
+    )
+    loop: AbstractEventLoop | None = option(
+        "Accepted for compatibility; the pool uses the running loop.", check=_check_loop, default=None
+    )
+    connection_class: type[Connection] = option(
+        "A subclass of `asyncpg.Connection`. If it overrides the reset, its own is awaited.",
+        check=_subclass_of(Connection),
+        default=Connection,
+    )
+    record_class: type[asyncpg.Record] = option(
+        "A subclass of `asyncpg.Record`.", check=_subclass_of(asyncpg.Record), default=asyncpg.Record
+    )
+    name: str | None = option(
+        'In errors, logs, events and metrics; None for "pool-N".', check=or_none(check_name), default=None
+    )
+    acquire_timeout: float | None = option(
+        "Seconds for an acquire without a timeout, and for `pool.fetch` and the like; None for ever.",
+        check=_seconds_or_none,
+        default=None,
+    )
+    session_reset: SessionReset = option(
+        'When the session is reset, and when the connection is lent again: "pipelined", "when_dirty", "confirmed", '
+        '"awaited" or "never".',
+        check=choice(SessionReset),
+        default="pipelined",
+    )
+    max_lifetime: float = option("Seconds after which a connection is replaced; 0 never.", check=_seconds, default=0.0)
+    lifetime_jitter: float = option(
+        "Largest fraction of *max_lifetime* taken off at random.", check=fraction, default=0.1
+    )
+    max_waiting: int = option(
+        "Callers that may wait at once for others; more are refused with `TooManyWaiting`. Callers for which a "
+        "connection is, or can be, opened do not count. 0 for no limit.",
+        check=count(0),
+        default=0,
+    )
+    close_timeout: float | None = option(
+        "Seconds `close()` waits for leases before it terminates; None for ever.",
+        check=_seconds_or_none,
+        default=None,
+    )
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        SharedOptions.__post_init__(self)  # `super()` does not work in a dataclass with slots
+
+    def _check_sizes(self) -> None:
+        """
+        Raise asyncpg's errors, in its order and its words. For wrong types, which asyncpg does not check, the words are
+        ours.
+        """
+        init_size, idle_seconds = self._init_size(), self.max_inactive_connection_lifetime
+        check_whole("max_size", self.max_size)
+        check_whole("min_size", self.min_size)
+        check_whole("init_size", init_size)
+        check_number("max_queries", self.max_queries)
+        check_number("max_inactive_connection_lifetime", idle_seconds)
+        for is_wrong, complaint in (
+            (self.max_size <= 0, "max_size is expected to be greater than zero"),
+            (self.min_size < 0, "min_size is expected to be greater or equal to zero"),
+            (self.min_size > self.max_size, "min_size is greater than max_size"),
+            (init_size < 0, "init_size is expected to be greater or equal to zero"),
+            (init_size > self.max_size, "init_size is greater than max_size"),
+            (init_size < self.min_size, "init_size is smaller than min_size"),
+            (self.max_queries <= 0, "max_queries is expected to be greater than zero"),
+            (idle_seconds < 0, "max_inactive_connection_lifetime is expected to be greater or equal to zero"),
+        ):
+            if is_wrong:
+                raise ValueError(complaint)
+
+    def _init_size(self) -> int:
+        return self.min_size if self.init_size is None else self.init_size
+
+    def config(self) -> PoolConfig:
+        """Say the same in the core's terms."""
+        idle_seconds = self.max_inactive_connection_lifetime
+        named: dict[str, Any] = {} if self.name is None else {"name": self.name}
+        return PoolConfig(
+            **self.shared(),
+            **named,
+            min_size=self.min_size,
+            init_size=self._init_size(),
+            max_size=self.max_size,
+            max_idle=0.0 if idle_seconds == float("inf") else idle_seconds,
+            max_lifetime=self.max_lifetime,
+            lifetime_jitter=self.lifetime_jitter,
+            acquire_timeout=self.acquire_timeout,
+            max_waiting=self.max_waiting,
+            close_timeout=self.close_timeout,
+        )
+
+
+def check_connect_arguments(
+    given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
+) -> None:
+    """
+    Refuse arguments that no connect takes, without showing a value, which may be a password.
+
+    Args:
+        given: What is passed to each connect, besides the DSN.
+        takes_any: Whether connecting is a function of the user's.
+        own: The pool's own arguments, to suggest one that may have been meant.
+        taken: Arguments that the pool passes itself.
+
+    Raises:
+        TypeError: There is such an argument.
+    """
+    for name in given:
+        if name in taken:
+            raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
+    known = inspect.signature(asyncpg.connect).parameters
+    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # a tracer's wrapper
+    for name in [] if takes_any or is_traced else given:
+        if name not in known:
+            takers = "asyncpg.connect does not take it" if not own else "neither the pool nor asyncpg.connect takes it"
+            near = difflib.get_close_matches(name, [*own, *known], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"unexpected argument {name!r}: {takers}{hint}")
