@@ -46,9 +46,9 @@ test: lint types tests tests-oldest tests-pure tests-3.13  ## check everything t
 	@p="$(PYTHON_313)"; \
 		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, tests on Python 3.13}."
 
-lint: .venv/.ready  ## style and formatting, by ruff
+lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture
 	@echo "== lint"
-	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && echo "Lint passed."
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && echo "Lint passed."
 
 types: .venv/.ready  ## types, by mypy --strict
 	@echo "== types"

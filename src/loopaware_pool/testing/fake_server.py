@@ -202,14 +202,12 @@ class FakeServer:
         answer: Called with the connection and each query; returns the bytes to send, None for nothing.
         welcome: The bytes sent to a new client; None for nothing.
         sessions: All connections so far.
-        cancellations: How many cancel requests have come.
     """
 
     def __init__(self, answer: Callable[[FakeClient, str], bytes | None] = plain_answer) -> None:
         self.answer = answer
         self.welcome: bytes | None = WELCOME
         self.sessions: list[FakeClient] = []
-        self.cancellations = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -239,7 +237,6 @@ class FakeServer:
         try:
             code = await session.startup()
             if code == _CANCEL_REQUEST:
-                self.cancellations += 1
                 return
             if code != _PROTOCOL_3:
                 session.send(error("0A000", "FATAL", f"the fake server knows no startup {code}"))
