@@ -13,7 +13,7 @@ from benchmarks.lab import Goal, Heat, Question
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.testing import FakeDriver
+from loopaware_pool.testing import FakeDriver, FakeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,7 +63,7 @@ def _connections(number: int) -> str:
 
 
 @asynccontextmanager
-async def _core(max_size: int) -> AsyncIterator[PoolCore]:
+async def _core(max_size: int) -> AsyncIterator[PoolCore[FakeSession]]:
     face = _Face()
     core = PoolCore(PoolConfig(min_size=max_size, init_size=max_size, max_size=max_size), FakeDriver(), face)
     await core.open()
@@ -73,12 +73,12 @@ async def _core(max_size: int) -> AsyncIterator[PoolCore]:
         core.terminate()
 
 
-async def _acquire(core: PoolCore) -> Slot:
+async def _acquire(core: PoolCore[FakeSession]) -> Slot[FakeSession]:
     runner = core.runner()
     return runner.shard.take(monotonic()) or await core.queue.wait(runner, None)
 
 
-def _release(core: PoolCore, slot: Slot) -> None:
+def _release(core: PoolCore[FakeSession], slot: Slot[FakeSession]) -> None:
     core.runner().shard.returned(slot, ReturnCheck.READY, monotonic())
 
 
@@ -86,7 +86,7 @@ async def _cost_in_queue(waiters: int, acquires: int) -> float:
     """So many tasks, that many of which always wait, acquire in turn."""
     served = 0
 
-    async def work(core: PoolCore) -> None:
+    async def work(core: PoolCore[FakeSession]) -> None:
         nonlocal served
         while served < acquires:
             slot = await _acquire(core)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -79,7 +81,8 @@ class Owner(Protocol):
 class Session(Protocol):
     """One open connection. All methods run on the loop that opened it, `discard` excepted."""
 
-    owner: Owner | None
+    owner: Any
+    """An `Owner`, set by the pool once the session is one of its connections; None otherwise."""
     says_goodbye: bool
     """Whether `close` has anything to wait for. If not, `abort` does all of it."""
 
@@ -129,7 +132,13 @@ class Session(Protocol):
         """
 
 
-class Driver(Protocol):
+# The sessions of one driver, for what makes, holds or takes them.
+S = TypeVar("S", bound=Session, default=Session)
+S_co = TypeVar("S_co", bound=Session, default=Session, covariant=True)
+S_contra = TypeVar("S_contra", bound=Session, default=Session, contravariant=True)
+
+
+class Driver(Protocol[S_co]):
     """
     How connections are made.
 
@@ -141,7 +150,7 @@ class Driver(Protocol):
     logger: Logger
     errors: ErrorFamily
 
-    async def connect(self) -> Session:
+    async def connect(self) -> S_co:
         """
         Open and initialise a connection on the running loop.
 

@@ -8,6 +8,8 @@ import socket
 
 import psycopg
 import pytest
+from psycopg import pq
+from psycopg.waiting import Wait
 
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool
@@ -115,6 +117,39 @@ def test_a_query_that_is_cancelled_twice_ends_at_once(dsn, run):
                 await connection.execute("SELECT 1")
 
     run(main())
+
+
+def test_a_query_whose_connection_is_returned_while_it_is_being_cancelled_is_not_resumed(dsn, run):
+    """psycopg's generators in C would go on with what libpq has freed."""
+    resumed = []
+
+    def query(connection):
+        connection.pgconn.send_query(b"SELECT pg_sleep(60)")
+        while True:
+            resumed.append((yield Wait.R))
+
+    async def main():
+        async with make_pool(AsyncConnectionPool, dsn, min_size=1) as pool:
+            connection = await pool.getconn()
+            requested, returned = asyncio.Event(), asyncio.Event()
+
+            async def cancel_safe(*, timeout):
+                requested.set()
+                await returned.wait()
+
+            connection.cancel_safe = cancel_safe
+            task = asyncio.create_task(connection.wait(query(connection), interval=None))
+            await busy(connection)
+            task.cancel()
+            await requested.wait()
+            await pool.putconn(connection)
+            assert connection.pgconn.status == pq.ConnStatus.BAD
+            returned.set()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    run(main())
+    assert resumed == []
 
 
 @pytest.mark.parametrize("iterations", range(8))

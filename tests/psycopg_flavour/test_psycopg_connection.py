@@ -25,7 +25,7 @@ import servers
 from loopaware_pool._platform.sockets import duplicate, local_address, peek
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool, LoopAwareConnection
 from loopaware_pool.psycopg.socket_waiter import ConnectionUse, SocketWaiter
-from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error
+from loopaware_pool.testing.fake_server import WELCOME, FakeClient, error, message
 from psycopg_pools import busy, make_pool
 from running import eventually_async
 
@@ -50,6 +50,8 @@ async def pipeline(connection):
 
 
 async def large_parameter(connection):
+    with duplicate(connection.pgconn.socket) as own:  # a server that does not sleep may read as fast as this is written
+        own.sendall(message(b"Q", b"SELECT pg_sleep(60)\0"))
     await connection.execute("SELECT length(%s)", ["x" * 60_000_000])
 
 

@@ -6,10 +6,11 @@ import asyncio
 import functools
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic
 
 from loopaware_pool._core.leases import leases_of, line_outside
 from loopaware_pool._core.slot import Slot, SlotState
+from loopaware_pool.driver import S
 from loopaware_pool.errors import Overloaded, PoolTimeout
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 
-class Queue:
+class Queue(Generic[S]):
     """
     The waiting callers of one pool.
 
@@ -27,10 +28,10 @@ class Queue:
         registry: The pool's loops.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry[S]) -> None:
         self._registry = registry
 
-    async def wait(self, runner: ShardRunner, timeout: float | None) -> Slot:
+    async def wait(self, runner: ShardRunner[S], timeout: float | None) -> Slot[S]:
         """
         Queue for a connection.
 
@@ -58,7 +59,7 @@ class Queue:
         runner.hasty_callers += is_hasty
         try:
             while True:
-                waiter: asyncio.Future[Slot] = runner.loop.create_future()
+                waiter: asyncio.Future[Slot[S]] = runner.loop.create_future()
                 tick = None
                 if timeout is not None:
                     passed = functools.partial(self._time_out, runner, waiter, timeout)
@@ -101,20 +102,20 @@ class Queue:
         in_line = sum(runner.shard.waiting_in_line(now) - runner.hasty_callers for runner in runners)
         return max(0, in_line - can_be_opened)
 
-    def _check_queue(self, runner: ShardRunner) -> None:
+    def _check_queue(self, runner: ShardRunner[S]) -> None:
         limit = self._registry.config.max_waiting
         if limit and self.waiting_in_line() >= limit:
             runner.shard.counters.refused += 1
             raise self._registry.driver.errors.too_many_waiting(pool=self._registry.config.name, max_waiting=limit)
 
-    def _time_out(self, runner: ShardRunner, waiter: asyncio.Future[Slot], timeout: float) -> None:
+    def _time_out(self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], timeout: float) -> None:
         if waiter.done():
             return
         runner.shard.dequeue(waiter)
         runner.shard.counters.timed_out += 1
         waiter.set_exception(self.timeout_error(runner, timeout))
 
-    def timeout_error(self, runner: ShardRunner, timeout: float, during: str = "") -> PoolTimeout:
+    def timeout_error(self, runner: ShardRunner[S], timeout: float, during: str = "") -> PoolTimeout:
         """Make the error for a caller whose *timeout* (seconds) has passed."""
         error = self._registry.driver.errors.timeout(
             timeout=timeout,
@@ -127,7 +128,7 @@ class Queue:
         return error
 
     def _gave_up(
-        self, runner: ShardRunner, waiter: asyncio.Future[Slot], waited_seconds: float, *, is_counted: bool
+        self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], waited_seconds: float, *, is_counted: bool
     ) -> None:
         """Take a caller out of the queue. A connection that it was handed at that instant goes to the next caller."""
         shard = runner.shard
@@ -147,7 +148,7 @@ class Queue:
         runner.reporter.emit_acquire_failed(told, waited_seconds)
 
 
-def _add_own(error: PoolTimeout, runner: ShardRunner) -> None:
+def _add_own(error: PoolTimeout, runner: ShardRunner[Any]) -> None:
     """
     Point out in a timeout what the waiting task holds itself. In a timer's callback there is no task; the task adds it
     later.

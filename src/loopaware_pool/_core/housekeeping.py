@@ -6,11 +6,12 @@ There is one timer per loop. A release sets it only if it must fire earlier, so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic
 
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.shard import DROPPED_LOOK_SECONDS, NEVER, RESET_ANSWER_SECONDS
 from loopaware_pool._core.slot import Slot, SlotState
+from loopaware_pool.driver import S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ LEAST_AGE_SECONDS: Final = 0.1
 LEAST_PERIOD_SECONDS: Final = 0.01
 
 
-class Housekeeper:
+class Housekeeper(Generic[S]):
     """
     Does the periodic work of one shard.
 
@@ -42,7 +43,13 @@ class Housekeeper:
     """
 
     def __init__(
-        self, shard: Shard, config: PoolConfig, terms: Terms, effects: ShardEffects, *, pool_size: Callable[[], int]
+        self,
+        shard: Shard[S],
+        config: PoolConfig,
+        terms: Terms,
+        effects: ShardEffects[S],
+        *,
+        pool_size: Callable[[], int],
     ) -> None:
         self._shard = shard
         self._config = config
@@ -79,7 +86,7 @@ class Housekeeper:
             if slot.state is SlotState.LENT and slot.session.is_dropped():
                 self.reclaim(slot)
 
-    def reclaim(self, slot: Slot) -> None:
+    def reclaim(self, slot: Slot[S]) -> None:
         """
         Close a connection that its holder has dropped: its session is in an unknown state, and a query may still run.
         """
@@ -96,7 +103,7 @@ class Housekeeper:
             else:
                 self._shard.discard(slot, "reset not answered")
 
-    def ping_all(self) -> list[Slot]:
+    def ping_all(self) -> list[Slot[S]]:
         """Make a round trip on each idle connection. Returns their slots."""
         slots = self._shard.idle[:]
         for slot in slots:
@@ -115,7 +122,7 @@ class Housekeeper:
             else:
                 self._shard.wake_by(self._next_look(slot))
 
-    def _reason_to_close(self, slot: Slot, now: float) -> str:
+    def _reason_to_close(self, slot: Slot[S], now: float) -> str:
         """Return why an idle connection must be closed; an empty string if it must not."""
         if self._shard.is_outdated(slot):
             return "expired"
@@ -127,7 +134,7 @@ class Housekeeper:
             return "reset not answered"
         return ""
 
-    def _expires_idle_at(self, slot: Slot) -> float:
+    def _expires_idle_at(self, slot: Slot[S]) -> float:
         return NEVER if self._config.lends_expired else max(slot.expires_at, slot.opened_at + LEAST_AGE_SECONDS)
 
     def _is_idle_too_long(self, idle_seconds: float) -> bool:
@@ -146,7 +153,7 @@ class Housekeeper:
             shard.least_idle = len(shard.idle)
         shard.wake_by(self._shrink_at)
 
-    def _next_look(self, slot: Slot) -> float:
+    def _next_look(self, slot: Slot[S]) -> float:
         """Return when to look again at an idle connection that stays."""
         due = self._expires_idle_at(slot)
         if self._config.keepalive:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from loopaware_pool.driver import S_contra
 
 if TYPE_CHECKING:
     from loopaware_pool._core.permits import Claimant
@@ -18,7 +20,7 @@ class Waiter(Protocol):
     def done(self) -> bool:
         """Whether the caller has been served, has got an error, or was cancelled."""
 
-    def set_result(self, slot: Slot, /) -> object:
+    def set_result(self, slot: Slot[Any], /) -> object:
         """Serve the caller."""
 
     def set_exception(self, error: BaseException, /) -> object:
@@ -32,7 +34,7 @@ class Waiting(NamedTuple):
     has_deadline: bool
 
 
-class ShardEffects(Protocol):
+class ShardEffects(Protocol[S_contra]):
     """What a shard has done for it, on its loop. Nothing of this calls the shard before the decision is complete."""
 
     @property
@@ -42,25 +44,25 @@ class ShardEffects(Protocol):
     def is_awake(self) -> bool:
         """Whether the loop runs. If not, another thread acts for it, and what is begun on the loop may never end."""
 
-    def begin_connect(self, slot: Slot) -> None:
+    def begin_connect(self, slot: Slot[S_contra]) -> None:
         """Connect; then call `connected` or `connect_failed`."""
 
-    def begin_reset(self, slot: Slot) -> None:
+    def begin_reset(self, slot: Slot[S_contra]) -> None:
         """Reset the session; then call `serviced` or `discard`."""
 
-    def begin_ping(self, slot: Slot) -> None:
+    def begin_ping(self, slot: Slot[S_contra]) -> None:
         """Make a round trip; then call `serviced` or `discard`."""
 
-    def begin_read(self, slot: Slot) -> None:
+    def begin_read(self, slot: Slot[S_contra]) -> None:
         """Let the driver read what arrived; then call `serviced` or `discard`."""
 
-    def begin_close(self, slot: Slot, *, politely: bool) -> None:
+    def begin_close(self, slot: Slot[S_contra], *, politely: bool) -> None:
         """Close the connection; then call `closed`."""
 
-    def cut_goodbye(self, slot: Slot) -> None:
+    def cut_goodbye(self, slot: Slot[S_contra]) -> None:
         """Close at once a connection that is being closed politely; then call `closed`."""
 
-    def park_when_idle(self, slot: Slot) -> None:
+    def park_when_idle(self, slot: Slot[S_contra]) -> None:
         """Take the fd out of the selector before the loop polls, if the slot is idle then."""
 
     def wake_at(self, due: float) -> None:
@@ -81,20 +83,20 @@ class ShardEffects(Protocol):
     def report_floor_not_restored(self, error: BaseException) -> None:
         """Report that a connect for `min_size` failed and will be tried again."""
 
-    def report_overdue(self, slot: Slot) -> None:
+    def report_overdue(self, slot: Slot[S_contra]) -> None:
         """Report a lease that has lasted for longer than `leak_threshold`, and keep the report in `slot.reported`."""
 
-    def report_late_return(self, slot: Slot, held_seconds: float) -> None:
+    def report_late_return(self, slot: Slot[S_contra], held_seconds: float) -> None:
         """Report that a lease has ended which was reported as overdue."""
 
-    def report_dropped(self, slot: Slot) -> None:
+    def report_dropped(self, slot: Slot[S_contra]) -> None:
         """Report a lease that nobody will ever end."""
 
-    def report_opened(self, slot: Slot, seconds: float) -> None:
+    def report_opened(self, slot: Slot[S_contra], seconds: float) -> None:
         """Report that a connection was opened, which took *seconds*."""
 
-    def report_connect_failed(self, slot: Slot, error: BaseException) -> None:
+    def report_connect_failed(self, slot: Slot[S_contra], error: BaseException) -> None:
         """Report that a connection could not be opened."""
 
-    def report_gone(self, slot: Slot, reason: str) -> None:
+    def report_gone(self, slot: Slot[S_contra], reason: str) -> None:
         """Report that a connection left the pool."""

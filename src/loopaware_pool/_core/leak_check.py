@@ -13,7 +13,7 @@ import contextlib
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity, local_address, open_fd_count, selector_keys
 
@@ -56,7 +56,7 @@ class LeakCheck:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        shard: Shard,
+        shard: Shard[Any],
         reporter: Reporter,
         ledger: Ledger,
         seconds: float | None,

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from loopaware_pool._core.shard import Shard
-
 __all__ = ["Parking"]
 
 _IDLE: Final = SlotState.IDLE  # bound once: see shard.py
@@ -31,13 +29,15 @@ class Parking:
 
     Args:
         loop: The loop.
-        shard: Its share of the pool.
+        is_in_use: Whether some of its connections are in use.
         done: Called when some have been parked.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shard: Shard, done: Callable[[], object]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, is_in_use: Callable[[], bool], done: Callable[[], object]
+    ) -> None:
         self._loop = loop
-        self._shard = shard
+        self._is_in_use = is_in_use
         self._done = done
         self._pending: set[Slot] = set()
         self._handle: asyncio.Handle | None = None
@@ -50,13 +50,13 @@ class Parking:
         """Park a connection later, if it is idle and settled by then. If not, it comes here again when it is."""
         self._pending.add(slot)
         if self._handle is None:
-            if self._shard.is_in_use():
+            if self._is_in_use():
                 self._look_later()
             else:
                 self._handle = self._loop.call_soon(self._look)
 
     def _look(self) -> None:
-        if self._shard.is_in_use():
+        if self._is_in_use():
             self._look_later()
         else:
             self._park_those_idle_since(float("inf"))
@@ -65,7 +65,7 @@ class Parking:
         self._handle = self._loop.call_later(PARK_SECONDS, self._look_again)
 
     def _look_again(self) -> None:
-        self._park_those_idle_since(monotonic() - PARK_SECONDS if self._shard.is_in_use() else float("inf"))
+        self._park_those_idle_since(monotonic() - PARK_SECONDS if self._is_in_use() else float("inf"))
 
     def _park_those_idle_since(self, then: float) -> None:
         for slot in list(self._pending):

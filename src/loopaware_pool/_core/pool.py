@@ -6,12 +6,13 @@ import asyncio
 import functools
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.registry import Registry
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform import event_loops, frames
+from loopaware_pool.driver import S
 
 if TYPE_CHECKING:
     from loopaware_pool import errors
@@ -27,7 +28,7 @@ CLOSE_WARNING_SECONDS: Final = 60.0
 IDLE_LOOP_LOOK_SECONDS: Final = 0.5
 
 
-class PoolCore(Registry):
+class PoolCore(Registry[S]):
     """
     The driver-independent pool.
 
@@ -37,11 +38,11 @@ class PoolCore(Registry):
         face: The public pool object; when it is collected, the pool is closed.
     """
 
-    def __init__(self, config: PoolConfig, driver: Driver, face: object) -> None:
+    def __init__(self, config: PoolConfig, driver: Driver[S], face: object) -> None:
         super().__init__(config, driver)
         self._opener: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._closers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self.queue = Queue(self)
+        self.queue: Queue[S] = Queue(self)
         event_loops.call_in_child(self)
         weakref.finalize(face, _dropped, weakref.ref(self)).atexit = False
 
@@ -188,7 +189,9 @@ class PoolCore(Registry):
                 self._terminate(runner)
             self._finish()
 
-    async def _shut_and_wait(self, runner: ShardRunner, here: asyncio.AbstractEventLoop, timeout: float | None) -> None:
+    async def _shut_and_wait(
+        self, runner: ShardRunner[S], here: asyncio.AbstractEventLoop, timeout: float | None
+    ) -> None:
         """
         Shut a runner. If it is on this loop, wait until only leases are left; else wait until its loop has done it.
         """
@@ -200,11 +203,11 @@ class PoolCore(Registry):
             self._on(runner, lambda: self._shut_for(runner, here, shut))
             await shut
 
-    def _shut_for(self, runner: ShardRunner, here: asyncio.AbstractEventLoop, shut: asyncio.Future[None]) -> None:
+    def _shut_for(self, runner: ShardRunner[S], here: asyncio.AbstractEventLoop, shut: asyncio.Future[None]) -> None:
         runner.shut(self.closed_error)
         event_loops.post(here, _set, shut)
 
-    def _terminate(self, runner: ShardRunner) -> None:
+    def _terminate(self, runner: ShardRunner[S]) -> None:
         end = runner.cut_all if event_loops.is_idle(runner.loop) else runner.terminate
         self._on(runner, lambda: end(self.closed_error))
 
@@ -236,7 +239,7 @@ class PoolCore(Registry):
             for loop, emptied in self._closers:
                 event_loops.post(loop, _set, emptied)
 
-    def _let_go(self, runner: ShardRunner) -> None:
+    def _let_go(self, runner: ShardRunner[S]) -> None:
         if not runner.shard.slots:  # a connect may have begun meanwhile
             runner.dismiss()
             self.loop_ending(runner.loop, runner.shard)
@@ -277,7 +280,7 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
+def _dropped(dead_or_alive: weakref.ref[PoolCore[Any]]) -> None:
     """
     Close a pool that its last user has dropped, if the core still exists.
 
@@ -289,7 +292,7 @@ def _dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
             event_loops.post(runner.loop, _end_dropped, dead_or_alive)
 
 
-def _end_dropped(dead_or_alive: weakref.ref[PoolCore]) -> None:
+def _end_dropped(dead_or_alive: weakref.ref[PoolCore[Any]]) -> None:
     if (core := dead_or_alive()) is not None and core.state is not PoolState.CLOSED:
         core.terminate()
         warnings.warn(f"unclosed pool {core.config.name!r}", ResourceWarning, source=core, stacklevel=1)

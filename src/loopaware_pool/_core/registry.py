@@ -14,7 +14,7 @@ import random
 import threading
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
@@ -22,6 +22,7 @@ from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.terms import Phase, PoolState, Terms
 from loopaware_pool._platform import event_loops
+from loopaware_pool.driver import S
 from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
 
 if TYPE_CHECKING:
@@ -31,29 +32,29 @@ if TYPE_CHECKING:
     from loopaware_pool import errors
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.permits import Claimant
-    from loopaware_pool.driver import Driver, Session
+    from loopaware_pool.driver import Driver
 
 __all__ = ["Registry"]
 
 
-class _Census(NamedTuple):
+class _Census(NamedTuple, Generic[S]):
     """
     The runners by their shards, and the counts of runners that have ended. Replaced as a whole, so that each is counted
     once.
     """
 
-    runners: Mapping[Claimant, ShardRunner]
+    runners: Mapping[Claimant, ShardRunner[S]]
     ended: Counters
 
-    def with_one(self, runner: ShardRunner) -> _Census:
+    def with_one(self, runner: ShardRunner[S]) -> _Census[S]:
         return _Census({**self.runners, runner.shard: runner}, self.ended)
 
-    def without(self, runner: ShardRunner) -> _Census:
+    def without(self, runner: ShardRunner[S]) -> _Census[S]:
         others = {shard: other for shard, other in self.runners.items() if other is not runner}
         return _Census(others, self.ended.plus(runner.shard.counters))
 
 
-class Registry:
+class Registry(Generic[S]):
     """
     The loops of one pool.
 
@@ -62,7 +63,7 @@ class Registry:
         driver: How connections are made.
     """
 
-    def __init__(self, config: PoolConfig, driver: Driver) -> None:
+    def __init__(self, config: PoolConfig, driver: Driver[S]) -> None:
         self.config = config
         self.driver = driver
         self.terms = Terms(config.min_size)
@@ -77,15 +78,15 @@ class Registry:
         # Guards changes to what is below. A signal handler or the garbage collector may interrupt the holder and come
         # back here, so it is reentrant. Readers take no lock.
         self._lock = threading.RLock()
-        self._runners: dict[asyncio.AbstractEventLoop, ShardRunner] = {}
-        self._recent: ShardRunner | None = None
+        self._runners: dict[asyncio.AbstractEventLoop, ShardRunner[S]] = {}
+        self._recent: ShardRunner[S] | None = None
         self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-        self._census = _Census({}, Counters())
+        self._census: _Census[S] = _Census({}, Counters())
         self.ledger = Ledger()
 
     # ---- routing ----
 
-    def runner(self) -> ShardRunner:
+    def runner(self) -> ShardRunner[S]:
         """
         Return the running loop's runner, or make one.
 
@@ -101,7 +102,7 @@ class Registry:
         self._recent = runner = self._runners.get(loop) or self._make_runner(loop)
         return runner
 
-    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> ShardRunner:
+    def _make_runner(self, loop: asyncio.AbstractEventLoop) -> ShardRunner[S]:
         self._bury_closed()
         for other in self.runners():
             self._forget_if_unneeded(other)
@@ -118,7 +119,7 @@ class Registry:
             runner.keep_floor()
         return runner
 
-    def _forget_if_unneeded(self, runner: ShardRunner) -> None:
+    def _forget_if_unneeded(self, runner: ShardRunner[S]) -> None:
         """
         Forget a loop that is not running and has nothing of the pool's: nobody may ever run it again.
 
@@ -144,12 +145,12 @@ class Registry:
             if runner.loop.is_closed():
                 runner.loop_closed()
 
-    def runner_here(self) -> ShardRunner | None:
+    def runner_here(self) -> ShardRunner[S] | None:
         """Return the running loop's runner, if it has one."""
         loop = event_loops.running()
         return None if loop is None else self._runners.get(loop)
 
-    def runners(self) -> list[ShardRunner]:
+    def runners(self) -> list[ShardRunner[S]]:
         """List the runners of all loops. Takes no lock: making a list is one step."""
         return list(self._runners.values())
 
@@ -202,14 +203,14 @@ class Registry:
         for runner in self.runners():
             runner.errands.run_if_idle()
 
-    def _on(self, runner: ShardRunner, action: Callable[[], object]) -> None:
+    def _on(self, runner: ShardRunner[S], action: Callable[[], object]) -> None:
         """Act on a runner: at once if its loop runs here or not at all, else on its loop."""
         if runner.loop is event_loops.running():
             runner.do(action)
         else:
             runner.errands.add(functools.partial(runner.do, action))
 
-    def _sweep(self, runner: ShardRunner, sweep: Callable[[float], None]) -> None:
+    def _sweep(self, runner: ShardRunner[S], sweep: Callable[[float], None]) -> None:
         self._on(runner, lambda: sweep(monotonic()))
 
     # ---- switches ----
@@ -265,7 +266,7 @@ class Registry:
         for runner in runners:
             self._on(runner, functools.partial(self._reconfigure, runner))
 
-    def _reconfigure(self, runner: ShardRunner) -> None:
+    def _reconfigure(self, runner: ShardRunner[S]) -> None:
         runner.reconfigured(self.config)  # not as of the call: another thread may have set more meanwhile
 
     async def check_idle(self) -> None:
@@ -285,12 +286,12 @@ class Registry:
                 self._on(runner, runner.housekeeper.ping_all)
         await here.check_idle()
 
-    def for_each_session(self, action: Callable[[Session], object]) -> None:
+    def for_each_session(self, action: Callable[[S], object]) -> None:
         """Act on every session, on its own loop."""
         for runner in self.runners():
             self._act_on_sessions(runner, action)
 
-    def _act_on_sessions(self, runner: ShardRunner, action: Callable[[Session], object]) -> None:
+    def _act_on_sessions(self, runner: ShardRunner[S], action: Callable[[S], object]) -> None:
         def act() -> None:
             for slot in list(runner.shard.slots):
                 if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
@@ -308,7 +309,7 @@ class Registry:
         """Count the connections on all loops, connecting ones included."""
         return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
 
-    def slots(self, *without: SlotState) -> list[Slot]:
+    def slots(self, *without: SlotState) -> list[Slot[S]]:
         """List the slots of all loops, except those in the given states."""
         return [slot for runner in self.runners() for slot in list(runner.shard.slots) if slot.state not in without]
 

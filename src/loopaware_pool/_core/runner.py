@@ -19,7 +19,7 @@ import functools
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from loopaware_pool._core.deadlines import Deadlines
 from loopaware_pool._core.housekeeping import Housekeeper
@@ -34,7 +34,7 @@ from loopaware_pool._core.terms import Phase
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
-from loopaware_pool.driver import HookFailed, Liveness
+from loopaware_pool.driver import HookFailed, Liveness, S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -60,7 +60,7 @@ GOODBYE_SECONDS: Final = 10.0
 READ_ITERATIONS: Final = 3
 
 
-class PoolOfLoops(Protocol):
+class PoolOfLoops(Protocol[S]):
     """
     The part of the registry that a runner uses.
 
@@ -74,7 +74,7 @@ class PoolOfLoops(Protocol):
     """
 
     config: PoolConfig
-    driver: Driver
+    driver: Driver[S]
     terms: Terms
     permits: Permits
     ledger: Ledger
@@ -108,7 +108,7 @@ class PoolOfLoops(Protocol):
         """Take back the permits of a loop that has no connection left."""
 
 
-class ShardRunner:
+class ShardRunner(Generic[S]):
     """
     One loop's part of a pool: a shard, and what acts for it.
 
@@ -122,20 +122,22 @@ class ShardRunner:
         hasty_callers: How many of the queued callers have a timeout of 0 or less.
     """
 
-    def __init__(self, core: PoolOfLoops, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = event_loops.label(loop)
         self.reporter = Reporter(core.config, self.label)
-        self.shard = Shard(core.config, core.permits, core.terms, self, pool_size=core.size, jitter=core.jitter)
-        self.housekeeper = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
+        self.shard: Shard[S] = Shard(
+            core.config, core.permits, core.terms, self, pool_size=core.size, jitter=core.jitter
+        )
+        self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
         self._core = weakref.ref(core)
         self._config = core.config
         self._driver = core.driver
         self.errors = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
         self._is_acting = False
-        self._tasks: dict[Slot, asyncio.Task[BaseException | None]] = {}
-        self._parking = Parking(loop, self.shard, self.notify)
+        self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
+        self._parking = Parking(loop, self.shard.is_in_use, self.notify)
         self.park_when_idle = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
@@ -144,7 +146,7 @@ class ShardRunner:
         self.callers = 0
         self.hasty_callers = 0
         self.errands = event_loops.Errands(loop)
-        self._openers: dict[Slot, asyncio.Future[None]] = {}
+        self._openers: dict[Slot[S], asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = event_loops.LoopShutdownHook(loop, functools.partial(_farewell, self._myself))
         self.shard.is_ending = self._end.is_too_late
@@ -152,27 +154,27 @@ class ShardRunner:
 
     # ---- what the shard has decided ----
 
-    def begin_connect(self, slot: Slot) -> None:
+    def begin_connect(self, slot: Slot[S]) -> None:
         """Connect, in a task. When its loop ends, the task gets the second that `shut` allows."""
         self.decided.append(functools.partial(self._open, slot))
 
-    def begin_reset(self, slot: Slot) -> None:
+    def begin_reset(self, slot: Slot[S]) -> None:
         """Reset the session, in a task."""
         self.decided.append(functools.partial(self._reset, slot))
 
-    def begin_ping(self, slot: Slot) -> None:
+    def begin_ping(self, slot: Slot[S]) -> None:
         """Make a round trip, in a task."""
         self.decided.append(functools.partial(self._ping, slot))
 
-    def begin_read(self, slot: Slot) -> None:
+    def begin_read(self, slot: Slot[S]) -> None:
         """Let the driver read what arrived."""
         self.decided.append(functools.partial(self._read, slot))
 
-    def begin_close(self, slot: Slot, *, politely: bool) -> None:
+    def begin_close(self, slot: Slot[S], *, politely: bool) -> None:
         """Close the connection. A polite close is a task."""
         self.decided.append(functools.partial(self._close, slot, politely=politely))
 
-    def cut_goodbye(self, slot: Slot) -> None:
+    def cut_goodbye(self, slot: Slot[S]) -> None:
         """Cut a polite close short."""
         self.decided.append(functools.partial(self._break_off, slot))
 
@@ -214,35 +216,35 @@ class ShardRunner:
         """Tell the driver, which logs it in upstream's words."""
         self.decided.append(functools.partial(self._driver.floor_not_restored, error))
 
-    def report_opened(self, slot: Slot, seconds: float) -> None:
+    def report_opened(self, slot: Slot[S], seconds: float) -> None:
         """Tell the task that waits for the connect, the leak check and the listener."""
         self.decided.append(functools.partial(self._report_opened, slot, seconds))
 
-    def report_connect_failed(self, slot: Slot, error: BaseException) -> None:
+    def report_connect_failed(self, slot: Slot[S], error: BaseException) -> None:
         """Tell the task that waits for the connect, and the listener."""
         self.decided.append(functools.partial(self._report_connect_failed, slot, error))
 
-    def report_gone(self, slot: Slot, reason: str) -> None:
+    def report_gone(self, slot: Slot[S], reason: str) -> None:
         """Tell the leak check and the listener."""
         self.decided.append(functools.partial(self._report_gone, slot, reason))
 
-    def report_overdue(self, slot: Slot) -> None:
+    def report_overdue(self, slot: Slot[S]) -> None:
         """Report a lease that lasts too long, with where its task stands."""
         slot.reported = lease = lease_of(slot, monotonic(), has_stack=True)
         self.decided.append(functools.partial(self.reporter.emit_overdue, lease))
 
-    def report_late_return(self, slot: Slot, held_seconds: float) -> None:
+    def report_late_return(self, slot: Slot[S], held_seconds: float) -> None:
         """Report that a lease has ended which was reported as overdue."""
         reported, slot.reported = slot.reported, None
         if reported is not None:
             lease = dataclasses.replace(reported, held_seconds=held_seconds, stack=())
             self.decided.append(functools.partial(self.reporter.emit_late_return, lease))
 
-    def report_dropped(self, slot: Slot) -> None:
+    def report_dropped(self, slot: Slot[S]) -> None:
         """Report a lease that nobody will ever end."""
         self.decided.append(functools.partial(self.reporter.emit_dropped, lease_of(slot, monotonic())))
 
-    def _ask_core(self, question: Callable[[PoolOfLoops], object]) -> None:
+    def _ask_core(self, question: Callable[[PoolOfLoops[S]], object]) -> None:
         self.decided.append(functools.partial(self._tell_core, question))
 
     # ---- acting ----
@@ -276,26 +278,26 @@ class ShardRunner:
         finally:
             self.act()
 
-    def _open(self, slot: Slot) -> None:
+    def _open(self, slot: Slot[S]) -> None:
         if slot.state is SlotState.CONNECTING:  # else it was given up before the connect began
             event_loops.keep_from_shutdown(self._spawn(slot, self._connect(slot)))
 
-    def _reset(self, slot: Slot) -> None:
+    def _reset(self, slot: Slot[S]) -> None:
         if slot.state is SlotState.RESETTING:
             self._spawn(slot, self._service(slot, slot.session.reset, self.count_reset_failure))
 
-    def _ping(self, slot: Slot) -> None:
+    def _ping(self, slot: Slot[S]) -> None:
         if slot.state is SlotState.RESETTING:
             slot.session.unpark()
             ping = functools.partial(within, GOODBYE_SECONDS, slot.session.ping, slot.session.abort)
             self._spawn(slot, self._service(slot, ping, self._found_dead))
 
-    def _read(self, slot: Slot) -> None:
+    def _read(self, slot: Slot[S]) -> None:
         if slot.state is SlotState.RESETTING:
             slot.session.unpark()
             self.loop.call_soon(self._look_again, slot, READ_ITERATIONS)
 
-    def _close(self, slot: Slot, *, politely: bool) -> None:
+    def _close(self, slot: Slot[S], *, politely: bool) -> None:
         if slot.state is not SlotState.CLOSING:
             return
         task = self._tasks.pop(slot, None)
@@ -307,7 +309,7 @@ class ShardRunner:
         else:
             self._cut(slot)
 
-    def _break_off(self, slot: Slot) -> None:
+    def _break_off(self, slot: Slot[S]) -> None:
         if slot.state is not SlotState.CLOSING:
             return
         task = self._tasks.pop(slot, None)
@@ -315,35 +317,37 @@ class ShardRunner:
             task.cancel()
         self._cut(slot)
 
-    def _tell_core(self, question: Callable[[PoolOfLoops], object]) -> None:
+    def _tell_core(self, question: Callable[[PoolOfLoops[S]], object]) -> None:
         if (core := self._core()) is not None:
             question(core)
 
-    def _report_opened(self, slot: Slot, seconds: float) -> None:
+    def _report_opened(self, slot: Slot[S], seconds: float) -> None:
         self._tell_opener(slot, None)
         self._leak_check.remember_opened(slot.session.identity)
         self.reporter.emit_opened(seconds)
 
-    def _report_connect_failed(self, slot: Slot, error: BaseException) -> None:
+    def _report_connect_failed(self, slot: Slot[S], error: BaseException) -> None:
         self._tell_opener(slot, error)
         self.reporter.emit_connect_failed(error)
         self.notify()
 
-    def _report_gone(self, slot: Slot, reason: str) -> None:
+    def _report_gone(self, slot: Slot[S], reason: str) -> None:
         self._leak_check.remember_closed(slot.session.identity, reason)
         self.reporter.emit_closed(slot, reason)
         self.notify()
 
     # ---- tasks ----
 
-    def _spawn(self, slot: Slot, work: Coroutine[Any, Any, BaseException | None]) -> asyncio.Task[BaseException | None]:
+    def _spawn(
+        self, slot: Slot[S], work: Coroutine[Any, Any, BaseException | None]
+    ) -> asyncio.Task[BaseException | None]:
         # Not `create_task`: an eager task factory would run the first step here, in the middle of another action.
         task = asyncio.Task(work, loop=self.loop)
         self._tasks[slot] = task
         task.add_done_callback(functools.partial(self._ended, slot))
         return task
 
-    def _ended(self, slot: Slot, task: asyncio.Task[BaseException | None]) -> None:
+    def _ended(self, slot: Slot[S], task: asyncio.Task[BaseException | None]) -> None:
         """
         Forget a task that has ended, and finish what it left undone.
 
@@ -364,7 +368,7 @@ class ShardRunner:
         self.act()
         self.notify()
 
-    async def _connect(self, slot: Slot) -> None:
+    async def _connect(self, slot: Slot[S]) -> None:
         try:
             session = await self._driver.connect()
         except HookFailed as failure:
@@ -381,7 +385,7 @@ class ShardRunner:
         self.act()
 
     async def _service(
-        self, slot: Slot, work: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[BaseException], str]
+        self, slot: Slot[S], work: Callable[[], Coroutine[Any, Any, None]], failed: Callable[[BaseException], str]
     ) -> BaseException | None:
         try:
             await work()
@@ -394,14 +398,14 @@ class ShardRunner:
         self.act()
         return None
 
-    async def _say_goodbye(self, slot: Slot) -> None:
+    async def _say_goodbye(self, slot: Slot[S]) -> None:
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - the next line aborts it
             logger.debug("%s: a connection did not close politely", self._config.name, exc_info=True)
         self._cut(slot)
 
-    def _cut(self, slot: Slot) -> None:
+    def _cut(self, slot: Slot[S]) -> None:
         """Close the socket, whatever its loop does."""
         try:
             if self.loop.is_running():
@@ -412,7 +416,7 @@ class ShardRunner:
             self.shard.closed(slot, monotonic())
             self.act()
 
-    def _look_again(self, slot: Slot, iterations: int) -> None:
+    def _look_again(self, slot: Slot[S], iterations: int) -> None:
         """Decide on a connection that had unread data, once the driver has had time to read it."""
         if slot.state is not SlotState.RESETTING:
             return
@@ -505,7 +509,7 @@ class ShardRunner:
         for slot in slots:
             await self.task_finished(slot)
 
-    async def task_finished(self, slot: Slot, patience: float | None = None) -> BaseException | None:
+    async def task_finished(self, slot: Slot[S], patience: float | None = None) -> BaseException | None:
         """
         Wait for the task that works on *slot*.
 
@@ -581,7 +585,7 @@ class ShardRunner:
         self._cancel_connects()
         self.notify()
 
-    def _end_now(self, slots: set[Slot], reason: str) -> None:
+    def _end_now(self, slots: set[Slot[S]], reason: str) -> None:
         for slot in slots:
             task = self._tasks.pop(slot, None)
             if task is not None:
@@ -675,7 +679,7 @@ class ShardRunner:
         self.reporter.emit_reset_failed(error)
         return "reset failed"
 
-    def replace_read_only(self, slot: Slot) -> None:
+    def replace_read_only(self, slot: Slot[S]) -> None:
         """
         Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
         """
@@ -685,13 +689,13 @@ class ShardRunner:
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
 
-    def give_up(self, slot: Slot, reason: str) -> None:
+    def give_up(self, slot: Slot[S], reason: str) -> None:
         """Close a connection that has become useless."""
         self.shard.discard(slot, reason)
         self.act()
         self.notify()
 
-    def lease_dropped(self, slot: Slot) -> None:
+    def lease_dropped(self, slot: Slot[S]) -> None:
         """
         Close a connection whose lease nobody will ever end. The garbage collector may call this between any two lines.
         """
@@ -700,7 +704,7 @@ class ShardRunner:
         else:
             self._reclaim(slot)
 
-    def _reclaim(self, slot: Slot) -> None:
+    def _reclaim(self, slot: Slot[S]) -> None:
         self.housekeeper.reclaim(slot)
         self.act()
         self.notify()
@@ -709,7 +713,7 @@ class ShardRunner:
         self.shard.counters.found_dead += 1
         return "did not answer"
 
-    def notify_settled(self, slot: Slot) -> None:
+    def notify_settled(self, slot: Slot[S]) -> None:
         """
         Handle the last answer due on a connection: park it if it is idle, or make it available if it waits for that
         answer.
@@ -723,7 +727,7 @@ class ShardRunner:
         if self._changes.are_awaited():
             self.notify()
 
-    def _tell_opener(self, slot: Slot, error: BaseException | None) -> None:
+    def _tell_opener(self, slot: Slot[S], error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)
         if opener is not None and not opener.done():
             if error is None:
@@ -738,12 +742,12 @@ class ShardRunner:
             core.loop_emptied()
 
 
-class SessionListener:
+class SessionListener(Generic[S]):
     """Forwards session events to the runner of the session's loop."""
 
     __slots__ = ("runner", "slot")
 
-    def __init__(self, runner: ShardRunner, slot: Slot) -> None:
+    def __init__(self, runner: ShardRunner[S], slot: Slot[S]) -> None:
         self.runner = runner
         self.slot = slot
 
@@ -784,20 +788,20 @@ class SessionListener:
         self.runner.give_up(self.slot, reason)
 
 
-def _sweep(myself: weakref.ref[ShardRunner]) -> None:
+def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:
     runner = myself()
     if runner is not None:
         runner.housekeeper.sweep(monotonic())
         runner.act()
 
 
-async def _farewell(myself: weakref.ref[ShardRunner]) -> None:
+async def _farewell(myself: weakref.ref[ShardRunner[Any]]) -> None:
     runner = myself()
     if runner is not None:
         await runner.farewell()
 
 
-def _loop_closed(myself: weakref.ref[ShardRunner]) -> None:
+def _loop_closed(myself: weakref.ref[ShardRunner[Any]]) -> None:
     runner = myself()
     if runner is not None:
         runner.loop_closed()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic
 
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.connect_pacing import STEP_SECONDS, MinSizeBackoff, SlowStart
@@ -26,7 +26,7 @@ from loopaware_pool._core.load_shedding import LoadShedding
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
 from loopaware_pool._core.terms import Phase
 from loopaware_pool._core.wait_queue import WaitQueue
-from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.driver import Liveness, ReturnCheck, S
 from loopaware_pool.stats import Counters, LoopStats
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from loopaware_pool._core.interfaces import ShardEffects, Waiter
     from loopaware_pool._core.permits import Permits
     from loopaware_pool._core.terms import Terms
-    from loopaware_pool.driver import Session
 
 __all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
 
@@ -69,7 +68,7 @@ def answer_limit(seconds: float | None) -> float:
     return RESET_ANSWER_SECONDS if seconds is None else min(max(seconds, LEAST_ANSWER_SECONDS), RESET_ANSWER_SECONDS)
 
 
-class Shard:
+class Shard(Generic[S]):
     """
     One loop's share of a pool.
 
@@ -87,17 +86,17 @@ class Shard:
         config: PoolConfig,
         permits: Permits,
         terms: Terms,
-        effects: ShardEffects,
+        effects: ShardEffects[S],
         *,
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
     ) -> None:
         self.phase = _OPEN
-        self.idle: list[Slot] = []
-        self.slots: set[Slot] = set()
-        self.connecting: set[Slot] = set()
-        self.closing: dict[Slot, float] = {}  # when a waiting caller may cut the close short; in order of closing
-        self.unanswered: dict[Slot, float] = {}  # when the reset counts as failed; in order of return
+        self.idle: list[Slot[S]] = []
+        self.slots: set[Slot[S]] = set()
+        self.connecting: set[Slot[S]] = set()
+        self.closing: dict[Slot[S], float] = {}  # when a waiting caller may cut the close short; in order of closing
+        self.unanswered: dict[Slot[S], float] = {}  # when the reset counts as failed; in order of return
         self.waiters = WaitQueue()
         self.counters = Counters()
         self.last_error: BaseException | None = None
@@ -117,8 +116,8 @@ class Shard:
         self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
-        self._reasons: dict[Slot, str] = {}
-        self.restoring: set[Slot] = set()  # connects that are for `min_size`
+        self._reasons: dict[Slot[S], str] = {}
+        self.restoring: set[Slot[S]] = set()  # connects that are for `min_size`
         self._min_size_slow_start = SlowStart(ceiling)
         self._min_size_backoff = MinSizeBackoff()
         self._pool_size = pool_size
@@ -130,7 +129,7 @@ class Shard:
 
     # ---- lending ----
 
-    def take(self, now: float) -> Slot | None:
+    def take(self, now: float) -> Slot[S] | None:
         """Lend an idle connection at once. None if there is none, or if other callers wait for one."""
         if self.waiters or self.phase is not _OPEN:
             return None
@@ -168,7 +167,7 @@ class Shard:
         self.waiters.rejoin(waiter, since, has_deadline=has_deadline)
         self.grow(now)
 
-    def claim(self, slot: Slot, waited: float | None, now: float) -> None:
+    def claim(self, slot: Slot[S], waited: float | None, now: float) -> None:
         """Begin the lease of a caller that was handed *slot* and has woken; *waited* is None if it was not queued."""
         slot.move(_CLAIMED)
         if waited is not None:
@@ -176,7 +175,7 @@ class Shard:
             self.counters.waited_seconds += waited
         self._lend(slot, now)
 
-    def abandon(self, slot: Slot, now: float) -> None:
+    def abandon(self, slot: Slot[S], now: float) -> None:
         """Take *slot* back from a caller that cannot use it, because it was cancelled or came too late."""
         if slot.state is SlotState.RESERVED:
             slot.move(SlotEvent.ABANDONED)
@@ -188,13 +187,13 @@ class Shard:
         if not self.waiters:
             self._demand_ended()
 
-    def _lend(self, slot: Slot, now: float) -> None:
+    def _lend(self, slot: Slot[S], now: float) -> None:
         slot.since = now
         self.counters.acquired += 1
         if self._lease_look is not NEVER:
             self.wake_by(now + self._lease_look)
 
-    def _quarantine(self, slot: Slot, liveness: Liveness) -> None:
+    def _quarantine(self, slot: Slot[S], liveness: Liveness) -> None:
         """Keep callers from *slot*: it is dead, or has unread data that may say so."""
         if liveness is _UNREAD:
             slot.move(SlotEvent.RESET_STARTED)
@@ -205,7 +204,7 @@ class Shard:
 
     # ---- taking back ----
 
-    def returned(self, slot: Slot, check: ReturnCheck, now: float, answer_seconds: float | None = None) -> None:
+    def returned(self, slot: Slot[S], check: ReturnCheck, now: float, answer_seconds: float | None = None) -> None:
         """
         Take a connection back from its caller.
 
@@ -238,20 +237,20 @@ class Shard:
         if slot.reported is not None:
             self._effects.report_late_return(slot, held_seconds)
 
-    def reset_answered(self, slot: Slot, now: float) -> None:
+    def reset_answered(self, slot: Slot[S], now: float) -> None:
         """Make a connection available again after the answer to its reset, if the shard waits for that."""
         if slot in self.unanswered:
             del self.unanswered[slot]
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
 
-    def serviced(self, slot: Slot, now: float) -> None:
+    def serviced(self, slot: Slot[S], now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
         if slot.state is SlotState.RESETTING:
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
 
-    def discard(self, slot: Slot, reason: str) -> None:
+    def discard(self, slot: Slot[S], reason: str) -> None:
         """Close a connection that has become useless, in whatever state it is."""
         if slot.state in (SlotState.CLOSING, SlotState.GONE, SlotState.CONNECTING):
             return
@@ -259,7 +258,7 @@ class Shard:
             self.idle.remove(slot)
         self._retire(slot, reason, politely=False)
 
-    def _offer(self, slot: Slot, now: float) -> None:
+    def _offer(self, slot: Slot[S], now: float) -> None:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
         if self.phase is _CLOSED:
             self._retire(slot, "pool closed")
@@ -280,15 +279,15 @@ class Shard:
             if self._permits.claims:
                 self.permit_requested(now)
 
-    def is_outdated(self, slot: Slot) -> bool:
+    def is_outdated(self, slot: Slot[S]) -> bool:
         """Whether *slot* was opened before the last `expire()`."""
         return slot.generation != self._terms.generation
 
-    def _is_past_use(self, slot: Slot, now: float) -> bool:
+    def _is_past_use(self, slot: Slot[S], now: float) -> bool:
         """Whether *slot* is closed as soon as it is back, so that its reset's answer does not matter."""
         return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
 
-    def _hand_on(self, slot: Slot, now: float) -> bool:
+    def _hand_on(self, slot: Slot[S], now: float) -> bool:
         """
         Hand *slot* to the first waiter, give its permit to another loop, or close it. False if it is to become idle.
         """
@@ -324,7 +323,7 @@ class Shard:
             waiter.set_exception(error)
         return None
 
-    def _has_served(self, slot: Slot, now: float) -> bool:
+    def _has_served(self, slot: Slot[S], now: float) -> bool:
         """
         Whether *slot* has served this loop long enough to be given to another loop that waits.
 
@@ -333,12 +332,12 @@ class Shard:
         age_seconds = now - slot.opened_at
         return age_seconds >= self._config.patience and self._permits.should_yield(self, now, donor_has_waiters=True)
 
-    def _retire_old(self, slot: Slot) -> None:
+    def _retire_old(self, slot: Slot[S]) -> None:
         self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
 
     # ---- growing ----
 
-    def open_one(self, now: float) -> Slot | None:
+    def open_one(self, now: float) -> Slot[S] | None:
         """Start a connect, if a permit is free."""
         return self._start_connect(now) if self._permits.take(self) else None
 
@@ -397,13 +396,13 @@ class Shard:
         elif self._permits.claims:
             self._cut_goodbyes_short(now)
 
-    def _take_unused(self) -> Slot | None:
+    def _take_unused(self) -> Slot[S] | None:
         try:
             return self.idle.pop(0)
         except IndexError:  # empty by now: this may be another thread, and the loop may run
             return next(iter(list(self.unanswered)), None)  # a loop that is not running reads no answers
 
-    def connected(self, slot: Slot, session: Session, now: float) -> None:
+    def connected(self, slot: Slot[S], session: S, now: float) -> None:
         """Add a connection that has been opened."""
         self.connecting.discard(slot)
         if slot in self.restoring:
@@ -426,7 +425,7 @@ class Shard:
         self._offer(slot, now)
         self.grow(now)
 
-    def connect_failed(self, slot: Slot, error: BaseException, now: float, *, is_final: bool) -> None:
+    def connect_failed(self, slot: Slot[S], error: BaseException, now: float, *, is_final: bool) -> None:
         """
         Note that a connect failed, and raise its error in callers that have nothing else to hope for.
 
@@ -452,7 +451,7 @@ class Shard:
         self._return_permit()
         self.grow(now)
 
-    def connect_cancelled(self, slot: Slot, now: float) -> None:
+    def connect_cancelled(self, slot: Slot[S], now: float) -> None:
         """Note that a connect's task was cancelled. Callers that still wait get another connect."""
         slot.move(SlotEvent.CONNECT_FAILED)
         self.connecting.discard(slot)
@@ -461,8 +460,8 @@ class Shard:
         self._return_permit()
         self.grow(now)
 
-    def _start_connect(self, now: float) -> Slot:
-        slot = Slot(self._terms.generation, now)
+    def _start_connect(self, now: float) -> Slot[S]:
+        slot: Slot[S] = Slot(self._terms.generation, now)
         self.slots.add(slot)
         self.connecting.add(slot)
         self._effects.begin_connect(slot)
@@ -495,12 +494,12 @@ class Shard:
 
     # ---- closing ----
 
-    def retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+    def retire(self, slot: Slot[S], reason: str, *, politely: bool = True) -> None:
         """Close a connection that a caller has, or just had."""
         if slot.state not in (SlotState.CLOSING, SlotState.GONE):
             self._retire(slot, reason, politely=politely)
 
-    def closed(self, slot: Slot, now: float) -> None:
+    def closed(self, slot: Slot[S], now: float) -> None:
         """Let go of a connection whose socket is gone."""
         if slot.state is SlotState.GONE:
             return
@@ -531,7 +530,7 @@ class Shard:
                 self._offer(self.idle.pop(), now)
             self.grow(now)
 
-    def _retire(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+    def _retire(self, slot: Slot[S], reason: str, *, politely: bool = True) -> None:
         slot.move(SlotEvent.CLOSE_STARTED)
         self.unanswered.pop(slot, None)
         self.closing[slot] = NEVER
@@ -560,7 +559,7 @@ class Shard:
     def _permits_wanted(self) -> int:
         return max(0, len(self.waiters) - len(self.connecting)) + len(self._permits.claims)
 
-    def _found_dead(self, slot: Slot) -> None:
+    def _found_dead(self, slot: Slot[S]) -> None:
         self.counters.found_dead += 1
         self._retire(slot, "closed by the server", politely=False)
 
@@ -601,7 +600,7 @@ class Shard:
         if missing and allowance > 1:  # 1 means that the server has just refused: wait for the connect under way
             self.wake_by(now + STEP_SECONDS)
 
-    def _floor_connect_failed(self, slot: Slot, error: BaseException, now: float) -> None:
+    def _floor_connect_failed(self, slot: Slot[S], error: BaseException, now: float) -> None:
         """Schedule another connect for `min_size`, if this one was for it."""
         if slot in self.restoring:
             self.restoring.discard(slot)
@@ -659,12 +658,12 @@ class Shard:
                 self.idle.remove(slot)
                 self._found_dead(slot)
 
-    def retire_idle(self, slot: Slot, reason: str, *, politely: bool = True) -> None:
+    def retire_idle(self, slot: Slot[S], reason: str, *, politely: bool = True) -> None:
         """Close an idle connection."""
         self.idle.remove(slot)
         self._retire(slot, reason, politely=politely)
 
-    def ping_idle(self, slot: Slot) -> None:
+    def ping_idle(self, slot: Slot[S]) -> None:
         """Make a round trip on an idle connection, later if its loop is not running: nobody would read the answer."""
         if not self._effects.is_awake():
             self.wake_by(0.0)  # as soon as it runs

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import weakref
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic
+
+from loopaware_pool.driver import S_co
 
 if TYPE_CHECKING:
     import asyncio
     from types import CodeType, FrameType
 
-    from loopaware_pool.driver import Session
     from loopaware_pool.stats import LeaseInfo
 
 __all__ = ["LIBRARY_MODULES", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
@@ -110,7 +111,7 @@ class IllegalMove(RuntimeError):
     """A move outside the table was asked for: a defect of the pool. Nothing was changed."""
 
 
-class Slot:
+class Slot(Generic[S_co]):
     """
     A connection's place in the pool. Touched by its own loop only.
 
@@ -140,7 +141,7 @@ class Slot:
         "state",
     )
 
-    session: Session
+    session: S_co
 
     def __init__(self, generation: int, now: float) -> None:
         self.state = SlotState.CONNECTING

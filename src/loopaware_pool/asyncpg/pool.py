@@ -225,7 +225,7 @@ class Pool(UpstreamPool):
             runner.act()
         if slot is None:
             slot = await core.queue.wait(runner, timeout)
-        session: AsyncpgSession = slot.session  # type: ignore[assignment]
+        session = slot.session
         session.reset_timeout = timeout
         slot.lent_to(asyncio.current_task(runner.loop), context.code, context.instruction)
         context.connection = proxy = self._proxy_class(session, self)
@@ -239,7 +239,11 @@ class Pool(UpstreamPool):
         self._check_init()
 
     async def _set_up(
-        self, proxy: PoolConnectionProxy, runner: ShardRunner, slot: Slot, deadline: float | None
+        self,
+        proxy: PoolConnectionProxy,
+        runner: ShardRunner[AsyncpgSession],
+        slot: Slot[AsyncpgSession],
+        deadline: float | None,
     ) -> None:
         """
         Run the user's `setup`. If it fails, the pool closes the connection, and no caller waits for that. If `setup`
@@ -295,17 +299,16 @@ class Pool(UpstreamPool):
 
     _own_release = staticmethod(release)  # to tell it from an override
 
-    def _release(self, proxy: object, timeout: float | None) -> SessionListener | None:
+    def _release(self, proxy: object, timeout: float | None) -> SessionListener[AsyncpgSession] | None:
         """Take a connection back. Returns its listener if a task still resets it; the caller may wait for that."""
         if type(proxy) is not self._proxy_class or proxy._pool_reference is not self.reference:
             raise asyncpg.InterfaceError(
                 f"Pool.release() received invalid connection: {proxy!r} is not a member of this pool"
             )
-        con = proxy._connection
-        if con is None:
+        con, session = proxy._connection, proxy._holder
+        listener = session.owner
+        if con is None or listener is None:  # released already, or the parent process's
             return None
-        session = proxy._holder
-        listener: SessionListener = session.owner  # type: ignore[assignment]
         if con._loop is not running():
             listener.runner.errands.add(functools.partial(self._release_at_home, proxy, listener, timeout))
             return None
@@ -326,7 +329,9 @@ class Pool(UpstreamPool):
                     runner.act()
         return listener if check is _RESET else None
 
-    def _release_at_home(self, proxy: PoolConnectionProxy, listener: SessionListener, timeout: float | None) -> None:
+    def _release_at_home(
+        self, proxy: PoolConnectionProxy, listener: SessionListener[AsyncpgSession], timeout: float | None
+    ) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
         if listener.runner.is_here():
             self._release(proxy, timeout)

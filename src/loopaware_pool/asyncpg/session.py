@@ -37,11 +37,12 @@ from loopaware_pool.asyncpg.pipelined_reset import (
     query_message,
     reset_statements,
 )
-from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+from loopaware_pool.driver import Liveness, ReturnCheck
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from loopaware_pool._core.runner import SessionListener
 
 __all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "without_query_loggers"]
 
@@ -144,7 +145,7 @@ class AsyncpgSession:
     )
 
     def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        self.owner: Owner | None = None
+        self.owner: SessionListener[AsyncpgSession] | None = None
         self.proxy: upstream.PoolConnectionProxy | None = None
         self.pool: upstream.Pool | None = None
         self.reset_timeout: float | None = None

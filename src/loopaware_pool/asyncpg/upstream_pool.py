@@ -11,7 +11,6 @@ from asyncpg import pool as upstream
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.terms import PoolState
 from loopaware_pool._platform.event_loops import running
-from loopaware_pool.asyncpg.session import AsyncpgSession
 
 if TYPE_CHECKING:
     import weakref
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.asyncpg.driver import AsyncpgDriver
+    from loopaware_pool.asyncpg.session import AsyncpgSession
 
 __all__ = ["Uncopied", "UpstreamPool"]
 
@@ -74,15 +74,14 @@ class Uncopied:
 class UpstreamPool(Uncopied, upstream.Pool):
     """The part of a pool that asyncpg's connections and its tests use."""
 
-    _core: PoolCore
+    _core: PoolCore[AsyncpgSession]
     _config: PoolConfig
     _driver: AsyncpgDriver
     _home: weakref.ref[AbstractEventLoop] | None
 
     def _sessions(self) -> list[AsyncpgSession]:
         slots = self._core.slots(SlotState.CONNECTING, SlotState.CLOSING)
-        sessions = [slot.session for slot in slots]
-        return [session for session in sessions if isinstance(session, AsyncpgSession) and session.is_connected()]
+        return [slot.session for slot in slots if slot.session.is_connected()]
 
     def _drop_statement_cache(self) -> None:
         self._core.for_each_session(lambda session: _con(session)._drop_local_statement_cache())

@@ -167,7 +167,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
             except Exception as error:  # noqa: BLE001 - the query may end by itself
                 logger.warning("query cancellation failed: %s", error)
-            await self.watch.drive(gen, has_begun=True, timeout=CANCEL_SECONDS)
+            if not self.closed:  # else psycopg's generators in C would go on with what libpq has freed meanwhile
+                await self.watch.drive(gen, has_begun=True, timeout=CANCEL_SECONDS)
         except psycopg.errors.QueryCanceled:
             pass
         except BaseException as error:

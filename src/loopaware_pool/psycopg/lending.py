@@ -48,7 +48,7 @@ _NEW, _ENTERED, _LEFT = _Phase
 class Lender(Protocol[ACT]):
     """The part of the pool that this module uses."""
 
-    _core: PoolCore
+    _core: PoolCore[PsycopgSession]
     _rechecks: int
 
     def getconn(self, timeout: float | None = None) -> Awaitable[ACT]:
@@ -57,9 +57,9 @@ class Lender(Protocol[ACT]):
     def putconn(self, conn: ACT) -> Awaitable[None]:
         """Take a connection back."""
 
-    def _lend(self, slot: Slot, runner: ShardRunner) -> ACT: ...
+    def _lend(self, slot: Slot[PsycopgSession], runner: ShardRunner[PsycopgSession]) -> ACT: ...
 
-    def _take_back(self, conn: ACT) -> SessionListener | None: ...
+    def _take_back(self, conn: Any) -> SessionListener[PsycopgSession] | None: ...
 
     def _session_of(self, conn: Any) -> PsycopgSession: ...
 
@@ -79,7 +79,7 @@ class Checkup:
     def __init__(
         self,
         pool: Lender[Any],
-        runner: ShardRunner,
+        runner: ShardRunner[PsycopgSession],
         check: Callable[[Any], Awaitable[None]],
         timeout: float,
         began: float,
@@ -117,10 +117,10 @@ class Checkup:
         return connection
 
     def _put_back(self, connection: Any) -> None:
-        listener: SessionListener = self._pool._session_of(connection).owner  # type: ignore[assignment]
+        listener = self._pool._session_of(connection).owner
         if not connection.closed:
             self._pool._take_back(connection)
-        elif listener.slot.is_lent():
+        elif listener is not None and listener.slot.is_lent():
             logger.info("not serving connection found broken")
             self._runner.shard.counters.found_dead += 1
             self._runner.shard.retire(listener.slot, "failed its check", politely=False)
@@ -189,7 +189,7 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
             raise RuntimeError("this context was entered already; call connection() for each lease")
         self._phase = _ENTERED
         self._connection = connection = await self._pool.getconn(timeout=self._timeout)
-        session: PsycopgSession = connection._loopaware_session  # type: ignore[attr-defined]
+        session: PsycopgSession = self._connection._loopaware_session
         if not session.leaves_plainly:
             try:
                 await connection.__aenter__()

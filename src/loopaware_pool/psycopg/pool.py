@@ -219,14 +219,16 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         await self.close()
         raise error
 
-    def _init_timeout(self, runner: ShardRunner, seconds: float) -> InitTimeout:
+    def _init_timeout(self, runner: ShardRunner[PsycopgSession], seconds: float) -> InitTimeout:
         cause = self._driver.fault or runner.shard.last_error
         return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(runner.leases()), cause=cause)
 
     def _is_full(self) -> bool:
         return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
 
-    async def _is_ready_within(self, runner: ShardRunner, seconds: float, old_fault: BaseException | None) -> bool:
+    async def _is_ready_within(
+        self, runner: ShardRunner[PsycopgSession], seconds: float, old_fault: BaseException | None
+    ) -> bool:
         """Wait for the connections. False as soon as the time is up, or the program is found to be at fault."""
         core, deadline = self._core, monotonic() + seconds
 
@@ -369,8 +371,9 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
         if logger.isEnabledFor(logging.INFO):
             logger.info("returning connection to %r", self.name)
-        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
-        listener: SessionListener | None = session.owner  # type: ignore[assignment]
+        lent: Any = conn  # with its session, which no class of connections declares
+        session: PsycopgSession = lent._loopaware_session
+        listener = session.owner
         if listener is None:  # not the pool's: the parent process has it, or `configure` during its connect
             conn._pool = None
             return
@@ -384,20 +387,20 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     def _session_of(self, conn: Any) -> PsycopgSession:
         """Return the session of a lent connection."""
-        return cast("PsycopgSession", conn._loopaware_session)
+        session: PsycopgSession = conn._loopaware_session
+        return session
 
-    def _lend(self, slot: Slot, runner: ShardRunner) -> ACT:
+    def _lend(self, slot: Slot[PsycopgSession], runner: ShardRunner[PsycopgSession]) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
         slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(sys._getframe(1)))
-        session: PsycopgSession = slot.session  # type: ignore[assignment]
-        return cast("ACT", session.lend(self))
+        return cast("ACT", slot.session.lend(self))
 
-    def _take_back(self, conn: ACT) -> SessionListener | None:
+    def _take_back(self, conn: Any) -> SessionListener[PsycopgSession] | None:
         """Take a connection back. Returns its listener if a task still works on it; the caller may wait for that."""
-        session: PsycopgSession = conn._loopaware_session  # type: ignore[attr-defined]
+        session: PsycopgSession = conn._loopaware_session
         session.end_lease(conn)
-        listener: SessionListener = session.owner  # type: ignore[assignment]
-        if not listener.slot.is_lent():
+        listener = session.owner
+        if listener is None or not listener.slot.is_lent():
             return None
         runner, shard = listener.runner, listener.runner.shard
         is_kept = self._core.state is _OPEN and (self._keeps_idle or shard.waiters)
@@ -415,7 +418,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         if self._keeps_idle and size > self._core.terms.min_size:
             logger.info("growing pool %r to %s", self.name, size)
 
-    def _take_back_at_home(self, conn: ACT, listener: SessionListener) -> None:
+    def _take_back_at_home(self, conn: ACT, listener: SessionListener[PsycopgSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
         if listener.runner.is_here():
             self._take_back(conn)
@@ -463,7 +466,9 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
     async def check(self) -> None:
         """Do nothing, as no connection is idle."""
 
-    async def _is_ready_within(self, runner: ShardRunner, seconds: float, old_fault: BaseException | None) -> bool:
+    async def _is_ready_within(
+        self, runner: ShardRunner[PsycopgSession], seconds: float, old_fault: BaseException | None
+    ) -> bool:
         """Try to connect until it succeeds, the time is up, or the program is found to be at fault."""
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:

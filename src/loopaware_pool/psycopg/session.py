@@ -25,13 +25,14 @@ from loopaware_pool._platform.sockets import (
     replace_by_devnull,
     selector_keys,
 )
-from loopaware_pool.driver import Liveness, Owner, ReturnCheck
+from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.socket_waiter import ConnectionUse, SocketWaiter, unregister
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from loopaware_pool._core.runner import SessionListener
 
 __all__ = ["PsycopgSession", "SessionSettings", "check_connection"]
 
@@ -236,7 +237,7 @@ class PsycopgSession:
     ) -> None:
         layers = list(_layers(connection))
         bare = layers[-1]
-        self.owner: Owner | None = None
+        self.owner: SessionListener[PsycopgSession] | None = None
         self.connection: AsyncConnection[Any] | None = connection
         self.loop = loop
         self._settings = settings

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.psycopg.driver import PsycopgDriver
+    from loopaware_pool.psycopg.session import PsycopgSession
     from loopaware_pool.stats import ConnectionReport, PoolStats
 
 __all__ = ["UpstreamPool"]
@@ -47,7 +48,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     close_returns: bool
     _discard_expired: str
     _keeps_idle: bool
-    _core: PoolCore
+    _core: PoolCore[PsycopgSession]
     _driver: PsycopgDriver
     _max_size: int
     _popped: dict[str, int]
@@ -196,7 +197,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         name = checked_name(name)
         self._core.reconfigure(name=name)
         self._driver.name = name
-        self._core.for_each_session(functools.partial(_rename, name))
+        self._core.for_each_session(lambda session: session.rename(name))
 
     @property
     def max_waiting(self) -> int:
@@ -250,7 +251,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
 
     @property
     def _pool(self) -> list[Any]:  # type: ignore[override]
-        return [_connection(slot.session) for runner in self._core.runners() for slot in runner.shard.idle]
+        return [slot.session.connection for runner in self._core.runners() for slot in runner.shard.idle]
 
     @property
     def _nconns(self) -> int:  # type: ignore[override]
@@ -267,11 +268,3 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     async def schedule_task(self, task: object, delay: float) -> NoReturn:
         """Refuse: there are none of psycopg_pool's workers."""
         raise NotImplementedError(f"{type(self).__name__} has no workers to run {task!r} after {delay} s")
-
-
-def _connection(session: Any) -> Any:
-    return session.connection
-
-
-def _rename(name: str, session: Any) -> None:
-    session.rename(name)

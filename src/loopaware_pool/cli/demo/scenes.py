@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from psycopg.waiting import Wait
 
 from loopaware_pool.cli.demo.entrants import CONNECTIONS, QUERY, STUCK_SECONDS, Entrant, Playground
 from loopaware_pool.cli.measure import Burst, run_burst
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    import psycopg
+    from psycopg.abc import PQGen
 
 __all__ = [
     "MESSAGES",
@@ -342,7 +346,7 @@ async def give_back_under_query(entrant: Entrant) -> Reuse:
             await entrant.open(pool)
             connection = await pool.getconn()
             number = connection.pgconn.socket
-            query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
+            query = asyncio.create_task(_sleep_on(connection))
             await asyncio.sleep(MESSAGE_SECONDS)
             await pool.putconn(connection)
             os.dup2(here.fileno(), number)
@@ -350,6 +354,25 @@ async def give_back_under_query(entrant: Entrant) -> Reuse:
             query.cancel()
             outcome = (await asyncio.gather(query, return_exceptions=True))[0]
     return Reuse(_as_printed(outcome) if isinstance(outcome, Exception) else "", heard)
+
+
+async def _sleep_on(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with connection.lock:
+        await connection.wait(_sleep(connection.pgconn))
+
+
+def _sleep(pgconn: psycopg.pq.abc.PGconn) -> PQGen[None]:
+    """
+    Send a query and read its answer, as psycopg's generators do.
+
+    Theirs in C keep a pointer to what libpq frees when the connection is closed. Resumed afterwards they may take the
+    process down.
+    """
+    pgconn.send_query(b"SELECT pg_sleep(60)")
+    pgconn.flush()
+    while pgconn.is_busy():
+        yield Wait.R
+        pgconn.consume_input()
 
 
 async def _count_heard(number: int, peer: socket.socket) -> int:
