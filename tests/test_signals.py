@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import functools
+import itertools
 import sys
 import threading
 from contextlib import closing
