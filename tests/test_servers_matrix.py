@@ -130,4 +130,5 @@ def test_a_life_that_nobody_ends(end, place, loop_factory, request):
             end(loop_factory, main())
     no_session_left(dsn, pool)
     kept.clear()
+    pool = None  # it may hold on to the loops, and so to what uvloop complains of
     gc.collect()

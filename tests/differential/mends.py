@@ -14,7 +14,7 @@ from loopaware_pool.asyncpg import pipelined_reset as asyncpg_reset
 from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.asyncpg.session import AsyncpgSession
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.psycopg import pool as psycopg
+from loopaware_pool.psycopg import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def _keep_no_callbacks(session: AsyncpgSession, _: Any) -> None:
     session._query_loggers = session._termination_listeners = frozenset()
 
 
-def _span_that_never_is_0(_: str, seconds: float) -> float:
+def _span_that_never_is_0(seconds: float) -> float:
     return 0.0 if seconds == float("inf") else seconds
 
 
@@ -81,7 +81,7 @@ MENDS = {
         (asyncpg_reset, "_become", lambda _: ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"])
     ),
     "keeps-callbacks-of-init": _patched((AsyncpgSession, "_keep_callbacks", _keep_no_callbacks)),
-    "closes-at-once": _patched((psycopg, "span", _span_that_never_is_0)),
+    "closes-at-once": _patched((options, "span", _span_that_never_is_0)),
     "lends-before-the-end-of-life": _patched((shard, "math", SimpleNamespace(nextafter=lambda now, _: now))),
     "lets-growth-not-wait": _patched(
         (Queue, "waiting_in_line", lambda queue: sum(len(runner.shard.waiters) for runner in queue._runners()))

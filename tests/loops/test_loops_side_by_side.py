@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 
 def test_four_threads_share_max_size(dsn, runner_factory):
-    """Four loops at once take 400 connections each; the server never sees more sessions than `max_size`."""
+    """Four loops at once take 400 connections each; there are never more sessions than `max_size`."""
     pool = make_pool(dsn, max_size=3)
     most = []
 
@@ -47,7 +47,7 @@ def test_four_threads_share_max_size(dsn, runner_factory):
 
     def watch():
         while not done.is_set():
-            most.append(helpers.server_sessions(dsn, pool.name))
+            most.append(helpers.open_sessions(dsn, pool.name))
 
     done = threading.Event()
     with no_socket_left():

@@ -97,7 +97,7 @@ def test_psycopg_pools_own_pool_fails_in_three_runs(dsn):
 
 
 def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
-    """Each with a loop of its own; the server never sees more sessions than `max_size`."""
+    """Each with a loop of its own; there are never more sessions than `max_size`."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=3, **options)
     most = 0
     wrong = []
@@ -118,7 +118,7 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        most = max(most, helpers.server_sessions(dsn, pool.name))
+        most = max(most, helpers.open_sessions(dsn, pool.name))
     for thread in threads:
         thread.join()
     assert not wrong
@@ -174,7 +174,7 @@ def test_a_loop_that_ends_takes_its_connections_along(dsn, run, loop_factory, en
         await leave(pool)
 
     end(loop_factory, main())
-    eventually(lambda: not helpers.server_sessions(dsn, pool.name) or leave is leave_querying, "sessions that end")
+    eventually(lambda: not helpers.open_sessions(dsn, pool.name) or leave is leave_querying, "sessions that end")
     for kept in left:
         if isinstance(kept, tuple):
             kept[1]._log_destroy_pending = False
