@@ -38,7 +38,7 @@ MAY_IMPORT = {
 PURE = (
     *("errors", "stats", "_platform.conninfo", "asyncpg.sql_effects"),
     *("_core.config", "_core.connect_pacing", "_core.housekeeping", "_core.interfaces", "_core.load_shedding"),
-    *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.terms", "_core.wait_queue"),
+    *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.state", "_core.wait_queue"),
 )
 IMPURE_IMPORTS = {
     "asyncio",

@@ -30,7 +30,6 @@ from loopaware_pool._core.reporter import Reporter, logger
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
-from loopaware_pool._core.terms import Phase
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
@@ -39,10 +38,9 @@ from loopaware_pool.driver import HookFailed, Liveness, S
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.leak_check import Ledger
     from loopaware_pool._core.permits import Claimant, Permits
-    from loopaware_pool._core.terms import Terms
+    from loopaware_pool._core.state import SharedState
     from loopaware_pool.driver import Driver
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
@@ -65,17 +63,15 @@ class PoolOfLoops(Protocol[S]):
     The part of the registry that a runner uses.
 
     Attributes:
-        config: The pool's settings.
+        shared: What the loops share, the pool's settings among it.
         driver: How connections are made.
-        terms: What the pool decides for all its loops.
         permits: The pool's permits.
         ledger: Sockets whose loops ended before they were seen gone.
         jitter: Draws a number between 0 and 1, for lifetimes.
     """
 
-    config: PoolConfig
+    shared: SharedState
     driver: Driver[S]
-    terms: Terms
     permits: Permits
     ledger: Ledger
     jitter: Callable[[], float]
@@ -125,13 +121,11 @@ class ShardRunner(Generic[S]):
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = event_loops.label(loop)
-        self.reporter = Reporter(core.config, self.label)
-        self.shard: Shard[S] = Shard(
-            core.config, core.permits, core.terms, self, pool_size=core.size, jitter=core.jitter
-        )
-        self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
+        self.reporter = Reporter(core.shared, self.label)
+        self.shard: Shard[S] = Shard(core.shared, core.permits, self, pool_size=core.size, jitter=core.jitter)
+        self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.shared, self, pool_size=core.size)
         self._core = weakref.ref(core)
-        self._config = core.config
+        self._shared = core.shared
         self._driver = core.driver
         self.errors = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
@@ -139,7 +133,7 @@ class ShardRunner(Generic[S]):
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard.is_in_use, self.notify)
         self.park_when_idle = self._parking.park_when_idle
-        self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
+        self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
         self._changes = event_loops.Condition(loop)
@@ -266,7 +260,7 @@ class ShardRunner(Generic[S]):
                 try:
                     action()
                 except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
-                    message = f"{self._config.name}: the pool's work on a connection failed"
+                    message = f"{self._shared.config.name}: the pool's work on a connection failed"
                     self.loop.call_exception_handler({"message": message, "exception": error})
         finally:
             self._is_acting = False
@@ -402,7 +396,7 @@ class ShardRunner(Generic[S]):
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - the next line aborts it
-            logger.debug("%s: a connection did not close politely", self._config.name, exc_info=True)
+            logger.debug("%s: a connection did not close politely", self._shared.config.name, exc_info=True)
         self._cut(slot)
 
     def _cut(self, slot: Slot[S]) -> None:
@@ -427,14 +421,6 @@ class ShardRunner(Generic[S]):
             self.shard.discard(slot, "closed by the server")
         else:
             self.shard.serviced(slot, monotonic())
-        self.act()
-
-    def reconfigured(self, config: PoolConfig) -> None:
-        """Use other settings from now on."""
-        self._config = config
-        self.reporter.reconfigured(config)
-        self.housekeeper.reconfigured(config)
-        self.shard.reconfigured(config, monotonic())
         self.act()
 
     def keep_floor(self) -> None:
@@ -650,7 +636,8 @@ class ShardRunner(Generic[S]):
             if slot.state is not SlotState.CONNECTING:
                 slot.session.owner = None
                 slot.session.discard(forked=True)
-        self.shard.phase = Phase.CLOSED
+        self.shard.idle.clear()
+        self.shard.is_open = False
 
     def _leave_pool(self) -> None:
         if (core := self._core()) is not None:
@@ -668,7 +655,8 @@ class ShardRunner(Generic[S]):
 
     def _closed_error(self) -> BaseException:
         return self._driver.errors.closed(
-            f"pool {self._config.name!r} closed its connections on {self.label}: the loop ends", pool=self._config.name
+            f"pool {self._shared.config.name!r} closed its connections on {self.label}: the loop ends",
+            pool=self._shared.config.name,
         )
 
     # ---- telling ----
@@ -683,8 +671,8 @@ class ShardRunner(Generic[S]):
         """
         Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
         """
-        if (core := self._core()) is not None and slot.generation == core.terms.generation:
-            logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
+        if (core := self._core()) is not None and slot.generation == core.shared.generation:
+            logger.warning("%s: %s; replacing all connections", self._shared.config.name, BECAME_READ_ONLY)
             core.drain()
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()

@@ -22,7 +22,7 @@ from psycopg_pool.abc import ACT
 from loopaware_pool._core.config import IdleOrder, PoolConfig, check_callbacks, check_number
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState, acquiring_line
-from loopaware_pool._core.terms import PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.driver import ReturnCheck
@@ -185,7 +185,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         fd_check: float | None = None,
         on_event: EventHook | None = None,
     ) -> None:
-        self._max_size = max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
+        max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         check_choices(
             session_reset=(session_reset, SessionReset),
             idle_order=(idle_order, _Order),
@@ -310,7 +310,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(runner.leases()), cause=cause)
 
     def _is_full(self) -> bool:
-        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
+        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.shared.config.min_size
 
     async def _is_ready_within(
         self, runner: ShardRunner[PsycopgSession], seconds: float, old_fault: BaseException | None
@@ -501,7 +501,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     def _log_growth(self) -> None:
         size = self._core.size()
-        if self._keeps_idle and size > self._core.terms.min_size:
+        if self._keeps_idle and size > self._core.shared.config.min_size:
             logger.info("growing pool %r to %s", self.name, size)
 
     def _take_back_at_home(self, conn: ACT, listener: SessionListener[PsycopgSession]) -> None:
