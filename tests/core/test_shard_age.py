@@ -313,7 +313,7 @@ class TestShrinking:
         assert (shard.idle, shard.effects.wake) == (slots, pool.now + 6.0)
 
     def test_the_period_that_has_begun_ends_by_the_limit_of_now(self, three):
-        """Which may be over at once. Another setting changes nothing; and the timer is set, not for what is far away."""
+        """Which may be over at once. Another setting changes nothing; and the timer is set, but not for long after."""
         pool, shard, slots = three
         pool.pass_time(4.0)
         pool.reconfigure(max_waiting=3)

@@ -71,18 +71,37 @@ class TestSuspension:
         assert not waiter.done()
         assert shard.idle == slots
 
+    def test_a_suspension_in_the_middle_of_a_resumption_ends_it(self, make):
+        """Another thread may suspend the pool at any moment."""
+        pool, shard = make()
+        cold, warm = pool.with_idle(shard, 2)
+        pool.shared.is_suspended = True
+        first, second = pool.wait(shard), pool.wait(shard)
+        serve = first.set_result
+
+        def serve_and_suspend(slot):
+            serve(slot)
+            pool.shared.is_suspended = True
+
+        first.set_result = serve_and_suspend
+        pool.resume()
+        assert (first.result, second.result) == (warm, None)
+        assert shard.idle == [cold]
+
     def test_a_caller_is_not_served_before_those_who_waited_for_the_resumption(self, make):
         """Although its loop has yet to hear of it. What comes back goes to the first, too."""
-        pool, shard = make(max_size=3)
+        pool, shard = make(max_size=5)
         (lent,) = pool.lend(shard, 1)
         (idle,) = pool.with_idle(shard, 1)
         pool.shared.is_suspended = True
         first, second = pool.wait(shard), pool.wait(shard)
         pool.shared.is_suspended = False
         assert shard.take(pool.now) is None
+        third = pool.wait(shard)
+        assert len(shard.effects.opening) == 2, "one of the three can have the idle connection"
         give_back(pool, shard, lent)
         shard.resume(pool.now)
-        assert (first.result, second.result) == (lent, idle)
+        assert (first.result, second.result, third.result) == (lent, idle, None)
 
 
 class TestClosing:

@@ -242,13 +242,13 @@ class TestCounts:
         give_back(pool, shard, resetting, RESET)
         give_back(pool, shard, closing, WORN_OUT)
         pool.shared.is_suspended = True
-        waiters = [pool.wait(shard) for _ in range(2)]
+        waiters = [pool.wait(shard) for _ in range(3)]
         pool.shared.is_suspended = False
         give_back(pool, shard, reserved)
         assert waiters[0].result is reserved
         shard.grow(pool.now)
         stats = shard.stats("my loop")
-        assert (stats.loop, stats.lent, stats.idle, stats.waiting) == ("my loop", 2, 1, 1)
+        assert (stats.loop, stats.lent, stats.idle, stats.waiting) == ("my loop", 2, 1, 2)
         assert (stats.connecting, stats.resetting, stats.closing) == (1, 1, 1)
         assert stats.size == shard.size == 4
         assert lent.state is SlotState.LENT

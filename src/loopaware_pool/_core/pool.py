@@ -197,7 +197,7 @@ class PoolCore(Registry[S]):
         """
         if runner.loop is here:
             runner.shut(self.closed_error)
-            await runner.until(runner.is_unused, timeout)
+            await runner.changes.until(runner.is_unused, timeout)
         else:
             shut: asyncio.Future[None] = here.create_future()
             self._on(runner, lambda: self._shut_for(runner, here, shut))

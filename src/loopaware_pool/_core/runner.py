@@ -114,6 +114,7 @@ class ShardRunner(Generic[S]):
 
     Attributes:
         callers: How many callers are in the middle of something here, whatever they wait for.
+        changes: Wakes tasks that wait for connections to change on this loop.
         decided: What the shard has decided and `act` has not done yet; otherwise empty.
         hasty_callers: How many of the queued callers have a timeout of 0 or less.
     """
@@ -136,7 +137,7 @@ class ShardRunner(Generic[S]):
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
-        self._changes = event_loops.Condition(loop)
+        self.changes = event_loops.Condition(loop)
         self.callers = 0
         self.hasty_callers = 0
         self.errands = event_loops.Errands(loop)
@@ -457,16 +458,7 @@ class ShardRunner(Generic[S]):
 
     async def until_settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
-        await self._changes.until(self._is_settled)
-
-    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """
-        Wait until *condition* holds; it is looked at whenever connections have changed on this loop.
-
-        Returns:
-            False if *timeout* (seconds) passed first.
-        """
-        return await self._changes.until(condition, timeout)
+        await self.changes.until(self._is_settled)
 
     def is_unneeded(self) -> bool:
         """Whether the loop is not running, and nothing of the pool is on it: no connection, no caller, no task."""
@@ -477,7 +469,7 @@ class ShardRunner(Generic[S]):
             or self._tasks
             or self._openers
             or self.errands
-            or self._changes.are_awaited()
+            or self.changes.are_awaited()
         )
 
     def is_unused(self) -> bool:
@@ -610,8 +602,8 @@ class ShardRunner(Generic[S]):
         self._leave_pool()
         count = len(self.shard.slots)
         self.shut(self._closed_error)
-        await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
-        await self._changes.until(self.is_unused, FAREWELL_SECONDS)
+        await self.changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
+        await self.changes.until(self.is_unused, FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
         self._ended_with(count)
         await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
@@ -624,7 +616,7 @@ class ShardRunner(Generic[S]):
             # No caller can be told any more: futures of a closed loop cannot even be resolved.
             self.shard.waiters.clear()
             self._openers.clear()
-            self._changes.clear()
+            self.changes.clear()
             while self._tasks:
                 event_loops.close_abandoned_task(self._tasks.popitem()[1])
             self.cut_all(self._closed_error)
@@ -677,43 +669,9 @@ class ShardRunner(Generic[S]):
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
 
-    def give_up(self, slot: Slot[S], reason: str) -> None:
-        """Close a connection that has become useless."""
-        self.shard.discard(slot, reason)
-        self.act()
-        self.notify()
-
-    def lease_dropped(self, slot: Slot[S]) -> None:
-        """
-        Close a connection whose lease nobody will ever end. The garbage collector may call this between any two lines.
-        """
-        if has_interrupted_a_decision():
-            self.errands.add_for_later(functools.partial(self._reclaim, slot))
-        else:
-            self._reclaim(slot)
-
-    def _reclaim(self, slot: Slot[S]) -> None:
-        self.housekeeper.reclaim(slot)
-        self.act()
-        self.notify()
-
     def _found_dead(self, _: BaseException) -> str:
         self.shard.counters.found_dead += 1
         return "did not answer"
-
-    def notify_settled(self, slot: Slot[S]) -> None:
-        """
-        Handle the last answer due on a connection: park it if it is idle, or make it available if it waits for that
-        answer.
-        """
-        if slot.state is _IDLE:
-            self.park_when_idle(slot)
-        elif slot.state is _RESETTING:
-            self.shard.reset_answered(slot, monotonic())
-            if self.decided:
-                self.act()
-        if self._changes.are_awaited():
-            self.notify()
 
     def _tell_opener(self, slot: Slot[S], error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)
@@ -725,13 +683,13 @@ class ShardRunner(Generic[S]):
 
     def notify(self) -> None:
         """Wake the tasks that wait for a change."""
-        self._changes.notify()
+        self.changes.notify()
         if not self.shard.slots and (core := self._core()) is not None:
             core.loop_emptied()
 
 
 class SessionListener(Generic[S]):
-    """Forwards session events to the runner of the session's loop."""
+    """Does what the events of a session demand, on its loop."""
 
     __slots__ = ("runner", "slot")
 
@@ -756,8 +714,16 @@ class SessionListener(Generic[S]):
             raise error
 
     def settled(self) -> None:
-        """The last answer due has come: park the connection, or make it available."""
-        self.runner.notify_settled(self.slot)
+        """The last answer due has come: park an idle connection, or make available one that waits for it."""
+        runner, slot = self.runner, self.slot
+        if slot.state is _IDLE:
+            runner.park_when_idle(slot)
+        elif slot.state is _RESETTING:
+            runner.shard.reset_answered(slot, monotonic())
+            if runner.decided:
+                runner.act()
+        if runner.changes.are_awaited():
+            runner.notify()
 
     def reset_failed(self, error: BaseException) -> None:
         """Count and report it."""
@@ -768,12 +734,22 @@ class SessionListener(Generic[S]):
         self.runner.replace_read_only(self.slot)
 
     def dropped(self) -> None:
-        """Close the connection, and report its lease."""
-        self.runner.lease_dropped(self.slot)
+        """Close the connection, and report its lease. The garbage collector may call this between any two lines."""
+        if has_interrupted_a_decision():
+            self.runner.errands.add_for_later(self._reclaim)
+        else:
+            self._reclaim()
+
+    def _reclaim(self) -> None:
+        self.runner.housekeeper.reclaim(self.slot)
+        self.runner.act()
+        self.runner.notify()
 
     def lost(self, reason: str) -> None:
         """Close the connection."""
-        self.runner.give_up(self.slot, reason)
+        self.runner.shard.discard(self.slot, reason)
+        self.runner.act()
+        self.runner.notify()
 
 
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:

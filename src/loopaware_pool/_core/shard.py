@@ -344,7 +344,8 @@ class Shard(Generic[S]):
 
     def grow(self, now: float) -> None:
         """Start connects for waiting callers, as many as `SlowStart` and the permits allow."""
-        wanted = len(self.waiters) - len(self.connecting)
+        # Connections are idle beside waiters while a resumption has yet to reach this loop.
+        wanted = len(self.waiters) - len(self.connecting) - len(self.idle)
         if wanted <= 0 or self._shared.is_suspended or not self.is_open:
             return
         if not self._effects.is_awake():

@@ -322,7 +322,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
         # Connects of other loops wake nothing here, so check at intervals.
-        while not await runner.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
+        while not await runner.changes.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
         self._check_open()
