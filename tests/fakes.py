@@ -11,7 +11,7 @@ from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import Terms
+from loopaware_pool._core.state import SharedState
 from loopaware_pool.driver import Liveness
 from loopaware_pool.stats import LeaseInfo
 from loopaware_pool.testing import FakeDriver, FakeSession
@@ -202,7 +202,7 @@ DECISIONS = (
         "retire",
         "closed",
     ),
-    *("shut", "resume", "refill", "restore_floor", "expired", "resized", "keep_floor", "drop_dead"),
+    *("shut", "resume", "refill", "restore_floor", "expired", "settings_changed", "keep_floor", "drop_dead"),
 )
 HOUSEKEEPING = ("sweep", "reclaim_dropped", "reclaim", "ping_all")
 
@@ -241,9 +241,8 @@ class FakePool:
 
     def __init__(self, **options):
         sizes = {"min_size": 0, "init_size": options.get("min_size", 0), "max_size": 4}
-        self.config = PoolConfig(**{**sizes, **options})
-        self.permits = Permits(self.config.max_size, self.config.patience)
-        self.terms = Terms(self.config.min_size)
+        self.shared = SharedState(PoolConfig(**{**sizes, **options}))
+        self.permits = Permits(self.shared)
         self.now = 100.0
         self.draw = 0.0
         self.numbers = {}
@@ -254,11 +253,9 @@ class FakePool:
     def shard(self):
         """Make another loop's shard."""
         effects = FakeEffects(self)
-        shard = effects.shard = Shard(
-            self.config, self.permits, self.terms, effects, pool_size=self.size, jitter=lambda: self.draw
-        )
+        shard = effects.shard = Shard(self.shared, self.permits, effects, pool_size=self.size, jitter=lambda: self.draw)
         shard.effects = effects
-        shard.housekeeper = Housekeeper(shard, self.config, self.terms, effects, pool_size=self.size)
+        shard.housekeeper = Housekeeper(shard, self.shared, effects, pool_size=self.size)
         act_after(effects, shard, DECISIONS)
         act_after(effects, shard.housekeeper, HOUSEKEEPING)
         self.shards.append(shard)
@@ -267,11 +264,19 @@ class FakePool:
     def size(self):
         return sum(shard.size + len(shard.connecting) for shard in self.shards)
 
-    def reconfigure(self, shard, **settings):
-        """Have *shard* go by other settings than the pool's."""
-        config = dataclasses.replace(self.config, **settings)
-        shard.housekeeper.reconfigured(config)
-        shard.reconfigured(config, self.now)
+    def reconfigure(self, **settings):
+        """Go by other settings. Loops with a claim may get a permit each; those are returned."""
+        self.shared.config = dataclasses.replace(self.shared.config, **settings)
+        served = self.permits.serve_claims()
+        for shard in self.shards:
+            shard.settings_changed(self.now)
+        return served
+
+    def resume(self):
+        """End a suspension, on every loop."""
+        self.shared.is_suspended = False
+        for shard in self.shards:
+            shard.resume(self.now)
 
     # ---- what callers do ----
 

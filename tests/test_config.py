@@ -12,7 +12,7 @@ from loopaware_pool._core.config import PoolConfig
 
 SIZES = {"min_size": 1, "init_size": 1, "max_size": 2}
 SECONDS = ["max_idle", "max_lifetime", "keepalive", "patience"]
-OPTIONAL_SECONDS = ["acquire_timeout", "shed_after", "leak_threshold", "close_timeout"]
+OPTIONAL_SECONDS = ["shed_after", "leak_threshold", "close_timeout"]
 
 
 def config(**settings):

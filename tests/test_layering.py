@@ -46,7 +46,7 @@ PURE = (
         "_core.load_shedding",
         "_core.options",
     ),
-    *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.terms", "_core.wait_queue"),
+    *("_core.permits", "_core.shard", "_core.slot", "_core.sqlstate", "_core.state", "_core.wait_queue"),
 )
 IMPURE_IMPORTS = {
     "asyncio",

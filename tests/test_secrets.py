@@ -335,7 +335,7 @@ async def everything_said_of_a_lease(pool, take, ask, told):
         await take(timeout=0.01)
     said += [in_full(late.value), repr(late.value.held_by_this_task), repr(late.value.holders), repr(late.value.stats)]
     said += [repr(pool), repr(pool._core.fd_report()), repr(pool._core.stats()), pool._core.stats().summary()]
-    said += [repr(slot) for slot in pool._core.slots()] + [repr(pool._core.config), repr(pool._driver)]
+    said += [repr(slot) for slot in pool._core.slots()] + [repr(pool._core.shared.config), repr(pool._driver)]
     del connection
     del late
     await take()

@@ -8,7 +8,9 @@ import threading
 
 import pytest
 
+from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.permits import Permits
+from loopaware_pool._core.state import SharedState
 
 PATIENCE = 0.05
 SINCE = 10.0
@@ -30,12 +32,26 @@ class Loop:
 A, B, C = (Loop(name) for name in "ABC")
 
 
+def settings(max_size, patience=PATIENCE):
+    return PoolConfig(min_size=0, init_size=0, max_size=max_size, patience=patience)
+
+
+def permits_of(max_size, patience=PATIENCE):
+    return Permits(SharedState(settings(max_size, patience)))
+
+
+def resize(permits, max_size):
+    """Have another number of permits; the loops that get one of the new ones."""
+    permits._shared.config = settings(max_size)
+    return permits.serve_claims()
+
+
 @pytest.fixture
 def make():
     """Makes a permits with its permits held as told."""
 
     def make(max_size, **held):
-        permits = Permits(max_size, PATIENCE)
+        permits = permits_of(max_size)
         loops = {name: Loop(name) for name in ("a", "b", "c")}
         for name, count in held.items():
             for _ in range(count):
@@ -47,7 +63,7 @@ def make():
 
 def test_there_are_as_many_permits_as_the_pool_may_have_connections():
     """Permits are granted up to `max_size`, whoever takes them, and none beyond."""
-    permits = Permits(3, PATIENCE)
+    permits = permits_of(3)
     assert [permits.take(loop) for loop in (A, B, A, B, A)] == [True, True, True, False, False]
     assert (permits.held(A), permits.held(B), permits.in_use) == (2, 1, 3)
 
@@ -284,15 +300,15 @@ def test_more_permits_go_to_those_who_wait(make):
     permits, a, b, c = make(2, a=1, b=1)
     permits.take_or_claim(b, SINCE)
     permits.take_or_claim(c, SINCE + 1)
-    assert permits.resize(5) == [c, b]
-    assert (permits.max_size, permits.in_use, permits.free, permits.claims) == (5, 4, 1, {})
+    assert resize(permits, 5) == [c, b]
+    assert (permits.in_use, permits.free, permits.claims) == (4, 1, {})
     assert permits.take(a)
 
 
 def test_with_fewer_permits_none_is_free_until_enough_are_back(make):
     """Nobody has a permit taken away."""
     permits, a, b, _ = make(3, a=3)
-    assert permits.resize(2) == []
+    assert resize(permits, 2) == []
     assert (permits.held(a), permits.free) == (3, 0)
     assert not permits.take_or_claim(b, SINCE)
     assert permits.give_back(a) is None
@@ -305,7 +321,7 @@ class Traffic:
     MAX_SIZE = 3
 
     def __init__(self):
-        self.permits = Permits(self.MAX_SIZE, 0.0)
+        self.permits = permits_of(self.MAX_SIZE, patience=0.0)
         self.loops = [Loop(f"loop {number}", spare=1) for number in range(4)]
         self.granted = {loop: collections.deque() for loop in self.loops}
         self.most_in_use = 0

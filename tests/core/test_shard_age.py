@@ -16,7 +16,7 @@ class TestAge:
         pool, shard = make(max_size=2)
         old, lent = pool.with_idle(shard, 2)
         assert shard.take(pool.now) is lent
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         assert shard.take(pool.now) is None
         assert shard.effects.closing == [old]
         give_back(pool, shard, lent)
@@ -26,7 +26,7 @@ class TestAge:
     def test_a_connection_opened_after_the_expiry_is_kept(self, make):
         """Expiry is no state of the pool: it concerns what was open then."""
         pool, shard = make()
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         (slot,) = pool.with_idle(shard, 1)
         assert shard.take(pool.now) is slot
 
@@ -35,7 +35,7 @@ class TestAge:
         pool, shard = make()
         (old,) = pool.with_idle(shard, 1)
         assert not shard.is_outdated(old)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         (new,) = pool.with_idle(shard, 1)
         assert (shard.is_outdated(old), shard.is_outdated(new)) == (True, False)
 
@@ -43,7 +43,7 @@ class TestAge:
         """It may have logged in with what was changed."""
         pool, shard = make(max_size=2)
         shard.open_one(pool.now)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         pool.connect(shard)
         assert shard.idle == []
         assert len(shard.effects.closing) == 1
@@ -192,7 +192,7 @@ class TestAge:
         pool, shard = make(max_size=2, max_lifetime=100.0)
         (lent,) = pool.lend(shard, 1)
         pool.with_idle(shard, 1)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         give_back(pool, shard, lent)
         shard.housekeeper.sweep(pool.now)
         for _ in range(2):
@@ -224,7 +224,7 @@ class TestAge:
         old, other = pool.with_idle(shard, 2)
         pool.pass_time(20.0)
         lent = shard.take(pool.now)
-        pool.reconfigure(shard, max_idle=10.0)
+        pool.reconfigure(max_idle=10.0)
         assert shard.idle == [old]
         pool.pass_time(0.0)
         assert (lent, shard.idle, shard.effects.reasons) == (other, [], [])
@@ -312,22 +312,34 @@ class TestShrinking:
         shard.housekeeper.sweep(pool.now)
         assert (shard.idle, shard.effects.wake) == (slots, pool.now + 6.0)
 
-    def test_another_limit_begins_a_period_of_its_own(self, three):
-        """Another setting alone does not; and the timer is set, not for what is far away."""
+    def test_the_period_that_has_begun_ends_by_the_limit_of_now(self, three):
+        """Which may be over at once. Another setting changes nothing; and the timer is set, but not for long after."""
         pool, shard, slots = three
         pool.pass_time(4.0)
-        pool.reconfigure(shard, max_waiting=3)
+        pool.reconfigure(max_waiting=3)
         assert shard.effects.wake == pool.now
         pool.pass_time(0.0)
         assert shard.effects.wake == pool.now + 6.0
-        pool.reconfigure(shard, max_idle=2.0)
+        pool.reconfigure(max_idle=5.0)
         pool.pass_time(0.0)
-        assert (shard.idle, shard.effects.wake) == (slots, pool.now + 2.0)
-        pool.pass_time(2.0)
+        assert (shard.idle, shard.effects.wake) == (slots, pool.now + 1.0)
+        pool.reconfigure(max_idle=2.0)
+        pool.pass_time(0.0)
         assert shard.effects.closing == slots[:1]
-        pool.reconfigure(shard, max_idle=0.0)
+        pool.reconfigure(max_idle=0.0)
         pool.pass_time(100.0)
         assert shard.effects.closing == slots[:1]
+
+    def test_a_spare_connection_that_has_died_is_not_closed_once_more(self, make):
+        """It was to spare for all of the period, but there is none now."""
+        pool, shard = make(max_idle=10.0, idle_order=IdleOrder.FIFO)
+        pool.with_idle(shard, 2)
+        lent = shard.take(pool.now)
+        shard.housekeeper.sweep(pool.now)
+        kill(*shard.idle)
+        pool.pass_time(10.0)
+        assert (shard.idle, shard.counters.found_dead) == ([], 1)
+        assert lent.state is SlotState.LENT
 
     def test_a_pool_without_connections_sets_no_timer(self, make):
         """There is nothing to shrink."""

@@ -68,7 +68,7 @@ class TestGrowth:
         """Its caller does not wait for its goodbye while there is a permit to connect with."""
         pool, shard = make(max_size=2)
         waiter = pool.wait(shard)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         pool.connect(shard)
         assert len(shard.effects.closing) == 1
         assert len(shard.effects.opening) == 1
@@ -111,8 +111,8 @@ class TestGrowth:
         for _ in range(5):
             pool.wait(shard)
         assert len(shard.effects.opening) == 2
-        pool.permits.resize(10)
-        shard.resized(pool.now)
+        pool.reconfigure(max_size=10)
+        pool.pass_time(0.0)
         assert len(shard.effects.opening) == opening
 
 
@@ -449,16 +449,14 @@ class TestFloor:
         pool, shard = make(min_size=1, max_size=1)
         shard.keep_floor(pool.now)
         pool.connect(shard)
-        pool.terms.min_size = 5
-        pool.permits.resize(5)
-        shard.resized(pool.now)
+        pool.reconfigure(min_size=5, init_size=5, max_size=5)
+        pool.pass_time(0.0)
         assert (len(shard.effects.opening), shard.effects.wake) == (3, pool.now + 0.020)
 
     def test_a_larger_pools_new_loop_fills_the_floor_by_the_new_size(self, make):
         """Not by that with which the pool was made."""
         pool, _ = make(max_size=1)
-        pool.terms.min_size = 5
-        pool.permits.resize(5)
+        pool.reconfigure(min_size=5, init_size=5, max_size=5)
         new = pool.shard()
         new.keep_floor(pool.now)
         assert len(new.effects.opening) == 3

@@ -6,7 +6,6 @@ import pytest
 
 from loopaware_pool._core.shard import GOODBYE_GRACE_SECONDS
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import Phase
 from shard_stories import PATIENCE, give_back, kill
 
 
@@ -16,7 +15,7 @@ class TestSuspension:
         pool, shard = make(max_size=3)
         lent, idle = pool.with_idle(shard, 2)[::-1]
         assert shard.take(pool.now) is lent
-        shard.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         assert shard.take(pool.now) is None
         waiter = pool.wait(shard)
         give_back(pool, shard, lent)
@@ -29,9 +28,9 @@ class TestSuspension:
         """In their order, by the warmest; and connects are started for the rest."""
         pool, shard = make(max_size=4)
         cold, warm = pool.with_idle(shard, 2)
-        shard.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         waiters = [pool.wait(shard) for _ in range(3)]
-        shard.resume(pool.now)
+        pool.resume()
         assert [waiter.result for waiter in waiters] == [warm, cold, None]
         assert len(shard.effects.opening) == 1
 
@@ -39,9 +38,9 @@ class TestSuspension:
         """Connections that died during the suspension are all dropped, and those who waited get new ones."""
         pool, shard = make(max_size=3)
         kill(*pool.with_idle(shard, 3))
-        shard.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         waiter = pool.wait(shard)
-        shard.resume(pool.now)
+        pool.resume()
         assert shard.idle == []
         assert shard.counters.found_dead == 3
         assert pool.connect(shard) is waiter.result
@@ -50,17 +49,59 @@ class TestSuspension:
         """The idle stay where they are, the warmest on top."""
         pool, shard = make()
         slots = pool.with_idle(shard, 3)
-        shard.phase = Phase.SUSPENDED
-        shard.resume(pool.now)
-        assert shard.phase is Phase.OPEN
+        pool.shared.is_suspended = True
+        pool.resume()
         assert shard.idle == slots
 
     def test_a_closed_pool_does_not_resume(self, make):
         """Resuming concerns what is suspended."""
         pool, shard = make()
+        pool.shared.is_suspended = True
         shard.shut(RuntimeError)
+        pool.resume()
+        assert not shard.is_open
+
+    def test_a_resumption_that_comes_after_the_next_suspension_does_nothing(self, make):
+        """A loop may hear of it late."""
+        pool, shard = make()
+        slots = pool.with_idle(shard, 2)
+        pool.shared.is_suspended = True
+        waiter = pool.wait(shard)
         shard.resume(pool.now)
-        assert shard.phase is Phase.CLOSED
+        assert not waiter.done()
+        assert shard.idle == slots
+
+    def test_a_suspension_in_the_middle_of_a_resumption_ends_it(self, make):
+        """Another thread may suspend the pool at any moment."""
+        pool, shard = make()
+        cold, warm = pool.with_idle(shard, 2)
+        pool.shared.is_suspended = True
+        first, second = pool.wait(shard), pool.wait(shard)
+        serve = first.set_result
+
+        def serve_and_suspend(slot):
+            serve(slot)
+            pool.shared.is_suspended = True
+
+        first.set_result = serve_and_suspend
+        pool.resume()
+        assert (first.result, second.result) == (warm, None)
+        assert shard.idle == [cold]
+
+    def test_a_caller_is_not_served_before_those_who_waited_for_the_resumption(self, make):
+        """Although its loop has yet to hear of it. What comes back goes to the first, too."""
+        pool, shard = make(max_size=5)
+        (lent,) = pool.lend(shard, 1)
+        (idle,) = pool.with_idle(shard, 1)
+        pool.shared.is_suspended = True
+        first, second = pool.wait(shard), pool.wait(shard)
+        pool.shared.is_suspended = False
+        assert shard.take(pool.now) is None
+        third = pool.wait(shard)
+        assert len(shard.effects.opening) == 2, "one of the three can have the idle connection"
+        give_back(pool, shard, lent)
+        shard.resume(pool.now)
+        assert (first.result, second.result, third.result) == (lent, idle, None)
 
 
 class TestClosing:
@@ -71,7 +112,7 @@ class TestClosing:
         (idle,) = pool.with_idle(shard, 1)
         connecting = shard.open_one(pool.now)
         shard.shut(RuntimeError)
-        assert not shard.is_open()
+        assert not shard.is_open
         assert shard.effects.closing == [idle]
         give_back(pool, shard, lent)
         assert shard.effects.closing == [idle, lent]

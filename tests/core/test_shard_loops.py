@@ -6,7 +6,6 @@ import pytest
 
 from fakes import NEVER
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import Phase
 from shard_stories import BROKEN, PATIENCE, RESET, WORN_OUT, give_back
 
 
@@ -184,7 +183,7 @@ class TestTwoLoops:
         (slot,) = pool.lend(here, 1)
         pool.lend(there, 1)
         pool.wait(here)
-        here.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         pool.now += PATIENCE
         give_back(pool, here, slot)
         assert here.idle == [slot]
@@ -242,14 +241,14 @@ class TestCounts:
         pool.with_idle(shard, 1)
         give_back(pool, shard, resetting, RESET)
         give_back(pool, shard, closing, WORN_OUT)
-        shard.phase = Phase.SUSPENDED
-        waiters = [pool.wait(shard) for _ in range(2)]
-        shard.phase = Phase.OPEN
+        pool.shared.is_suspended = True
+        waiters = [pool.wait(shard) for _ in range(3)]
+        pool.shared.is_suspended = False
         give_back(pool, shard, reserved)
         assert waiters[0].result is reserved
         shard.grow(pool.now)
         stats = shard.stats("my loop")
-        assert (stats.loop, stats.lent, stats.idle, stats.waiting) == ("my loop", 2, 1, 1)
+        assert (stats.loop, stats.lent, stats.idle, stats.waiting) == ("my loop", 2, 1, 2)
         assert (stats.connecting, stats.resetting, stats.closing) == (1, 1, 1)
         assert stats.size == shard.size == 4
         assert lent.state is SlotState.LENT
@@ -267,7 +266,7 @@ class TestCounts:
         pool, shard = make()
         pool.with_idle(shard, 2)
         assert shard.spare == 2
-        shard.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         pool.wait(shard)
         assert shard.spare == 0
 

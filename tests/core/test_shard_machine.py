@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fakes import FakeFuture, FakePool
 from loopaware_pool._core.connect_pacing import PROBE_LONGEST_SECONDS
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import Liveness, ReturnCheck
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
@@ -81,7 +80,6 @@ class PoolMachine(RuleBasedStateMachine):
         )
         self.callers = []
         self.leases = []
-        self.is_suspended = False
         self.numbers = 0
         for _ in range(loops):
             self.pool.shard()
@@ -97,7 +95,7 @@ class PoolMachine(RuleBasedStateMachine):
             getattr(self, f"_{self.reactions.pop()}_on")(shard)
 
     def _acquire_on(self, shard):
-        if shard.is_open():
+        if shard.is_open:
             self._acquire(shard, has_deadline=False)
 
     def _drain_on(self, shard):
@@ -105,7 +103,7 @@ class PoolMachine(RuleBasedStateMachine):
         shard.housekeeper.sweep(self.pool.now)
 
     def _expire_on(self, shard):
-        self.pool.terms.generation += 1
+        self.pool.shared.generation += 1
         shard.expired()
 
     def _look_on(self, shard):
@@ -115,11 +113,10 @@ class PoolMachine(RuleBasedStateMachine):
         self._resume()
 
     def _shrink_on(self, shard):
-        self.pool.messages += [("tell", served) for served in self.pool.permits.resize(self.pool.config.max_size)]
-        shard.resized(self.pool.now)
+        self.pool.messages += [("tell", served) for served in self.pool.reconfigure()]
 
     def _suspend_on(self, shard):
-        if not self.is_suspended:
+        if not self.pool.shared.is_suspended:
             self.suspend_or_resume(None)
 
     def _sweep_on(self, shard):
@@ -127,7 +124,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def _terminate_on(self, shard):
         """As `pool.terminate()` does, on one loop; another comes in its place."""
-        if shard.is_open():
+        if shard.is_open:
             self._shut(shard)
             for slot in self._slots(shard):
                 if slot.state not in (SlotState.CONNECTING, SlotState.CLOSING):
@@ -143,7 +140,7 @@ class PoolMachine(RuleBasedStateMachine):
             self._acquire(shard, has_deadline=has_deadline)
 
     def _open_shards(self):
-        return [shard for shard in self.pool.shards if shard.phase is not Phase.CLOSED]
+        return [shard for shard in self.pool.shards if shard.is_open]
 
     def _acquire(self, shard, *, has_deadline):
         slot = shard.take(self.pool.now)
@@ -208,7 +205,7 @@ class PoolMachine(RuleBasedStateMachine):
         elif slot.state is SlotState.RESERVED:
             shard.claim(slot, 0.0, self.pool.now)
             self.leases.append((shard, slot))
-        elif shard.phase is not Phase.CLOSED:
+        elif shard.is_open:
             self._come_back(caller)
 
     @staticmethod
@@ -339,7 +336,7 @@ class PoolMachine(RuleBasedStateMachine):
     def time_passes(self, seconds):
         self.pool.pass_time(seconds)
         for shard in self.pool.shards[:]:
-            if shard.phase is Phase.CLOSED and not shard.slots:
+            if not shard.is_open and not shard.slots:
                 self._end(shard)
 
     @precondition(lambda self: self.pool.messages)
@@ -361,29 +358,24 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.messages += [("tell", served) for served in self.pool.permits.forget(shard)]
 
     def expire(self, data):
-        self.pool.terms.generation += 1
+        self.pool.shared.generation += 1
 
     def suspend_or_resume(self, data):
-        if self.is_suspended:
+        if self.pool.shared.is_suspended:
             self._resume()
             return
-        self.is_suspended = True
-        for shard in self.pool.shards:
-            if shard.phase is Phase.OPEN:
-                shard.phase = Phase.SUSPENDED
+        self.pool.shared.is_suspended = True
 
     def maintenance(self, data):
         """What a suspension is for: the server restarts while callers queue, and then they are served."""
-        if not self.is_suspended:
+        if not self.pool.shared.is_suspended:
             self.suspend_or_resume(data)
         self.acquire(data, 2, has_deadline=False)
         self.mass_death(data)
         self._resume()
 
     def _resume(self):
-        self.is_suspended = False
-        for shard in self.pool.shards:
-            shard.resume(self.pool.now)
+        self.pool.resume()
 
     def keep_floor(self, data):
         data.draw(st.sampled_from(self.pool.shards)).keep_floor(self.pool.now)
@@ -394,9 +386,7 @@ class PoolMachine(RuleBasedStateMachine):
         self._replace()
 
     def _replace(self):
-        shard = self.pool.shard()
-        if self.is_suspended:
-            shard.phase = Phase.SUSPENDED
+        self.pool.shard()
 
     def _shut(self, shard):
         shard.shut(lambda: RuntimeError("closed"))
@@ -443,7 +433,7 @@ class PoolMachine(RuleBasedStateMachine):
         for shard in self.pool.shards:
             assert self.pool.permits.held(shard) == len(shard.slots) + self._grants(shard)
         assert self.pool.permits.in_use == sum(self.pool.permits.held(shard) for shard in self.pool.shards)
-        assert self.pool.permits.in_use <= self.pool.config.max_size
+        assert self.pool.permits.in_use <= self.pool.shared.config.max_size
 
     def each_connection_is_in_one_place(self):
         for shard in self.pool.shards:
@@ -484,7 +474,7 @@ class PoolMachine(RuleBasedStateMachine):
             callers = [caller for caller in self.callers if caller.shard is shard and self._is_waiting(caller)]
             expected = [caller.waiter for caller in sorted(callers, key=lambda caller: caller.number)]
             assert [waiter for waiter in shard.waiters if not waiter.done()] == expected
-            assert not callers or shard.phase is not Phase.CLOSED, "nobody waits for a pool that is closed"
+            assert not callers or shard.is_open, "nobody waits for a pool that is closed"
 
     def first_come_first_served(self):
         """Of those who waited before this step, nobody was served before somebody who still waits."""
@@ -497,13 +487,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     def nobody_waits_beside_an_idle_connection(self):
         for shard in self.pool.shards:
-            assert not (shard.phase is Phase.OPEN and shard.idle and shard.waiters)
+            assert not (not self.pool.shared.is_suspended and shard.idle and shard.waiters)
 
     def nobody_waits_in_vain(self):
         """A caller that no connect is under way for waits for a message, a timer, or a connection of its own loop."""
-        permits, max_size = self.pool.permits, self.pool.config.max_size
+        permits, max_size = self.pool.permits, self.pool.shared.config.max_size
         for shard in self.pool.shards:
-            if shard.phase is not Phase.OPEN or len(shard.waiters) <= len(shard.connecting) or self._grants(shard):
+            if self.pool.shared.is_suspended or len(shard.waiters) <= len(shard.connecting) or self._grants(shard):
                 continue
             has_timer = shard.effects.wake <= self.pool.now + PROBE_LONGEST_SECONDS
             assert has_timer or permits.held(shard) == max_size
@@ -514,7 +504,7 @@ class PoolMachine(RuleBasedStateMachine):
         for claimant in self.pool.permits.claims:
             assert claimant in self.pool.shards
             assert claimant.waiters, "a claim outlives those it was made for: another loop would give up a connection"
-        assert not (self.pool.permits.claims and self.pool.permits.in_use < self.pool.config.max_size)
+        assert not (self.pool.permits.claims and self.pool.permits.in_use < self.pool.shared.config.max_size)
 
     # ---- what must come of it ----
 
@@ -523,7 +513,7 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         self.reactions = []
-        if self.is_suspended:
+        if self.pool.shared.is_suspended:
             self._resume()
         for _ in range(100 + 20 * len(self.callers)):
             if not self.callers:

@@ -7,7 +7,6 @@ import pytest
 from fakes import FakeFuture
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import Phase
 from loopaware_pool.driver import ReturnCheck
 from shard_stories import BROKEN, PATIENCE, RESET, RESET_SENT, WORN_OUT, give_back
 
@@ -133,9 +132,9 @@ class TestAwaitingAnAnswer:
             pool.wait(shard)
         assert len(shard.effects.opening) == 3
         assert (shard.waiting_in_line(pool.now), shard.growth_left) == (2, 2)
-        shard.phase = Phase.SUSPENDED
+        pool.shared.is_suspended = True
         assert shard.growth_left == 0
-        shard.phase = Phase.OPEN
+        pool.shared.is_suspended = False
         pool.refuse(shard)
         assert shard.growth_left == 0
 
@@ -191,7 +190,7 @@ class TestAwaitingAnAnswer:
         """Its answer would be of no use to anybody."""
         pool, shard = make(max_size=2)
         expired, last = pool.lend(shard, 2)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         give_back(pool, shard, expired, RESET_SENT)
         shard.shut(RuntimeError)
         give_back(pool, shard, last, RESET_SENT)
@@ -228,7 +227,7 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=2)
         (old,) = pool.lend(shard, 1)
         give_back(pool, shard, old, RESET_SENT)
-        pool.terms.generation += 1
+        pool.shared.generation += 1
         (new,) = pool.lend(shard, 1)
         give_back(pool, shard, new, RESET_SENT)
         shard.expired()

@@ -15,7 +15,7 @@ from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import Phase, PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.testing import FakeDriver, FakeSession
 
@@ -355,8 +355,9 @@ class Stage:
         self._demand(len(alive) <= in_use, f"{len(alive)} sessions, {in_use} permits")
         for runner in runners:
             shard = runner.shard
+            is_to_serve = not self.core.shared.is_suspended and not runner.errands  # or it has yet to hear of that
             self._demand(
-                not (shard.phase is Phase.OPEN and shard.idle and any(not waiter.done() for waiter in shard.waiters)),
+                not (is_to_serve and shard.idle and any(not waiter.done() for waiter in shard.waiters)),
                 "somebody waits beside an idle connection",
             )
 
@@ -379,7 +380,7 @@ class Stage:
         self.core.resume()
 
         async def take_all() -> None:
-            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.permits.max_size)]
+            slots = [await self.acquire(timeout=60.0) for _ in range(self.core.shared.config.max_size)]
             for slot in slots:
                 del self._holders[slot.session]
                 slot.session.check = ReturnCheck.READY

@@ -21,6 +21,7 @@ from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import Reporter
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
+from loopaware_pool._core.state import SharedState
 from loopaware_pool.audit import FdAudit
 from loopaware_pool.live import serve_live
 from loopaware_pool.live.snapshot import SCHEMA, ForeignSnapshot, Snapshot
@@ -159,7 +160,7 @@ def test_a_connection_may_change_while_it_is_described():
             return super().__getattribute__(name) if answers is None else next(answers)
 
     slot, task = Flickering(0, float("inf")), Task()
-    reporter = Reporter(PoolConfig(min_size=0, init_size=0, max_size=1), "loop-1")
+    reporter = Reporter(SharedState(PoolConfig(min_size=0, init_size=0, max_size=1)), "loop-1")
     Flickering.answers |= {
         "state": iter([SlotState.LENT, SlotState.IDLE, SlotState.IDLE]),
         "holder": iter([weakref.ref(task), None]),
@@ -172,7 +173,9 @@ def test_a_connection_may_be_gone_before_it_is_described():
     """One that could not be opened never had a session."""
     slot = Slot(0, 0)
     slot.move(SlotEvent.CONNECT_FAILED)
-    row = Reporter(PoolConfig(min_size=0, init_size=0, max_size=1), "loop-1").row(slot, asyncio.AbstractEventLoop())
+    row = Reporter(SharedState(PoolConfig(min_size=0, init_size=0, max_size=1)), "loop-1").row(
+        slot, asyncio.AbstractEventLoop()
+    )
     assert (row.state, row.identity) == ("gone", None)
 
 

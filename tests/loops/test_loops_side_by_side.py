@@ -200,3 +200,37 @@ def test_an_idle_connection_is_given_up_by_a_loop_that_stands_still(dsn, loop_fa
         with LoopThread(loop_factory) as poor:
             assert poor.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
         assert still.run(ask(pool, timeout=DEADLINE_SECONDS)) == 1
+
+
+def test_a_pool_that_is_suspended_again_at_once_stays_suspended_on_every_loop(dsn, loop_factory):
+    """The other loop has not heard of the resumption when the pool is suspended again, so it serves no caller."""
+    pool = make_pool(dsn, max_size=2)
+    is_blocked, go_on = threading.Event(), threading.Event()
+
+    async def open_pool():
+        await pool
+
+    async def suspend():
+        async with pool.acquire():
+            pool.suspend()
+
+    async def block():
+        is_blocked.set()
+        go_on.wait(DEADLINE_SECONDS)
+
+    with LoopThread(loop_factory) as here, LoopThread(loop_factory) as there:
+        here.run(open_pool())
+        there.run(suspend())
+        waiting = there.start(ask(pool, timeout=DEADLINE_SECONDS))
+        eventually(lambda: pool.stats().waiting == 1, "the caller waits")
+        blocked = there.start(block())
+        is_blocked.wait(DEADLINE_SECONDS)
+        pool.resume()
+        pool.suspend()
+        go_on.set()
+        blocked.result(DEADLINE_SECONDS)
+        with pytest.raises(TimeoutError):
+            there.run(ask(pool, timeout=0.05))
+        assert not waiting.done()
+        pool.resume()
+        assert waiting.result(DEADLINE_SECONDS) == 1

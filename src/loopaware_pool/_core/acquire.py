@@ -50,7 +50,7 @@ class Queue(Generic[S]):
         """
         shard = runner.shard
         began = monotonic()
-        if not shard.is_open():
+        if not shard.is_open:
             raise self._registry.closed_error()
         self._check_queue(runner)
         now, is_requeued, is_counted = began, False, True
@@ -81,7 +81,7 @@ class Queue(Generic[S]):
                 if slot.state is SlotState.RESERVED:
                     shard.claim(slot, now - began if is_counted else None, now)
                     return slot
-                if not shard.is_open():
+                if not shard.is_open:
                     raise self._registry.closed_error()
                 # The connection was lost between the hand-over and this line: queue again, with the time that is left.
                 taken = shard.take(now)
@@ -103,10 +103,11 @@ class Queue(Generic[S]):
         return max(0, in_line - can_be_opened)
 
     def _check_queue(self, runner: ShardRunner[S]) -> None:
-        limit = self._registry.config.max_waiting
+        config = self._registry.shared.config
+        limit = config.max_waiting
         if limit and self.waiting_in_line() >= limit:
             runner.shard.counters.refused += 1
-            raise self._registry.driver.errors.too_many_waiting(pool=self._registry.config.name, max_waiting=limit)
+            raise self._registry.driver.errors.too_many_waiting(pool=config.name, max_waiting=limit)
 
     def _time_out(self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], timeout: float) -> None:
         if waiter.done():

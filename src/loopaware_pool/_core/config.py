@@ -62,11 +62,6 @@ class PoolConfig(SharedOptions):
         check=fraction,
         default=0.1,
     )
-    acquire_timeout: float | None = option(
-        "Seconds for an acquire that gives no timeout; None waits as long as it takes.",
-        check=_seconds_or_none,
-        default=None,
-    )
     max_waiting: int = option(
         "Callers that may wait at once; more are refused. 0 for no limit.", check=count(0), default=0
     )

@@ -16,10 +16,9 @@ from loopaware_pool.driver import S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.interfaces import ShardEffects
     from loopaware_pool._core.shard import Shard
-    from loopaware_pool._core.terms import Terms
+    from loopaware_pool._core.state import SharedState
 
 __all__ = ["Housekeeper"]
 
@@ -36,8 +35,7 @@ class Housekeeper(Generic[S]):
 
     Args:
         shard: The shard.
-        config: The pool's settings.
-        terms: The pool's generation and `min_size`.
+        shared: What the pool's loops share, its settings among it.
         effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
     """
@@ -45,40 +43,30 @@ class Housekeeper(Generic[S]):
     def __init__(
         self,
         shard: Shard[S],
-        config: PoolConfig,
-        terms: Terms,
+        shared: SharedState,
         effects: ShardEffects[S],
         *,
         pool_size: Callable[[], int],
     ) -> None:
         self._shard = shard
-        self._config = config
-        self._terms = terms
+        self._shared = shared
         self._effects = effects
         self._pool_size = pool_size
-        self._shrinks_in_periods = _shrinks_in_periods(config)
-        self._shrink_at = NEVER
+        self._period_began = NEVER
 
     def sweep(self, now: float) -> None:
         """Do what has become due, and set the timer for the next time."""
         self._shard.woke()
         self.reclaim_dropped()
         self._give_up_unanswered(now)
-        if self._shard.is_open():
+        if self._shard.is_open:
             self._sweep_idle(now)
-            if self._shrinks_in_periods:
+            if self._shrinks_in_periods():
                 self._shrink(now)
             self._report_leases(now)
         elif self._shard.slots:  # a closed pool has only leases left
             self._shard.wake_by(now + DROPPED_LOOK_SECONDS)
         self._shard.catch_up(now)
-
-    def reconfigured(self, config: PoolConfig) -> None:
-        """Use other settings. Another `max_idle` begins a new period."""
-        if config.max_idle != self._config.max_idle:
-            self._shrinks_in_periods = _shrinks_in_periods(config)
-            self._shrink_at = NEVER
-        self._config = config
 
     def reclaim_dropped(self) -> None:
         """Close the connections of leases that were dropped."""
@@ -113,11 +101,12 @@ class Housekeeper(Generic[S]):
     def _sweep_idle(self, now: float) -> None:
         """Close idle connections that are dead, too old, or idle for too long; ping the others; the oldest first."""
         self._shard.drop_dead()
+        keepalive = self._shared.config.keepalive
         for slot in self._shard.idle[:]:
             reason = self._reason_to_close(slot, now)
             if reason:
                 self._shard.retire_idle(slot, reason, politely=slot.session.is_settled)
-            elif self._config.keepalive and now - slot.since >= self._config.keepalive:
+            elif keepalive and now - slot.since >= keepalive:
                 self._shard.ping_idle(slot)
             else:
                 self._shard.wake_by(self._next_look(slot))
@@ -135,37 +124,49 @@ class Housekeeper(Generic[S]):
         return ""
 
     def _expires_idle_at(self, slot: Slot[S]) -> float:
-        return NEVER if self._config.lends_expired else max(slot.expires_at, slot.opened_at + LEAST_AGE_SECONDS)
+        return NEVER if self._shared.config.lends_expired else max(slot.expires_at, slot.opened_at + LEAST_AGE_SECONDS)
 
     def _is_idle_too_long(self, idle_seconds: float) -> bool:
-        limit = NEVER if self._shrinks_in_periods else self._config.max_idle
-        return 0 < limit <= idle_seconds and self._pool_size() > self._terms.min_size
+        limit = NEVER if self._shrinks_in_periods() else self._shared.config.max_idle
+        return 0 < limit <= idle_seconds and self._has_surplus()
+
+    def _has_surplus(self) -> bool:
+        return self._pool_size() > self._shared.config.min_size
+
+    def _shrinks_in_periods(self) -> bool:
+        """
+        Whether surplus idle connections are closed one at a time: one for each `max_idle` in which some were always
+        spare.
+        """
+        config = self._shared.config
+        return config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS
 
     def _shrink(self, now: float) -> None:
         """Close one idle connection if some have been spare for all of the last `max_idle` seconds."""
-        shard = self._shard
-        if now >= self._shrink_at:
-            if shard.least_idle and self._pool_size() > self._terms.min_size:
+        shard, max_idle = self._shard, self._shared.config.max_idle
+        if now >= self._period_began + max_idle:
+            if shard.least_idle and shard.idle and self._has_surplus():  # those to spare may have died
                 shard.retire_idle(shard.idle[0], "idle")
-            self._shrink_at = NEVER
-        if self._shrink_at is NEVER and shard.slots:
-            self._shrink_at = now + self._config.max_idle
+            self._period_began = NEVER
+        if self._period_began is NEVER and shard.slots:
+            self._period_began = now
             shard.least_idle = len(shard.idle)
-        shard.wake_by(self._shrink_at)
+        shard.wake_by(self._period_began + max_idle)
 
     def _next_look(self, slot: Slot[S]) -> float:
         """Return when to look again at an idle connection that stays."""
+        config = self._shared.config
         due = self._expires_idle_at(slot)
-        if self._config.keepalive:
-            due = min(due, slot.since + self._config.keepalive)
-        if self._config.max_idle and not self._shrinks_in_periods and self._pool_size() > self._terms.min_size:
-            due = min(due, slot.since + self._config.max_idle)
+        if config.keepalive:
+            due = min(due, slot.since + config.keepalive)
+        if config.max_idle and not self._shrinks_in_periods() and self._has_surplus():
+            due = min(due, slot.since + config.max_idle)
         if not slot.session.is_settled:
             due = min(due, slot.since + RESET_ANSWER_SECONDS)
         return due
 
     def _report_leases(self, now: float) -> None:
-        threshold = self._config.leak_threshold
+        threshold = self._shared.config.leak_threshold
         if threshold is None:
             return
         for slot in self._shard.slots:
@@ -174,10 +175,3 @@ class Housekeeper(Generic[S]):
                     self._effects.report_overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)
-
-
-def _shrinks_in_periods(config: PoolConfig) -> bool:
-    """
-    Whether surplus idle connections are closed one at a time: one for each `max_idle` in which some were always spare.
-    """
-    return config.idle_order is IdleOrder.FIFO and config.max_idle >= LEAST_PERIOD_SECONDS

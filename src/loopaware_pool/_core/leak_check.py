@@ -97,7 +97,7 @@ class LeakCheck:
         self._closed.clear()
 
     def _look(self, seconds: float) -> None:
-        if not self._shard.is_open():
+        if not self._shard.is_open:
             return
         now = monotonic()
         self._closed = [one for one in self._to_look_at() if not self._is_settled(one, now - seconds)]

@@ -15,7 +15,10 @@ would wait for as long as the others have callers. So the own loop comes first, 
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from loopaware_pool._core.state import SharedState
 
 __all__ = ["Claimant", "Permits"]
 
@@ -32,22 +35,18 @@ class Permits:
     """
     Permits for connections, and the loops that wait for one. Safe to use from any thread.
 
-    After `resize`, more permits may be held for a while than there are.
+    There are as many as the setting `max_size` says. When it becomes less, more may be held for a while.
 
     Args:
-        max_size: How many permits there are.
-        patience: Seconds that a claim gives way to loops that have connections and callers of their own.
+        shared: What the pool's loops share, its settings among it.
 
     Attributes:
-        max_size: How many permits there are; changed by `resize` alone.
         claims: The loops that wait for a permit, and since when. Others read it without the lock, to see whether there
-            are
-            any, and then ask `should_yield`.
+            are any, and then ask `should_yield`.
     """
 
-    def __init__(self, max_size: int, patience: float) -> None:
-        self.max_size = max_size
-        self._patience = patience
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         # Guards all below; never held during a callback. A signal handler or the garbage collector may interrupt the
         # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
@@ -62,7 +61,7 @@ class Permits:
     @property
     def free(self) -> int:
         """Permits that nobody holds."""
-        return max(0, self.max_size - self.in_use)
+        return max(0, self._shared.config.max_size - self.in_use)
 
     def held(self, claimant: Claimant) -> int:
         """Permits that *claimant* holds."""
@@ -88,7 +87,7 @@ class Permits:
             if self._is_free():
                 self._grant(claimant)
                 return True
-            if self.held(claimant) < self.max_size:  # else only its own permits can come free
+            if self.held(claimant) < self._shared.config.max_size:  # else only its own permits can come free
                 self.claims.setdefault(claimant, since)
             return False
 
@@ -120,15 +119,14 @@ class Permits:
             self._held.pop(claimant, None)
             return self._serve_claims()
 
-    def resize(self, max_size: int) -> list[Claimant]:
+    def serve_claims(self) -> list[Claimant]:
         """
-        Change the number of permits.
+        Give free permits to the loops that wait for one, as after `max_size` has become more.
 
         Returns:
             The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
-            self.max_size = max_size
             return self._serve_claims()
 
     def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
@@ -156,7 +154,7 @@ class Permits:
     def _deserves(self, claimant: Claimant, since: float, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
         """Caller holds the lock."""
         owned = self._held.get(claimant, 0)
-        overdue = now - since >= self._patience
+        overdue = now - since >= self._shared.config.patience
         if donor_has_waiters:
             # Only towards balance: otherwise two busy loops would take from each other for ever.
             return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
@@ -164,7 +162,7 @@ class Permits:
 
     def _is_free(self) -> bool:
         """Caller holds the lock. Never true while there are claims: those are served first."""
-        return self.in_use < self.max_size
+        return self.in_use < self._shared.config.max_size
 
     def _serve_claims(self) -> list[Claimant]:
         """Caller holds the lock."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.registry import Registry
-from loopaware_pool._core.terms import PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool._platform import event_loops, frames
 from loopaware_pool.driver import S
 
@@ -69,7 +69,7 @@ class PoolCore(Registry[S]):
             self._opener = weakref.ref(runner.loop)
         runner.callers += 1
         try:
-            missing = self.config.init_size - self.size()
+            missing = self.shared.config.init_size - self.size()
             if missing > 0 and await runner.open_one() and missing > 1:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(missing - 1):
@@ -120,8 +120,8 @@ class PoolCore(Registry[S]):
         closer = (loop, emptied)
         self._closers.append(closer)
         timers = [loop.call_later(CLOSE_WARNING_SECONDS, self._warn_of_long_close)]
-        if self.config.close_timeout is not None:
-            timers.append(loop.call_later(self.config.close_timeout, self._cut_short))
+        if self.shared.config.close_timeout is not None:
+            timers.append(loop.call_later(self.shared.config.close_timeout, self._cut_short))
         try:
             for runner in self.runners():
                 self._on(runner, functools.partial(runner.shut, self.closing_error))
@@ -197,7 +197,7 @@ class PoolCore(Registry[S]):
         """
         if runner.loop is here:
             runner.shut(self.closed_error)
-            await runner.until(runner.is_unused, timeout)
+            await runner.changes.until(runner.is_unused, timeout)
         else:
             shut: asyncio.Future[None] = here.create_future()
             self._on(runner, lambda: self._shut_for(runner, here, shut))
@@ -215,8 +215,8 @@ class PoolCore(Registry[S]):
         held = "; ".join(str(lease) for runner in self.runners() for lease in runner.leases()) or "nobody"
         self.driver.logger.warning(
             "%s: close() ends after %s s, close_timeout; connections still held by: %s",
-            self.config.name,
-            self.config.close_timeout,
+            self.shared.config.name,
+            self.shared.config.close_timeout,
             held,
         )
         for runner in self.runners():
@@ -254,7 +254,7 @@ class PoolCore(Registry[S]):
     def start_afresh_in_child(self) -> None:
         """Start afresh in a child process, without touching the parent's connections, loops and locks."""
         runners = list(self._runners.values())
-        self._start_afresh(self.permits.max_size)
+        self._start_afresh()
         self._closers = []
         if self.state is PoolState.OPENING:
             self.state = PoolState.NEW
@@ -295,4 +295,4 @@ def _dropped(dead_or_alive: weakref.ref[PoolCore[Any]]) -> None:
 def _end_dropped(dead_or_alive: weakref.ref[PoolCore[Any]]) -> None:
     if (core := dead_or_alive()) is not None and core.state is not PoolState.CLOSED:
         core.terminate()
-        warnings.warn(f"unclosed pool {core.config.name!r}", ResourceWarning, source=core, stacklevel=1)
+        warnings.warn(f"unclosed pool {core.shared.config.name!r}", ResourceWarning, source=core, stacklevel=1)

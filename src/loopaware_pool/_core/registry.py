@@ -20,7 +20,7 @@ from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.slot import Slot, SlotState
-from loopaware_pool._core.terms import Phase, PoolState, Terms
+from loopaware_pool._core.state import PoolState, SharedState
 from loopaware_pool._platform import event_loops
 from loopaware_pool.driver import S
 from loopaware_pool.stats import ConnectionReport, Counters, PoolStats
@@ -64,17 +64,15 @@ class Registry(Generic[S]):
     """
 
     def __init__(self, config: PoolConfig, driver: Driver[S]) -> None:
-        self.config = config
+        self.shared = SharedState(config)
         self.driver = driver
-        self.terms = Terms(config.min_size)
         self.jitter = random.random
         self.state = PoolState.NEW
-        self._suspended = False
-        self._start_afresh(config.max_size)
+        self._start_afresh()
 
-    def _start_afresh(self, max_size: int) -> None:
+    def _start_afresh(self) -> None:
         """Begin without a loop or a connection, at first and in a forked child."""
-        self.permits = Permits(max_size, self.config.patience)
+        self.permits = Permits(self.shared)
         # Guards changes to what is below. A signal handler or the garbage collector may interrupt the holder and come
         # back here, so it is reentrant. Readers take no lock.
         self._lock = threading.RLock()
@@ -98,7 +96,8 @@ class Registry(Generic[S]):
             return recent
         loop, complaint = event_loops.supported_loop()
         if loop is None:
-            raise self.driver.errors.unsupported_loop(f"pool {self.config.name!r}: {complaint}", pool=self.config.name)
+            name = self.shared.config.name
+            raise self.driver.errors.unsupported_loop(f"pool {name!r}: {complaint}", pool=name)
         self._recent = runner = self._runners.get(loop) or self._make_runner(loop)
         return runner
 
@@ -111,8 +110,6 @@ class Registry(Generic[S]):
                 return known
             runner = self._runners[loop] = ShardRunner(self, loop)
             self._census = self._census.with_one(runner)
-        if self._suspended:
-            runner.shard.phase = Phase.SUSPENDED
         if self.state in (PoolState.CLOSING, PoolState.CLOSED):  # meanwhile, by another thread
             runner.shut(self.closed_error)
         elif loop in self._floor_loops:
@@ -133,7 +130,7 @@ class Registry(Generic[S]):
             if runner.is_unneeded():
                 if runner.shard.keeps_floor:
                     self._floor_loops.add(runner.loop)
-                runner.shard.phase = Phase.CLOSED
+                runner.shard.is_open = False
                 runner.dismiss()
                 self.loop_ended(runner.shard)
             else:
@@ -217,20 +214,17 @@ class Registry(Generic[S]):
 
     def suspend(self) -> None:
         """Serve nobody until `resume`. Callers queue; leases go on."""
-        self._suspended = True
-        for runner in self.runners():
-            if runner.shard.phase is Phase.OPEN:
-                runner.shard.phase = Phase.SUSPENDED
+        self.shared.is_suspended = True
 
     def resume(self) -> None:
         """Serve the callers that queued, on every loop."""
-        self._suspended = False
+        self.shared.is_suspended = False
         for runner in self.runners():
             self._sweep(runner, runner.shard.resume)
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
-        self.terms.generation += 1
+        self.shared.generation += 1
         for runner in self.runners():
             self._on(runner, runner.shard.expired)
 
@@ -244,30 +238,25 @@ class Registry(Generic[S]):
         """
         Keep, and allow, another number of connections. Surplus connections close when they have been idle for too long.
         """
-        self.terms.min_size = min_size
-        for served in self.permits.resize(max_size):
-            self.deliver_grant(served)
-        for runner in self.runners():
-            self._sweep(runner, runner.shard.resized)
+        self.reconfigure(min_size=min_size, init_size=min_size, max_size=max_size)
 
     def reconfigure(self, **settings: Any) -> None:
         """
-        Use other settings from now on. Other loops do so as soon as they are told. From any thread.
+        Use other settings from now on. From any thread.
 
         Args:
-            **settings: Those of `PoolConfig` that are read each time they are needed. For sizes see `resize`.
+            **settings: Those of `PoolConfig` that are read each time they are needed, the sizes included.
 
         Raises:
             ValueError, TypeError: One makes no sense; nothing has changed.
         """
         with self._lock:  # a runner that is being made has them from the start, or is in the list
-            self.config = dataclasses.replace(self.config, **settings)
+            self.shared.config = dataclasses.replace(self.shared.config, **settings)
             runners = self.runners()
+        for served in self.permits.serve_claims():
+            self.deliver_grant(served)
         for runner in runners:
-            self._on(runner, functools.partial(self._reconfigure, runner))
-
-    def _reconfigure(self, runner: ShardRunner[S]) -> None:
-        runner.reconfigured(self.config)  # not as of the call: another thread may have set more meanwhile
+            self._sweep(runner, runner.shard.settings_changed)
 
     async def check_idle(self) -> None:
         """
@@ -315,11 +304,11 @@ class Registry(Generic[S]):
 
     def stats(self) -> PoolStats:
         """Count everything. From any thread, and from a signal handler."""
-        runners, ended = self._census
+        (runners, ended), config = self._census, self.shared.config
         return PoolStats(
-            name=self.config.name,
-            min_size=self.terms.min_size,
-            max_size=self.permits.max_size,
+            name=config.name,
+            min_size=config.min_size,
+            max_size=config.max_size,
             loops=tuple(runner.shard.stats(runner.label) for runner in runners.values()),
             ended=ended,
             state=self.state.value,
@@ -340,4 +329,5 @@ class Registry(Generic[S]):
         return self._closed(self.driver.errors.closed_text)
 
     def _closed(self, text: str) -> errors.PoolClosed:
-        return self.driver.errors.closed(text.format(self.config.name), pool=self.config.name)
+        name = self.shared.config.name
+        return self.driver.errors.closed(text.format(name), pool=name)

@@ -30,7 +30,7 @@ from loopaware_pool.stats import (
 if TYPE_CHECKING:
     import asyncio
 
-    from loopaware_pool._core.config import PoolConfig
+    from loopaware_pool._core.state import SharedState
     from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
 
@@ -44,17 +44,13 @@ class Reporter:
     Reports for one loop of a pool.
 
     Args:
-        config: The pool's settings.
+        shared: What the pool's loops share, its settings among it.
         label: The loop's name for people.
     """
 
-    def __init__(self, config: PoolConfig, label: str) -> None:
-        self._config = config
+    def __init__(self, shared: SharedState, label: str) -> None:
+        self._shared = shared
         self.label = label
-
-    def reconfigured(self, config: PoolConfig) -> None:
-        """Use other settings from now on."""
-        self._config = config
 
     def emit_opened(self, seconds: float) -> None:
         """Report a new connection, which took *seconds* to open."""
@@ -78,18 +74,18 @@ class Reporter:
 
     def emit_overdue(self, lease: LeaseInfo) -> None:
         """Report and log a lease that lasts too long."""
-        logger.warning("%s: a connection is still held by %s", self._config.name, lease)
+        logger.warning("%s: a connection is still held by %s", self._shared.config.name, lease)
         self._emit(LeaseOverdue, lease)
 
     def emit_late_return(self, lease: LeaseInfo) -> None:
         """Report and log that a lease has ended which was reported as overdue."""
-        logger.warning("%s: a connection came back that was held by %s", self._config.name, lease)
+        logger.warning("%s: a connection came back that was held by %s", self._shared.config.name, lease)
         self._emit(LeaseReturned, lease)
 
     def emit_dropped(self, lease: LeaseInfo) -> None:
         """Report and log a lease that nobody will ever end."""
         logger.warning(
-            "%s: closing a connection that was dropped without being returned by %s", self._config.name, lease
+            "%s: closing a connection that was dropped without being returned by %s", self._shared.config.name, lease
         )
         self._emit(LeaseDropped, lease)
 
@@ -101,7 +97,7 @@ class Reporter:
         """Report and log a socket that has outlived its connection."""
         logger.warning(
             "%s: fd %d is still open, %.1f s after its connection on %s was closed (%s)",
-            *(self._config.name, found.identity.fd, monotonic() - found.closed_at, found.loop, found.reason),
+            *(self._shared.config.name, found.identity.fd, monotonic() - found.closed_at, found.loop, found.reason),
         )
         self._emit(FdLeaked, found.identity, found.loop, found.reason)
 
@@ -109,7 +105,7 @@ class Reporter:
         """Report and log a connection whose socket is gone."""
         logger.warning(
             "%s: fd %d of an idle connection is closed, or another file by now: some code closes fds by number",
-            *(self._config.name, identity.fd),
+            *(self._shared.config.name, identity.fd),
         )
         self._emit(FdLost, identity)
 
@@ -117,7 +113,7 @@ class Reporter:
         """Report and log a selector entry that has outlived its connection."""
         logger.warning(
             "%s: %s still watches fd %d of a connection that was closed (%s)",
-            *(self._config.name, self.label, found.identity.fd, found.reason),
+            *(self._shared.config.name, self.label, found.identity.fd, found.reason),
         )
         self._emit(RegistrationLeft, found.identity, found.reason)
 
@@ -136,14 +132,15 @@ class Reporter:
         )
 
     def _emit(self, kind: type[PoolEvent], *facts: object) -> None:
-        listener = self._config.on_event
+        config = self._shared.config
+        listener = config.on_event
         if listener is None:
             return
         handled = sys.exception()
         try:
-            listener(kind(self._config.name, self.label, *facts))
+            listener(kind(config.name, self.label, *facts))
         except Exception as error:
-            logger.exception("%s: on_event raised", self._config.name, exc_info=without_context(error, handled))
+            logger.exception("%s: on_event raised", config.name, exc_info=without_context(error, handled))
 
 
 def without_context(error: BaseException, handled: BaseException | None) -> BaseException:

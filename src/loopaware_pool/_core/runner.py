@@ -30,7 +30,6 @@ from loopaware_pool._core.reporter import Reporter, logger
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
-from loopaware_pool._core.terms import Phase
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
@@ -39,10 +38,9 @@ from loopaware_pool.driver import HookFailed, Liveness, S
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.leak_check import Ledger
     from loopaware_pool._core.permits import Claimant, Permits
-    from loopaware_pool._core.terms import Terms
+    from loopaware_pool._core.state import SharedState
     from loopaware_pool.driver import Driver
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
@@ -65,17 +63,15 @@ class PoolOfLoops(Protocol[S]):
     The part of the registry that a runner uses.
 
     Attributes:
-        config: The pool's settings.
+        shared: What the loops share, the pool's settings among it.
         driver: How connections are made.
-        terms: What the pool decides for all its loops.
         permits: The pool's permits.
         ledger: Sockets whose loops ended before they were seen gone.
         jitter: Draws a number between 0 and 1, for lifetimes.
     """
 
-    config: PoolConfig
+    shared: SharedState
     driver: Driver[S]
-    terms: Terms
     permits: Permits
     ledger: Ledger
     jitter: Callable[[], float]
@@ -118,6 +114,7 @@ class ShardRunner(Generic[S]):
 
     Attributes:
         callers: How many callers are in the middle of something here, whatever they wait for.
+        changes: Wakes tasks that wait for connections to change on this loop.
         decided: What the shard has decided and `act` has not done yet; otherwise empty.
         hasty_callers: How many of the queued callers have a timeout of 0 or less.
     """
@@ -125,13 +122,11 @@ class ShardRunner(Generic[S]):
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label = event_loops.label(loop)
-        self.reporter = Reporter(core.config, self.label)
-        self.shard: Shard[S] = Shard(
-            core.config, core.permits, core.terms, self, pool_size=core.size, jitter=core.jitter
-        )
-        self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.config, core.terms, self, pool_size=core.size)
+        self.reporter = Reporter(core.shared, self.label)
+        self.shard: Shard[S] = Shard(core.shared, core.permits, self, pool_size=core.size, jitter=core.jitter)
+        self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.shared, self, pool_size=core.size)
         self._core = weakref.ref(core)
-        self._config = core.config
+        self._shared = core.shared
         self._driver = core.driver
         self.errors = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
@@ -139,10 +134,10 @@ class ShardRunner(Generic[S]):
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard.is_in_use, self.notify)
         self.park_when_idle = self._parking.park_when_idle
-        self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.config.fd_check)
+        self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
         self.deadlines = Deadlines(loop)
-        self._changes = event_loops.Condition(loop)
+        self.changes = event_loops.Condition(loop)
         self.callers = 0
         self.hasty_callers = 0
         self.errands = event_loops.Errands(loop)
@@ -266,7 +261,7 @@ class ShardRunner(Generic[S]):
                 try:
                     action()
                 except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
-                    message = f"{self._config.name}: the pool's work on a connection failed"
+                    message = f"{self._shared.config.name}: the pool's work on a connection failed"
                     self.loop.call_exception_handler({"message": message, "exception": error})
         finally:
             self._is_acting = False
@@ -402,7 +397,7 @@ class ShardRunner(Generic[S]):
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - the next line aborts it
-            logger.debug("%s: a connection did not close politely", self._config.name, exc_info=True)
+            logger.debug("%s: a connection did not close politely", self._shared.config.name, exc_info=True)
         self._cut(slot)
 
     def _cut(self, slot: Slot[S]) -> None:
@@ -427,14 +422,6 @@ class ShardRunner(Generic[S]):
             self.shard.discard(slot, "closed by the server")
         else:
             self.shard.serviced(slot, monotonic())
-        self.act()
-
-    def reconfigured(self, config: PoolConfig) -> None:
-        """Use other settings from now on."""
-        self._config = config
-        self.reporter.reconfigured(config)
-        self.housekeeper.reconfigured(config)
-        self.shard.reconfigured(config, monotonic())
         self.act()
 
     def keep_floor(self) -> None:
@@ -471,16 +458,7 @@ class ShardRunner(Generic[S]):
 
     async def until_settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""
-        await self._changes.until(self._is_settled)
-
-    async def until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
-        """
-        Wait until *condition* holds; it is looked at whenever connections have changed on this loop.
-
-        Returns:
-            False if *timeout* (seconds) passed first.
-        """
-        return await self._changes.until(condition, timeout)
+        await self.changes.until(self._is_settled)
 
     def is_unneeded(self) -> bool:
         """Whether the loop is not running, and nothing of the pool is on it: no connection, no caller, no task."""
@@ -491,7 +469,7 @@ class ShardRunner(Generic[S]):
             or self._tasks
             or self._openers
             or self.errands
-            or self._changes.are_awaited()
+            or self.changes.are_awaited()
         )
 
     def is_unused(self) -> bool:
@@ -624,8 +602,8 @@ class ShardRunner(Generic[S]):
         self._leave_pool()
         count = len(self.shard.slots)
         self.shut(self._closed_error)
-        await self._changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
-        await self._changes.until(self.is_unused, FAREWELL_SECONDS)
+        await self.changes.until(lambda: not self._lent(), LEASE_GRACE_SECONDS)
+        await self.changes.until(self.is_unused, FAREWELL_SECONDS)
         self.cut_all(self._closed_error)
         self._ended_with(count)
         await asyncio.sleep(0)  # transports that were cut close their sockets in the next iteration
@@ -638,7 +616,7 @@ class ShardRunner(Generic[S]):
             # No caller can be told any more: futures of a closed loop cannot even be resolved.
             self.shard.waiters.clear()
             self._openers.clear()
-            self._changes.clear()
+            self.changes.clear()
             while self._tasks:
                 event_loops.close_abandoned_task(self._tasks.popitem()[1])
             self.cut_all(self._closed_error)
@@ -650,7 +628,8 @@ class ShardRunner(Generic[S]):
             if slot.state is not SlotState.CONNECTING:
                 slot.session.owner = None
                 slot.session.discard(forked=True)
-        self.shard.phase = Phase.CLOSED
+        self.shard.idle.clear()
+        self.shard.is_open = False
 
     def _leave_pool(self) -> None:
         if (core := self._core()) is not None:
@@ -668,7 +647,8 @@ class ShardRunner(Generic[S]):
 
     def _closed_error(self) -> BaseException:
         return self._driver.errors.closed(
-            f"pool {self._config.name!r} closed its connections on {self.label}: the loop ends", pool=self._config.name
+            f"pool {self._shared.config.name!r} closed its connections on {self.label}: the loop ends",
+            pool=self._shared.config.name,
         )
 
     # ---- telling ----
@@ -683,49 +663,15 @@ class ShardRunner(Generic[S]):
         """
         Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
         """
-        if (core := self._core()) is not None and slot.generation == core.terms.generation:
-            logger.warning("%s: %s; replacing all connections", self._config.name, BECAME_READ_ONLY)
+        if (core := self._core()) is not None and slot.generation == core.shared.generation:
+            logger.warning("%s: %s; replacing all connections", self._shared.config.name, BECAME_READ_ONLY)
             core.drain()
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
 
-    def give_up(self, slot: Slot[S], reason: str) -> None:
-        """Close a connection that has become useless."""
-        self.shard.discard(slot, reason)
-        self.act()
-        self.notify()
-
-    def lease_dropped(self, slot: Slot[S]) -> None:
-        """
-        Close a connection whose lease nobody will ever end. The garbage collector may call this between any two lines.
-        """
-        if has_interrupted_a_decision():
-            self.errands.add_for_later(functools.partial(self._reclaim, slot))
-        else:
-            self._reclaim(slot)
-
-    def _reclaim(self, slot: Slot[S]) -> None:
-        self.housekeeper.reclaim(slot)
-        self.act()
-        self.notify()
-
     def _found_dead(self, _: BaseException) -> str:
         self.shard.counters.found_dead += 1
         return "did not answer"
-
-    def notify_settled(self, slot: Slot[S]) -> None:
-        """
-        Handle the last answer due on a connection: park it if it is idle, or make it available if it waits for that
-        answer.
-        """
-        if slot.state is _IDLE:
-            self.park_when_idle(slot)
-        elif slot.state is _RESETTING:
-            self.shard.reset_answered(slot, monotonic())
-            if self.decided:
-                self.act()
-        if self._changes.are_awaited():
-            self.notify()
 
     def _tell_opener(self, slot: Slot[S], error: BaseException | None) -> None:
         opener = self._openers.pop(slot, None)
@@ -737,13 +683,13 @@ class ShardRunner(Generic[S]):
 
     def notify(self) -> None:
         """Wake the tasks that wait for a change."""
-        self._changes.notify()
+        self.changes.notify()
         if not self.shard.slots and (core := self._core()) is not None:
             core.loop_emptied()
 
 
 class SessionListener(Generic[S]):
-    """Forwards session events to the runner of the session's loop."""
+    """Does what the events of a session demand, on its loop."""
 
     __slots__ = ("runner", "slot")
 
@@ -768,8 +714,16 @@ class SessionListener(Generic[S]):
             raise error
 
     def settled(self) -> None:
-        """The last answer due has come: park the connection, or make it available."""
-        self.runner.notify_settled(self.slot)
+        """The last answer due has come: park an idle connection, or make available one that waits for it."""
+        runner, slot = self.runner, self.slot
+        if slot.state is _IDLE:
+            runner.park_when_idle(slot)
+        elif slot.state is _RESETTING:
+            runner.shard.reset_answered(slot, monotonic())
+            if runner.decided:
+                runner.act()
+        if runner.changes.are_awaited():
+            runner.notify()
 
     def reset_failed(self, error: BaseException) -> None:
         """Count and report it."""
@@ -780,12 +734,22 @@ class SessionListener(Generic[S]):
         self.runner.replace_read_only(self.slot)
 
     def dropped(self) -> None:
-        """Close the connection, and report its lease."""
-        self.runner.lease_dropped(self.slot)
+        """Close the connection, and report its lease. The garbage collector may call this between any two lines."""
+        if has_interrupted_a_decision():
+            self.runner.errands.add_for_later(self._reclaim)
+        else:
+            self._reclaim()
+
+    def _reclaim(self) -> None:
+        self.runner.housekeeper.reclaim(self.slot)
+        self.runner.act()
+        self.runner.notify()
 
     def lost(self, reason: str) -> None:
         """Close the connection."""
-        self.runner.give_up(self.slot, reason)
+        self.runner.shard.discard(self.slot, reason)
+        self.runner.act()
+        self.runner.notify()
 
 
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:

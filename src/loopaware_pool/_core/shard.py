@@ -24,7 +24,6 @@ from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.connect_pacing import STEP_SECONDS, MinSizeBackoff, SlowStart
 from loopaware_pool._core.load_shedding import LoadShedding
 from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
-from loopaware_pool._core.terms import Phase
 from loopaware_pool._core.wait_queue import WaitQueue
 from loopaware_pool.driver import Liveness, ReturnCheck, S
 from loopaware_pool.stats import Counters, LoopStats
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.interfaces import ShardEffects, Waiter
     from loopaware_pool._core.permits import Permits
-    from loopaware_pool._core.terms import Terms
+    from loopaware_pool._core.state import SharedState
 
 __all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
 
@@ -54,9 +53,7 @@ GOODBYE_GRACE_SECONDS: Final = 0.1
 # A server that leaves a reset unanswered for this long is silent, not slow. Callers that wait for its answer then count
 # towards `max_waiting`.
 SILENT_SECONDS: Final = 1.0
-_NO_IDLE = IdleOrder.NONE
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
-_OPEN, _SUSPENDED, _CLOSED = Phase
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
 _TAKEN, _CLAIMED, _RESERVED, _RETURNED = SlotEvent.TAKEN, SlotEvent.CLAIMED, SlotEvent.RESERVED, SlotEvent.RETURNED
@@ -73,25 +70,26 @@ class Shard(Generic[S]):
     One loop's share of a pool.
 
     Args:
-        config: The pool's settings.
+        shared: What the pool's loops share, its settings among it.
         permits: The pool's permits.
-        terms: The pool's generation and `min_size`.
         effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
         jitter: Draws a number between 0 and 1, for lifetimes.
+
+    Attributes:
+        is_open: Whether callers are served, now or after a suspension. A loop may end before the pool does.
     """
 
     def __init__(
         self,
-        config: PoolConfig,
+        shared: SharedState,
         permits: Permits,
-        terms: Terms,
         effects: ShardEffects[S],
         *,
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
     ) -> None:
-        self.phase = _OPEN
+        self.is_open = True
         self.idle: list[Slot[S]] = []
         self.slots: set[Slot[S]] = set()
         self.connecting: set[Slot[S]] = set()
@@ -103,35 +101,32 @@ class Shard(Generic[S]):
         self.keeps_floor = False
         self.is_ending = False
         self.least_idle = 0
-        self._config = config
+        self._shared = shared
         self._permits = permits
-        self._terms = terms
         self._effects = effects
         self._jitter = jitter
+        config = shared.config
+        self._keeps_idle = config.idle_order is not IdleOrder.NONE
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        ceiling = config.max_connecting or permits.max_size  # not from the settings: `resize` may have changed it
-        self._slow_start = SlowStart(ceiling)
+        self._slow_start = SlowStart(_connect_ceiling(config))
         self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot[S], str] = {}
         self.restoring: set[Slot[S]] = set()  # connects that are for `min_size`
-        self._min_size_slow_start = SlowStart(ceiling)
+        self._min_size_slow_start = SlowStart(_connect_ceiling(config))
         self._min_size_backoff = MinSizeBackoff()
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
-
-    def is_open(self) -> bool:
-        """Whether callers are served, now or after a suspension."""
-        return self.phase is not _CLOSED
 
     # ---- lending ----
 
     def take(self, now: float) -> Slot[S] | None:
         """Lend an idle connection at once. None if there is none, or if other callers wait for one."""
-        if self.waiters or self.phase is not _OPEN:
+        shared = self._shared
+        if self.waiters or shared.is_suspended:
             return None
         while self.idle:
             try:
@@ -139,7 +134,7 @@ class Shard(Generic[S]):
             except IndexError:  # another thread gave the last one away as this loop began to run
                 break
             self.least_idle = min(self.least_idle, len(self.idle))
-            if slot.generation != self._terms.generation or (now >= slot.expires_at and not self._config.lends_expired):
+            if slot.generation != shared.generation or (now >= slot.expires_at and not shared.config.lends_expired):
                 self._retire_old(slot)
             elif self._lends_dead or (liveness := slot.session.liveness()) is _ALIVE:
                 slot.move(_TAKEN)
@@ -158,7 +153,7 @@ class Shard(Generic[S]):
         """
         self.waiters.join(waiter, now, has_deadline=has_deadline)
         self.grow(now)
-        is_counted = self._config.idle_order is not _NO_IDLE or self.waiting_in_line(now) > self.growth_left
+        is_counted = self._keeps_idle or self.waiting_in_line(now) > self.growth_left
         self.counters.queued += is_counted
         return is_counted
 
@@ -260,7 +255,7 @@ class Shard(Generic[S]):
 
     def _offer(self, slot: Slot[S], now: float) -> None:
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
-        if self.phase is _CLOSED:
+        if not self.is_open:
             self._retire(slot, "pool closed")
         elif self._is_past_use(slot, now):
             self._retire_old(slot)
@@ -268,7 +263,7 @@ class Shard(Generic[S]):
             pass
         elif self.is_ending:
             self._retire(slot, "the loop ends", politely=False)
-        elif self._config.idle_order is _NO_IDLE:
+        elif not self._keeps_idle:
             self._retire(slot, "nobody waits for it")
         else:
             slot.since = now
@@ -281,17 +276,17 @@ class Shard(Generic[S]):
 
     def is_outdated(self, slot: Slot[S]) -> bool:
         """Whether *slot* was opened before the last `expire()`."""
-        return slot.generation != self._terms.generation
+        return slot.generation != self._shared.generation
 
     def _is_past_use(self, slot: Slot[S], now: float) -> bool:
         """Whether *slot* is closed as soon as it is back, so that its reset's answer does not matter."""
-        return slot.generation != self._terms.generation or now >= slot.expires_at or self.phase is _CLOSED
+        return slot.generation != self._shared.generation or now >= slot.expires_at or not self.is_open
 
     def _hand_on(self, slot: Slot[S], now: float) -> bool:
         """
         Hand *slot* to the first waiter, give its permit to another loop, or close it. False if it is to become idle.
         """
-        if self.phase is _SUSPENDED:
+        if self._shared.is_suspended:
             return False
         if self._permits.claims and self._has_served(slot, now):
             self._retire(slot, "given to another loop")
@@ -318,7 +313,7 @@ class Shard(Generic[S]):
                 return waiter
             self.counters.shed += 1
             error = self._effects.errors.overloaded(
-                pool=self._config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
+                pool=self._shared.config.name, shed_after=self._shedding.limit, waited=waited, waiting=len(self.waiters)
             )
             waiter.set_exception(error)
         return None
@@ -330,10 +325,16 @@ class Shard(Generic[S]):
         Without a minimum time two loops would pass one permit back and forth, and serve nobody with it.
         """
         age_seconds = now - slot.opened_at
-        return age_seconds >= self._config.patience and self._permits.should_yield(self, now, donor_has_waiters=True)
+        return age_seconds >= self._shared.config.patience and self._permits.should_yield(
+            self, now, donor_has_waiters=True
+        )
 
     def _retire_old(self, slot: Slot[S]) -> None:
         self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
+
+    def _serves(self) -> bool:
+        """Whether callers are served now."""
+        return self.is_open and not self._shared.is_suspended
 
     # ---- growing ----
 
@@ -343,13 +344,14 @@ class Shard(Generic[S]):
 
     def grow(self, now: float) -> None:
         """Start connects for waiting callers, as many as `SlowStart` and the permits allow."""
-        wanted = len(self.waiters) - len(self.connecting)
-        if wanted <= 0 or self.phase is not _OPEN:
+        # Connections are idle beside waiters while a resumption has yet to reach this loop.
+        wanted = len(self.waiters) - len(self.connecting) - len(self.idle)
+        if wanted <= 0 or self._shared.is_suspended or not self.is_open:
             return
         if not self._effects.is_awake():
             self.wake_by(now)
             return
-        if len(self.slots) >= self._permits.max_size:
+        if len(self.slots) >= self._shared.config.max_size:
             self._cut_goodbyes_short(now)
             if now >= self._look_at:
                 self._reclaim_dropped(now)
@@ -377,9 +379,7 @@ class Shard(Generic[S]):
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
-        is_wanted = (
-            self.phase is _OPEN and len(self.waiters) > len(self.connecting) and now >= self._slow_start.probe_at
-        )
+        is_wanted = self._serves() and len(self.waiters) > len(self.connecting) and now >= self._slow_start.probe_at
         if is_wanted and self._effects.is_awake():
             self._start_connect(now)
         else:
@@ -407,7 +407,7 @@ class Shard(Generic[S]):
         self.connecting.discard(slot)
         if slot in self.restoring:
             self.restoring.discard(slot)
-            if self._pool_size() < self._terms.min_size:
+            if self._pool_size() < self._shared.config.min_size:
                 self.wake_by(now + STEP_SECONDS)  # to open the next ones soon
         self._min_size_backoff.succeeded()
         self._min_size_slow_start.succeeded()
@@ -416,8 +416,9 @@ class Shard(Generic[S]):
         self.counters.opened += 1
         slot.session = session
         slot.move(SlotEvent.CONNECTED)
-        if self._config.max_lifetime:
-            lifetime = self._config.max_lifetime * (1 - self._config.lifetime_jitter * self._jitter())
+        config = self._shared.config
+        if config.max_lifetime:
+            lifetime = config.max_lifetime * (1 - config.lifetime_jitter * self._jitter())
             slot.expires_at = max(now + lifetime, math.nextafter(now, NEVER))  # not before now: a caller waits for it
         connect_seconds, slot.opened_at = now - slot.opened_at, now
         self.counters.connect_seconds += connect_seconds
@@ -461,7 +462,7 @@ class Shard(Generic[S]):
         self.grow(now)
 
     def _start_connect(self, now: float) -> Slot[S]:
-        slot: Slot[S] = Slot(self._terms.generation, now)
+        slot: Slot[S] = Slot(self._shared.generation, now)
         self.slots.add(slot)
         self.connecting.add(slot)
         self._effects.begin_connect(slot)
@@ -482,7 +483,7 @@ class Shard(Generic[S]):
         else:
             self._effects.run_errands_of_idle_loops()
         if self._permits.claims:
-            self.wake_by(now + self._config.patience)
+            self.wake_by(now + self._shared.config.patience)
         if now >= self._look_at:
             self._reclaim_dropped(now)
 
@@ -516,19 +517,17 @@ class Shard(Generic[S]):
         """Stop serving: raise *error*'s result in waiting callers, and close idle connections."""
         self.waiters.dismiss(error)
         self._demand_ended()
-        self.phase = _CLOSED
+        self.is_open = False
         while self.idle:
             self._retire(self.idle.pop(), "pool closed")
         for slot in list(self.unanswered):
             self._retire(slot, "pool closed")
 
     def resume(self, now: float) -> None:
-        """Serve the callers that queued during a suspension."""
-        if self.phase is _SUSPENDED:
-            self.phase = _OPEN
-            while self.waiters and self.idle:
-                self._offer(self.idle.pop(), now)
-            self.grow(now)
+        """Serve the callers that queued during a suspension, unless the pool has been suspended again meanwhile."""
+        while self.waiters and self.idle and self._serves():
+            self._offer(self.idle.pop(), now)
+        self.grow(now)
 
     def _retire(self, slot: Slot[S], reason: str, *, politely: bool = True) -> None:
         slot.move(SlotEvent.CLOSE_STARTED)
@@ -577,10 +576,11 @@ class Shard(Generic[S]):
 
     def restore_floor(self, now: float) -> None:
         """Open the connections that `min_size` lacks, if this loop has opened the pool."""
-        if not (self.is_open() and self.keeps_floor and self._terms.min_size > 0):
+        min_size = self._shared.config.min_size
+        if not (self.is_open and self.keeps_floor and min_size > 0):
             return
         self.wake_by(now + DEAD_CHECK_SECONDS)
-        missing = self._terms.min_size - self._pool_size()
+        missing = min_size - self._pool_size()
         if missing <= 0 or not self._effects.is_awake():
             self._min_size_slow_start.demand_ended()
         elif now < self._min_size_backoff.retry_at:
@@ -607,7 +607,7 @@ class Shard(Generic[S]):
             self._min_size_backoff.failed(now)
             self._min_size_slow_start.refused(now)
             self.wake_by(self._min_size_backoff.retry_at)
-            if self.is_open():
+            if self.is_open:
                 self._effects.report_floor_not_restored(error)
 
     def refill(self, now: float) -> None:
@@ -625,7 +625,7 @@ class Shard(Generic[S]):
 
     def catch_up(self, now: float) -> None:
         """Open connections for waiting callers and for `min_size`. Cut closes short that hold a permit they need."""
-        if self.is_open() and now < self._look_at:
+        if self.is_open and now < self._look_at:
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
@@ -638,18 +638,12 @@ class Shard(Generic[S]):
             if self.is_outdated(slot):
                 self._retire_old(slot)
 
-    def reconfigured(self, config: PoolConfig, now: float) -> None:
-        """Use other settings. The timer applies them: this may be called by a listener."""
-        self._config = config
+    def settings_changed(self, now: float) -> None:
+        """Have the housekeeper do what the pool's settings, as they are now, demand."""
+        config = self._shared.config
+        self._slow_start.ceiling = self._min_size_slow_start.ceiling = _connect_ceiling(config)
         self._idle_look = _idle_look(config)
         self.wake_by(now)
-
-    def resized(self, now: float) -> None:
-        """Apply another `min_size` and `max_size`."""
-        if self._config.max_connecting is None:
-            self._slow_start.ceiling = self._min_size_slow_start.ceiling = self._permits.max_size
-        self.grow(now)
-        self.restore_floor(now)
 
     def drop_dead(self) -> None:
         """Close every dead idle connection: where one is dead, others often are."""
@@ -695,7 +689,7 @@ class Shard(Generic[S]):
         Count callers that wait for another caller to finish, not just for a reset's answer or a connect under way.
         """
         served_soon = 0 if self._is_silent(now) else len(self.unanswered)
-        if not self._config.counts_growth:
+        if not self._shared.config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
 
@@ -707,7 +701,7 @@ class Shard(Generic[S]):
     @property
     def growth_left(self) -> int:
         """Connections that can still be opened for waiting callers; none while connecting fails."""
-        if self._config.counts_growth or self.phase is not _OPEN or self.last_error is not None:
+        if self._shared.config.counts_growth or not self._serves() or self.last_error is not None:
             return 0
         return self._permits.free
 
@@ -736,6 +730,11 @@ class Shard(Generic[S]):
             waiting=len(self.waiters),
             counters=dataclasses.replace(self.counters),
         )
+
+
+def _connect_ceiling(config: PoolConfig) -> int:
+    """Return how many connects may be in flight."""
+    return config.max_connecting or config.max_size
 
 
 def _idle_look(config: PoolConfig) -> float:

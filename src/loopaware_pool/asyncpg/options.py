@@ -174,7 +174,6 @@ class Options(SharedOptions):
             max_idle=0.0 if idle_seconds == float("inf") else idle_seconds,
             max_lifetime=self.max_lifetime,
             lifetime_jitter=self.lifetime_jitter,
-            acquire_timeout=self.acquire_timeout,
             max_waiting=self.max_waiting,
             close_timeout=self.close_timeout,
         )

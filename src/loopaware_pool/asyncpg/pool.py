@@ -24,7 +24,7 @@ from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import logger, without_context
 from loopaware_pool._core.slot import acquiring_line
-from loopaware_pool._core.terms import PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg.options import Options, SessionReset, check_connect_arguments
@@ -112,9 +112,9 @@ class Pool(UpstreamPool):
         self._driver = AsyncpgDriver(connect_args, connect_kwargs, options)
         self._proxy_class = DirtyTrackingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
         self._setup = setup
-        self._config = config = options.config()
+        self._acquire_timeout = acquire_timeout
         self._home = None if loop is None else weakref.ref(loop)
-        self._core = PoolCore(config, self._driver, self)
+        self._core = PoolCore(options.config(), self._driver, self)
         self.reference = weakref.ref(self)
 
     # ---- opening and closing ----
@@ -208,7 +208,7 @@ class Pool(UpstreamPool):
         opened joins the pool.
         """
         if timeout is None:
-            timeout = self._config.acquire_timeout
+            timeout = self._acquire_timeout
         else:
             check_number("timeout", timeout, _TIMEOUT)
         return PoolAcquireContext(self, timeout, sys._getframe(1))
@@ -375,22 +375,22 @@ class Pool(UpstreamPool):
 
     def get_init_size(self) -> int:
         """Return how many connections are opened at first."""
-        return self._config.init_size
+        return self._core.shared.config.init_size
 
     def get_min_size(self) -> int:
         """Return how many connections are kept while idle."""
-        return self._config.min_size
+        return self._core.shared.config.min_size
 
     def get_max_size(self) -> int:
         """Return how many connections there may be, on all loops together."""
-        return self._config.max_size
+        return self._core.shared.config.max_size
 
     # ---- what asyncpg's has not ----
 
     @property
     def name(self) -> str:
         """The pool's name, as errors, logs and events give it."""
-        return self._config.name
+        return self._core.shared.config.name
 
     def stats(self) -> PoolStats:
         """Count everything, for the pool and for each loop. From any thread."""

@@ -9,14 +9,13 @@ import asyncpg
 from asyncpg import pool as upstream
 
 from loopaware_pool._core.slot import SlotState
-from loopaware_pool._core.terms import PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool._platform.event_loops import running
 
 if TYPE_CHECKING:
     import weakref
     from asyncio import AbstractEventLoop
 
-    from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.asyncpg.driver import AsyncpgDriver
     from loopaware_pool.asyncpg.session import AsyncpgSession
@@ -75,7 +74,6 @@ class UpstreamPool(Uncopied, upstream.Pool):
     """The part of a pool that asyncpg's connections and its tests use."""
 
     _core: PoolCore[AsyncpgSession]
-    _config: PoolConfig
     _driver: AsyncpgDriver
     _home: weakref.ref[AbstractEventLoop] | None
 
@@ -90,10 +88,10 @@ class UpstreamPool(Uncopied, upstream.Pool):
         self._core.for_each_session(lambda session: _con(session)._drop_local_type_cache())
 
     # Programs read these, as for a pool's size or its server.
-    _initsize = property(attrgetter("_config.init_size"))
-    _minsize = property(attrgetter("_config.min_size"))
-    _maxsize = property(attrgetter("_config.max_size"))
-    _generation = property(attrgetter("_core.terms.generation"))
+    _initsize = property(attrgetter("_core.shared.config.init_size"))
+    _minsize = property(attrgetter("_core.shared.config.min_size"))
+    _maxsize = property(attrgetter("_core.shared.config.max_size"))
+    _generation = property(attrgetter("_core.shared.generation"))
     _connect_args = property(attrgetter("_driver.args"))
     _connect_kwargs = property(attrgetter("_driver.kwargs"))
     _connection_class = property(attrgetter("_driver.connection_class"))
@@ -114,11 +112,11 @@ class UpstreamPool(Uncopied, upstream.Pool):
     @property
     def _holders(self) -> list[AsyncpgSession | FreeHolder]:
         sessions = self._sessions()
-        return [*sessions, *[FREE_HOLDER] * (self._config.max_size - len(sessions))]
+        return [*sessions, *[FREE_HOLDER] * (self._core.shared.config.max_size - len(sessions))]
 
     @property
     def _queue(self) -> FreeSlots:
-        max_size = self._config.max_size
+        max_size = self._core.shared.config.max_size
         taken = sum(len(runner.shard.slots) - runner.shard.idle_size for runner in self._core.runners())
         return FreeSlots(max_size - taken, max_size)
 

@@ -23,7 +23,7 @@ from loopaware_pool._core.checks import check_number
 from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState, acquiring_line
-from loopaware_pool._core.terms import PoolState
+from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.driver import ReturnCheck
@@ -135,7 +135,6 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         self.timeout = timeout
         self.close_returns, self.num_workers = self._keeps_idle and close_returns, num_workers
         self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
-        self._max_size = min_size if max_size is None else max_size
         self._driver = PsycopgDriver(
             options,
             name=name,
@@ -224,7 +223,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         return InitTimeout(timeout=seconds, stats=self.stats(), holders=tuple(runner.leases()), cause=cause)
 
     def _is_full(self) -> bool:
-        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.terms.min_size
+        return self._keeps_idle and len(self._core.slots(*_NOT_READY)) >= self._core.shared.config.min_size
 
     async def _is_ready_within(
         self, runner: ShardRunner[PsycopgSession], seconds: float, old_fault: BaseException | None
@@ -236,7 +235,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             return self._is_full() or core.state is not _OPEN or self._driver.new_fault(old_fault) is not None
 
         # Connects of other loops wake nothing here, so check at intervals.
-        while not await runner.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
+        while not await runner.changes.until(is_over, min(_FLOOR_LOOK_SECONDS, max(0.0, deadline - monotonic()))):
             if monotonic() >= deadline:
                 return False
         self._check_open()
@@ -415,7 +414,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     def _log_growth(self) -> None:
         size = self._core.size()
-        if self._keeps_idle and size > self._core.terms.min_size:
+        if self._keeps_idle and size > self._core.shared.config.min_size:
             logger.info("growing pool %r to %s", self.name, size)
 
     def _take_back_at_home(self, conn: ACT, listener: SessionListener[PsycopgSession]) -> None:

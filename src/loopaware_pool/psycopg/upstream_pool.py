@@ -50,7 +50,6 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     _keeps_idle: bool
     _core: PoolCore[PsycopgSession]
     _driver: PsycopgDriver
-    _max_size: int
     _popped: dict[str, int]
     _rechecks: int
     _timeout: float
@@ -70,7 +69,6 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         """
         max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
         logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size)
-        self._max_size = max_size
         self._core.resize(min_size, max_size or sys.maxsize)
 
     async def check(self) -> None:
@@ -123,12 +121,13 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def min_size(self) -> int:
         """Connections kept while idle."""
-        return self._core.terms.min_size
+        return self._core.shared.config.min_size
 
     @property
     def max_size(self) -> int:
         """Most connections there may be, on all loops together. For a null pool, 0 means any number."""
-        return self._max_size
+        limit = self._core.shared.config.max_size
+        return 0 if limit == sys.maxsize else limit
 
     # ---- what psycopg_pool's has not ----
 
@@ -190,7 +189,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def name(self) -> str:
         """The pool's name in errors, logs, events and metrics from now on."""
-        return self._core.config.name
+        return self._core.shared.config.name
 
     @name.setter
     def name(self, name: str | None) -> None:
@@ -202,7 +201,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def max_waiting(self) -> int:
         """Callers that may wait at once, from now on; 0 for no limit."""
-        return self._core.config.max_waiting
+        return self._core.shared.config.max_waiting
 
     @max_waiting.setter
     def max_waiting(self, number: float | None) -> None:
@@ -211,7 +210,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def max_idle(self) -> float:
         """Seconds after which the pool closes, from now on, a connection above *min_size* that was not needed."""
-        return as_given(self._core.config.max_idle)
+        return as_given(self._core.shared.config.max_idle)
 
     @max_idle.setter
     def max_idle(self, seconds: float) -> None:
@@ -231,7 +230,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     @property
     def max_lifetime(self) -> float:
         """Seconds after which a connection opened from now on is replaced."""
-        return as_given(self._core.config.max_lifetime)
+        return as_given(self._core.shared.config.max_lifetime)
 
     @max_lifetime.setter
     def max_lifetime(self, seconds: float) -> None:
