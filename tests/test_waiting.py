@@ -204,15 +204,17 @@ def test_the_deadline_covers_setup(dsn, run):
     """A `setup` that takes longer than the caller's time is ended, and its connection closed."""
 
     async def main():
-        blocked = True
+        blocked = False
 
         async def setup(con):
             if blocked:
                 await asyncio.Event().wait()
 
         async with some_pool(dsn, setup=setup) as pool:
+            assert await pool.fetchval("SELECT 1") == 1
+            blocked = True
             with pytest.raises(PoolTimeout, match=r"in setup"):
-                await pool.acquire(timeout=0.5)
+                await pool.acquire(timeout=0.1)
             blocked = False
             assert await pool.fetchval("SELECT 1") == 1
             assert pool.stats().size == 1

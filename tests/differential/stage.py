@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import pytest
 import uvloop
+from psycopg import _cursor_base, _pipeline_base, _server_cursor_base, generators
 
 from differential.describe import Describer, name_of_class
 from differential.sides import KINDS
@@ -466,7 +468,7 @@ def perform(program: Program, side: str, control: Control, pace: Pace) -> Transc
     """
     control.prepare()
     stage = Stage(program, getattr(KINDS[program.kind], side), control, pace)
-    with _heard(stage), _alarm():
+    with _heard(stage), _alarm(), _generators_in_python():
         try:
             _run(LOOPS[program.loop], stage)
         except Hung:
@@ -502,6 +504,21 @@ def _heard(stage: Stage) -> Iterator[None]:
             yield
         finally:
             sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _generators_in_python() -> Iterator[None]:
+    """
+    Have psycopg read answers by its generators in Python.
+
+    Those in C keep a pointer to what libpq frees when psycopg_pool closes a connection under its query. Resumed after
+    that they may take the interpreter down.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (generators, _cursor_base, _pipeline_base, _server_cursor_base):
+            for name in ("execute", "fetch", "fetch_many", "pipeline_communicate", "send"):
+                patch.setattr(module, name, getattr(generators, f"_{name}"), raising=False)
+        yield
 
 
 @contextlib.contextmanager

@@ -261,12 +261,13 @@ def test_a_pool_whose_closing_is_cancelled_is_closed(dsn, run):
     """What it was to wait for is cut."""
 
     async def hang(_):
+        is_hanging.set()
         await asyncio.sleep(60)
 
     async def main():
         pool = make_pool(AsyncConnectionPool, dsn, min_size=1, configure=hang)
         await pool.open()
-        await asyncio.sleep(0.05)
+        await is_hanging.wait()
         closing = asyncio.create_task(pool.close())
         await helpers.spin(2)
         closing.cancel()
@@ -275,6 +276,7 @@ def test_a_pool_whose_closing_is_cancelled_is_closed(dsn, run):
         assert pool.closed
         await eventually_async(lambda: not pool.fd_report(), "a pool that is empty")
 
+    is_hanging = asyncio.Event()
     run(main())
 
 

@@ -152,7 +152,7 @@ def test_leaving_what_is_not_entered_loses_nothing(dsn, run, cls, error, before)
         return not await context.__aexit__(error and type(error), error, None)
 
     async def outcome(pool):
-        context = pool.connection(timeout=0.2)
+        context = pool.connection(timeout=0.2 if before == "a lease that failed" else None)
         if before == "a lease":
             await context.__aenter__()
             await leave(context)
@@ -207,11 +207,11 @@ def test_a_null_pools_caller_who_gives_up_connecting_has_not_waited(dsn, run, cl
     """It has, of course; but not for others."""
 
     async def main():
-        is_connecting = asyncio.Event()
+        is_connecting, has_given_up = asyncio.Event(), asyncio.Event()
 
         async def configure(_):
             is_connecting.set()
-            await asyncio.sleep(0.1)
+            await has_given_up.wait()
 
         async with make_pool(cls, dsn, max_size=1, configure=configure) as pool:
             caller = asyncio.create_task(pool.getconn())
@@ -220,6 +220,7 @@ def test_a_null_pools_caller_who_gives_up_connecting_has_not_waited(dsn, run, cl
             caller.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await caller
+            has_given_up.set()
             return pool.get_stats()
 
     assert run(main()).keys().isdisjoint({"requests_queued", "requests_wait_ms"})

@@ -284,19 +284,16 @@ def test_a_pool_is_closed_on_every_loop(dsn, run, loop_factory, zero_fd_delta):
     """Callers that wait on other loops are told, and their idle connections closed."""
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=2)
 
-    async def hold(seconds):
-        async with pool.connection():
-            await asyncio.sleep(seconds)
-
     async def wait_for_one():
-        holders = [asyncio.create_task(hold(0.3)) for _ in range(2)]
-        await asyncio.sleep(0.1)
+        held = [await pool.getconn() for _ in range(2)]
         with pytest.raises(psycopg_pool.PoolClosed):
-            await pool.getconn(timeout=10)
-        await asyncio.gather(*holders)
+            await pool.getconn(timeout=DEADLINE_SECONDS)
+        for connection in held:
+            await pool.putconn(connection)
 
     async def close_soon():
-        await asyncio.sleep(0.2)
+        # The holder's getconn() may wait for its connects as well.
+        await eventually_async(lambda: pool.stats().lent == 2 and pool.stats().waiting == 1, "a caller who waits")
         await pool.close()
 
     asyncio.run(pool.open())

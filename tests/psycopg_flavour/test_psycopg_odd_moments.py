@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 import time
@@ -114,7 +115,7 @@ def test_a_timeout_ends_no_wait_but_its_own(dsn, run):
         async with make_pool(AsyncConnectionPool, dsn, min_size=1, max_size=1) as pool, pool.connection() as connection:
             await connection.execute("LISTEN odd_moments")
             await notify(dsn, "one")
-            time.sleep(0.05)  # on this loop nothing is read meanwhile
+            assert select.select([connection.pgconn.socket], [], [], DEADLINE_SECONDS)[0]  # and not read
             payloads = [message.payload async for message in connection.notifies(timeout=0)]
             cursor = await connection.execute("SELECT pg_sleep(0.05), 42")
             return payloads, (await cursor.fetchone())[1]

@@ -22,7 +22,7 @@ import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
 from loopaware_pool.psycopg.socket_waiter import SocketWaiter
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
-from running import LoopThread, eventually_async
+from running import DEADLINE_SECONDS, LoopThread, eventually_async
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -480,8 +480,7 @@ def test_a_connect_that_is_cancelled_closes_its_socket(deaf, kind, run, no_colle
     async def scenario():
         before = helpers.open_sockets()
         connect = asyncio.create_task(CLASSES[kind].connect(deaf))
-        await asyncio.sleep(0.05)
-        assert helpers.open_sockets().keys() - before.keys()
+        await eventually_async(lambda: helpers.open_sockets().keys() - before.keys(), "a socket of its own")
         connect.cancel()
         with pytest.raises(asyncio.CancelledError) as kept:
             await connect
@@ -601,7 +600,7 @@ def test_a_connection_that_its_holder_drops_is_taken_back(pool_of, kind, run, ca
         await connection.execute("SELECT 1")
         del connection
         try:
-            async with pool.connection(timeout=1) as other:
+            async with pool.connection(timeout=0.5 if kind == "theirs" else DEADLINE_SECONDS) as other:
                 await other.execute("SELECT 1")
         except psycopg_pool.PoolTimeout:
             complaints.append("its place is lost")

@@ -104,16 +104,17 @@ def test_a_null_pool_connects_in_parallel(pool_of):
     """Within its callers' time, and no more than `max_size`."""
 
     async def configure(_):
-        await asyncio.sleep(0.1)
+        await all_connected.wait()
 
     async def main():
         async with pool_of(AsyncNullConnectionPool, max_size=5, configure=configure) as pool:
-            connections = await asyncio.gather(*(pool.getconn(timeout=0.35) for _ in range(5)))
+            connections = await asyncio.gather(*(pool.getconn() for _ in range(5)))
             with pytest.raises(PoolTimeout):
                 await pool.getconn(timeout=0.05)
             for connection in connections:
                 await pool.putconn(connection)
 
+    all_connected = asyncio.Barrier(5)
     asyncio.run(main())
 
 

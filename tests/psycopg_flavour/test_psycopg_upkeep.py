@@ -15,7 +15,7 @@ from loopaware_pool.psycopg import (
 )
 from psycopg_likeness import BOTH, both, kill, pid_of, words
 from psycopg_pools import make_pool
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -64,8 +64,13 @@ def test_a_configure_that_fails_is_a_connect_that_fails(cls, pool_of, caplog, fa
 
     async def main():
         pool = pool_of(cls, configure=configure, **({"min_size": 1} if cls is AsyncConnectionPool else {}))
+        await pool.open()
+        patient = asyncio.create_task(pool.wait(DEADLINE_SECONDS))
+        await eventually_async(lambda: words(caplog), "an error that is logged")
         with pytest.raises(PoolTimeout):
-            await pool.open(wait=True, timeout=0.1)
+            await pool.wait(timeout=0.01)
+        await asyncio.wait([patient])
+        assert isinstance(patient.exception(), psycopg.OperationalError)
 
     asyncio.run(main())
     assert fault in words(caplog)[0]
