@@ -19,7 +19,7 @@ import functools
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from loopaware_pool._core.deadlines import Deadlines
 from loopaware_pool._core.housekeeping import Housekeeper
@@ -385,6 +385,12 @@ class ShardRunner:
     ) -> BaseException | None:
         try:
             await work()
+        except asyncio.CancelledError as error:
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            if slot.state is SlotState.RESETTING and not task.cancelling():  # a callback of the user's has raised it
+                self.shard.discard(slot, failed(error))
+                self.act()
+            raise
         except Exception as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.discard(slot, failed(error))
