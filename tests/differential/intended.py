@@ -14,18 +14,37 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from differential.compare import Difference
-    from differential.program import Step
+    from differential.program import Program, Step
+    from differential.stage import Transcript
 
 __all__ = ["PAGE", "PROGRAMS", "ROWS", "Row", "explain", "keys_of_page"]
 
 PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 _ENDINGS = ("close", "terminate")
+# What may differ because connects come at other times.
+_OF_CONNECTIONS = {"size", "idle", "requests_waiting", "requests_queued", "requests_errors", "connections_num"}
+_OF_CONNECTIONS |= {"connections_errors", "connections_lost"}
 _COUNTS = {"get_size": "size", "get_idle_size": "idle", "pool_size": "size", "pool_available": "idle"}
 # A timeout that does not run out in a program.
 _LONG_SECONDS = 5
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
+# The pool's own.
+_OF_POOLS = ("connect", "init", "setup", "configure", "check", "reset")
+_TIMEOUTS = ("TimeoutError", "PoolTimeout")
+# Methods of asyncpg's pool that lend a connection for themselves.
+_LENDING = (
+    "execute",
+    "executemany",
+    "fetch",
+    "fetchval",
+    "fetchrow",
+    "fetchmany",
+    "copy_from_table",
+    "copy_from_query",
+)
+_LENDING += ("copy_to_table", "copy_records_to_table")
 
 
 @dataclass(frozen=True)
@@ -79,27 +98,42 @@ def _is_odd_timeout(difference: Difference) -> bool:
 def _is_spent_timeout(difference: Difference) -> bool:
     """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
     if difference.what == "callbacks":
-        return _ran_more(difference, most=_times_spent(difference))
-    if _is_spent(difference, difference.step) and difference.what in ("outcome", "counts"):
-        return True
+        return _ran_more(difference, *_OF_POOLS, most=_times_spent(difference))
+    if difference.what == "outcome" and _is_spent(difference, difference.number):
+        has_served = difference.step.get("name") != "release" or difference.ours is None
+        return has_served and _raised(difference.upstream) in _TIMEOUTS
     theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
-    more = {own.get(name, 0) - theirs.get(name, 0) for name in theirs.keys() | own.keys()}
-    return bool(more) and min(more) >= 0 < max(more) <= _times_spent(difference)
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in ("size", "idle", "connections_num")}
+    others = {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}
+    is_of_connections = others <= {"size", "idle", "connections_num"}
+    return is_of_connections and min(more) >= 0 < max(more) <= _times_spent(difference)
 
 
 def _times_spent(difference: Difference) -> int:
-    return sum(_is_spent(difference, step) for step in _steps_until(difference))
+    return sum(_is_spent(difference, number) for number in range(len(_steps_until(difference))))
 
 
-def _is_spent(difference: Difference, step: Step) -> bool:
-    timeout = step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
+def _is_spent(difference: Difference, number: int) -> bool:
+    """Whether a step acquires or releases a connection, without time for it."""
+    step = difference.program.steps[number] if number >= 0 else {}
+    if step.get("do") == "enter" and step.get("on") == "lease":
+        step = _maker(difference, number, "lease")
+    if step.get("on") != "pool" or step.get("name") not in ("acquire", "getconn", "connection", "release", *_LENDING):
+        return False
+    timeout = step.get("kwargs", {}).get("timeout")
+    timeout = difference.program.options.get("timeout") if timeout is None else timeout
     return isinstance(timeout, int | float) and timeout <= 0
 
 
-def _ran_more(difference: Difference, most: int) -> bool:
-    """Whether all that differs is that callbacks ran more often, each at most so often."""
+def _maker(difference: Difference, number: int, name: str) -> Step:
+    """The last step before that kept something by that name."""
+    return next((step for step in reversed(difference.program.steps[:number]) if step.get("keep") == name), {})
+
+
+def _ran_more(difference: Difference, *names: str, most: int) -> bool:
+    """Whether all that differs is that these callbacks ran more often, each at most so often."""
     missing, added = _callbacks(difference)
-    return not missing and bool(added) and max(added.values()) <= most
+    return not missing and bool(added) and max(added.values()) <= most and all(name in names for name, _ in added)
 
 
 def _ran_fewer(difference: Difference, *names: str) -> bool:
@@ -159,6 +193,10 @@ def _are_counts_while_closing(difference: Difference) -> bool:
 def _steps_until(difference: Difference) -> Sequence[Step]:
     """What the program has done by then."""
     return difference.program.steps[: difference.number + 1]
+
+
+def _steps_of(difference: Difference, number: int) -> Sequence[Step]:
+    return difference.program.steps[: number + 1]
 
 
 def _has_more(difference: Difference, most: int) -> bool:
@@ -238,15 +276,26 @@ def _is_waiter_told(difference: Difference) -> bool:
     """The pool was closed; upstream lets who waits for it wait on, or opens a connection before it says so."""
     if difference.what == "callbacks" and _is_asyncpg(difference) and _is_closing(difference):
         return _ran_fewer(difference, "connect", "init")
-    if difference.what == "at once":
-        return _is_asyncpg(difference) and _is_closing(difference) and difference.upstream == "skipped"
+    own = difference.runs.ours.outcome(difference.number)
+    is_told = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease") and _is_refused_by_us(own)
+    if difference.what == "ended after":
+        return is_told and _is_sooner(difference)
+    if difference.what == "still busy":
+        return is_told and difference.upstream
     return (
-        _is_asyncpg(difference)
-        and difference.step.get("on") == "pool"
-        and _raised(difference.ours) == "InterfaceError"
-        and "is" in difference.ours
+        is_told
+        and difference.what == "outcome"
         and (_has_step(difference, "close") or _has_step(difference, "terminate"))
     )
+
+
+def _is_refused_by_us(told: Any) -> bool:
+    return _raised(told) == "InterfaceError" and "is" in told
+
+
+def _is_sooner(difference: Difference) -> bool:
+    """Whether a step ended sooner in ours."""
+    return difference.what == "ended after" and (difference.ours or 0) < (difference.upstream or 0)
 
 
 def _is_closing(difference: Difference) -> bool:
@@ -365,7 +414,39 @@ def _without_authority(told: Any) -> Any:
 def _is_another_session(difference: Difference) -> bool:
     """Which of the idle connections is lent, if their sessions are alike."""
     theirs, own = difference.upstream, difference.ours
-    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None}
+    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None} and _had_choice(difference)
+
+
+def _had_choice(difference: Difference) -> bool:
+    """Whether several connections may have come free; or one, but another, as another was lent before."""
+    number = difference.number
+    if any(_served_at(run, difference.known) > 1 for run in _runs(difference)):
+        return True
+    if any(_leased(run, number) != _leased(difference.runs.upstream, number) for run in _runs(difference)):
+        return True
+    return any(_idle_at_most(difference.program, run, number) > 1 for run in _runs(difference))
+
+
+def _served_at(run: Transcript, known: int) -> int:
+    """How many leases began during a step."""
+    then = [key for key in run.entries if key[1] == "outcome" and run.known[key] == known]
+    return sum(_is_lease(run.entries[key]) for key in then)
+
+
+def _leased(run: Transcript, number: int) -> list[int]:
+    """Which sessions were lent before a step, in order."""
+    told = sorted((step, told) for (step, what), told in run.entries.items() if what == "outcome" and step < number)
+    return [one["session"] for _, one in told if _is_lease(one)]
+
+
+def _idle_at_most(program: Program, run: Transcript, number: int) -> int:
+    """How many connections may be idle when a step begins: those last counted, and those given back since."""
+    counted = [step for step, what in run.entries if what == "counts" and step < number]
+    last = max(counted, default=-1)
+    counts = run.entries.get((last, "counts"))
+    idle = 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
+    since = program.steps[last + 1 : number]
+    return idle + sum(step.get("name") in ("release", "putconn") or step["do"] == "exit" for step in since)
 
 
 def _are_leases(difference: Difference) -> bool:
@@ -384,7 +465,12 @@ def _is_of_another_age(difference: Difference) -> bool:
     if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
         return own["seen"]["state"] == ["idle"]
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
-    return _is_asyncpg(difference) and is_set_up and theirs["session"] != own["session"]
+    is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
+    return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
+
+
+def _is_first_lease(difference: Difference, lease: Any, side: int) -> bool:
+    return lease["session"] not in _leased(_runs(difference)[side], difference.number)
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -408,11 +494,8 @@ def _is_connect_retried(difference: Difference) -> bool:
         return False
     if difference.what == "at once":
         return _may_be_refused(difference) and _sides(difference) == (None, "pending")
-    return difference.step.get("name") == "acquire" and _raised(difference.upstream) not in (
-        None,
-        "TimeoutError",
-        "CancelledError",
-    )
+    has_failed = _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    return difference.step.get("name") == "acquire" and has_failed and _may_be_refused(difference)
 
 
 def _is_paced(difference: Difference) -> bool:
@@ -434,18 +517,60 @@ def _may_be_refused(difference: Difference) -> bool:
 
 def _is_connected_sooner(difference: Difference) -> bool:
     """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
-    callbacks = difference.program.callbacks
-    has_failed = _fails(callbacks.get("configure", {})) or callbacks.get("check")
-    return (
-        not _is_asyncpg(difference)
-        and bool(has_failed)
-        and (
-            (_raised(difference.upstream) in ("PoolTimeout", "CancelledError") and _raised(difference.ours) is None)
-            or _are_counts(difference)
-            or difference.what in ("ended after", "callbacks")
-            or (difference.what == "at once" and difference.upstream == "pending")
-        )
+    if _is_asyncpg(difference) or not (_has_failed_to_connect(difference) or _has_failed_check(difference)):
+        return False
+    if difference.what == "callbacks":
+        missing, added = _callbacks(difference)
+        return all(name in ("configure", "check", "reset") for name, _ in missing | added)
+    if _are_counts(difference):
+        return _differ_only_in(difference, _OF_CONNECTIONS)
+    if difference.what in ("at once", "still busy", "ended after"):
+        return _acquires(difference) and (_is_sooner(difference) or difference.upstream in (True, "pending"))
+    is_late = _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
+    return is_late and _acquires(difference) and (difference.ours is None or _is_lease(difference.ours))
+
+
+def _acquires(difference: Difference) -> bool:
+    """Whether a step waits for a connection."""
+    step = difference.step
+    return step["do"] == "enter" or (
+        step.get("on") == "pool" and step.get("name") in ("acquire", "getconn", "wait", "open")
     )
+
+
+def _differ_only_in(difference: Difference, names: set[str]) -> bool:
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None:
+        return False
+    return {name for name in theirs.keys() | own.keys() if theirs.get(name, 0) != own.get(name, 0)} <= names
+
+
+def _has_failed_to_connect(difference: Difference) -> bool:
+    """Whether a `configure` raised, or left a transaction open."""
+    does = difference.program.callbacks.get("configure", {})
+    return ("run" in does and "await" not in does) or _has_raised(difference, "configure")
+
+
+def _has_failed_check(difference: Difference) -> bool:
+    """Whether a `check` raised, of itself, of its statement, or of a session that was lost."""
+    does = difference.program.callbacks.get("check")
+    if does is None:
+        return False
+    return _has_raised(difference, "check") or "run" in does or _has_lost_sessions(difference)
+
+
+def _has_raised(difference: Difference, name: str) -> bool:
+    """Whether a callback was called so often that it raised."""
+    raises = difference.program.callbacks.get(name, {}).get("raises", ())
+    return any(min(raises, default=99) <= _times_called(run, name) for run in _runs(difference))
+
+
+def _times_called(run: Transcript, name: str) -> int:
+    return sum(called == name for (_, what), told in run.entries.items() if what == "callbacks" for called, _ in told)
+
+
+def _runs(difference: Difference) -> tuple[Transcript, Transcript]:
+    return difference.runs.upstream, difference.runs.ours
 
 
 def _is_program_at_fault(difference: Difference) -> bool:
@@ -461,7 +586,15 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     # A transaction in two phases cannot be rolled back as another.
     cannot_be_rolled_back = _has_lost_sessions(difference) or _has_step(difference, "tpc_begin")
     may_be_closed = cannot_be_rolled_back or "pg_sleep" in _sql_of_steps(difference)
-    return may_be_closed and _ran_fewer(difference, "reset", "configure")
+    missing, _ = _callbacks(difference)
+    return may_be_closed and _ran_fewer(difference, "reset") and missing.total() <= _returns(difference)
+
+
+def _returns(difference: Difference) -> int:
+    """How often connections have come back by then; at the end all do."""
+    steps = _steps_until(difference)
+    back = sum(step.get("name") == "putconn" or step["do"] == "exit" for step in steps)
+    return back + (len(steps) if difference.step["do"] == "end" else 0)
 
 
 def _is_dead_not_lent(difference: Difference) -> bool:
@@ -469,11 +602,6 @@ def _is_dead_not_lent(difference: Difference) -> bool:
     is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
     may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
     return may_be and is_lost and _is_lease(difference.ours)
-
-
-def _fails(configure: dict[str, Any]) -> bool:
-    """Whether a `configure` raises, or leaves a transaction open."""
-    return "raises" in configure or ("run" in configure and "await" not in configure)
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
@@ -487,9 +615,13 @@ def _is_grown_by_check(difference: Difference) -> bool:
 
 
 def _is_resized(difference: Difference) -> bool:
-    if difference.what in ("at once", "outcome", "ended after") and _has_step(difference, "resize"):
-        return difference.step.get("on") in ("pool", "lease") or "skipped" in _sides(difference)
-    return _are_counts(difference) and _has_step(difference, "resize") and _opened_fewer(difference)
+    if not any(step.get("name") == "resize" for step in _steps_of(difference, difference.known)):
+        return False
+    if difference.what in ("at once", "still busy", "ended after"):
+        return _acquires(difference)
+    if difference.what == "outcome":
+        return _acquires(difference) and _is_lease(difference.upstream) != _is_lease(difference.ours)
+    return _are_counts(difference) and _opened_fewer(difference)
 
 
 def _opened_fewer(difference: Difference) -> bool:
@@ -501,7 +633,7 @@ def _opened_fewer(difference: Difference) -> bool:
 
 def _is_grown_less(difference: Difference) -> bool:
     """Connections that nobody waits for, and that are not missing of `min_size`, are not there."""
-    if _is_asyncpg(difference):
+    if _is_asyncpg(difference) or not _has_had_to_grow(difference):
         return False
     if difference.what == "callbacks":
         return _ran_fewer(difference, "configure")
@@ -510,6 +642,18 @@ def _is_grown_less(difference: Difference) -> bool:
         return False
     own = _counted(difference, difference.ours) or {}
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
+
+
+def _has_had_to_grow(difference: Difference) -> bool:
+    """Whether a caller found no idle connection, or connections were closed, which upstream replaces."""
+    program = difference.program
+    is_closing_some = _has_lost_sessions(difference) or _has_step(difference, "close") or "reset" in program.callbacks
+    if is_closing_some or program.options.keys() & {"max_lifetime", "max_idle"}:
+        return True
+    return any(
+        step.get("name") in ("getconn", "connection") and not _idle_at_most(program, difference.runs.upstream, number)
+        for number, step in enumerate(_steps_until(difference))
+    )
 
 
 def _without_more(difference: Difference, name: str, *, side: str) -> Difference:
@@ -544,6 +688,69 @@ def _floor(difference: Difference) -> int:
     resizes = [step for step in _steps_until(difference) if step.get("name") == "resize"]
     asked = [difference.program.options, *({"min_size": step["args"][0]} for step in resizes if step.get("args"))]
     return int(asked[-1]["min_size"])
+
+
+def _is_busy_returned(difference: Difference) -> bool:
+    """A connection came back while a query ran on it, to a pool with a `reset`, which upstream takes for its reset."""
+    if not _is_asyncpg(difference) or "reset" not in difference.program.callbacks or difference.what != "outcome":
+        return False
+    if difference.step.get("name") == "release":
+        is_refused = _message(difference.ours) == "cannot perform operation: another operation is in progress"
+        return is_refused and difference.upstream is None
+    is_cut = _message(difference.ours) == "connection was closed in the middle of operation"
+    return is_cut and _has_come_back_busy(difference)
+
+
+def _has_come_back_busy(difference: Difference) -> bool:
+    """Whether the connection of a step was given back before that step had ended."""
+    return any(
+        step.get("name") in ("release", "putconn") and difference.runs.ours.is_busy(difference.number, number)
+        for number, step in enumerate(_steps_of(difference, difference.known))
+    )
+
+
+def _is_closed_when_expired(difference: Difference) -> bool:
+    """Connections were made too old: ours are closed soon, and those of `min_size` replaced."""
+    expiries = sum(step.get("name") == "expire_connections" for step in _steps_until(difference))
+    if not _is_asyncpg(difference) or not expiries:
+        return False
+    if difference.what == "callbacks":
+        return _ran_more(difference, "connect", "init", most=expiries * _floor(difference))
+    fewer = _fewer(difference)
+    if fewer is None or fewer["size"] <= 0:
+        return False
+    return fewer["size"] == fewer["idle"] and (_counted(difference, difference.ours) or {}).get("size", 0) >= 0
+
+
+def _is_unneeded(difference: Difference) -> bool:
+    """With `max_idle=0` upstream lends a connection that has just come back, before it closes it."""
+    if _is_asyncpg(difference) or difference.program.options.get("max_idle") != 0 or not _is_lease(difference.ours):
+        return False
+    is_new = _is_first_lease(difference, difference.ours, 1)
+    if _raised(difference.upstream) in ("AdminShutdown", "OperationalError"):
+        return is_new and _has_lost_sessions(difference)
+    return is_new and _is_lease(difference.upstream) and not _is_first_lease(difference, difference.upstream, 0)
+
+
+def _is_waiting_for_the_lent(difference: Difference) -> bool:
+    """Upstream's `wait()` does not count connections that are lent, and closes the pool if they stay so."""
+    if difference.program.kind != "psycopg" or difference.step.get("name") not in ("open", "wait"):
+        return False
+    is_done = "outcome" not in difference.what or difference.ours is None
+    return is_done and _is_anything_lent(difference) and _waits_longer(difference)
+
+
+def _waits_longer(difference: Difference) -> bool:
+    if difference.what == "outcome":
+        return _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
+    return _is_sooner(difference) or difference.upstream in (True, "pending")
+
+
+def _is_anything_lent(difference: Difference) -> bool:
+    """Whether a connection of upstream's was lent when a step began."""
+    counted = [step for step, what in difference.runs.upstream.entries if what == "counts" and step < difference.number]
+    counts = difference.runs.upstream.entries[max(counted, default=-1), "counts"]
+    return counts.get("pool_size", 0) > counts.get("pool_available", 0)
 
 
 def _is_misused_lease(difference: Difference) -> bool:
@@ -589,6 +796,10 @@ ROWS: tuple[Row, ...] = (
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
+    Row("busy-not-kept", _is_busy_returned, parts_ways=True),
+    Row("expired-closed-soon", _is_closed_when_expired),
+    Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
+    Row("wait-counts-lent", _is_waiting_for_the_lent, parts_ways=True),
     Row("returned-twice", _is_returned_twice, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),

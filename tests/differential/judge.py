@@ -90,6 +90,7 @@ class Judge:
 
 
 def _parted_by(difference: Difference, found: list[Difference]) -> Row | None:
-    """A row of something else that came to be known in the same step, and may be why."""
-    rows = [explain(other) for other in found if other.known == difference.known]
+    """A row of something else that came to be known of the same step at the same time, and is why."""
+    same = [one for one in found if (one.known, one.number) == (difference.known, difference.number)]
+    rows = [explain(other) for other in same]
     return next((row for row in rows if row is not None and row.parts_ways), None)
