@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from differential.stage import SKIPPED, Transcript
@@ -77,8 +77,18 @@ def differences(program: Program, upstream: Transcript, ours: Transcript) -> lis
         theirs, own = upstream.entries.get(key), ours.entries.get(key)
         if not (_is_soon(theirs, own) if key[1] == "ended after" else _is_alike(theirs, own)):
             known = min(side.known[key] for side in (upstream, ours) if key in side.known)
-            found.append(_cause(Difference(program, *key, theirs, own, known, runs)))
+            found += _parts(_cause(Difference(program, *key, theirs, own, known, runs)))
     return sorted(found, key=lambda one: (one.known, one.what not in _FIRST, one.number, one.what))
+
+
+def _parts(difference: Difference) -> list[Difference]:
+    """Each kind of callback for itself, as each may have its reason."""
+    if difference.what != "callbacks":
+        return [difference]
+    sides = (difference.upstream or [], difference.ours or [])
+    names = sorted({name for told in sides for name, _ in told})
+    parts = [[[one for one in told if one[0] == name] for told in sides] for name in names]
+    return [replace(difference, upstream=theirs, ours=own) for theirs, own in parts if theirs != own]
 
 
 def _cause(difference: Difference) -> Difference:

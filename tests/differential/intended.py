@@ -605,7 +605,38 @@ def _is_dead_not_lent(difference: Difference) -> bool:
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
+    """A callback runs for long: upstream's `close()` waits for it; a query of it that is cut runs on at the server."""
+    if difference.what == "sessions left":
+        ran = str(difference.program.callbacks)
+        return "pg_sleep" in ran and difference.upstream == 0 and difference.ours <= _most_connections(difference)
     return difference.what == "closed" and difference.upstream == "hangs"
+
+
+def _most_connections(difference: Difference) -> int:
+    sizes = [step["args"] for step in difference.program.steps if step.get("name") == "resize"]
+    return max([difference.program.options["max_size"] or 99, *(int(size or 0) for args in sizes for size in args)])
+
+
+def _is_closed_alone(difference: Difference) -> bool:
+    """One of two `close()` was cancelled: upstream's other one ends as if it had been, too."""
+    closes = [number for number, step in enumerate(difference.program.steps) if step.get("name") == "close"]
+    others = [difference.runs.ours.outcome(number) for number in closes if number != difference.number]
+    is_close = _is_asyncpg(difference) and difference.number in closes and difference.what == "outcome"
+    is_spared = _raised(difference.upstream) == "CancelledError" and difference.ours is None
+    return is_close and is_spared and any(_raised(other) == "CancelledError" for other in others)
+
+
+def _is_of_left_codec(difference: Difference) -> bool:
+    """A lease has set a codec, which upstream keeps for the next."""
+    has_set = any("codec" in step.get("name", "") for step in _steps_until(difference))
+    if not _is_asyncpg(difference) or not has_set or difference.what != "outcome":
+        return False
+    return "decoded " in str(difference.upstream) and _decoded(difference.upstream) == _decoded(difference.ours)
+
+
+def _decoded(told: Any) -> str:
+    """A description less what the codec of `values.py` adds."""
+    return repr(told).replace("decoded ", "").replace("'", "")
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
@@ -797,6 +828,8 @@ ROWS: tuple[Row, ...] = (
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
     Row("busy-not-kept", _is_busy_returned, parts_ways=True),
+    Row("close-cancelled-alone", _is_closed_alone),
+    Row("codecs-end", _is_of_left_codec),
     Row("expired-closed-soon", _is_closed_when_expired),
     Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
     Row("wait-counts-lent", _is_waiting_for_the_lent, parts_ways=True),
