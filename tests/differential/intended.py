@@ -515,15 +515,20 @@ def _may_be_refused(difference: Difference) -> bool:
     return has_moved or any("raises" in does for does in callbacks)
 
 
-def _is_connected_sooner(difference: Difference) -> bool:
+def _has_connected_sooner(difference: Difference) -> bool:
     """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
     if _is_asyncpg(difference) or not (_has_failed_to_connect(difference) or _has_failed_check(difference)):
         return False
     if difference.what == "callbacks":
         missing, added = _callbacks(difference)
         return all(name in ("configure", "check", "reset") for name, _ in missing | added)
-    if _are_counts(difference):
-        return _differ_only_in(difference, _OF_CONNECTIONS)
+    return _differ_only_in(difference, _OF_CONNECTIONS)
+
+
+def _is_served_sooner(difference: Difference) -> bool:
+    """And so a caller was served that waits for longer, or in vain, with upstream's."""
+    if _is_asyncpg(difference) or not (_has_failed_to_connect(difference) or _has_failed_check(difference)):
+        return False
     if difference.what in ("at once", "still busy", "ended after"):
         return _acquires(difference) and (_is_sooner(difference) or difference.upstream in (True, "pending"))
     is_late = _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
@@ -706,12 +711,23 @@ def _is_spared_a_failure(difference: Difference) -> bool:
 
 
 def _is_served_by_floor(difference: Difference) -> bool:
-    """Sessions were lost; upstream opens a connection for each caller beside those for `min_size`, which are idle."""
+    """Connections were closed; upstream opens one for each caller beside those for `min_size`, which are idle."""
     fewer = _fewer(difference)
-    if not _is_asyncpg(difference) or fewer is None or not _has_lost_sessions(difference):
+    if not _is_asyncpg(difference) or fewer is None or not _has_closed_some(difference):
         return False
     own = _counted(difference, difference.ours) or {}
     return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
+
+
+def _has_closed_some(difference: Difference) -> bool:
+    """Whether asyncpg's pool may have closed connections that `min_size` then lacks."""
+    program = difference.program
+    has_ended = any(
+        step.get("name") in ("close", "terminate", "expire_connections") for step in _steps_until(difference)
+    )
+    wears_out = program.options.keys() & {"max_queries", "max_inactive_connection_lifetime"}
+    fails = any("raises" in does or "run" in does for does in program.callbacks.values())
+    return _has_lost_sessions(difference) or has_ended or bool(wears_out) or fails or _has_come_back_busy(difference)
 
 
 def _floor(difference: Difference) -> int:
@@ -851,11 +867,12 @@ ROWS: tuple[Row, ...] = (
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("program-at-fault", _is_program_at_fault, parts_ways=True),
     Row("refusals-paced", _is_paced),
-    Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("connects-sooner", _has_connected_sooner),
+    Row("connects-sooner", _is_served_sooner, parts_ways=True),
     Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
     Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),

@@ -54,6 +54,10 @@ class Pace:
     patience: float
     calm: float
 
+    def stretched(self, factor: float) -> Pace:
+        """The same, for a machine on which everything takes longer."""
+        return Pace(self.patience * factor, self.calm * factor)
+
 
 HASTY = Pace(patience=0.06, calm=0.002)
 PATIENT = Pace(patience=0.6, calm=0.06)
