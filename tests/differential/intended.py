@@ -99,6 +99,8 @@ def _is_spent_timeout(difference: Difference) -> bool:
     """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
     if difference.what == "callbacks":
         return _ran_more(difference, *_OF_POOLS, most=_times_spent(difference))
+    if _are_leases(difference):  # of a caller that waited for the connection; upstream has closed it
+        return _is_spent(difference, difference.known) and _is_first_lease(difference, difference.upstream, 0)
     if difference.what == "outcome" and _is_spent(difference, difference.number):
         has_served = difference.step.get("name") != "release" or difference.ours is None
         return has_served and _raised(difference.upstream) in _TIMEOUTS
@@ -115,7 +117,7 @@ def _times_spent(difference: Difference) -> int:
 
 def _is_spent(difference: Difference, number: int) -> bool:
     """Whether a step acquires or releases a connection, without time for it."""
-    step = difference.program.steps[number] if number >= 0 else {}
+    step = difference.program.steps[number] if 0 <= number < len(difference.program.steps) else {}
     if step.get("do") == "enter" and step.get("on") == "lease":
         step = _maker(difference, number, "lease")
     if step.get("on") != "pool" or step.get("name") not in ("acquire", "getconn", "connection", "release", *_LENDING):
