@@ -361,8 +361,12 @@ def _is_of_reset(told: Any) -> bool:
 
 def _is_reset_failure_unraised(difference: Difference) -> bool:
     """The release has returned before the reset failed; the connection is still counted then."""
-    if _are_counts(difference) and "generate_series(1, 9000)" in _sql_of_steps(difference):
-        return _is_asyncpg(difference)
+    if "generate_series(1, 9000)" in _sql_of_steps(difference) and _is_asyncpg(difference):
+        if _are_leases(difference):  # upstream's reset took longer than the lease had allowed
+            is_kept = not _is_first_lease(difference, difference.ours, 1)
+            return is_kept and _is_first_lease(difference, difference.upstream, 0)
+        if _are_counts(difference):
+            return True
     return (
         _is_asyncpg(difference)
         and difference.what == "outcome"
@@ -715,10 +719,41 @@ def _is_spared_a_failure(difference: Difference) -> bool:
 def _is_served_by_floor(difference: Difference) -> bool:
     """Connections were closed; upstream opens one for each caller beside those for `min_size`, which are idle."""
     fewer = _fewer(difference)
-    if not _is_asyncpg(difference) or fewer is None or not _has_closed_some(difference):
+    if not _is_asyncpg(difference) or not _has_closed_some(difference):
+        return False
+    if difference.what == "callbacks":
+        missing, _ = _callbacks(difference)
+        return (
+            _floor(difference) > 0
+            and _ran_fewer(difference, "connect", "init")
+            and missing.total() <= _acquires_until(difference)
+        )
+    if fewer is None:
         return False
     own = _counted(difference, difference.ours) or {}
     return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
+
+
+def _acquires_until(difference: Difference) -> int:
+    """How often callers have asked for a connection by then."""
+    names = ("acquire", "getconn", "connection", *_LENDING)
+    return sum(step.get("on") == "pool" and step.get("name") in names for step in _steps_until(difference))
+
+
+def _is_served_in_order(difference: Difference) -> bool:
+    """Several callers waited, and upstream served another one first, as a connection for `min_size` came between."""
+    if not _is_asyncpg(difference) or _floor(difference) == 0 or not _has_closed_some(difference):
+        return False
+    if difference.what == "callbacks":  # of leases that were cancelled at the end, while `setup` ran
+        missing, added = _callbacks(difference)
+        names = {name for name, _ in missing | added}
+        return names <= {"setup", "init", "connect"} and (missing | added).total() == 1
+    return difference.what == "outcome" and any(
+        _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
+        and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
+        and _is_lease(difference.upstream) != _is_lease(difference.ours)
+        for number in range(len(difference.program.steps))
+    )
 
 
 def _has_closed_some(difference: Difference) -> bool:
@@ -846,6 +881,7 @@ ROWS: tuple[Row, ...] = (
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
     Row("busy-not-kept", _is_busy_returned, parts_ways=True),
+    Row("served-in-order", _is_served_in_order, parts_ways=True),
     Row("close-cancelled-alone", _is_closed_alone),
     Row("codecs-end", _is_of_left_codec),
     Row("expired-closed-soon", _is_closed_when_expired),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from psycopg_pool.abc import ACT
 
-from loopaware_pool._core.timeouts import patience_after, within
+from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS, patience_after, within
 from loopaware_pool.errors import PoolTimeout
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ logger = logging.getLogger("psycopg.pool")
 # psycopg_pool's pace: at once, then after a second or so, then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
-# The shortest time for a check: a caller with less time left would else cost the pool a healthy connection.
-LEAST_CHECK_SECONDS: Final = 0.04
 
 
 class _Phase(Enum):
@@ -153,7 +151,7 @@ class Checkup:
 
     async def _passes(self, connection: Any) -> bool:
         """Call the user's function with the time that is left, or a little more if that is almost nothing."""
-        left = max(LEAST_CHECK_SECONDS, self._deadline - monotonic())
+        left = max(LEAST_CALLBACK_SECONDS, self._deadline - monotonic())
         try:
             await within(left, lambda: self._check(connection), self._pool._session_of(connection).abort)
         except Exception as error:  # noqa: BLE001 - any error fails the check
