@@ -173,9 +173,13 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 def _is_joined_later(difference: Difference) -> bool:
     """A caller's time was up while a connection was opened for it; the connection joins the pool, and is idle there."""
-    at_the_end = TASKS if difference.step["do"] == "end" else 0  # who waits then is cancelled
-    impatient = sum(map(_is_impatient, _steps_until(difference))) + at_the_end
-    return _is_asyncpg(difference) and _has_more(difference, most=impatient)
+    return _is_asyncpg(difference) and _has_more(difference, most=_gone_callers(difference))
+
+
+def _gone_callers(difference: Difference) -> int:
+    """How many callers may have gone before they were served; at the end all that wait are cancelled."""
+    at_the_end = TASKS if difference.step["do"] == "end" else 0
+    return sum(map(_is_impatient, _steps_until(difference))) + at_the_end
 
 
 def _is_impatient(step: Step) -> bool:
@@ -243,9 +247,12 @@ def _size(counts: Any) -> int:
 
 
 def _is_returned_in_use(difference: Difference) -> bool:
+    """A connection came back, or was closed, while a query of another task ran on it."""
+    if _is_asyncpg(difference) or difference.what != "outcome" or not _has_come_back_busy(difference):
+        return False
     if _message(difference.upstream) == "connection socket closed":  # as a null pool's, of psycopg's own connections
         return _raised(difference.ours) == "OperationalError"
-    return "while a query was running" in str(difference.ours)
+    return "while a query was running" in _message(difference.ours)
 
 
 def _is_used_after_return(difference: Difference) -> bool:
@@ -311,7 +318,8 @@ def _has_step(difference: Difference, name: str) -> bool:
 def _is_out_of_queue(difference: Difference) -> bool:
     """A null pool of upstream's resets a connection for the caller who is gone, and opens another if that fails."""
     if difference.what == "callbacks" and difference.program.kind == "psycopg null":
-        return _ran_fewer(difference, "reset", "configure")
+        missing, _ = _callbacks(difference)
+        return _ran_fewer(difference, "reset", "configure") and missing.total() <= _gone_callers(difference)
     theirs, own = difference.upstream, difference.ours
     if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
         return False
@@ -348,10 +356,16 @@ def _is_body_error_kept(difference: Difference) -> bool:
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") in ("pool", "lease")
-        and (_is_of_reset(difference.upstream) or "reset" in difference.program.callbacks)
+        and (_is_of_reset(difference.upstream) or _is_of_own_reset(difference))
         and _raised(difference.upstream) is not None
         and _raised(difference.ours) is not None
     )
+
+
+def _is_of_own_reset(difference: Difference) -> bool:
+    """Whether an error may be that of a `reset` of the program's."""
+    does = difference.program.callbacks.get("reset", {})
+    return "run" in does or ("raises" in does and _message(difference.upstream) == "raised by a callback")
 
 
 def _is_of_reset(told: Any) -> bool:
@@ -366,7 +380,7 @@ def _is_reset_failure_unraised(difference: Difference) -> bool:
             is_kept = not _is_first_lease(difference, difference.ours, 1)
             return is_kept and _is_first_lease(difference, difference.upstream, 0)
         if _are_counts(difference):
-            return True
+            return _differ_only_in(difference, {"size", "idle"})
     return (
         _is_asyncpg(difference)
         and difference.what == "outcome"
@@ -452,7 +466,7 @@ def _idle_at_most(program: Program, run: Transcript, number: int) -> int:
     counts = run.entries.get((last, "counts"))
     idle = 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
     since = program.steps[last + 1 : number]
-    return idle + sum(step.get("name") in ("release", "putconn") or step["do"] == "exit" for step in since)
+    return idle + sum(map(_is_return, since))
 
 
 def _are_leases(difference: Difference) -> bool:
@@ -604,7 +618,7 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
 def _returns(difference: Difference) -> int:
     """How often connections have come back by then; at the end all do."""
     steps = _steps_until(difference)
-    back = sum(step.get("name") == "putconn" or step["do"] == "exit" for step in steps)
+    back = sum(map(_is_return, steps))
     return back + (len(steps) if difference.step["do"] == "end" else 0)
 
 
@@ -678,7 +692,9 @@ def _is_grown_less(difference: Difference) -> bool:
     if _is_asyncpg(difference) or not _has_had_to_grow(difference):
         return False
     if difference.what == "callbacks":
-        return _ran_fewer(difference, "configure")
+        missing, _ = _callbacks(difference)
+        most = _acquires_until(difference) + _returns(difference)
+        return _ran_fewer(difference, "configure") and missing.total() <= most
     fewer = _fewer(_without_more(difference, "requests_queued", side="ours"))
     if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
         return False
@@ -787,10 +803,14 @@ def _is_busy_returned(difference: Difference) -> bool:
 
 def _has_come_back_busy(difference: Difference) -> bool:
     """Whether the connection of a step was given back before that step had ended."""
-    return any(
-        step.get("name") in ("release", "putconn") and difference.runs.ours.is_busy(difference.number, number)
-        for number, step in enumerate(_steps_of(difference, difference.known))
-    )
+    steps = enumerate(_steps_of(difference, difference.known))
+    returns = [number for number, step in steps if _is_return(step) or step.get("name") == "close"]
+    at_the_end = [len(difference.program.steps)] if difference.known == len(difference.program.steps) else []
+    return any(difference.runs.ours.is_busy(difference.number, number) for number in (*returns, *at_the_end))
+
+
+def _is_return(step: Step) -> bool:
+    return step.get("name") in ("release", "putconn") or step["do"] == "exit"
 
 
 def _is_closed_when_expired(difference: Difference) -> bool:
