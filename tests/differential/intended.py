@@ -750,10 +750,27 @@ def _is_served_by_floor(difference: Difference) -> bool:
     return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
 
 
+def _is_failure_of_another_connect(difference: Difference) -> bool:
+    """The connect that failed was for a caller in the one pool, for `min_size` in the other."""
+    if not _is_asyncpg(difference) or not _acquires(difference) or not _has_closed_some(difference):
+        return False
+    has_raised = _has_raised(difference, "init") or _has_raised(difference, "connect")
+    is_told = [_message(told) == "raised by a callback" for told in _sides(difference)]
+    are_leases = [_is_lease(told) for told in _sides(difference)]
+    return _floor(difference) > 0 and has_raised and any(is_told) and are_leases == [not one for one in is_told]
+
+
 def _acquires_until(difference: Difference) -> int:
     """How often callers have asked for a connection by then."""
     names = ("acquire", "getconn", "connection", *_LENDING)
     return sum(step.get("on") == "pool" and step.get("name") in names for step in _steps_until(difference))
+
+
+def _waiting_at_the_end(difference: Difference, run: Transcript) -> int:
+    """How many steps of the pool's are cancelled at the end of the program."""
+    end = len(difference.program.steps)
+    steps = enumerate(difference.program.steps)
+    return sum(step.get("on") == "pool" and run.is_busy(number, end) for number, step in steps)
 
 
 def _is_served_in_order(difference: Difference) -> bool:
@@ -762,8 +779,9 @@ def _is_served_in_order(difference: Difference) -> bool:
         return False
     if difference.what == "callbacks":  # of leases that were cancelled at the end, while `setup` ran
         missing, added = _callbacks(difference)
-        names = {name for name, _ in missing | added}
-        return names <= {"setup", "init", "connect"} and (missing | added).total() == 1
+        calls = missing | added
+        is_of_one = calls.total() == 1 and {name for name, _ in calls} <= {"setup", "init", "connect"}
+        return is_of_one and all(_waiting_at_the_end(difference, run) > 1 for run in _runs(difference))
     return difference.what == "outcome" and any(
         _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
         and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
@@ -897,6 +915,7 @@ ROWS: tuple[Row, ...] = (
     Row("lease-callbacks-end", _are_callbacks_of_leases),
     Row("reset-unheard", _is_reset_unheard),
     Row("floor-serves-callers", _is_served_by_floor),
+    Row("floor-serves-callers", _is_failure_of_another_connect, parts_ways=True),
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
