@@ -19,7 +19,7 @@ import functools
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loopaware_pool._core.deadlines import Deadlines
 from loopaware_pool._core.housekeeping import Housekeeper
@@ -386,8 +386,7 @@ class ShardRunner:
         try:
             await work()
         except asyncio.CancelledError as error:
-            task = cast("asyncio.Task[Any]", asyncio.current_task())
-            if slot.state is SlotState.RESETTING and not task.cancelling():  # a callback of the user's has raised it
+            if slot.state is SlotState.RESETTING and not event_loops.is_cancelled():  # a callback has raised it
                 self.shard.discard(slot, failed(error))
                 self.act()
             raise
