@@ -28,8 +28,11 @@ _OF_CONNECTIONS |= {"connections_errors", "connections_lost"}
 _COUNTS = {"get_size": "size", "get_idle_size": "idle", "pool_size": "size", "pool_available": "idle"}
 # A timeout that does not run out in a program.
 _LONG_SECONDS = 5
+# How often a pool may try again in one step, which is slow; one that connects in a storm does so more often.
+_CONNECTS_A_STEP = 4
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
+_PID = re.compile(r"<pid \d+>")
 # The pool's own.
 _OF_POOLS = ("connect", "init", "setup", "configure", "check", "reset")
 _TIMEOUTS = ("TimeoutError", "PoolTimeout")
@@ -160,11 +163,13 @@ def _are_callbacks_of_leases(difference: Difference) -> bool:
 
 
 def _is_reset_unheard(difference: Difference) -> bool:
-    """A query logger that stays hears of upstream's reset."""
+    """A query logger that stays hears of upstream's reset, which begins with a rollback if a transaction is open."""
     if difference.what != "callbacks" or not _is_asyncpg(difference):
         return False
     missing, added = _callbacks(difference, of_leases=False)
-    return not added and bool(missing) and all("SELECT pg_advisory_unlock_all()" in told for _, told in missing)
+    resets = sum(times for (_, told), times in missing.items() if "SELECT pg_advisory_unlock_all()" in told)
+    rollbacks = sum(times for (_, told), times in missing.items() if told.startswith("[['ROLLBACK'"))
+    return not added and rollbacks <= resets == missing.total() - rollbacks > 0
 
 
 def _sides(difference: Difference) -> tuple[Any, Any]:
@@ -432,8 +437,11 @@ def _without_authority(told: Any) -> Any:
 
 
 def _is_another_session(difference: Difference) -> bool:
-    """Which of the idle connections is lent, if their sessions are alike."""
+    """Which of the idle connections is lent, if their sessions are alike; or what tells later that it was another."""
     theirs, own = difference.upstream, difference.ours
+    if difference.what == "outcome" and "<pid " in str(theirs):
+        is_alike = _PID.sub("<pid>", str(theirs)) == _PID.sub("<pid>", str(own))
+        return is_alike and _have_leased_others(difference)
     return _are_leases(difference) and theirs | {"session": None} == own | {"session": None} and _had_choice(difference)
 
 
@@ -442,9 +450,15 @@ def _had_choice(difference: Difference) -> bool:
     number = difference.number
     if any(_served_at(run, difference.known) > 1 for run in _runs(difference)):
         return True
-    if any(_leased(run, number) != _leased(difference.runs.upstream, number) for run in _runs(difference)):
+    if _have_leased_others(difference):
         return True
     return any(_idle_at_most(difference.program, run, number) > 1 for run in _runs(difference))
+
+
+def _have_leased_others(difference: Difference) -> bool:
+    """Whether the leases before were of other sessions in the one pool than in the other."""
+    theirs, own = (_leased(run, difference.number) for run in _runs(difference))
+    return theirs != own
 
 
 def _served_at(run: Transcript, known: int) -> int:
@@ -505,7 +519,15 @@ def _is_cancelled_connect(difference: Difference) -> bool:
     if "raises" in reset and reset.get("error") == "cancelled" and difference.what == "outcome":
         is_returned = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease")
         return is_returned and _raised(difference.upstream) == "CancelledError" and _raised(difference.ours) is None
-    return _raised(difference.upstream) == "CancelledError" and _message(difference.upstream) == "raised by a callback"
+    is_told = _message(difference.ours).startswith("a callback, or what it awaits, raised CancelledError")
+    theirs = difference.upstream
+    has_raised = _raised(theirs) == "CancelledError" and _message(theirs) == "raised by a callback"
+    return has_raised and (is_told or _has_time(difference))
+
+
+def _has_time(difference: Difference) -> bool:
+    """Whether a caller gave a timeout, so that another connect is tried."""
+    return difference.step.get("kwargs", {}).get("timeout") is not None
 
 
 def _is_connect_retried(difference: Difference) -> bool:
@@ -541,7 +563,8 @@ def _has_connected_sooner(difference: Difference) -> bool:
         return False
     if difference.what == "callbacks":
         missing, added = _callbacks(difference)
-        return all(name in ("configure", "check", "reset") for name, _ in missing | added)
+        most = _CONNECTS_A_STEP * (len(difference.program.steps) + 1)
+        return added.total() <= most and all(name in ("configure", "check", "reset") for name, _ in missing | added)
     return _differ_only_in(difference, _OF_CONNECTIONS)
 
 
@@ -587,7 +610,8 @@ def _has_failed_check(difference: Difference) -> bool:
 def _has_raised(difference: Difference, name: str) -> bool:
     """Whether a callback was called so often that it raised."""
     raises = difference.program.callbacks.get(name, {}).get("raises", ())
-    return any(min(raises, default=99) <= _times_called(run, name) for run in _runs(difference))
+    first = 1 if raises == "always" else min(raises, default=99)
+    return any(first <= _times_called(run, name) for run in _runs(difference))
 
 
 def _times_called(run: Transcript, name: str) -> int:

@@ -114,7 +114,7 @@ class Callback:
         stage: The run.
         name: The pool's name for it.
         does: "run": statements for the connection; "add": its methods that take a callback; "await": methods that
-            are awaited; "raises": the numbers of the calls that raise, and "error" with what.
+            are awaited; "raises": the numbers of the calls that raise, or "always", and "error" with what.
     """
 
     def __init__(self, stage: Stage, name: str, does: dict[str, Any]) -> None:
@@ -132,7 +132,8 @@ class Callback:
             getattr(on, method)(self._stage.recorder(f"{self._name}'s"))
         for method in self._does.get("await", ()):
             await getattr(on, method)()
-        if self._calls in self._does.get("raises", ()):
+        raises = self._does.get("raises", ())
+        if raises == "always" or self._calls in raises:
             if self._name == "connect":
                 on.terminate()
             raise _errors()[self._does.get("error", "user")]
