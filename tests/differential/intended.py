@@ -878,6 +878,25 @@ def _is_unneeded(difference: Difference) -> bool:
     return is_new and _is_lease(difference.upstream) and not _is_first_lease(difference, difference.upstream, 0)
 
 
+def _is_lent_in_pipeline(difference: Difference) -> bool:
+    """A connection came back in pipeline mode: ours is closed, upstream's lent again, still in that mode."""
+    steps = list(_steps_of(difference, difference.known))
+    entered = [
+        _maker(difference, number, "context").get("name") == "pipeline"
+        for number, step in enumerate(steps)
+        if step["do"] == "enter" and step.get("on") == "context"
+    ]
+    if _is_asyncpg(difference) or not any(entered) or not any(map(_is_return, steps)):
+        return False
+    fewer = _fewer(difference)
+    if fewer is not None:
+        return fewer["size"] == fewer["idle"] == 1
+    is_new = _is_lease(difference.ours) and _is_first_lease(difference, difference.ours, 1)
+    if _message(difference.upstream) == "'NoneType' object is not iterable":  # a cursor has no answer before the sync
+        return is_new
+    return is_new and _is_lease(difference.upstream) and not _is_first_lease(difference, difference.upstream, 0)
+
+
 def _is_waiting_for_the_lent(difference: Difference) -> bool:
     """Upstream's `wait()` does not count connections that are lent, and closes the pool if they stay so."""
     if difference.program.kind != "psycopg" or difference.step.get("name") not in ("open", "wait"):
@@ -949,6 +968,7 @@ ROWS: tuple[Row, ...] = (
     Row("codecs-end", _is_of_left_codec),
     Row("expired-closed-soon", _is_closed_when_expired),
     Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
+    Row("pipeline-not-lent", _is_lent_in_pipeline, parts_ways=True),
     Row("wait-counts-lent", _is_waiting_for_the_lent, parts_ways=True),
     Row("returned-twice", _is_returned_twice, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
