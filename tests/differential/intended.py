@@ -282,6 +282,23 @@ def _is_returned_twice(difference: Difference) -> bool:
     return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
 
+def _is_returned_twice_at_once(difference: Difference) -> bool:
+    """While `reset` runs, or waits for its turn, upstream takes a connection back again, and resets it again."""
+    if _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
+        return False
+    returned: set[str] = set()
+    times = 0
+    for step in _steps_of(difference, difference.known):
+        names = {argument["name"] for argument in step.get("args", ()) if step.get("name") == "putconn" and argument}
+        times += bool(names & returned)
+        returned = (returned | names) - {step.get("keep")}
+    if difference.what == "callbacks":
+        missing, _ = _callbacks(difference)
+        return _ran_fewer(difference, "reset") and missing.total() <= times
+    is_of_lease = _are_leases(difference) or _differ_only_in(difference, _OF_CONNECTIONS | {"returns_bad"})
+    return times > 0 and is_of_lease
+
+
 def _is_left_by_upstream(difference: Difference) -> bool:
     return difference.what == "sessions left" and difference.ours == 0
 
@@ -481,6 +498,25 @@ def _idle_at_most(program: Program, run: Transcript, number: int) -> int:
     idle = 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
     since = program.steps[last + 1 : number]
     return idle + sum(map(_is_return, since))
+
+
+def _is_failure_for_another(difference: Difference) -> bool:
+    """A `configure` failed, for one of several callers that waited at that time."""
+    if _is_asyncpg(difference) or difference.what != "outcome" or not _has_raised(difference, "configure"):
+        return False
+    is_told = [_message(told) == "raised by a callback" for told in _sides(difference)]
+    return (
+        _acquires(difference)
+        and is_told[0] != is_told[1]
+        and any(_waiting_at(difference, run) > 1 for run in _runs(difference))
+    )
+
+
+def _waiting_at(difference: Difference, run: Transcript) -> int:
+    """How many callers waited for a connection when a difference came to be known."""
+    steps = enumerate(difference.program.steps)
+    waiting = [number for number, step in steps if step.get("on") in ("pool", "lease") and "keep" in step]
+    return sum(number == difference.number or run.is_busy(number, difference.known) for number in waiting)
 
 
 def _are_leases(difference: Difference) -> bool:
@@ -923,7 +959,7 @@ def _is_misused_lease(difference: Difference) -> bool:
     if _is_asyncpg(difference) or difference.step.get("on") != "lease":
         return False
     if "already running" in _message(difference.upstream):  # left while another task is still entering it
-        return _raised(difference.ours) == "RuntimeError"
+        return _raised(difference.ours) == "RuntimeError" or difference.ours is False
     before = "call"
     for step in difference.program.steps[: difference.number]:
         if step.get("keep") == "lease":
@@ -971,6 +1007,7 @@ ROWS: tuple[Row, ...] = (
     Row("pipeline-not-lent", _is_lent_in_pipeline, parts_ways=True),
     Row("wait-counts-lent", _is_waiting_for_the_lent, parts_ways=True),
     Row("returned-twice", _is_returned_twice, parts_ways=True),
+    Row("returned-twice", _is_returned_twice_at_once, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
@@ -983,6 +1020,7 @@ ROWS: tuple[Row, ...] = (
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
+    Row("which-connection", _is_failure_for_another, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
