@@ -492,12 +492,15 @@ def _leased(run: Transcript, number: int) -> list[int]:
 
 def _idle_at_most(program: Program, run: Transcript, number: int) -> int:
     """How many connections may be idle when a step begins: those last counted, and those given back since."""
-    counted = [step for step, what in run.entries if what == "counts" and step < number]
-    last = max(counted, default=-1)
+    last, idle = _last_counted(run, number)
+    return idle + sum(map(_is_return, program.steps[last + 1 : number]))
+
+
+def _last_counted(run: Transcript, number: int) -> tuple[int, int]:
+    """The last step before another after which connections were counted, and how many were idle."""
+    last = max((step for step, what in run.entries if what == "counts" and step < number), default=-1)
     counts = run.entries.get((last, "counts"))
-    idle = 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
-    since = program.steps[last + 1 : number]
-    return idle + sum(map(_is_return, since))
+    return last, 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
 
 
 def _is_failure_for_another(difference: Difference) -> bool:
@@ -765,11 +768,11 @@ def _is_grown_less(difference: Difference) -> bool:
 def _has_had_to_grow(difference: Difference) -> bool:
     """Whether a caller found no idle connection, or connections were closed, which upstream replaces."""
     program = difference.program
-    is_closing_some = _has_lost_sessions(difference) or _has_step(difference, "close") or "reset" in program.callbacks
-    if is_closing_some or program.options.keys() & {"max_lifetime", "max_idle"}:
+    has_closed = _has_lost_sessions(difference) or any(_has_step(difference, name) for name in ("close", "drain"))
+    if has_closed or "reset" in program.callbacks or program.options.keys() & {"max_lifetime", "max_idle"}:
         return True
     return any(
-        step.get("name") in ("getconn", "connection") and not _idle_at_most(program, difference.runs.upstream, number)
+        step.get("name") in ("getconn", "connection") and not _last_counted(difference.runs.upstream, number)[1]
         for number, step in enumerate(_steps_until(difference))
     )
 
