@@ -693,9 +693,9 @@ def _is_dead_not_lent(difference: Difference) -> bool:
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
-    """A callback runs for long: upstream's `close()` waits for it; a query of it that is cut runs on at the server."""
+    """A callback runs for long: upstream's `close()` waits for it; a query of `reset` that is cut runs on."""
     if difference.what == "sessions left":
-        ran = str(difference.program.callbacks)
+        ran = str(difference.program.callbacks.get("reset"))
         return "pg_sleep" in ran and difference.upstream == 0 and difference.ours <= _most_connections(difference)
     return difference.what == "closed" and difference.upstream == "hangs"
 
