@@ -671,8 +671,9 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
     if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
         return False
-    # A transaction in two phases cannot be rolled back as another.
-    cannot_be_rolled_back = _has_lost_sessions(difference) or _has_step(difference, "tpc_begin")
+    # A transaction in two phases, and a block of the program's, cannot be rolled back by the pool.
+    blocks = ("tpc_begin", "transaction", "pipeline")
+    cannot_be_rolled_back = _has_lost_sessions(difference) or any(_has_step(difference, name) for name in blocks)
     may_be_closed = cannot_be_rolled_back or "pg_sleep" in _sql_of_steps(difference)
     missing, _ = _callbacks(difference)
     return may_be_closed and _ran_fewer(difference, "reset") and missing.total() <= _returns(difference)
