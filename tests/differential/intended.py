@@ -903,9 +903,7 @@ def _is_closed_when_expired(difference: Difference) -> bool:
     if difference.what == "callbacks":
         return _ran_more(difference, "connect", "init", most=expiries * _floor(difference))
     fewer = _fewer(difference)
-    if fewer is None or fewer["size"] <= 0:
-        return False
-    return fewer["size"] == fewer["idle"] and (_counted(difference, difference.ours) or {}).get("size", 0) >= 0
+    return fewer is not None and fewer["size"] == fewer["idle"] > 0
 
 
 def _is_unneeded(difference: Difference) -> bool:
@@ -941,13 +939,13 @@ def _is_waiting_for_the_lent(difference: Difference) -> bool:
     """Upstream's `wait()` does not count connections that are lent, and closes the pool if they stay so."""
     if difference.program.kind != "psycopg" or difference.step.get("name") not in ("open", "wait"):
         return False
-    is_done = "outcome" not in difference.what or difference.ours is None
-    return is_done and _is_anything_lent(difference) and _waits_longer(difference)
+    return _is_anything_lent(difference) and _waits_longer(difference)
 
 
 def _waits_longer(difference: Difference) -> bool:
+    """Whether upstream's step ended later, or in vain."""
     if difference.what == "outcome":
-        return _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
+        return difference.ours is None and _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
     return _is_sooner(difference) or difference.upstream in (True, "pending")
 
 

@@ -34,7 +34,7 @@ __all__ = ["HASTY", "PATIENT", "PENDING", "SKIPPED", "Pace", "Transcript", "perf
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 TASKS = 3
-# After that a run is hung; it is ended from outside.
+# After that a run is hung, on an idle machine; it is ended from outside.
 HUNG_SECONDS = 25.0
 _CLOSE_SECONDS = 3.0
 SKIPPED = "skipped"
@@ -487,7 +487,7 @@ def perform(program: Program, side: str, control: Control, pace: Pace) -> Transc
     """
     control.prepare()
     stage = Stage(program, getattr(KINDS[program.kind], side), control, pace)
-    with _heard(stage), _alarm():
+    with _heard(stage), _alarm(HUNG_SECONDS * max(1.0, pace.patience / PATIENT.patience)):
         try:
             _run(LOOPS[program.loop], stage)
         except Hung:
@@ -526,12 +526,12 @@ def _heard(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise Hung
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, HUNG_SECONDS, HUNG_SECONDS)  # again, should the end of the loop hang too
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, should the end of the loop hang too
     try:
         yield
     finally:
