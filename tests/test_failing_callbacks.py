@@ -8,10 +8,12 @@ import re
 import ssl
 
 import asyncpg
+import psycopg
 import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 from running import NOWHERE
 
 pytestmark = pytest.mark.both_drivers
@@ -158,6 +160,58 @@ def test_a_callback_that_raises_while_opening_is_told(dsn, run, zero_fd_delta, k
             await pool
         assert pool.is_closing()
         assert pool.stats().size == 0
+
+    run(main())
+
+
+# How soon, in seconds, a caller without a time limit is told, and how often a pool may connect in that time.
+TOLD_SECONDS, FEW = 10, 12
+
+
+@pytest.mark.parametrize("kind", ["init", "connect"])
+def test_a_callback_that_raises_a_cancellation_of_its_own_is_told_and_not_repeated_in_a_storm(dsn, run, kind):
+    """Nothing has cancelled the connect or the caller: it is an error like others, told once, with its cause."""
+    attempts = []
+
+    async def hook(*args, **kwargs):
+        attempts.append(args)
+        raise asyncio.CancelledError("mine")
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=2, **{kind: hook}) as pool, asyncio.timeout(TOLD_SECONDS):
+            with pytest.raises(asyncpg.InterfaceError, match="CancelledError") as told:
+                await pool.acquire()
+            assert isinstance(told.value.__cause__, asyncio.CancelledError)
+            assert len(attempts) == 1
+            with pytest.raises((asyncpg.InterfaceError, TimeoutError)):
+                await pool.acquire(timeout=0.5)
+            assert len(attempts) <= FEW
+
+    run(main())
+
+
+@pytest.mark.parametrize("callback", ["configure", "conninfo", "kwargs"])
+@pytest.mark.parametrize("cls", [AsyncConnectionPool, AsyncNullConnectionPool])
+@pytest.mark.parametrize("min_size", [0, 1])
+def test_a_callback_of_psycopgs_that_raises_a_cancellation_of_its_own_fails_a_connect(
+    dsn, run, cls, callback, min_size
+):
+    """And connects follow each other as after any failure."""
+    attempts = []
+
+    async def hook(*args):
+        attempts.append(args)
+        raise asyncio.CancelledError("mine")
+
+    async def main():
+        is_null = cls is AsyncNullConnectionPool
+        sizes = {} if is_null else {"min_size": min_size}
+        async with cls(**{"conninfo": dsn, "max_size": 2, "open": False, callback: hook} | sizes) as pool:
+            with pytest.raises(psycopg.OperationalError) as told:
+                await pool.getconn(timeout=0.5)
+            error = told.value if is_null else told.value.__cause__
+            assert isinstance(error.__cause__, asyncio.CancelledError)
+            assert 1 <= len(attempts) <= FEW
 
     run(main())
 

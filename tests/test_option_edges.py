@@ -353,6 +353,24 @@ def test_no_time_at_all_is_time_for_what_is_idle_with_asyncpgs(dsn, value):
     compared(busy_and_idle, ASYNCPG)
 
 
+@pytest.mark.parametrize("value", [-1, 0, LEAST])
+def test_no_time_at_all_costs_no_connection_of_a_pool_with_a_setup(dsn, run, value):
+    """`setup` has the time that a healthy server needs for a query; asyncpg's pool does not touch the connection."""
+
+    async def setup(connection):
+        await connection.execute("SELECT 1")
+
+    async def main():
+        async with loopaware_pool.asyncpg.create_pool(dsn, min_size=1, max_size=1, setup=setup) as pool:
+            pid = await pool.fetchval("SELECT pg_backend_pid()")
+            await pool.settled()
+            connection = await pool.acquire(timeout=value)
+            assert connection.get_server_pid() == pid
+            await pool.release(connection)
+
+    run(main())
+
+
 def test_callers_for_whom_there_is_room_are_not_refused(dsn):
     """asyncpg's pool has no `max_waiting`; ours counts those who wait for others."""
 

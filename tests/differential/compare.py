@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from differential.stage import SKIPPED, Transcript
 
 if TYPE_CHECKING:
     from differential.program import Program
-    from differential.stage import Transcript
 
-__all__ = ["Difference", "differences"]
+__all__ = ["Difference", "Runs", "differences"]
 
 # What came of a step is told before what else could be seen then.
-_FIRST = ("made", "at once", "outcome")
+_FIRST = ("made", "still busy", "at once", "outcome")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Both runs of a program."""
+
+    upstream: Transcript
+    ours: Transcript
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,12 @@ class Difference:
     Attributes:
         program: The program that shows it.
         number: The step; -1 is the opening, one behind the last the end.
-        what: What differs: "outcome", "counts", "callbacks" and so on.
+        what: What differs: "outcome", "counts", "callbacks" and so on; "still busy" if a later step of the same task
+            had to be skipped on one side, because this one had not ended.
         upstream: What the driver's own pool did; None for nothing.
         ours: What this project's did.
         known: The step in which it came to be known.
+        runs: All that both did.
     """
 
     program: Program
@@ -35,6 +46,7 @@ class Difference:
     upstream: Any
     ours: Any
     known: int
+    runs: Runs = field(repr=False, compare=False)
 
     @property
     def step(self) -> dict[str, Any]:
@@ -60,13 +72,35 @@ def _shape(told: Any) -> Any:
 
 def differences(program: Program, upstream: Transcript, ours: Transcript) -> list[Difference]:
     """All of them, in the order in which they came to be known."""
-    found = []
+    found, runs = [], Runs(upstream, ours)
     for key in upstream.entries.keys() | ours.entries.keys():
         theirs, own = upstream.entries.get(key), ours.entries.get(key)
         if not (_is_soon(theirs, own) if key[1] == "ended after" else _is_alike(theirs, own)):
             known = min(side.known[key] for side in (upstream, ours) if key in side.known)
-            found.append(Difference(program, *key, theirs, own, known))
+            found += _parts(_cause(Difference(program, *key, theirs, own, known, runs)))
     return sorted(found, key=lambda one: (one.known, one.what not in _FIRST, one.number, one.what))
+
+
+def _parts(difference: Difference) -> list[Difference]:
+    """Each kind of callback for itself, as each may have its reason."""
+    if difference.what != "callbacks":
+        return [difference]
+    sides = (difference.upstream or [], difference.ours or [])
+    names = sorted({name for told in sides for name, _ in told})
+    parts = [[[one for one in told if one[0] == name] for told in sides] for name in names]
+    return [replace(difference, upstream=theirs, ours=own) for theirs, own in parts if theirs != own]
+
+
+def _cause(difference: Difference) -> Difference:
+    """The same; where only one side could do a step, that the other's task was still busy with an earlier one."""
+    step, number, runs = difference.step, difference.number, difference.runs
+    if difference.what != "at once" or SKIPPED not in (difference.upstream, difference.ours) or "task" not in step:
+        return difference
+    for earlier in range(number - 1, -2, -1):
+        told = [run.is_busy(earlier, number) for run in (runs.upstream, runs.ours)]
+        if difference.program.task(earlier) == step["task"] and told[0] != told[1]:
+            return Difference(difference.program, earlier, "still busy", *told, number, runs)
+    return difference
 
 
 def _is_soon(theirs: int | None, own: int | None) -> bool:

@@ -32,6 +32,9 @@ CREATE FUNCTION d.hidden_lock() RETURNS void LANGUAGE sql AS 'SELECT pg_catalog.
 """
 _SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name <> 'control' AND backend_type = 'client backend'"
 _GONE_SECONDS = 2.0
+# What a connect takes on an idle machine, at most.
+_CONNECT_SECONDS = 0.015
+_MOST_SLOWNESS = 8.0
 
 
 def server() -> EmbeddedServer:
@@ -56,6 +59,15 @@ class Control:
     def close(self) -> None:
         """End the session."""
         self._connection.close()
+
+    def slowness(self) -> float:
+        """How much longer a connect takes than on an idle machine; 1 if it does not."""
+        slowest = 0.0
+        for _ in range(3):
+            began = time.monotonic()
+            psycopg.connect(self.dsn, application_name="control").close()
+            slowest = max(slowest, time.monotonic() - began)
+        return min(max(1.0, slowest / _CONNECT_SECONDS), _MOST_SLOWNESS)
 
     def prepare(self) -> None:
         """Have the server as it was."""

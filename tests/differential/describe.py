@@ -22,6 +22,8 @@ _FUNCTION = re.compile(r"<function (\S+) at 0x[0-9a-f]+>")
 _OUR_CONNECTION = f"{LoopAwareConnection.__module__}.{LoopAwareConnection.__qualname__}"
 # How the names of what differs each time end: durations, and what a plan that was executed has read.
 _CHANCE = ("_ms", " Time", " Blocks")
+# From here on the server numbers what programs make, anew in each run.
+_FIRST_OWN_OID = 16384
 _PLAIN = (type(None), bool, int, float, str, bytes)
 # Of an error of the server's: what is told of it, beside its message. Not the file and line of PostgreSQL's source.
 _DETAILS = ("sqlstate", "detail", "hint", "constraint_name", "table_name", "column_name")
@@ -71,6 +73,8 @@ class Describer:
             return self.error(value)
         if isinstance(value, asyncpg.Record):
             return [type(value).__name__, [[name, self.value(one)] for name, one in value.items()]]
+        if isinstance(value, asyncpg.Type) and value.oid >= _FIRST_OWN_OID:
+            return ["<oid>", *self.value(value[1:])]
         if isinstance(value, Mapping):
             return {str(name): self.value(one) for name, one in value.items() if not str(name).endswith(_CHANCE)}
         if isinstance(value, tuple | list):

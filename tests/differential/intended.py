@@ -14,18 +14,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from differential.compare import Difference
-    from differential.program import Step
+    from differential.program import Program, Step
+    from differential.stage import Transcript
 
 __all__ = ["PAGE", "PROGRAMS", "ROWS", "Row", "explain", "keys_of_page"]
 
 PROGRAMS = Path(__file__).with_name("programs")
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"
 _ENDINGS = ("close", "terminate")
+# What may differ because connects come at other times.
+_OF_CONNECTIONS = {"size", "idle", "requests_waiting", "requests_queued", "requests_errors", "connections_num"}
+_OF_CONNECTIONS |= {"connections_errors", "connections_lost"}
 _COUNTS = {"get_size": "size", "get_idle_size": "idle", "pool_size": "size", "pool_available": "idle"}
 # A timeout that does not run out in a program.
 _LONG_SECONDS = 5
+# How often a pool may try again in one step, which is slow; one that connects in a storm does so more often.
+_CONNECTS_A_STEP = 4
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
+_PID = re.compile(r"<pid \d+>")
+# The pool's own.
+_OF_POOLS = ("connect", "init", "setup", "configure", "check", "reset")
+_TIMEOUTS = ("TimeoutError", "PoolTimeout")
+# Methods of asyncpg's pool that lend a connection for themselves.
+_LENDING = (
+    "execute",
+    "executemany",
+    "fetch",
+    "fetchval",
+    "fetchrow",
+    "fetchmany",
+    "copy_from_table",
+    "copy_from_query",
+)
+_LENDING += ("copy_to_table", "copy_records_to_table")
 
 
 @dataclass(frozen=True)
@@ -79,27 +101,44 @@ def _is_odd_timeout(difference: Difference) -> bool:
 def _is_spent_timeout(difference: Difference) -> bool:
     """A caller without time was served, or was lent a connection whose `setup` or `check` then took too long."""
     if difference.what == "callbacks":
-        return _ran_more(difference, most=_times_spent(difference))
-    if _is_spent(difference, difference.step) and difference.what in ("outcome", "counts"):
-        return True
+        return _ran_more(difference, *_OF_POOLS, most=_times_spent(difference))
+    if _are_leases(difference):  # of a caller that waited for the connection; upstream has closed it
+        return _is_spent(difference, difference.known) and _is_first_lease(difference, difference.upstream, 0)
+    if difference.what == "outcome" and _is_spent(difference, difference.number):
+        has_served = difference.step.get("name") != "release" or difference.ours is None
+        return has_served and _raised(difference.upstream) in _TIMEOUTS
     theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
-    more = {own.get(name, 0) - theirs.get(name, 0) for name in theirs.keys() | own.keys()}
-    return bool(more) and min(more) >= 0 < max(more) <= _times_spent(difference)
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in ("size", "idle", "connections_num")}
+    others = {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}
+    is_of_connections = others <= {"size", "idle", "connections_num"}
+    return is_of_connections and min(more) >= 0 < max(more) <= _times_spent(difference)
 
 
 def _times_spent(difference: Difference) -> int:
-    return sum(_is_spent(difference, step) for step in _steps_until(difference))
+    return sum(_is_spent(difference, number) for number in range(len(_steps_until(difference))))
 
 
-def _is_spent(difference: Difference, step: Step) -> bool:
-    timeout = step.get("kwargs", {}).get("timeout", difference.program.options.get("timeout"))
+def _is_spent(difference: Difference, number: int) -> bool:
+    """Whether a step acquires or releases a connection, without time for it."""
+    step = difference.program.steps[number] if 0 <= number < len(difference.program.steps) else {}
+    if step.get("do") == "enter" and step.get("on") == "lease":
+        step = _maker(difference, number, "lease")
+    if step.get("on") != "pool" or step.get("name") not in ("acquire", "getconn", "connection", "release", *_LENDING):
+        return False
+    timeout = step.get("kwargs", {}).get("timeout")
+    timeout = difference.program.options.get("timeout") if timeout is None else timeout
     return isinstance(timeout, int | float) and timeout <= 0
 
 
-def _ran_more(difference: Difference, most: int) -> bool:
-    """Whether all that differs is that callbacks ran more often, each at most so often."""
+def _maker(difference: Difference, number: int, name: str) -> Step:
+    """The last step before that kept something by that name."""
+    return next((step for step in reversed(difference.program.steps[:number]) if step.get("keep") == name), {})
+
+
+def _ran_more(difference: Difference, *names: str, most: int) -> bool:
+    """Whether all that differs is that these callbacks ran more often, each at most so often."""
     missing, added = _callbacks(difference)
-    return not missing and bool(added) and max(added.values()) <= most
+    return not missing and bool(added) and max(added.values()) <= most and all(name in names for name, _ in added)
 
 
 def _ran_fewer(difference: Difference, *names: str) -> bool:
@@ -124,11 +163,13 @@ def _are_callbacks_of_leases(difference: Difference) -> bool:
 
 
 def _is_reset_unheard(difference: Difference) -> bool:
-    """A query logger that stays hears of upstream's reset."""
+    """A query logger that stays hears of upstream's reset, which begins with a rollback if a transaction is open."""
     if difference.what != "callbacks" or not _is_asyncpg(difference):
         return False
     missing, added = _callbacks(difference, of_leases=False)
-    return not added and bool(missing) and all("SELECT pg_advisory_unlock_all()" in told for _, told in missing)
+    resets = sum(times for (_, told), times in missing.items() if "SELECT pg_advisory_unlock_all()" in told)
+    rollbacks = sum(times for (_, told), times in missing.items() if told.startswith("[['ROLLBACK'"))
+    return not added and rollbacks <= resets == missing.total() - rollbacks > 0
 
 
 def _sides(difference: Difference) -> tuple[Any, Any]:
@@ -137,9 +178,13 @@ def _sides(difference: Difference) -> tuple[Any, Any]:
 
 def _is_joined_later(difference: Difference) -> bool:
     """A caller's time was up while a connection was opened for it; the connection joins the pool, and is idle there."""
-    at_the_end = TASKS if difference.step["do"] == "end" else 0  # who waits then is cancelled
-    impatient = sum(map(_is_impatient, _steps_until(difference))) + at_the_end
-    return _is_asyncpg(difference) and _has_more(difference, most=impatient)
+    return _is_asyncpg(difference) and _has_more(difference, most=_gone_callers(difference))
+
+
+def _gone_callers(difference: Difference) -> int:
+    """How many callers may have gone before they were served; at the end all that wait are cancelled."""
+    at_the_end = TASKS if difference.step["do"] == "end" else 0
+    return sum(map(_is_impatient, _steps_until(difference))) + at_the_end
 
 
 def _is_impatient(step: Step) -> bool:
@@ -159,6 +204,10 @@ def _are_counts_while_closing(difference: Difference) -> bool:
 def _steps_until(difference: Difference) -> Sequence[Step]:
     """What the program has done by then."""
     return difference.program.steps[: difference.number + 1]
+
+
+def _steps_of(difference: Difference, number: int) -> Sequence[Step]:
+    return difference.program.steps[: number + 1]
 
 
 def _has_more(difference: Difference, most: int) -> bool:
@@ -203,9 +252,12 @@ def _size(counts: Any) -> int:
 
 
 def _is_returned_in_use(difference: Difference) -> bool:
+    """A connection came back, or was closed, while a query of another task ran on it."""
+    if _is_asyncpg(difference) or difference.what != "outcome" or not _has_come_back_busy(difference):
+        return False
     if _message(difference.upstream) == "connection socket closed":  # as a null pool's, of psycopg's own connections
         return _raised(difference.ours) == "OperationalError"
-    return "while a query was running" in str(difference.ours)
+    return "while a query was running" in _message(difference.ours)
 
 
 def _is_used_after_return(difference: Difference) -> bool:
@@ -230,6 +282,23 @@ def _is_returned_twice(difference: Difference) -> bool:
     return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
 
+def _is_returned_twice_at_once(difference: Difference) -> bool:
+    """While `reset` runs, or waits for its turn, upstream takes a connection back again, and resets it again."""
+    if _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
+        return False
+    returned: set[str] = set()
+    times = 0
+    for step in _steps_of(difference, difference.known):
+        names = {argument["name"] for argument in step.get("args", ()) if step.get("name") == "putconn" and argument}
+        times += bool(names & returned)
+        returned = (returned | names) - {step.get("keep")}
+    if difference.what == "callbacks":
+        missing, _ = _callbacks(difference)
+        return _ran_fewer(difference, "reset") and missing.total() <= times
+    is_of_lease = _are_leases(difference) or _differ_only_in(difference, _OF_CONNECTIONS | {"returns_bad"})
+    return times > 0 and is_of_lease
+
+
 def _is_left_by_upstream(difference: Difference) -> bool:
     return difference.what == "sessions left" and difference.ours == 0
 
@@ -238,15 +307,26 @@ def _is_waiter_told(difference: Difference) -> bool:
     """The pool was closed; upstream lets who waits for it wait on, or opens a connection before it says so."""
     if difference.what == "callbacks" and _is_asyncpg(difference) and _is_closing(difference):
         return _ran_fewer(difference, "connect", "init")
-    if difference.what == "at once":
-        return _is_asyncpg(difference) and _is_closing(difference) and difference.upstream == "skipped"
+    own = difference.runs.ours.outcome(difference.number)
+    is_told = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease") and _is_refused_by_us(own)
+    if difference.what == "ended after":
+        return is_told and _is_sooner(difference)
+    if difference.what == "still busy":
+        return is_told and difference.upstream
     return (
-        _is_asyncpg(difference)
-        and difference.step.get("on") == "pool"
-        and _raised(difference.ours) == "InterfaceError"
-        and "is" in difference.ours
+        is_told
+        and difference.what == "outcome"
         and (_has_step(difference, "close") or _has_step(difference, "terminate"))
     )
+
+
+def _is_refused_by_us(told: Any) -> bool:
+    return _raised(told) == "InterfaceError" and "is" in told
+
+
+def _is_sooner(difference: Difference) -> bool:
+    """Whether a step ended sooner in ours."""
+    return difference.what == "ended after" and (difference.ours or 0) < (difference.upstream or 0)
 
 
 def _is_closing(difference: Difference) -> bool:
@@ -260,7 +340,8 @@ def _has_step(difference: Difference, name: str) -> bool:
 def _is_out_of_queue(difference: Difference) -> bool:
     """A null pool of upstream's resets a connection for the caller who is gone, and opens another if that fails."""
     if difference.what == "callbacks" and difference.program.kind == "psycopg null":
-        return _ran_fewer(difference, "reset", "configure")
+        missing, _ = _callbacks(difference)
+        return _ran_fewer(difference, "reset", "configure") and missing.total() <= _gone_callers(difference)
     theirs, own = difference.upstream, difference.ours
     if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
         return False
@@ -297,10 +378,16 @@ def _is_body_error_kept(difference: Difference) -> bool:
     return (
         _is_asyncpg(difference)
         and difference.step.get("on") in ("pool", "lease")
-        and (_is_of_reset(difference.upstream) or "reset" in difference.program.callbacks)
+        and (_is_of_reset(difference.upstream) or _is_of_own_reset(difference))
         and _raised(difference.upstream) is not None
         and _raised(difference.ours) is not None
     )
+
+
+def _is_of_own_reset(difference: Difference) -> bool:
+    """Whether an error may be that of a `reset` of the program's."""
+    does = difference.program.callbacks.get("reset", {})
+    return "run" in does or ("raises" in does and _message(difference.upstream) == "raised by a callback")
 
 
 def _is_of_reset(told: Any) -> bool:
@@ -310,8 +397,12 @@ def _is_of_reset(told: Any) -> bool:
 
 def _is_reset_failure_unraised(difference: Difference) -> bool:
     """The release has returned before the reset failed; the connection is still counted then."""
-    if _are_counts(difference) and "generate_series(1, 9000)" in _sql_of_steps(difference):
-        return _is_asyncpg(difference)
+    if "generate_series(1, 9000)" in _sql_of_steps(difference) and _is_asyncpg(difference):
+        if _are_leases(difference):  # upstream's reset took longer than the lease had allowed
+            is_kept = not _is_first_lease(difference, difference.ours, 1)
+            return is_kept and _is_first_lease(difference, difference.upstream, 0)
+        if _are_counts(difference):
+            return _differ_only_in(difference, {"size", "idle"})
     return (
         _is_asyncpg(difference)
         and difference.what == "outcome"
@@ -363,9 +454,72 @@ def _without_authority(told: Any) -> Any:
 
 
 def _is_another_session(difference: Difference) -> bool:
-    """Which of the idle connections is lent, if their sessions are alike."""
+    """Which of the idle connections is lent, if their sessions are alike; or what tells later that it was another."""
     theirs, own = difference.upstream, difference.ours
-    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None}
+    if difference.what == "outcome" and "<pid " in str(theirs):
+        is_alike = _PID.sub("<pid>", str(theirs)) == _PID.sub("<pid>", str(own))
+        return is_alike and _have_leased_others(difference)
+    return _are_leases(difference) and theirs | {"session": None} == own | {"session": None} and _had_choice(difference)
+
+
+def _had_choice(difference: Difference) -> bool:
+    """Whether several connections may have come free; or one, but another, as another was lent before."""
+    number = difference.number
+    if any(_served_at(run, difference.known) > 1 for run in _runs(difference)):
+        return True
+    if _have_leased_others(difference):
+        return True
+    return any(_idle_at_most(difference.program, run, number) > 1 for run in _runs(difference))
+
+
+def _have_leased_others(difference: Difference) -> bool:
+    """Whether the leases before were of other sessions in the one pool than in the other."""
+    theirs, own = (_leased(run, difference.number) for run in _runs(difference))
+    return theirs != own
+
+
+def _served_at(run: Transcript, known: int) -> int:
+    """How many leases began during a step."""
+    then = [key for key in run.entries if key[1] == "outcome" and run.known[key] == known]
+    return sum(_is_lease(run.entries[key]) for key in then)
+
+
+def _leased(run: Transcript, number: int) -> list[int]:
+    """Which sessions were lent before a step, in order."""
+    told = sorted((step, told) for (step, what), told in run.entries.items() if what == "outcome" and step < number)
+    return [one["session"] for _, one in told if _is_lease(one)]
+
+
+def _idle_at_most(program: Program, run: Transcript, number: int) -> int:
+    """How many connections may be idle when a step begins: those last counted, and those given back since."""
+    last, idle = _last_counted(run, number)
+    return idle + sum(map(_is_return, program.steps[last + 1 : number]))
+
+
+def _last_counted(run: Transcript, number: int) -> tuple[int, int]:
+    """The last step before another after which connections were counted, and how many were idle."""
+    last = max((step for step, what in run.entries if what == "counts" and step < number), default=-1)
+    counts = run.entries.get((last, "counts"))
+    return last, 0 if counts is None or _raised(counts) else counts.get("idle", counts.get("pool_available", 0))
+
+
+def _is_failure_for_another(difference: Difference) -> bool:
+    """A `configure` failed, for one of several callers that waited at that time."""
+    if _is_asyncpg(difference) or difference.what != "outcome" or not _has_raised(difference, "configure"):
+        return False
+    is_told = [_message(told) == "raised by a callback" for told in _sides(difference)]
+    return (
+        _acquires(difference)
+        and is_told[0] != is_told[1]
+        and any(_waiting_at(difference, run) > 1 for run in _runs(difference))
+    )
+
+
+def _waiting_at(difference: Difference, run: Transcript) -> int:
+    """How many callers waited for a connection when a difference came to be known."""
+    steps = enumerate(difference.program.steps)
+    waiting = [number for number, step in steps if step.get("on") in ("pool", "lease") and "keep" in step]
+    return sum(number == difference.number or run.is_busy(number, difference.known) for number in waiting)
 
 
 def _are_leases(difference: Difference) -> bool:
@@ -384,7 +538,12 @@ def _is_of_another_age(difference: Difference) -> bool:
     if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
         return own["seen"]["state"] == ["idle"]
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
-    return _is_asyncpg(difference) and is_set_up and theirs["session"] != own["session"]
+    is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
+    return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
+
+
+def _is_first_lease(difference: Difference, lease: Any, side: int) -> bool:
+    return lease["session"] not in _leased(_runs(difference)[side], difference.number)
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -399,7 +558,15 @@ def _is_cancelled_connect(difference: Difference) -> bool:
     if "raises" in reset and reset.get("error") == "cancelled" and difference.what == "outcome":
         is_returned = _is_asyncpg(difference) and difference.step.get("on") in ("pool", "lease")
         return is_returned and _raised(difference.upstream) == "CancelledError" and _raised(difference.ours) is None
-    return _raised(difference.upstream) == "CancelledError" and _message(difference.upstream) == "raised by a callback"
+    is_told = _message(difference.ours).startswith("a callback, or what it awaits, raised CancelledError")
+    theirs = difference.upstream
+    has_raised = _raised(theirs) == "CancelledError" and _message(theirs) == "raised by a callback"
+    return has_raised and (is_told or _has_time(difference))
+
+
+def _has_time(difference: Difference) -> bool:
+    """Whether a caller gave a timeout, so that another connect is tried."""
+    return difference.step.get("kwargs", {}).get("timeout") is not None
 
 
 def _is_connect_retried(difference: Difference) -> bool:
@@ -408,11 +575,8 @@ def _is_connect_retried(difference: Difference) -> bool:
         return False
     if difference.what == "at once":
         return _may_be_refused(difference) and _sides(difference) == (None, "pending")
-    return difference.step.get("name") == "acquire" and _raised(difference.upstream) not in (
-        None,
-        "TimeoutError",
-        "CancelledError",
-    )
+    has_failed = _raised(difference.upstream) not in (None, "TimeoutError", "CancelledError")
+    return difference.step.get("name") == "acquire" and has_failed and _may_be_refused(difference)
 
 
 def _is_paced(difference: Difference) -> bool:
@@ -432,20 +596,69 @@ def _may_be_refused(difference: Difference) -> bool:
     return has_moved or any("raises" in does for does in callbacks)
 
 
-def _is_connected_sooner(difference: Difference) -> bool:
+def _has_connected_sooner(difference: Difference) -> bool:
     """A connect failed, of `configure`, or a `check`; upstream tries again after a second."""
-    callbacks = difference.program.callbacks
-    has_failed = _fails(callbacks.get("configure", {})) or callbacks.get("check")
-    return (
-        not _is_asyncpg(difference)
-        and bool(has_failed)
-        and (
-            (_raised(difference.upstream) in ("PoolTimeout", "CancelledError") and _raised(difference.ours) is None)
-            or _are_counts(difference)
-            or difference.what in ("ended after", "callbacks")
-            or (difference.what == "at once" and difference.upstream == "pending")
-        )
+    if _is_asyncpg(difference) or not (_has_failed_to_connect(difference) or _has_failed_check(difference)):
+        return False
+    if difference.what == "callbacks":
+        missing, added = _callbacks(difference)
+        most = _CONNECTS_A_STEP * (len(difference.program.steps) + 1)
+        return added.total() <= most and all(name in ("configure", "check", "reset") for name, _ in missing | added)
+    return _differ_only_in(difference, _OF_CONNECTIONS)
+
+
+def _is_served_sooner(difference: Difference) -> bool:
+    """And so a caller was served that waits for longer, or in vain, with upstream's."""
+    if _is_asyncpg(difference) or not (_has_failed_to_connect(difference) or _has_failed_check(difference)):
+        return False
+    if difference.what in ("at once", "still busy", "ended after"):
+        return _acquires(difference) and (_is_sooner(difference) or difference.upstream in (True, "pending"))
+    is_late = _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
+    return is_late and _acquires(difference) and (difference.ours is None or _is_lease(difference.ours))
+
+
+def _acquires(difference: Difference) -> bool:
+    """Whether a step waits for a connection."""
+    step = difference.step
+    return step["do"] == "enter" or (
+        step.get("on") == "pool" and step.get("name") in ("acquire", "getconn", "wait", "open")
     )
+
+
+def _differ_only_in(difference: Difference, names: set[str]) -> bool:
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None:
+        return False
+    return {name for name in theirs.keys() | own.keys() if theirs.get(name, 0) != own.get(name, 0)} <= names
+
+
+def _has_failed_to_connect(difference: Difference) -> bool:
+    """Whether a `configure` raised, or left a transaction open."""
+    does = difference.program.callbacks.get("configure", {})
+    return ("run" in does and "await" not in does) or _has_raised(difference, "configure")
+
+
+def _has_failed_check(difference: Difference) -> bool:
+    """Whether a `check` raised, of itself, of its statement, or of a session that was lost."""
+    does = difference.program.callbacks.get("check")
+    if does is None:
+        return False
+    return _has_raised(difference, "check") or "run" in does or _has_lost_sessions(difference)
+
+
+def _has_raised(difference: Difference, name: str) -> bool:
+    """Whether a callback was called so often that it raised."""
+    raises = difference.program.callbacks.get(name, {}).get("raises", ())
+    first = 1 if raises == "always" else min(raises, default=99)
+    return any(first <= _times_called(run, name) for run in _runs(difference))
+
+
+def _times_called(run: Transcript, name: str) -> int:
+    return sum(called == name for (_, what), told in run.entries.items() if what == "callbacks" for called, _ in told)
+
+
+def _runs(difference: Difference) -> tuple[Transcript, Transcript]:
+    return difference.runs.upstream, difference.runs.ours
 
 
 def _is_program_at_fault(difference: Difference) -> bool:
@@ -458,10 +671,19 @@ def _is_reset_of_the_closed(difference: Difference) -> bool:
     """A connection came back that could not be rolled back, or that a query was running on: upstream resets it too."""
     if difference.what != "callbacks" or _is_asyncpg(difference) or "reset" not in difference.program.callbacks:
         return False
-    # A transaction in two phases cannot be rolled back as another.
-    cannot_be_rolled_back = _has_lost_sessions(difference) or _has_step(difference, "tpc_begin")
+    # A transaction in two phases, and a block of the program's, cannot be rolled back by the pool.
+    blocks = ("tpc_begin", "transaction", "pipeline")
+    cannot_be_rolled_back = _has_lost_sessions(difference) or any(_has_step(difference, name) for name in blocks)
     may_be_closed = cannot_be_rolled_back or "pg_sleep" in _sql_of_steps(difference)
-    return may_be_closed and _ran_fewer(difference, "reset", "configure")
+    missing, _ = _callbacks(difference)
+    return may_be_closed and _ran_fewer(difference, "reset") and missing.total() <= _returns(difference)
+
+
+def _returns(difference: Difference) -> int:
+    """How often connections have come back by then; at the end all do."""
+    steps = _steps_until(difference)
+    back = sum(map(_is_return, steps))
+    return back + (len(steps) if difference.step["do"] == "end" else 0)
 
 
 def _is_dead_not_lent(difference: Difference) -> bool:
@@ -471,13 +693,39 @@ def _is_dead_not_lent(difference: Difference) -> bool:
     return may_be and is_lost and _is_lease(difference.ours)
 
 
-def _fails(configure: dict[str, Any]) -> bool:
-    """Whether a `configure` raises, or leaves a transaction open."""
-    return "raises" in configure or ("run" in configure and "await" not in configure)
-
-
 def _is_stuck_upstream(difference: Difference) -> bool:
+    """A callback runs for long: upstream's `close()` waits for it; a query of `reset` that is cut runs on."""
+    if difference.what == "sessions left":
+        ran = str(difference.program.callbacks.get("reset"))
+        return "pg_sleep" in ran and difference.upstream == 0 and difference.ours <= _most_connections(difference)
     return difference.what == "closed" and difference.upstream == "hangs"
+
+
+def _most_connections(difference: Difference) -> int:
+    sizes = [step["args"] for step in difference.program.steps if step.get("name") == "resize"]
+    return max([difference.program.options["max_size"] or 99, *(int(size or 0) for args in sizes for size in args)])
+
+
+def _is_closed_alone(difference: Difference) -> bool:
+    """One of two `close()` was cancelled: upstream's other one ends as if it had been, too."""
+    closes = [number for number, step in enumerate(difference.program.steps) if step.get("name") == "close"]
+    others = [difference.runs.ours.outcome(number) for number in closes if number != difference.number]
+    is_close = _is_asyncpg(difference) and difference.number in closes and difference.what == "outcome"
+    is_spared = _raised(difference.upstream) == "CancelledError" and difference.ours is None
+    return is_close and is_spared and any(_raised(other) == "CancelledError" for other in others)
+
+
+def _is_of_left_codec(difference: Difference) -> bool:
+    """A lease has set a codec, which upstream keeps for the next."""
+    has_set = any("codec" in step.get("name", "") for step in _steps_until(difference))
+    if not _is_asyncpg(difference) or not has_set or difference.what != "outcome":
+        return False
+    return "decoded " in str(difference.upstream) and _decoded(difference.upstream) == _decoded(difference.ours)
+
+
+def _decoded(told: Any) -> str:
+    """A description less what the codec of `values.py` adds."""
+    return repr(told).replace("decoded ", "").replace("'", "")
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
@@ -487,9 +735,13 @@ def _is_grown_by_check(difference: Difference) -> bool:
 
 
 def _is_resized(difference: Difference) -> bool:
-    if difference.what in ("at once", "outcome", "ended after") and _has_step(difference, "resize"):
-        return difference.step.get("on") in ("pool", "lease") or "skipped" in _sides(difference)
-    return _are_counts(difference) and _has_step(difference, "resize") and _opened_fewer(difference)
+    if not any(step.get("name") == "resize" for step in _steps_of(difference, difference.known)):
+        return False
+    if difference.what in ("at once", "still busy", "ended after"):
+        return _acquires(difference)
+    if difference.what == "outcome":
+        return _acquires(difference) and _is_lease(difference.upstream) != _is_lease(difference.ours)
+    return _are_counts(difference) and _opened_fewer(difference)
 
 
 def _opened_fewer(difference: Difference) -> bool:
@@ -501,15 +753,29 @@ def _opened_fewer(difference: Difference) -> bool:
 
 def _is_grown_less(difference: Difference) -> bool:
     """Connections that nobody waits for, and that are not missing of `min_size`, are not there."""
-    if _is_asyncpg(difference):
+    if _is_asyncpg(difference) or not _has_had_to_grow(difference):
         return False
     if difference.what == "callbacks":
-        return _ran_fewer(difference, "configure")
+        missing, _ = _callbacks(difference)
+        most = _acquires_until(difference) + _returns(difference)
+        return _ran_fewer(difference, "configure") and missing.total() <= most
     fewer = _fewer(_without_more(difference, "requests_queued", side="ours"))
     if fewer is None or not fewer["size"] >= fewer["idle"] >= 0:
         return False
     own = _counted(difference, difference.ours) or {}
     return not own.get("requests_waiting") and own.get("size", _floor(difference)) >= _floor(difference)
+
+
+def _has_had_to_grow(difference: Difference) -> bool:
+    """Whether a caller found no idle connection, or connections were closed, which upstream replaces."""
+    program = difference.program
+    has_closed = _has_lost_sessions(difference) or any(_has_step(difference, name) for name in ("close", "drain"))
+    if has_closed or "reset" in program.callbacks or program.options.keys() & {"max_lifetime", "max_idle"}:
+        return True
+    return any(
+        step.get("name") in ("getconn", "connection") and not _last_counted(difference.runs.upstream, number)[1]
+        for number, step in enumerate(_steps_until(difference))
+    )
 
 
 def _without_more(difference: Difference, name: str, *, side: str) -> Difference:
@@ -531,12 +797,72 @@ def _is_spared_a_failure(difference: Difference) -> bool:
 
 
 def _is_served_by_floor(difference: Difference) -> bool:
-    """Sessions were lost; upstream opens a connection for each caller beside those for `min_size`, which are idle."""
+    """Connections were closed; upstream opens one for each caller beside those for `min_size`, which are idle."""
     fewer = _fewer(difference)
-    if not _is_asyncpg(difference) or fewer is None or not _has_lost_sessions(difference):
+    if not _is_asyncpg(difference) or not _has_closed_some(difference):
+        return False
+    if difference.what == "callbacks":
+        missing, _ = _callbacks(difference)
+        return (
+            _floor(difference) > 0
+            and _ran_fewer(difference, "connect", "init")
+            and missing.total() <= _acquires_until(difference)
+        )
+    if fewer is None:
         return False
     own = _counted(difference, difference.ours) or {}
     return fewer["size"] == fewer["idle"] > 0 and own.get("size", 0) >= _floor(difference) > 0
+
+
+def _is_failure_of_another_connect(difference: Difference) -> bool:
+    """The connect that failed was for a caller in the one pool, for `min_size` in the other."""
+    if not _is_asyncpg(difference) or not _acquires(difference) or not _has_closed_some(difference):
+        return False
+    has_raised = _has_raised(difference, "init") or _has_raised(difference, "connect")
+    is_told = [_message(told) == "raised by a callback" for told in _sides(difference)]
+    are_leases = [_is_lease(told) for told in _sides(difference)]
+    return _floor(difference) > 0 and has_raised and any(is_told) and are_leases == [not one for one in is_told]
+
+
+def _acquires_until(difference: Difference) -> int:
+    """How often callers have asked for a connection by then."""
+    names = ("acquire", "getconn", "connection", *_LENDING)
+    return sum(step.get("on") == "pool" and step.get("name") in names for step in _steps_until(difference))
+
+
+def _waiting_at_the_end(difference: Difference, run: Transcript) -> int:
+    """How many steps of the pool's are cancelled at the end of the program."""
+    end = len(difference.program.steps)
+    steps = enumerate(difference.program.steps)
+    return sum(step.get("on") == "pool" and run.is_busy(number, end) for number, step in steps)
+
+
+def _is_served_in_order(difference: Difference) -> bool:
+    """Several callers waited, and upstream served another one first, as a connection for `min_size` came between."""
+    if not _is_asyncpg(difference) or _floor(difference) == 0 or not _has_closed_some(difference):
+        return False
+    if difference.what == "callbacks":  # of leases that were cancelled at the end, while `setup` ran
+        missing, added = _callbacks(difference)
+        calls = missing | added
+        is_of_one = calls.total() == 1 and {name for name, _ in calls} <= {"setup", "init", "connect"}
+        return is_of_one and all(_waiting_at_the_end(difference, run) > 1 for run in _runs(difference))
+    return difference.what == "outcome" and any(
+        _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
+        and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
+        and _is_lease(difference.upstream) != _is_lease(difference.ours)
+        for number in range(len(difference.program.steps))
+    )
+
+
+def _has_closed_some(difference: Difference) -> bool:
+    """Whether asyncpg's pool may have closed connections that `min_size` then lacks."""
+    program = difference.program
+    has_ended = any(
+        step.get("name") in ("close", "terminate", "expire_connections") for step in _steps_until(difference)
+    )
+    wears_out = program.options.keys() & {"max_queries", "max_inactive_connection_lifetime"}
+    fails = any("raises" in does or "run" in does for does in program.callbacks.values())
+    return _has_lost_sessions(difference) or has_ended or bool(wears_out) or fails or _has_come_back_busy(difference)
 
 
 def _floor(difference: Difference) -> int:
@@ -546,12 +872,96 @@ def _floor(difference: Difference) -> int:
     return int(asked[-1]["min_size"])
 
 
+def _is_busy_returned(difference: Difference) -> bool:
+    """A connection came back while a query ran on it, to a pool with a `reset`, which upstream takes for its reset."""
+    if not _is_asyncpg(difference) or "reset" not in difference.program.callbacks or difference.what != "outcome":
+        return False
+    if difference.step.get("name") == "release":
+        is_refused = _message(difference.ours) == "cannot perform operation: another operation is in progress"
+        return is_refused and difference.upstream is None
+    is_cut = _message(difference.ours) == "connection was closed in the middle of operation"
+    return is_cut and _has_come_back_busy(difference)
+
+
+def _has_come_back_busy(difference: Difference) -> bool:
+    """Whether the connection of a step was given back before that step had ended."""
+    steps = enumerate(_steps_of(difference, difference.known))
+    returns = [number for number, step in steps if _is_return(step) or step.get("name") == "close"]
+    at_the_end = [len(difference.program.steps)] if difference.known == len(difference.program.steps) else []
+    return any(difference.runs.ours.is_busy(difference.number, number) for number in (*returns, *at_the_end))
+
+
+def _is_return(step: Step) -> bool:
+    return step.get("name") in ("release", "putconn") or step["do"] == "exit"
+
+
+def _is_closed_when_expired(difference: Difference) -> bool:
+    """Connections were made too old: ours are closed soon, and those of `min_size` replaced."""
+    expiries = sum(step.get("name") == "expire_connections" for step in _steps_until(difference))
+    if not _is_asyncpg(difference) or not expiries:
+        return False
+    if difference.what == "callbacks":
+        return _ran_more(difference, "connect", "init", most=expiries * _floor(difference))
+    fewer = _fewer(difference)
+    return fewer is not None and fewer["size"] == fewer["idle"] > 0
+
+
+def _is_unneeded(difference: Difference) -> bool:
+    """With `max_idle=0` upstream lends a connection that has just come back, before it closes it."""
+    if _is_asyncpg(difference) or difference.program.options.get("max_idle") != 0 or not _is_lease(difference.ours):
+        return False
+    is_new = _is_first_lease(difference, difference.ours, 1)
+    if _raised(difference.upstream) in ("AdminShutdown", "OperationalError"):
+        return is_new and _has_lost_sessions(difference)
+    return is_new and _is_lease(difference.upstream) and not _is_first_lease(difference, difference.upstream, 0)
+
+
+def _is_lent_in_pipeline(difference: Difference) -> bool:
+    """A connection came back in pipeline mode: ours is closed, upstream's lent again, still in that mode."""
+    steps = list(_steps_of(difference, difference.known))
+    entered = [
+        _maker(difference, number, "context").get("name") == "pipeline"
+        for number, step in enumerate(steps)
+        if step["do"] == "enter" and step.get("on") == "context"
+    ]
+    if _is_asyncpg(difference) or not any(entered) or not any(map(_is_return, steps)):
+        return False
+    fewer = _fewer(difference)
+    if fewer is not None:
+        return fewer["size"] == fewer["idle"] == 1
+    is_new = _is_lease(difference.ours) and _is_first_lease(difference, difference.ours, 1)
+    if _message(difference.upstream) == "'NoneType' object is not iterable":  # a cursor has no answer before the sync
+        return is_new
+    return is_new and _is_lease(difference.upstream) and not _is_first_lease(difference, difference.upstream, 0)
+
+
+def _is_waiting_for_the_lent(difference: Difference) -> bool:
+    """Upstream's `wait()` does not count connections that are lent, and closes the pool if they stay so."""
+    if difference.program.kind != "psycopg" or difference.step.get("name") not in ("open", "wait"):
+        return False
+    return _is_anything_lent(difference) and _waits_longer(difference)
+
+
+def _waits_longer(difference: Difference) -> bool:
+    """Whether upstream's step ended later, or in vain."""
+    if difference.what == "outcome":
+        return difference.ours is None and _raised(difference.upstream) in ("PoolTimeout", "CancelledError")
+    return _is_sooner(difference) or difference.upstream in (True, "pending")
+
+
+def _is_anything_lent(difference: Difference) -> bool:
+    """Whether a connection of upstream's was lent when a step began."""
+    counted = [step for step, what in difference.runs.upstream.entries if what == "counts" and step < difference.number]
+    counts = difference.runs.upstream.entries[max(counted, default=-1), "counts"]
+    return counts.get("pool_size", 0) > counts.get("pool_available", 0)
+
+
 def _is_misused_lease(difference: Difference) -> bool:
     """What `connection()` gave was entered twice, or left without being entered, or twice."""
     if _is_asyncpg(difference) or difference.step.get("on") != "lease":
         return False
     if "already running" in _message(difference.upstream):  # left while another task is still entering it
-        return _raised(difference.ours) == "RuntimeError"
+        return _raised(difference.ours) == "RuntimeError" or difference.ours is False
     before = "call"
     for step in difference.program.steps[: difference.number]:
         if step.get("keep") == "lease":
@@ -586,10 +996,20 @@ ROWS: tuple[Row, ...] = (
     Row("lease-callbacks-end", _are_callbacks_of_leases),
     Row("reset-unheard", _is_reset_unheard),
     Row("floor-serves-callers", _is_served_by_floor),
+    Row("floor-serves-callers", _is_failure_of_another_connect, parts_ways=True),
     Row("connect-joins", _is_joined_later),
     Row("closing-counts", _are_counts_while_closing),
     Row("returned-in-use", _is_returned_in_use, parts_ways=True),
+    Row("busy-not-kept", _is_busy_returned, parts_ways=True),
+    Row("served-in-order", _is_served_in_order, parts_ways=True),
+    Row("close-cancelled-alone", _is_closed_alone),
+    Row("codecs-end", _is_of_left_codec),
+    Row("expired-closed-soon", _is_closed_when_expired),
+    Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
+    Row("pipeline-not-lent", _is_lent_in_pipeline, parts_ways=True),
+    Row("wait-counts-lent", _is_waiting_for_the_lent, parts_ways=True),
     Row("returned-twice", _is_returned_twice, parts_ways=True),
+    Row("returned-twice", _is_returned_twice_at_once, parts_ways=True),
     Row("use-after-return", _is_used_after_return, parts_ways=True),
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
@@ -602,16 +1022,18 @@ ROWS: tuple[Row, ...] = (
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
+    Row("which-connection", _is_failure_for_another, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("program-at-fault", _is_program_at_fault, parts_ways=True),
     Row("refusals-paced", _is_paced),
-    Row("connects-sooner", _is_connected_sooner, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("connects-sooner", _has_connected_sooner),
+    Row("connects-sooner", _is_served_sooner, parts_ways=True),
     Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
     Row("reset-of-the-closed", _is_reset_of_the_closed),
     Row("lease-misuse", _is_misused_lease, parts_ways=True),

@@ -40,9 +40,7 @@ class Judge:
 
     def all_of(self, program: Program) -> list[Difference]:
         """Look once, patiently; everything that differs, intended or not."""
-        upstream = perform(program, "upstream", self._control, PATIENT)
-        ours = perform(program, "ours", self._control, PATIENT)
-        return differences(program, upstream, ours)
+        return self._compared(program, PATIENT)
 
     def examine(self, program: Program) -> Difference | None:
         """
@@ -74,11 +72,15 @@ class Judge:
         return None if found is None else found.signature
 
     def _first(self, program: Program, pace: Pace) -> Difference | None:
+        return self._unexplained(self._compared(program, pace))
+
+    def _compared(self, program: Program, pace: Pace) -> list[Difference]:
+        pace = pace if pace is HASTY else pace.stretched(self._control.slowness())
         upstream = perform(program, "upstream", self._control, pace)
         ours = perform(program, "ours", self._control, pace)
-        return self._unexplained(program, differences(program, upstream, ours))
+        return differences(program, upstream, ours)
 
-    def _unexplained(self, program: Program, found: list[Difference]) -> Difference | None:
+    def _unexplained(self, found: list[Difference]) -> Difference | None:
         for difference in found:
             row = explain(difference) or _parted_by(difference, found)
             if row is None:
@@ -90,6 +92,7 @@ class Judge:
 
 
 def _parted_by(difference: Difference, found: list[Difference]) -> Row | None:
-    """A row of something else that came to be known in the same step, and may be why."""
-    rows = [explain(other) for other in found if other.known == difference.known]
+    """A row of something else that came to be known of the same step at the same time, and is why."""
+    same = [one for one in found if (one.known, one.number) == (difference.known, difference.number)]
+    rows = [explain(other) for other in same]
     return next((row for row in rows if row is not None and row.parts_ways), None)

@@ -10,6 +10,7 @@ from unittest import mock
 from loopaware_pool._core import shard
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.shard import Shard
+from loopaware_pool._platform import event_loops
 from loopaware_pool.asyncpg import pipelined_reset as asyncpg_reset
 from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.asyncpg.session import AsyncpgSession
@@ -88,5 +89,6 @@ MENDS = {
     ),
     "counts-no-query-of-its-own": _patched((AsyncpgSession, "prepare_reset", _count_own_query)),
     "closes-what-has-expired": _patched((Shard, "is_outdated", lambda *_: False)),
+    "knows-strange-cancellations": _patched((event_loops, "is_cancelled", lambda: True)),
     "ends-setup-in-peace": _patched((Shard, "retire", _retire_at_once)),
 }

@@ -37,6 +37,11 @@ class Program:
         parts = json.loads(text)
         return cls(**parts | {"steps": tuple(parts["steps"])})
 
+    def task(self, number: int) -> int | None:
+        """The task that does a step; -1 is the opening. None if the script itself does it."""
+        step = {"do": "open", "task": 0} if number < 0 else self.steps[number]
+        return None if step["do"] == "cancel" else step.get("task")
+
     def without(self, begin: int, end: int) -> Program:
         """The same program, less some steps."""
         return replace(self, steps=self.steps[:begin] + self.steps[end:])

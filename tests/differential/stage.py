@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from differential.control import Control
     from differential.program import Program, Step
 
-__all__ = ["HASTY", "PATIENT", "Pace", "Transcript", "perform"]
+__all__ = ["HASTY", "PATIENT", "PENDING", "SKIPPED", "Pace", "Transcript", "perform"]
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 TASKS = 3
-# After that a run is hung; it is ended from outside.
+# After that a run is hung, on an idle machine; it is ended from outside.
 HUNG_SECONDS = 25.0
 _CLOSE_SECONDS = 3.0
-_SKIPPED = "skipped"
-_PENDING = "pending"
+SKIPPED = "skipped"
+PENDING = "pending"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Pace:
 
     patience: float
     calm: float
+
+    def stretched(self, factor: float) -> Pace:
+        """The same, for a machine on which everything takes longer."""
+        return Pace(self.patience * factor, self.calm * factor)
 
 
 HASTY = Pace(patience=0.06, calm=0.002)
@@ -78,6 +82,15 @@ class Transcript:
         """Write something down, once."""
         self.entries[step, what] = told
         self.known[step, what] = step if known is None else known
+
+    def outcome(self, step: int) -> Any:
+        """What came of a step; None if nothing did."""
+        return self.entries.get((step, "outcome"))
+
+    def is_busy(self, step: int, at: int) -> bool:
+        """Whether a step was still under way when another began."""
+        is_skipped = self.entries.get((step, "at once")) == SKIPPED
+        return step < at and not is_skipped and self.known.get((step, "outcome"), at) >= at
 
     def add(self, step: int, what: str, told: Any) -> None:
         """Write one of many things down, whose order does not count."""
@@ -103,7 +116,7 @@ class Callback:
         stage: The run.
         name: The pool's name for it.
         does: "run": statements for the connection; "add": its methods that take a callback; "await": methods that
-            are awaited; "raises": the numbers of the calls that raise, and "error" with what.
+            are awaited; "raises": the numbers of the calls that raise, or "always", and "error" with what.
     """
 
     def __init__(self, stage: Stage, name: str, does: dict[str, Any]) -> None:
@@ -121,7 +134,8 @@ class Callback:
             getattr(on, method)(self._stage.recorder(f"{self._name}'s"))
         for method in self._does.get("await", ()):
             await getattr(on, method)()
-        if self._calls in self._does.get("raises", ()):
+        raises = self._does.get("raises", ())
+        if raises == "always" or self._calls in raises:
             if self._name == "connect":
                 on.terminate()
             raise _errors()[self._does.get("error", "user")]
@@ -272,14 +286,14 @@ class Stage:
                 if busy is actor or busy.keeps in _names_in(step):
                     await self._see(busy)
             if not actor.done.is_set():
-                self.transcript.tell(number, "at once", _SKIPPED)
+                self.transcript.tell(number, "at once", SKIPPED)
                 return
             actor.order(number, step)
             if step.get("together"):
                 return
             await self._see(actor)
             if not actor.done.is_set():
-                self.transcript.tell(number, "at once", _PENDING)
+                self.transcript.tell(number, "at once", PENDING)
         if not step.get("hurried"):
             await self._calm(number)
 
@@ -306,7 +320,7 @@ class Stage:
         actor = self._actors[step["task"]]
         await self._see(actor)
         if actor.done.is_set():
-            self.transcript.tell(number, "at once", _SKIPPED)
+            self.transcript.tell(number, "at once", SKIPPED)
             return
         actor.task.cancel()
         await self._see(actor)
@@ -316,7 +330,7 @@ class Stage:
         on = self._things.get(step["on"]) if "on" in step else None
         pids = [self.kind.pid(on)] if on is not None else None
         if on is None and "on" in step:
-            self.transcript.tell(number, "at once", _SKIPPED)
+            self.transcript.tell(number, "at once", SKIPPED)
             return
         self._control.kill(pids)
         await asyncio.sleep(0.02)
@@ -346,7 +360,7 @@ class Stage:
             return await self.kind.open(self._things["pool"])
         on = self._things.get(step["on"])
         if on is None:
-            return _SKIPPED
+            return SKIPPED
         found = await _ACTS[step["do"]](self, on, step)
         if "keep" in step:
             self._keep(step["keep"], found)
@@ -376,19 +390,26 @@ class Stage:
         arguments = make_value(step.get("args", []), self._special)
         keywords = make_value(step.get("kwargs", {}), self._special)
         found = getattr(on, step["name"])(*arguments, **keywords)
-        if inspect.isawaitable(found) and not step.get("lazily"):
+        if step["name"] == self.kind.release and arguments:
+            with self._ending_lease(arguments[0]):
+                found = await found
+        elif inspect.isawaitable(found) and not step.get("lazily"):
             found = await found
-            if step["name"] == self.kind.release and arguments:
-                self._end_lease(arguments[0])
         sinks = [value for value in keywords.values() if hasattr(value, "getvalue")]
         return [found, *sinks] if sinks else found
 
-    def _end_lease(self, connection: Any) -> None:
-        """Note that it need not be given back at the end: upstream's may take a connection back twice."""
-        for number, lease in enumerate(self._leases):
-            if lease is connection:
-                del self._leases[number]  # this one: the next lease of the same connection may have begun
-                break
+    @contextlib.contextmanager
+    def _ending_lease(self, connection: Any) -> Iterator[None]:
+        """Note that it need not be given back at the end, unless this fails: upstream's may take it back twice."""
+        number = next((number for number, lease in enumerate(self._leases) if lease is connection), None)
+        if number is not None:
+            del self._leases[number]  # this one: the next lease of the same connection may have begun
+        try:
+            yield
+        except Exception:
+            if number is not None:
+                self._leases.append(connection)
+            raise
 
     async def _get(self, on: Any, step: Step) -> Any:
         return getattr(on, step["name"])
@@ -468,7 +489,7 @@ def perform(program: Program, side: str, control: Control, pace: Pace) -> Transc
     """
     control.prepare()
     stage = Stage(program, getattr(KINDS[program.kind], side), control, pace)
-    with _heard(stage), _alarm(), _generators_in_python():
+    with _heard(stage), _alarm(HUNG_SECONDS * max(1.0, pace.patience / PATIENT.patience)), _generators_in_python():
         try:
             _run(LOOPS[program.loop], stage)
         except Hung:
@@ -522,12 +543,12 @@ def _generators_in_python() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(seconds: float) -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise Hung
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, HUNG_SECONDS, HUNG_SECONDS)  # again, should the end of the loop hang too
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, should the end of the loop hang too
     try:
         yield
     finally:

@@ -307,3 +307,55 @@ def test_an_option_that_libpq_does_not_know_is_named_where_no_password_is_near(c
     assert ("bogus" in said) is is_told
     assert (said == MISREAD) is not is_told
     assert may_hold_password(conninfo) is not is_told
+
+
+class ForgivingConnection(LoopAwareConnection[Row]):
+    """A class of a user's whose blocks suppress an error."""
+
+    async def __aexit__(self, exc_type, exc_val, exc_tb):
+        await super().__aexit__(exc_type, exc_val, exc_tb)
+        return isinstance(exc_val, ZeroDivisionError)
+
+
+@every
+@pytest.mark.parametrize(
+    ("error", "suppressing", "expected"),
+    [(None, False, False), (ZeroDivisionError(), False, False), (ZeroDivisionError(), True, True)],
+    ids=["no error", "an error", "an error that its class suppresses"],
+)
+def test_the_end_of_a_block_says_whether_an_error_is_suppressed(dsn, run, cls, error, suppressing, expected):
+    """False unless the connection's class says otherwise, for programs that call `__aexit__` themselves."""
+
+    async def main():
+        options = {"connection_class": ForgivingConnection} if suppressing else {}
+        async with make_pool(cls, dsn, **one(cls), **options) as pool:
+            context = pool.connection()
+            await context.__aenter__()
+            try:
+                told = await context.__aexit__(error and type(error), error, None)
+            except ZeroDivisionError:
+                told = False
+            assert told is expected
+
+    run(main())
+
+
+@every
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), asyncio.CancelledError("mine")], ids=repr)
+def test_a_reset_that_raises_is_a_bad_return(dsn, run, cls, error):
+    """Also if it raises a `CancelledError`, although nothing was cancelled."""
+
+    async def reset(connection):
+        raise error
+
+    async def main():
+        async with make_pool(cls, dsn, **one(cls), reset=reset) as pool:
+            connection = await pool.getconn()
+            waiting = asyncio.create_task(pool.getconn())  # else a null pool resets nothing
+            await eventually_async(lambda: pool.get_stats()["requests_waiting"], "a caller that waits")
+            await pool.putconn(connection)
+            await pool.putconn(await waiting)
+            await eventually_async(lambda: pool.get_stats().get("returns_bad"), "a bad return")
+            assert connection.closed
+
+    run(main())

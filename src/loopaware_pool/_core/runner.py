@@ -384,6 +384,11 @@ class ShardRunner(Generic[S]):
     ) -> BaseException | None:
         try:
             await work()
+        except asyncio.CancelledError as error:
+            if slot.state is SlotState.RESETTING and not event_loops.is_cancelled():  # a callback has raised it
+                self.shard.discard(slot, failed(error))
+                self.act()
+            raise
         except Exception as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.discard(slot, failed(error))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["LATE_SECONDS", "patience_after", "within"]
+__all__ = ["LATE_SECONDS", "LEAST_CALLBACK_SECONDS", "patience_after", "within"]
 
 # Longer than anything waits, and still a time that every event loop can represent.
 _LONGEST_SECONDS: Final = 1e8
@@ -16,6 +16,10 @@ _LONGEST_SECONDS: Final = 1e8
 # How long a caller whose time is up waits for the work left on a connection. A healthy server has finished by then, so
 # that what the lease held is free when the block ends. With any other server the pool waits, not the caller.
 LATE_SECONDS: Final = 0.1
+
+# The shortest time for a callback that looks at, or prepares, a connection about to be lent. A caller with less time
+# left would else cost the pool a healthy connection.
+LEAST_CALLBACK_SECONDS: Final = 0.04
 
 
 def patience_after(error: BaseException | None) -> float | None:

@@ -31,7 +31,7 @@ import threading
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -42,6 +42,7 @@ __all__ = [
     "call_in_child",
     "close_abandoned_task",
     "close_socket_of",
+    "is_cancelled",
     "is_idle",
     "is_shutting_down",
     "keep_from_shutdown",
@@ -51,7 +52,10 @@ __all__ = [
     "post",
     "running",
     "supported_loop",
+    "with_stray_cancellation_as",
 ]
+
+T = TypeVar("T")
 
 _SHUTDOWN: Final = asyncio.AbstractEventLoop.shutdown_asyncgens.__name__
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0
@@ -344,6 +348,30 @@ async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException 
 
     task.add_done_callback(done)
     return await outcome
+
+
+def is_cancelled() -> bool:
+    """Whether the running task has been asked to end. If not, a `CancelledError` in it is of something it awaits."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+async def with_stray_cancellation_as(error: type[Exception], work: Awaitable[T]) -> T:
+    """
+    Await a callback of the user's, which may raise a `CancelledError` although nothing has cancelled this task: of a
+    future that was cancelled, say.
+
+    Raises:
+        Exception: *error*, in place of that `CancelledError`, or whatever the work raises.
+
+    Cancellation: cancels the work.
+    """
+    try:
+        return await work
+    except asyncio.CancelledError as stray:
+        if is_cancelled():
+            raise
+        raise error("a callback, or what it awaits, raised CancelledError while a connection was opened") from stray
 
 
 def close_abandoned_task(task: asyncio.Task[Any]) -> None:

@@ -14,6 +14,7 @@ from loopaware_pool import errors
 from loopaware_pool._core.checks import check_secret
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._platform.conninfo import may_be_misread, redact
+from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.pipelined_reset import SessionUser
@@ -96,13 +97,14 @@ class AsyncpgDriver:
         loop = asyncio.get_running_loop()
         connect = self.connect_hook or asyncpg.connect
         try:
-            con = await connect(
+            opening = connect(
                 *self.args,
                 loop=loop,
                 connection_class=self.connection_class,
                 record_class=self.record_class,
                 **self.kwargs,
             )
+            con = await with_stray_cancellation_as(asyncpg.InterfaceError, opening)
         except BaseException as error:
             let_go_of_frames(error)
             if type(error) is ValueError and self._may_be_misread():
@@ -166,7 +168,7 @@ class AsyncpgDriver:
         began_as = None if self.connect_hook is not None else getattr(con.get_settings(), "session_authorization", None)
         if self.init is not None:
             try:
-                await self.init(con)
+                await with_stray_cancellation_as(asyncpg.InterfaceError, self.init(con))
             except Exception as error:
                 await _close_bounded(con)
                 raise HookFailed from error

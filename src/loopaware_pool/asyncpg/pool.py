@@ -25,6 +25,7 @@ from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.reporter import logger, without_context
 from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.state import PoolState
+from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg.options import Options, SessionReset, check_connect_arguments
@@ -252,7 +253,7 @@ class Pool(UpstreamPool):
         The connection is aborted, unless asyncpg is about to have the server cancel a query of `setup`: after an abort
         the server would run that query to its end, beside the sessions that the pool counts.
         """
-        left = None if deadline is None else deadline - monotonic()
+        left = None if deadline is None else max(LEAST_CALLBACK_SECONDS, deadline - monotonic())
         timer = asyncio.timeout(left)
         setup: Any = self._setup
         try:

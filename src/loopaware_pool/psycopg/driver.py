@@ -14,6 +14,7 @@ import psycopg_pool
 
 from loopaware_pool import errors
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
+from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.psycopg.session import PsycopgSession
@@ -160,7 +161,7 @@ class PsycopgDriver:
         if is_told and (tell := self._connecting()) is not None:
             tell()
         try:
-            session = await self._connect()
+            session = await with_stray_cancellation_as(psycopg.OperationalError, self._connect())
         except Exception as error:
             self._failed(error)
             if self.tells_errors or self.fault is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 
 from psycopg_pool.abc import ACT
 
-from loopaware_pool._core.timeouts import patience_after, within
+from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS, patience_after, within
 from loopaware_pool.errors import PoolTimeout
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ logger = logging.getLogger("psycopg.pool")
 # psycopg_pool's pace: at once, then after a second or so, then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
 _PAUSE_JITTER: Final = 0.1
-# The shortest time for a check: a caller with less time left would else cost the pool a healthy connection.
-LEAST_CHECK_SECONDS: Final = 0.04
 
 
 class _Phase(Enum):
@@ -153,7 +151,7 @@ class Checkup:
 
     async def _passes(self, connection: Any) -> bool:
         """Call the user's function with the time that is left, or a little more if that is almost nothing."""
-        left = max(LEAST_CHECK_SECONDS, self._deadline - monotonic())
+        left = max(LEAST_CALLBACK_SECONDS, self._deadline - monotonic())
         try:
             await within(left, lambda: self._check(connection), self._pool._session_of(connection).abort)
         except Exception as error:  # noqa: BLE001 - any error fails the check
@@ -165,7 +163,7 @@ class Checkup:
         return True
 
 
-class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Generic[ACT]):
+class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, bool | None], Generic[ACT]):
     """
     Gets a connection on entering. On leaving it commits, or rolls back after an error, and returns the connection.
 
@@ -204,21 +202,23 @@ class Lease(AsyncContextDecorator, AbstractAsyncContextManager[ACT, None], Gener
         exc_type: type[BaseException] | None,
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
-    ) -> None:
+    ) -> bool | None:
         connection, self._connection = self._connection, None
         if connection is None:
             if (self._phase is _NEW) == (exc_val is None):  # as psycopg_pool's, which is a generator's
                 raise RuntimeError("this context was not entered; use it with `async with`")
-            return
+            return False
         self._phase = _LEFT
         session: PsycopgSession = connection._loopaware_session
         if exc_val is not None:
             session.suspect(exc_val)
+        is_suppressed: bool | None = False  # by a class of the user's; psycopg's own suppress nothing
         try:
             is_late = exc_val is not None and patience_after(exc_val) is not None
             if is_late and session.has_only_to_roll_back(connection):
                 pass  # the pool rolls back: the caller's deadline has passed, so nothing would end a rollback here
             elif not session.has_nothing_to_end(connection):
-                await connection.__aexit__(exc_type, exc_val, exc_tb)
+                is_suppressed = await connection.__aexit__(exc_type, exc_val, exc_tb)
         finally:
             await self._pool.putconn(connection)
+        return exc_val is not None and bool(is_suppressed)
