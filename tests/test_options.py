@@ -84,7 +84,7 @@ def test_what_may_hold_a_password_is_not_shown():
 def test_the_null_pool_takes_the_same(kind):
     """With the least size that it can have."""
     pool = kind(min_size=0, max_size=2, keepalive=5, open=False)
-    assert pool._core.config.keepalive == 5
+    assert pool._core.shared.config.keepalive == 5
 
 
 def test_a_docstring_that_python_has_dropped_stays_so():
