@@ -34,17 +34,20 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types tests tests-oldest tests-pure tests-3.13 servers torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers torture differential reliability mutants soak bench screens lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=postgresql://...
 	@$(PY) -m loopaware_pool demo $(if $(DSN),"$(DSN)")
 
-test: lint types tests tests-oldest tests-pure tests-3.13  ## check everything that can be checked here
+test: lint types tests  ## check what can be checked in a few minutes
+	@echo "All parts passed: lint, types, tests. What takes longer: make test-all."
+
+test-all: tests-thorough tests-oldest tests-pure tests-3.13  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: lint, types, tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, tests on Python 3.13}."
+		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, tests on Python 3.13}."
 
 lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture
 	@echo "== lint"
@@ -56,7 +59,11 @@ types: .venv/.ready  ## types, by mypy --strict
 
 tests: .venv/.ready
 	@echo "== tests"
-	@$(PY) -m pytest $(WORKERS)
+	@$(PY) -m pytest $(WORKERS) -m "not thorough"
+
+tests-thorough: .venv/.ready
+	@echo "== tests marked thorough"
+	@$(PY) -m pytest $(WORKERS) -m thorough
 
 tests-oldest: $(OLDEST)
 	@echo "== tests marked both_drivers, with asyncpg 0.31 and psycopg 3.2"

@@ -109,7 +109,12 @@ def pgbouncer_program() -> Path:
         pytest.skip(str(reason))
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.fixture(
+    params=[
+        pytest.param(asyncio.new_event_loop, id="asyncio"),
+        pytest.param(uvloop.new_event_loop, id="uvloop", marks=pytest.mark.thorough),
+    ]
+)
 def loop_factory(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
     """Makes a new event loop: for tests that own their loops, as in `asyncio.Runner(loop_factory=...)`."""
     return request.param

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool.testing.embedded_server import EmbeddedServer
 
-pytestmark = pytest.mark.both_pythons
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons]
 
 
 def test_asyncpg_does_not_use_libpq(dsn: str) -> None:

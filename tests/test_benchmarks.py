@@ -17,6 +17,8 @@ from benchmarks.report import as_json, goals_table, heat_table
 import helpers
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[1]
 
 

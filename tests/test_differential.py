@@ -23,6 +23,8 @@ from differential.signatures import surface_of
 from differential.stage import HASTY, PATIENT
 from differential.write import write
 
+pytestmark = pytest.mark.thorough
+
 TESTS = Path(__file__).parent
 # How many random programs of each kind are run here; `make differential` runs more.
 SAMPLE = 12

@@ -18,6 +18,8 @@ from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetProtocol
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 
+pytestmark = pytest.mark.thorough
+
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 STATEMENTS = 3
 SECRET = "hunter2"

@@ -11,7 +11,7 @@ import pytest
 import leaks
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.both_pythons
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons]
 
 WAYS = """
 import asyncio

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from running import end_abruptly, end_politely, make_pool, no_session_left, no_socket_left
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 
 class Place(NamedTuple):

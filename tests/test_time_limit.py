@@ -14,7 +14,7 @@ import pytest
 
 from running import DEADLINE_SECONDS, child_process, eventually
 
-pytestmark = pytest.mark.both_pythons
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons]
 
 SETTINGS = Path(__file__).parents[1] / "pyproject.toml"
 HANGS = """

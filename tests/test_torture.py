@@ -24,6 +24,8 @@ from torture.surfaces import SURFACES
 from torture.table import as_markdown
 from torture.tally import PROMISES, Tally
 
+pytestmark = pytest.mark.thorough
+
 SEED = int(os.environ.get("LOOPAWARE_TEST_SEED", "1"))
 SECONDS = 7.5
 

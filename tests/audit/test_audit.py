@@ -21,7 +21,7 @@ from loopaware_pool.audit import (
     assert_zero_fd_delta,
 )
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons, pytest.mark.both_drivers]
 SHORT_SECONDS = 0.1
 
 

@@ -19,7 +19,7 @@ from loopaware_pool.audit import (
 )
 from loopaware_pool.audit.open_files import open_fds
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 
 # ---- per so many ----

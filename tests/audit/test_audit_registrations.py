@@ -18,7 +18,7 @@ from loopaware_pool.audit import (
     stale_registrations,
 )
 
-pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+pytestmark = [pytest.mark.thorough, pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 
 def test_a_reader_of_a_closed_fd_is_stale(runner, pair):

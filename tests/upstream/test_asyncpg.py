@@ -17,7 +17,7 @@ import pytest
 
 import servers
 
-pytestmark = pytest.mark.both_drivers
+pytestmark = [pytest.mark.thorough, pytest.mark.both_drivers]
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
