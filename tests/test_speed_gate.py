@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 CYCLES = 200
+# A machine that stands still now and then adds timers that fire, and what they call; nothing takes calls away.
+ATTEMPTS = 3
 CONNECTIONS = 10
 CROWD = 50
 # Functions in C that are a system call each, by the names that the profiler gives them; not `epoll.poll`, see TURNS.
@@ -162,6 +164,11 @@ BUDGETS = {
 def test_a_cycle_stays_within_its_budget(dsn, monkeypatch, of, session_reset, tasks, asks):
     """A lease, with a query or without, of one task or of a crowd."""
     monkeypatch.setattr(parking, "PARK_SECONDS", 60.0)  # how many are parked meanwhile is a matter of time
-    cost = lease(of, dsn, tasks, asks=asks, session_reset=session_reset)
     budget = BUDGETS[of, session_reset, tasks, asks]
-    assert {name: (got, most) for name, got, most in zip(Cost._fields, cost, budget, strict=True) if got > most} == {}
+    over = {}
+    for _ in range(ATTEMPTS):
+        cost = lease(of, dsn, tasks, asks=asks, session_reset=session_reset)
+        over = {name: (got, most) for name, got, most in zip(Cost._fields, cost, budget, strict=True) if got > most}
+        if not over:
+            break
+    assert over == {}
