@@ -21,7 +21,6 @@ from loopaware_pool.cli.target import Unusable, open_target
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 SECRET = "hunter2"
-# Of a command that is called here: one whose time is up ends the process, which is pytest's.
 AMPLE = ["--timeout", "60"]
 
 
@@ -32,8 +31,12 @@ def runner(runner_factory):
 
 
 @pytest.fixture(autouse=True)
-def all_attempts_end():
-    """One that its command no longer waits for would go on in the next test, and use what that has put in place."""
+def all_attempts_end(monkeypatch):
+    """
+    One that its command no longer waits for would go on in the next test, and use what that has put in place. The
+    command would end the process, too, which here is pytest's.
+    """
+    monkeypatch.setattr(command.os, "_exit", lambda code: None)
     yield
     for thread in threading.enumerate():
         if isinstance(thread, command._Attempt):

@@ -69,9 +69,7 @@ async def probe(dsn: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> ProbeR
 
     Cancellation: the connection is closed at once.
     """
-    if not timeout > 0:
-        raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
-    refuse_malformed(dsn)
+    _check(dsn, timeout)
     started = perf_counter()
     try:
         async with asyncio.timeout(timeout):
@@ -81,6 +79,12 @@ async def probe(dsn: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> ProbeR
     except (*CONNECT_ERRORS, TimeoutError) as error:
         return ProbeResult(False, perf_counter() - started, _reason(error, dsn, timeout))
     return ProbeResult(True, perf_counter() - started)
+
+
+def _check(dsn: str, timeout: float) -> None:
+    if not timeout > 0:
+        raise ValueError(f"timeout must be above 0 seconds, not {timeout!r}")
+    refuse_malformed(dsn)
 
 
 async def _ask(dsn: str) -> None:
@@ -124,9 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
+    try:
+        _check(options.dsn, options.timeout)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
     attempt = _Attempt(options.dsn, options.timeout)
     attempt.start()
-    attempt.join(max(options.timeout, 0) + _SLACK_SECONDS)
+    attempt.join(options.timeout + _SLACK_SECONDS)
     if attempt.misunderstood is not None:
         raise Unusable(attempt.misunderstood)
     print(json.dumps(asdict(attempt.result)) if options.json else in_one_line(_line(attempt.result)))
