@@ -95,7 +95,9 @@ def _is_odd(value: Any) -> bool:
 
 
 def _is_odd_timeout(difference: Difference) -> bool:
-    return difference.step.get("kwargs", {}).get("timeout") is True
+    """A step, or that which a waiting caller would have been served by."""
+    steps = (difference.step, *difference.program.steps[difference.known : difference.known + 1])
+    return any(step.get("kwargs", {}).get("timeout") is True for step in steps)
 
 
 def _is_spent_timeout(difference: Difference) -> bool:
@@ -535,8 +537,9 @@ def _is_of_another_age(difference: Difference) -> bool:
     if not _are_leases(difference):
         return False
     theirs, own = difference.upstream, difference.ours
-    if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
-        return own["seen"]["state"] == ["idle"]
+    states = [told.get("seen", {}).get("state") for told in (theirs, own)]
+    if sorted(map(str, states)) == ["['idle']", "[]"]:
+        return _has_lost_sessions(difference) and _had_choice(difference)
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
     is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
     return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
@@ -544,6 +547,14 @@ def _is_of_another_age(difference: Difference) -> bool:
 
 def _is_first_lease(difference: Difference, lease: Any, side: int) -> bool:
     return lease["session"] not in _leased(_runs(difference)[side], difference.number)
+
+
+def _is_another_dead(difference: Difference) -> bool:
+    """A pool without a `check` lends the dead as well; one side lends one of them, the other a live one."""
+    if _is_asyncpg(difference) or "check" in difference.program.callbacks or not _has_lost_sessions(difference):
+        return False
+    is_one_dead = any(_raised(told) in ("AdminShutdown", "OperationalError") for told in _sides(difference))
+    return is_one_dead and any(map(_is_lease, _sides(difference))) and _had_choice(difference)
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -1022,6 +1033,7 @@ ROWS: tuple[Row, ...] = (
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
+    Row("which-connection", _is_another_dead, parts_ways=True),
     Row("which-connection", _is_failure_for_another, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),
