@@ -204,8 +204,8 @@ def _are_counts_while_closing(difference: Difference) -> bool:
 
 
 def _steps_until(difference: Difference) -> Sequence[Step]:
-    """What the program has done by then."""
-    return difference.program.steps[: difference.number + 1]
+    """What the program has done by then: until the step that differs, or has ended in another way later."""
+    return difference.program.steps[: max(difference.number, difference.known) + 1]
 
 
 def _steps_of(difference: Difference, number: int) -> Sequence[Step]:
@@ -861,6 +861,7 @@ def _is_served_in_order(difference: Difference) -> bool:
         _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
         and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
         and _is_lease(difference.upstream) != _is_lease(difference.ours)
+        and _is_lease(difference.ours) == (difference.number < number)
         for number in range(len(difference.program.steps))
     )
 
