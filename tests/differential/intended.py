@@ -699,9 +699,13 @@ def _returns(difference: Difference) -> int:
 
 def _is_dead_not_lent(difference: Difference) -> bool:
     """A session was lost, and the `check`, which makes no round trip, has not noticed."""
-    is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
-    may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
-    return may_be and is_lost and _is_lease(difference.ours)
+    if _is_asyncpg(difference) or "check" not in difference.program.callbacks or not _has_lost_sessions(difference):
+        return False
+    if _are_leases(difference):
+        is_dead = difference.upstream.get("seen", {"state": []})["state"] == []
+        was_lent = not _is_first_lease(difference, difference.upstream, 0)
+        return is_dead and was_lent and _is_first_lease(difference, difference.ours, 1)
+    return _raised(difference.upstream) in ("AdminShutdown", "OperationalError") and _is_lease(difference.ours)
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
@@ -857,7 +861,12 @@ def _is_served_in_order(difference: Difference) -> bool:
         calls = missing | added
         is_of_one = calls.total() == 1 and {name for name, _ in calls} <= {"setup", "init", "connect"}
         return is_of_one and all(_waiting_at_the_end(difference, run) > 1 for run in _runs(difference))
-    return difference.what == "outcome" and any(
+    if difference.what != "outcome":
+        return False
+    if difference.step.get("on") == "pool" and difference.step.get("name") in _LENDING:
+        is_in_vain = [_raised(told) in ("CancelledError", "TimeoutError") for told in _sides(difference)]
+        return is_in_vain[0] != is_in_vain[1] and all(_served_at(run, difference.known) for run in _runs(difference))
+    return any(
         _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
         and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
         and _is_lease(difference.upstream) != _is_lease(difference.ours)
