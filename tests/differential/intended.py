@@ -290,15 +290,19 @@ def _is_returned_twice_at_once(difference: Difference) -> bool:
         return False
     returned: set[str] = set()
     times = 0
-    for step in _steps_of(difference, difference.known):
+    for number, step in enumerate(_steps_of(difference, difference.known)):
         names = {argument["name"] for argument in step.get("args", ()) if step.get("name") == "putconn" and argument}
-        times += bool(names & returned)
+        times += bool(names & returned) and all(_has_succeeded(run, number) for run in _runs(difference))
         returned = (returned | names) - {step.get("keep")}
     if difference.what == "callbacks":
         missing, _ = _callbacks(difference)
         return _ran_fewer(difference, "reset") and missing.total() <= times
     is_of_lease = _are_leases(difference) or _differ_only_in(difference, _OF_CONNECTIONS | {"returns_bad"})
     return times > 0 and is_of_lease
+
+
+def _has_succeeded(run: Transcript, number: int) -> bool:
+    return (number, "outcome") in run.entries and run.outcome(number) is None
 
 
 def _is_left_by_upstream(difference: Difference) -> bool:
