@@ -54,6 +54,7 @@ ONCE_FOUND = {
     "null-pool-check",
     "null-pool-queued",
     "own-query-told",
+    "setup-failed-entered-again",
     "transaction-entered-late",
 }
 

@@ -164,6 +164,31 @@ def test_a_callback_that_raises_while_opening_is_told(dsn, run, zero_fd_delta, k
     run(main())
 
 
+@pytest.mark.parametrize("create_pool", [asyncpg.create_pool, create_pool], ids=["upstream", "ours"])
+def test_an_acquire_whose_setup_failed_may_be_entered_again(create_pool, dsn, run):
+    """It has acquired nothing. One that is entered has."""
+    fails = True
+
+    async def setup(connection):
+        if fails:
+            raise ZeroDivisionError("mine")
+
+    async def main():
+        nonlocal fails
+        async with create_pool(dsn, min_size=0, max_size=1, setup=setup) as pool:
+            lease = pool.acquire()
+            for _ in range(2):
+                with pytest.raises(ZeroDivisionError):
+                    await lease.__aenter__()
+            fails = False
+            async with lease as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+                with pytest.raises(asyncpg.InterfaceError, match="already acquired"):
+                    await lease.__aenter__()
+
+    run(main())
+
+
 # How soon, in seconds, a caller without a time limit is told, and how often a pool may connect in that time.
 TOLD_SECONDS, FEW = 10, 12
 

@@ -95,7 +95,9 @@ def _is_odd(value: Any) -> bool:
 
 
 def _is_odd_timeout(difference: Difference) -> bool:
-    return difference.step.get("kwargs", {}).get("timeout") is True
+    """A step, or that which a waiting caller would have been served by."""
+    steps = (difference.step, *difference.program.steps[difference.known : difference.known + 1])
+    return any(step.get("kwargs", {}).get("timeout") is True for step in steps)
 
 
 def _is_spent_timeout(difference: Difference) -> bool:
@@ -202,8 +204,8 @@ def _are_counts_while_closing(difference: Difference) -> bool:
 
 
 def _steps_until(difference: Difference) -> Sequence[Step]:
-    """What the program has done by then."""
-    return difference.program.steps[: difference.number + 1]
+    """What the program has done by then: until the step that differs, or has ended in another way later."""
+    return difference.program.steps[: max(difference.number, difference.known) + 1]
 
 
 def _steps_of(difference: Difference, number: int) -> Sequence[Step]:
@@ -288,15 +290,19 @@ def _is_returned_twice_at_once(difference: Difference) -> bool:
         return False
     returned: set[str] = set()
     times = 0
-    for step in _steps_of(difference, difference.known):
+    for number, step in enumerate(_steps_of(difference, difference.known)):
         names = {argument["name"] for argument in step.get("args", ()) if step.get("name") == "putconn" and argument}
-        times += bool(names & returned)
+        times += bool(names & returned) and all(_has_succeeded(run, number) for run in _runs(difference))
         returned = (returned | names) - {step.get("keep")}
     if difference.what == "callbacks":
         missing, _ = _callbacks(difference)
         return _ran_fewer(difference, "reset") and missing.total() <= times
     is_of_lease = _are_leases(difference) or _differ_only_in(difference, _OF_CONNECTIONS | {"returns_bad"})
     return times > 0 and is_of_lease
+
+
+def _has_succeeded(run: Transcript, number: int) -> bool:
+    return (number, "outcome") in run.entries and run.outcome(number) is None
 
 
 def _is_left_by_upstream(difference: Difference) -> bool:
@@ -535,8 +541,9 @@ def _is_of_another_age(difference: Difference) -> bool:
     if not _are_leases(difference):
         return False
     theirs, own = difference.upstream, difference.ours
-    if theirs.get("seen", {}).get("state") == [] and _has_step(difference, "kill"):
-        return own["seen"]["state"] == ["idle"]
+    states = [told.get("seen", {}).get("state") for told in (theirs, own)]
+    if sorted(map(str, states)) == ["['idle']", "[]"]:
+        return _has_lost_sessions(difference) and _had_choice(difference)
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
     is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
     return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
@@ -544,6 +551,14 @@ def _is_of_another_age(difference: Difference) -> bool:
 
 def _is_first_lease(difference: Difference, lease: Any, side: int) -> bool:
     return lease["session"] not in _leased(_runs(difference)[side], difference.number)
+
+
+def _is_another_dead(difference: Difference) -> bool:
+    """A pool without a `check` lends the dead as well; one side lends one of them, the other a live one."""
+    if _is_asyncpg(difference) or "check" in difference.program.callbacks or not _has_lost_sessions(difference):
+        return False
+    is_one_dead = any(_raised(told) in ("AdminShutdown", "OperationalError") for told in _sides(difference))
+    return is_one_dead and any(map(_is_lease, _sides(difference))) and _had_choice(difference)
 
 
 def _is_complaint_of_upstream(difference: Difference) -> bool:
@@ -688,9 +703,13 @@ def _returns(difference: Difference) -> int:
 
 def _is_dead_not_lent(difference: Difference) -> bool:
     """A session was lost, and the `check`, which makes no round trip, has not noticed."""
-    is_lost = _raised(difference.upstream) in ("AdminShutdown", "OperationalError")
-    may_be = not _is_asyncpg(difference) and "check" in difference.program.callbacks and _has_lost_sessions(difference)
-    return may_be and is_lost and _is_lease(difference.ours)
+    if _is_asyncpg(difference) or "check" not in difference.program.callbacks or not _has_lost_sessions(difference):
+        return False
+    if _are_leases(difference):
+        is_dead = difference.upstream.get("seen", {"state": []})["state"] == []
+        was_lent = not _is_first_lease(difference, difference.upstream, 0)
+        return is_dead and was_lent and _is_first_lease(difference, difference.ours, 1)
+    return _raised(difference.upstream) in ("AdminShutdown", "OperationalError") and _is_lease(difference.ours)
 
 
 def _is_stuck_upstream(difference: Difference) -> bool:
@@ -846,10 +865,16 @@ def _is_served_in_order(difference: Difference) -> bool:
         calls = missing | added
         is_of_one = calls.total() == 1 and {name for name, _ in calls} <= {"setup", "init", "connect"}
         return is_of_one and all(_waiting_at_the_end(difference, run) > 1 for run in _runs(difference))
-    return difference.what == "outcome" and any(
+    if difference.what != "outcome":
+        return False
+    if difference.step.get("on") == "pool" and difference.step.get("name") in _LENDING:
+        is_in_vain = [_raised(told) in ("CancelledError", "TimeoutError") for told in _sides(difference)]
+        return is_in_vain[0] != is_in_vain[1] and all(_served_at(run, difference.known) for run in _runs(difference))
+    return any(
         _is_lease(difference.runs.upstream.outcome(number)) == _is_lease(difference.ours)
         and _is_lease(difference.runs.ours.outcome(number)) == _is_lease(difference.upstream)
         and _is_lease(difference.upstream) != _is_lease(difference.ours)
+        and _is_lease(difference.ours) == (difference.number < number)
         for number in range(len(difference.program.steps))
     )
 
@@ -1022,6 +1047,7 @@ ROWS: tuple[Row, ...] = (
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
+    Row("which-connection", _is_another_dead, parts_ways=True),
     Row("which-connection", _is_failure_for_another, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
     Row("cancelled-connect", _is_cancelled_connect, parts_ways=True),

@@ -229,9 +229,10 @@ class Pool(UpstreamPool):
         session = slot.session
         session.reset_timeout = timeout
         slot.lent_to(asyncio.current_task(runner.loop), context.code, context.instruction)
-        context.connection = proxy = self._proxy_class(session, self)
+        proxy = self._proxy_class(session, self)
         if self._setup is not None:
             await self._set_up(proxy, runner, slot, None if timeout is None else began + timeout)
+        context.connection = proxy  # not before: a context whose `setup` failed may be entered again
         return proxy
 
     def _refuse(self) -> None:
