@@ -98,9 +98,9 @@ soak: $(BENCH)  ## one pool of each flavour under load and faults for long, and 
 mutants: .venv-mutants/.ready  ## change the pure core in every small way, by mutmut, and count what no test of it notices (ten minutes)
 	@rm -rf mutants; .venv-mutants/bin/mutmut run --max-children 2; .venv-mutants/bin/mutmut results
 
-bench: $(BENCH)  ## measure and plot, against other pools; QUICK=1 for a short run
-	@mkdir -p build/bench
-	@PYTHONPATH=$(BENCH) $(PY) -m benchmarks --out build/bench $(if $(QUICK),--quick)
+bench: $(BENCH)  ## measure and plot, against other pools, with both kinds of heap, or HEAP=steady; QUICK=1 for a short run
+	@for heap in $(or $(HEAP),steady mapped); do mkdir -p build/bench/$$heap; \
+		PYTHONPATH=$(BENCH) $(PY) -m benchmarks --heap $$heap --out build/bench/$$heap $(if $(QUICK),--quick) || exit; done
 
 screens: .venv/.ready  ## draw what commands look like on a terminal, for the docs
 	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool doctor --pool-size 30 --processes 4" docs/screens/doctor.svg \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import os
 import sys
@@ -33,6 +34,12 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
+# How glibc's malloc is set, by the numbers that mallopt(3) has for M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in
+# bytes. By default it depends on chance whether asyncio's read buffers of 256 KiB are mapped anew each time.
+HEAPS: dict[str, dict[int, int]] = {
+    "steady": {-3: 4 << 20, -1: 8 << 20, -2: 4 << 20},
+    "mapped": {-3: 128 << 10},
+}
 QUICK_ROUNDS, FULL_ROUNDS = 3, 9
 QUICK_EFFORT = 0.2
 # All contenders are open at once, and some questions are asked of pools of 50 more.
@@ -56,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
     parser.add_argument("--rounds", type=_rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both, with --quick asyncio")
+    parser.add_argument("--heap", choices=HEAPS, help="whether read buffers of 256 KiB stay in the heap")
     parser.add_argument("--only", choices=questions, action="append", help="one question; may be repeated")
     parser.add_argument("--contender", choices=names, action="append", help="one contender; may be repeated")
     parser.add_argument("--out", metavar="FOLDER", type=_folder, help="write figures.json and plots to FOLDER")
@@ -67,11 +75,25 @@ def run(options: argparse.Namespace) -> int:
     """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
     options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
     options.effort = QUICK_EFFORT if options.quick else 1.0
+    _set_heap(options.heap)
     options.contender = options.contender or [contender.name for contender in CONTENDERS]
     with open_target(options.dsn, max_connections=SERVER_CONNECTIONS + 20) as target:
         asyncio.run(_refuse_without_room(target.dsn))
         _run(options, target)
     return FINE
+
+
+def _set_heap(name: str | None) -> None:
+    """
+    Set malloc so that large buffers are always, or never, mapped.
+
+    Raises:
+        Unusable: The C library is another than glibc.
+    """
+    for number, size in HEAPS.get(name or "", {}).items():
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option is None or not set_option(number, size):
+            raise Unusable(f"--heap {name}: this C library's malloc cannot be set")
 
 
 def _rounds(text: str) -> int:
@@ -118,7 +140,9 @@ def _run(options: argparse.Namespace, target: Target) -> None:
         goals = goals_table(loop, heats[loop])
         if goals is not None:
             console.print(goals)
-    report = as_json(target.description, heats, rounds=options.rounds, effort=options.effort, load=load)
+    report = as_json(
+        target.description, heats, rounds=options.rounds, effort=options.effort, load=load, heap=options.heap
+    )
     if options.json:
         print(json.dumps(report, indent=1))
     if options.out is not None:
@@ -143,6 +167,8 @@ def _say_what(console: Console, target: Target, loops: Sequence[str], options: a
         "otherwise idle machine. Where client and server have a CPU each, one task's queries mostly wait for these to "
         "wake, in a virtual machine above all; `taskset -c 0 make bench` puts both on one, and shows the work alone.",
     )
+    if options.heap:
+        say(console, f"The heap is {options.heap}: see --heap.")
     for contender in CONTENDERS:
         if contender.name in options.contender and not contender.is_installed:
             say(console, f"{contender.name} does not take part: {contender.needs} is not installed.")

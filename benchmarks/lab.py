@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CPU",
+    "FAULTS",
     "P50",
     "P99",
     "P999",
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 SPEED = "queries/s"
 CPU = "CPU us"
+FAULTS = "page faults"
 P50 = "p50 ms"
 P99 = "p99 ms"
 P999 = "p99.9 ms"
@@ -221,7 +223,14 @@ def bursts_of(
     """Take the figures out of bursts."""
     rounds = {
         contender.name: [
-            {SPEED: burst.per_second, CPU: burst.cpu_us, P50: burst.p50_ms, P99: burst.p99_ms} for burst in several
+            {
+                SPEED: burst.per_second,
+                CPU: burst.cpu_us,
+                FAULTS: burst.faults_each,
+                P50: burst.p50_ms,
+                P99: burst.p99_ms,
+            }
+            for burst in several
         ]
         for contender, several in bursts.items()
     }

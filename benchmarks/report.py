@@ -64,7 +64,13 @@ def goals_table(loop: str, heats: Sequence[Heat]) -> Table | None:
 
 
 def as_json(
-    server: str, heats: Mapping[str, Sequence[Heat]], *, rounds: int, effort: float, load: float
+    server: str,
+    heats: Mapping[str, Sequence[Heat]],
+    *,
+    rounds: int,
+    effort: float,
+    load: float,
+    heap: str | None = None,
 ) -> dict[str, Any]:
     """Put together what was measured, and on what."""
     return {
@@ -77,6 +83,7 @@ def as_json(
         },
         "versions": {name: _version(name) for name in PACKAGES},
         "load_average_before": load,
+        "heap": heap,
         "rounds": rounds,
         "effort": effort,
         "loops": {loop: [_heat_as_json(heat) for heat in several] for loop, several in heats.items()},

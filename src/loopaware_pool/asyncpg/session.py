@@ -157,6 +157,7 @@ class AsyncpgSession:
         self._con: Connection | None = con
         self._loop = loop
         self._internals = internals = Internals(con)
+        internals.read_less_at_once()
         self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
         self._is_parked = False
         self._can_be_followed = False

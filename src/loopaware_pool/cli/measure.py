@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import statistics
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -24,11 +25,13 @@ class Burst:
         wall_seconds: From the first to the end of the last.
         cpu_seconds: Processor time that this process, all threads of it, spent meanwhile.
         latencies: How long each operation took, in seconds.
+        page_faults: How often this process touched memory meanwhile that had to be mapped first.
     """
 
     wall_seconds: float
     cpu_seconds: float
     latencies: Sequence[float]
+    page_faults: int = 0
 
     @property
     def per_second(self) -> float:
@@ -39,6 +42,11 @@ class Burst:
     def cpu_us(self) -> float:
         """Processor time per operation, in microseconds."""
         return self.cpu_seconds / len(self.latencies) * 1e6
+
+    @property
+    def faults_each(self) -> float:
+        """Page faults per operation."""
+        return self.page_faults / len(self.latencies)
 
     @property
     def p50_ms(self) -> float:
@@ -105,8 +113,12 @@ async def run_burst(operation: Callable[[], Awaitable[object]], *, operations: i
 
     shares = [operations // tasks + (number < operations % tasks) for number in range(tasks)]
     gc.collect()
-    cpu, began = process_time(), perf_counter()
+    faults, cpu, began = _page_faults(), process_time(), perf_counter()
     async with asyncio.TaskGroup() as group:
         for share in shares:
             group.create_task(work(share))
-    return Burst(perf_counter() - began, process_time() - cpu, latencies)
+    return Burst(perf_counter() - began, process_time() - cpu, latencies, _page_faults() - faults)
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
