@@ -1,4 +1,4 @@
-"""Sockets and registrations: none is left over, none is stale, and an idle connection has none (P2, P3)."""
+"""Sockets and registrations: none is left over, none is stale, and an idle connection has none."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def ask(pool, query="SELECT 1", **options):
         return await connection.fetchval(query)
 
 
-# ---- P3: no socket is left over ----
+# ---- no socket is left over ----
 
 
 class Scene(NamedTuple):
@@ -267,7 +267,7 @@ def test_nothing_is_left_when_the_loop_has_ended(name, dsn, run):
         run(main())
 
 
-# ---- P3: connects that fail ----
+# ---- connects that fail ----
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +340,7 @@ def test_an_acquire_that_cannot_connect_leaves_nothing(failure, strict_server, r
     runner.run(main())
 
 
-# ---- P2: who watches what ----
+# ---- who watches what ----
 
 
 @pytest.fixture(params=["TCP", "Unix socket", "TLS"])

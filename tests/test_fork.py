@@ -1,4 +1,4 @@
-"""A forked child starts with an empty pool; its parent notices nothing (P10)."""
+"""A forked child starts with an empty pool; its parent notices nothing."""
 
 from __future__ import annotations
 

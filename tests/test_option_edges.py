@@ -1,5 +1,5 @@
 """
-Options at their edges: the same small programs end alike on upstream's pools and on ours (P12).
+Options at their edges: the same small programs end alike on upstream's pools and on ours.
 
 What an option means at 0, None, infinity, or the least and the largest number there is, nobody looks up; a program that
 is moved from one pool to another finds out.

@@ -1,4 +1,4 @@
-"""One pool, one loop after the other; and what becomes of loops that stand still (P1, P9)."""
+"""One pool, one loop after the other; and what becomes of loops that stand still."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loops that run at the same time share what a pool may have open (P1)."""
+"""Loops that run at the same time share what a pool may have open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop ends in the middle of anything, politely or not, or loses its pool (P9, P11)."""
+"""A loop ends in the middle of anything, politely or not, or loses its pool."""
 
 from __future__ import annotations
 

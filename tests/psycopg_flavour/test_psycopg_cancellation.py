@@ -1,4 +1,4 @@
-"""Cancellation at every await of the psycopg flavour, twice if need be, loses nothing and is never swallowed (P4)."""
+"""Cancellation at every await of the psycopg flavour, twice if need be, loses nothing and is never swallowed."""
 
 from __future__ import annotations
 

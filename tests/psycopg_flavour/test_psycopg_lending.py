@@ -1,4 +1,4 @@
-"""Connections are lent and come back as from psycopg_pool's pools (P12)."""
+"""Connections are lent and come back as from psycopg_pool's pools."""
 
 from __future__ import annotations
 

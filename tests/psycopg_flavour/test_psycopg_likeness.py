@@ -1,4 +1,4 @@
-"""What psycopg_pool's pools do, and say, in passing: the same programs on theirs and on ours (P12)."""
+"""What psycopg_pool's pools do, and say, in passing: the same programs on theirs and on ours."""
 
 from __future__ import annotations
 

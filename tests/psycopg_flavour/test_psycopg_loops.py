@@ -1,4 +1,4 @@
-"""One psycopg pool and any number of loops, threads and forks; loops that end early (P1, P3, P9, P10)."""
+"""One psycopg pool and any number of loops, threads and forks; loops that end early."""
 
 from __future__ import annotations
 

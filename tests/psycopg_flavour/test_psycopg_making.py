@@ -1,4 +1,4 @@
-"""Pools are made and opened as psycopg_pool's are (P12)."""
+"""Pools are made and opened as psycopg_pool's are."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Sockets, registrations and their order: what psycopg and psycopg_pool leave behind, and we do not (P2, P3).
+Sockets, registrations and their order: what psycopg and psycopg_pool leave behind, and we do not.
 
 Each scenario is told once, for any pool, and returns its complaints: of theirs there are some, so that it can fail,
 of ours none.

@@ -1,4 +1,4 @@
-"""Sizes and statistics are psycopg_pool's (P12), and what only ours has."""
+"""Sizes and statistics are psycopg_pool's, and what only ours has."""
 
 from __future__ import annotations
 

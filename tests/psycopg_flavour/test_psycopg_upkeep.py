@@ -1,4 +1,4 @@
-"""Hooks, checks, ages and deaths of connections, as in psycopg_pool's pools (P12)."""
+"""Hooks, checks, ages and deaths of connections, as in psycopg_pool's pools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""asyncpg's own tests of its pool, run on ours, and of its connection, run on those that ours lends (P12)."""
+"""asyncpg's own tests of its pool, run on ours, and of its connection, run on those that ours lends."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ class Options(SharedOptions):
     """
 
     init_size: int | None = option("Connections opened at first; None for *min_size*.", default=None)
-    min_size: int = option("Connections kept while idle, on loops that have awaited the pool.", default=10)
+    min_size: int = option(
+        "Connections kept while idle, in the whole process. Loops that have awaited the pool open them.", default=10
+    )
     max_size: int = option("Most connections of this process, on all loops together.", default=10)
     max_queries: int = option("Queries after which a connection is replaced, resets included.", default=50000)
     max_inactive_connection_lifetime: float = option(

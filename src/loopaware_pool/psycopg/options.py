@@ -82,7 +82,9 @@ class Options(SharedOptions):
         default=None,
         repr=False,  # likewise
     )
-    min_size: int = option("Connections kept while idle, on loops that have opened the pool.", default=4)
+    min_size: int = option(
+        "Connections kept while idle, in the whole process. Loops that have opened the pool open them.", default=4
+    )
     max_size: int | None = option(
         "Most connections of this process, on all loops together; None for *min_size*.", default=None
     )
@@ -137,9 +139,9 @@ class Options(SharedOptions):
     )
     num_workers: int = option("Accepted for compatibility; there are none.", check=_check_workers, default=3)
     session_reset: SessionReset = option(
-        '"never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners and cursors '
-        "are reset before the connection is lent again, which costs a round trip at each return. What *configure* has "
-        "set with `SET` is reset too; a role or session authorization that it has set is restored.",
+        '"never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners, cursors and '
+        "adapters are reset before the connection is lent again, which costs a round trip at each return. What "
+        "*configure* has set with `SET` is reset too; a role or session authorization that it has set is restored.",
         check=choice(SessionReset),
         default="never",
     )
@@ -151,7 +153,7 @@ class Options(SharedOptions):
     )
     discard_dead: DiscardDead = option(
         'Whether the socket is checked, which takes a microsecond, before a connection is lent: "on_check" only if '
-        'there is a *check*, as psycopg_pool\'s tests demand; "always".',
+        'there is a *check*, as in psycopg_pool; "always".',
         check=choice(DiscardDead),
         default="on_check",
     )
