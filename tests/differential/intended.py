@@ -110,10 +110,10 @@ def _is_spent_timeout(difference: Difference) -> bool:
         has_served = difference.step.get("name") != "release" or difference.ours is None
         return has_served and _raised(difference.upstream) in _TIMEOUTS
     theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
-    more = {own.get(name, 0) - theirs.get(name, 0) for name in ("size", "idle", "connections_num")}
+    names = {"size", "idle", "connections_num", "requests_errors", "requests_queued"}
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in names}
     others = {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}
-    is_of_connections = others <= {"size", "idle", "connections_num"}
-    return is_of_connections and min(more) >= 0 < max(more) <= _times_spent(difference)
+    return others <= names and min(more) >= 0 < max(more) <= _times_spent(difference)
 
 
 def _times_spent(difference: Difference) -> int:
