@@ -96,7 +96,9 @@ def _is_odd(value: Any) -> bool:
 
 def _is_odd_timeout(difference: Difference) -> bool:
     """A step, or that which a waiting caller would have been served by."""
-    steps = (difference.step, *difference.program.steps[difference.known : difference.known + 1])
+    steps = [difference.step, *difference.program.steps[difference.known : difference.known + 1]]
+    if difference.step["do"] == "enter":
+        steps.append(_maker(difference, difference.number, "lease"))
     return any(step.get("kwargs", {}).get("timeout") is True for step in steps)
 
 
@@ -110,10 +112,10 @@ def _is_spent_timeout(difference: Difference) -> bool:
         has_served = difference.step.get("name") != "release" or difference.ours is None
         return has_served and _raised(difference.upstream) in _TIMEOUTS
     theirs, own = (_counted(difference, told) or {} for told in _sides(difference))
-    more = {own.get(name, 0) - theirs.get(name, 0) for name in ("size", "idle", "connections_num")}
+    names = {"size", "idle", "connections_num", "requests_errors", "requests_queued"}
+    more = {own.get(name, 0) - theirs.get(name, 0) for name in names}
     others = {name for name in theirs.keys() | own.keys() if theirs.get(name) != own.get(name)}
-    is_of_connections = others <= {"size", "idle", "connections_num"}
-    return is_of_connections and min(more) >= 0 < max(more) <= _times_spent(difference)
+    return others <= names and min(more) >= 0 < max(more) <= _times_spent(difference)
 
 
 def _times_spent(difference: Difference) -> int:
@@ -758,6 +760,9 @@ def _is_resized(difference: Difference) -> bool:
         return False
     if difference.what in ("at once", "still busy", "ended after"):
         return _acquires(difference)
+    if _are_leases(difference):  # upstream's caller got the connection above `max_size`, ours one that came back
+        is_new = _is_first_lease(difference, difference.upstream, 0)
+        return is_new and not _is_first_lease(difference, difference.ours, 1)
     if difference.what == "outcome":
         return _acquires(difference) and _is_lease(difference.upstream) != _is_lease(difference.ours)
     return _are_counts(difference) and _opened_fewer(difference)

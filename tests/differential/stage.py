@@ -395,6 +395,8 @@ class Stage:
                 found = await found
         elif inspect.isawaitable(found) and not step.get("lazily"):
             found = await found
+        if step["name"] == "fileno" and isinstance(found, int):
+            return "a number"  # the lowest that is free: that of the process, not of the pool
         sinks = [value for value in keywords.values() if hasattr(value, "getvalue")]
         return [found, *sinks] if sinks else found
 
