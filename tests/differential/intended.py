@@ -551,6 +551,17 @@ def _is_of_another_age(difference: Difference) -> bool:
     return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
 
 
+def _are_warnings_of_others(difference: Difference) -> bool:
+    """A release warns of listeners that `init` has added, until the first reset; another connection was lent, or a new."""
+    if difference.what != "warnings" or not _is_asyncpg(difference):
+        return False
+    callbacks = [difference.program.callbacks.get(name, {}) for name in ("connect", "init")]
+    adds_listeners = any("listener" in added for does in callbacks for added in does.get("add", []))
+    are_alike = {*(difference.upstream or []), *(difference.ours or [])} == {"InterfaceWarning"}
+    is_of_another = _have_leased_others(difference) or _has_lost_sessions(difference)
+    return are_alike and adds_listeners and is_of_another
+
+
 def _is_first_lease(difference: Difference, lease: Any, side: int) -> bool:
     return lease["session"] not in _leased(_runs(difference)[side], difference.number)
 
@@ -1052,6 +1063,7 @@ ROWS: tuple[Row, ...] = (
     Row("role-reset", _is_role_reset, parts_ways=True),
     Row("which-connection", _is_another_session),
     Row("which-connection", _is_of_another_age, parts_ways=True),
+    Row("which-connection", _are_warnings_of_others),
     Row("which-connection", _is_another_dead, parts_ways=True),
     Row("which-connection", _is_failure_for_another, parts_ways=True),
     Row("complaints", _is_complaint_of_upstream),
