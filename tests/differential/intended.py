@@ -552,7 +552,7 @@ def _is_of_another_age(difference: Difference) -> bool:
 
 
 def _are_warnings_of_others(difference: Difference) -> bool:
-    """A release warns of listeners that `init` has added, until the first reset; another connection was lent, or a new."""
+    """A release warns of listeners that `init` has added, until the first reset; another connection was lent."""
     if difference.what != "warnings" or not _is_asyncpg(difference):
         return False
     callbacks = [difference.program.callbacks.get(name, {}) for name in ("connect", "init")]
