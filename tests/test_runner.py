@@ -92,6 +92,32 @@ def test_a_connection_that_cannot_be_worked_on_costs_no_permit(run, work):
     run(main())
 
 
+def test_a_loop_may_stop_between_the_end_of_a_task_and_its_callbacks(loop_factory):
+    """A thread without a loop then closes the connection that the task has worked on."""
+    loop, complaints = loop_factory(), []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+
+    async def begin_ping():
+        await open_idle(core, 1)
+        core.runner().housekeeper.ping_all()
+        core.runner().act()
+        stop_when_pinged(core.runner())
+
+    def stop_when_pinged(runner):
+        if runner.shard.idle:
+            loop.stop()
+        else:
+            loop.call_soon(stop_when_pinged, runner)
+
+    with pool_core() as core:
+        pinging = loop.create_task(begin_ping())
+        loop.run_forever()
+        assert pinging.done()
+        core.drain()
+        assert (core.permits.in_use, complaints) == (0, [])
+    loop.close()
+
+
 @contextmanager
 def drained_by_another_thread(core, entered):
     """Another thread drains the pool, and stays in a listener that this calls."""

@@ -323,7 +323,7 @@ class ShardRunner(Generic[S]):
         if slot.state is not SlotState.CLOSING:
             return
         task = self._tasks.pop(slot, None)
-        if task is not None and task is not asyncio.current_task():
+        if task is not None and task is not asyncio.current_task(self.loop):
             task.cancel()
         if politely and slot.session.says_goodbye and self.loop.is_running():
             slot.session.unpark()
