@@ -92,6 +92,38 @@ def test_a_connection_that_cannot_be_worked_on_costs_no_permit(run, work):
     run(main())
 
 
+class Unaskable(FakeSession):
+    """Fails when the housekeeper asks a second time whether the caller has dropped it."""
+
+    asked = 0
+
+    def is_dropped(self):
+        type(self).asked += 1
+        if type(self).asked > 1:
+            raise RuntimeError("a driver's own")
+        return True
+
+
+def test_a_driver_that_fails_in_the_timer_leaves_nothing_undone(run, monkeypatch):
+    """What was decided before is done, and the error is told to the loop."""
+    monkeypatch.setattr(Unaskable, "asked", 0)
+
+    async def main():
+        complaints = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["exception"]))
+        with pool_core(session_class=Unaskable) as core:
+            core.start()
+            slots = [await take(core) for _ in range(2)]
+            core.runner().shard.wake_by(0.0)
+            await eventually_async(lambda: complaints, "the timer has fired")
+            assert [type(error) for error in complaints] == [RuntimeError]
+            assert sorted(slot.session.calls for slot in slots) == [[], ["abort"]]
+            assert core.permits.in_use == 1
+            monkeypatch.setattr(Unaskable, "asked", -1000)
+
+    run(main())
+
+
 def test_a_loop_may_stop_between_the_end_of_a_task_and_its_callbacks(loop_factory):
     """A thread without a loop then closes the connection that the task has worked on."""
     loop, complaints = loop_factory(), []

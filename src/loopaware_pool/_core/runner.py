@@ -787,8 +787,7 @@ class SessionListener(Generic[S]):
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:
     runner = myself()
     if runner is not None:
-        runner.housekeeper.sweep(monotonic())
-        runner.act()
+        runner.do(functools.partial(runner.housekeeper.sweep, monotonic()))
 
 
 async def _farewell(myself: weakref.ref[ShardRunner[Any]]) -> None:
