@@ -444,6 +444,13 @@ class TestFloor:
         shard.refill(pool.now)
         assert shard.slots == {slot}
 
+    def test_a_refill_opens_nothing_on_a_loop_that_is_not_running(self, make):
+        """The connect would never end, and keep its permit from the loops that run."""
+        pool, shard = make(min_size=0)
+        shard.effects.is_running = False
+        shard.refill(pool.now)
+        assert (shard.slots, pool.permits.in_use) == (set(), 0)
+
     def test_a_higher_floor_is_filled_at_once(self, make):
         """A few at a time, as any other, however small the pool was."""
         pool, shard = make(min_size=1, max_size=1)

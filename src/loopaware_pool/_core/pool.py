@@ -175,8 +175,7 @@ class PoolCore(Registry[S]):
         Close every connection on every loop now, lent ones included. From any thread, and without a loop.
 
         A signal handler or the garbage collector may call this in the middle of a decision. The decision is completed
-        first:
-        this loop's connections are closed in its next iteration.
+        first: this loop's connections, and those of loops that are not running, are closed in its next iteration.
         """
         if self.state is PoolState.CLOSED:
             return
@@ -184,6 +183,8 @@ class PoolCore(Registry[S]):
         if frames.has_interrupted_a_decision():
             for runner in self.runners():
                 runner.errands.add_for_later(functools.partial(self._terminate, runner))
+            if (here := event_loops.running()) is not None:
+                event_loops.post(here, self.run_errands_of_idle_loops)
         else:
             for runner in self.runners():
                 self._terminate(runner)

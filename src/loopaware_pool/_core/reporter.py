@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from time import monotonic
@@ -28,8 +29,6 @@ from loopaware_pool.stats import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
-
     from loopaware_pool._core.state import SharedState
     from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
@@ -139,7 +138,7 @@ class Reporter:
         handled = sys.exception()
         try:
             listener(kind(config.name, self.label, *facts))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # a plain call cannot be cancelled: the listener raised it
             logger.exception("%s: on_event raised", config.name, exc_info=without_context(error, handled))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import threading
 import weakref
 from collections import deque
 from time import monotonic
@@ -130,7 +131,7 @@ class ShardRunner(Generic[S]):
         self._driver = core.driver
         self.errors = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
-        self._is_acting = False
+        self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._parking = Parking(loop, self.shard.is_in_use, self.notify)
         self.park_when_idle = self._parking.park_when_idle
@@ -159,15 +160,16 @@ class ShardRunner(Generic[S]):
 
     def begin_ping(self, slot: Slot[S]) -> None:
         """Make a round trip, in a task."""
-        self.decided.append(functools.partial(self._ping, slot))
+        self.decided.append(functools.partial(self._begin, slot, self._ping))
 
     def begin_read(self, slot: Slot[S]) -> None:
         """Let the driver read what arrived."""
-        self.decided.append(functools.partial(self._read, slot))
+        self.decided.append(functools.partial(self._begin, slot, self._read))
 
     def begin_close(self, slot: Slot[S], *, politely: bool) -> None:
         """Close the connection. A polite close is a task."""
-        self.decided.append(functools.partial(self._close, slot, politely=politely))
+        close = functools.partial(self._close, politely=politely)
+        self.decided.append(functools.partial(self._begin, slot, close))
 
     def cut_goodbye(self, slot: Slot[S]) -> None:
         """Cut a polite close short."""
@@ -252,19 +254,33 @@ class ShardRunner(Generic[S]):
         exception handler: whichever caller happens to run this has not caused it, and the other actions must still be
         done.
         """
-        if self._is_acting:
+        thread = threading.get_ident()
+        if thread in self._acting:
             return
-        self._is_acting = True
+        self._acting.add(thread)
         try:
             while self.decided:
-                action = self.decided.popleft()
-                try:
-                    action()
-                except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
-                    message = f"{self._shared.config.name}: the pool's work on a connection failed"
-                    self.loop.call_exception_handler({"message": message, "exception": error})
+                if self._runs_elsewhere():
+                    event_loops.post(self.loop, self.act)
+                    return
+                self._do_next()
         finally:
-            self._is_acting = False
+            self._acting.discard(thread)
+
+    def _runs_elsewhere(self) -> bool:
+        """Whether the loop runs, in another thread: it has begun to, while this thread acted for it."""
+        return self.loop.is_running() and not self.is_here()
+
+    def _do_next(self) -> None:
+        try:
+            action = self.decided.popleft()
+        except IndexError:  # the loop has begun to run, and was quicker
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - a driver's; the handler logs it
+            message = f"{self._shared.config.name}: the pool's work on a connection failed"
+            self.loop.call_exception_handler({"message": message, "exception": error})
 
     def do(self, action: Callable[[], object]) -> None:
         """Call *action*, in which the shard may decide something, and do what it has decided."""
@@ -272,6 +288,17 @@ class ShardRunner(Generic[S]):
             action()
         finally:
             self.act()
+
+    def _begin(self, slot: Slot[S], work: Callable[[Slot[S]], object]) -> None:
+        """Begin to work on a connection. If that fails, the connection is closed: its permit must not be lost."""
+        try:
+            work(slot)
+        except Exception:
+            if slot.state is SlotState.CLOSING:
+                self._cut(slot)
+            else:
+                self.shard.discard(slot, "failed")
+            raise
 
     def _open(self, slot: Slot[S]) -> None:
         if slot.state is SlotState.CONNECTING:  # else it was given up before the connect began
@@ -296,7 +323,7 @@ class ShardRunner(Generic[S]):
         if slot.state is not SlotState.CLOSING:
             return
         task = self._tasks.pop(slot, None)
-        if task is not None and task is not asyncio.current_task():
+        if task is not None and task is not asyncio.current_task(self.loop):
             task.cancel()
         if politely and slot.session.says_goodbye and self.loop.is_running():
             slot.session.unpark()
@@ -760,8 +787,7 @@ class SessionListener(Generic[S]):
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:
     runner = myself()
     if runner is not None:
-        runner.housekeeper.sweep(monotonic())
-        runner.act()
+        runner.do(functools.partial(runner.housekeeper.sweep, monotonic()))
 
 
 async def _farewell(myself: weakref.ref[ShardRunner[Any]]) -> None:

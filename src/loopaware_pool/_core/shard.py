@@ -611,10 +611,12 @@ class Shard(Generic[S]):
                 self._effects.report_floor_not_restored(error)
 
     def refill(self, now: float) -> None:
-        """Open what `min_size` lacks, and at least one connection, without waiting for the backoff."""
+        """
+        Open what `min_size` lacks, and at least one connection, without waiting for the backoff, if the loop runs.
+        """
         self._min_size_backoff.succeeded()
         self.restore_floor(now)
-        if not self.slots:
+        if not self.slots and self._effects.is_awake():
             self.open_one(now)
 
     # ---- housekeeping ----
