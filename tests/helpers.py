@@ -9,7 +9,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import psycopg
 
 from loopaware_pool.asyncpg.sql_effects import is_known_to_leave_session_unchanged
@@ -117,16 +116,16 @@ def server_sessions(dsn: str, application_name: str) -> int:
         return connection.execute(query, [application_name]).fetchone()[0]
 
 
-def open_sessions(dsn: str, application_name: str) -> int:
+def open_sessions(dsn: str, application_name: str) -> tuple[int, int]:
     """
-    How many of the server's sessions of that application name still have their socket in this process.
+    How many sessions of that application name the server has, and how many of them still have a socket in this process.
 
     A busy server ends a session some time after its socket was closed, and sees the next one meanwhile.
     """
     query = "SELECT client_port FROM pg_stat_activity WHERE application_name = %s"
     with psycopg.connect(dsn, application_name="open_sessions") as connection:
         ports = {port for (port,) in connection.execute(query, [application_name])}
-    return len(ports & {one.laddr.port for one in psutil.Process().net_connections("tcp")})
+    return len(ports), len(ports & local_ports())
 
 
 async def eventually(condition: Any, seconds: float = 10.0) -> Any:

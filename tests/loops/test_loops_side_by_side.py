@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import asyncpg
-import psycopg
 import pytest
 
 import helpers
@@ -29,7 +28,7 @@ pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 def test_four_threads_share_max_size(dsn, runner_factory):
     """Four loops at once take 400 connections each; there are never more sessions than `max_size`."""
     pool = make_pool(dsn, max_size=3)
-    most = []
+    counts = []
 
     async def open_pool():
         await pool
@@ -47,7 +46,7 @@ def test_four_threads_share_max_size(dsn, runner_factory):
 
     def watch():
         while not done.is_set():
-            most.append(helpers.open_sessions(dsn, pool.name))
+            counts.append(helpers.open_sessions(dsn, pool.name))
 
     done = threading.Event()
     with no_socket_left():
@@ -62,7 +61,8 @@ def test_four_threads_share_max_size(dsn, runner_factory):
             finally:
                 done.set()
             watcher.result(DEADLINE_SECONDS)
-    assert 0 < max(most) <= 3
+    assert any(at_server for at_server, _ in counts)
+    assert max(still_open for _, still_open in counts) <= 3
     assert pool.stats().ended.acquired == 4 * 400
     no_session_left(dsn, pool)
 
@@ -70,7 +70,7 @@ def test_four_threads_share_max_size(dsn, runner_factory):
 def test_loops_that_run_now_and_then_share_max_size(dsn, run, runner_factory):
     """What four loops have begun and stand still with is never more than `max_size` sessions at the server."""
     pool = make_pool(dsn, max_size=2)
-    most = []
+    counts = []
 
     async def open_pool():
         await pool
@@ -89,11 +89,8 @@ def test_loops_that_run_now_and_then_share_max_size(dsn, run, runner_factory):
             return [task.result() for task in tasks]
 
     def watch():
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            while not done.is_set():
-                query = "SELECT client_port FROM pg_stat_activity WHERE application_name = %s"
-                ports = {port for (port,) in connection.execute(query, [pool.name])}
-                most.append(len(ports & helpers.local_ports()))  # a server may be slow to see that one was closed
+        while not done.is_set():
+            counts.append(helpers.open_sessions(dsn, pool.name))
 
     done = threading.Event()
     run(open_pool())
@@ -106,7 +103,8 @@ def test_loops_that_run_now_and_then_share_max_size(dsn, run, runner_factory):
             done.set()
         watcher.result(DEADLINE_SECONDS)
     assert answers == [[1] * 40] * 4
-    assert 0 < max(most) <= 2
+    assert any(at_server for at_server, _ in counts)
+    assert max(still_open for _, still_open in counts) <= 2
     no_session_left(dsn, pool)
 
 
