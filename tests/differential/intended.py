@@ -281,7 +281,9 @@ def _is_hit_by_use_after_return(difference: Difference) -> bool:
 
 
 def _is_returned_twice(difference: Difference) -> bool:
-    """Upstream takes a broken connection back any number of times, and opens another."""
+    """Upstream takes a broken connection back any number of times, opens another, and counts one twice."""
+    if not _is_asyncpg(difference) and difference.what == "counts" and isinstance(difference.upstream, dict):
+        return difference.upstream.get("pool_available", 0) > difference.upstream.get("pool_size", 0)
     is_refused = "doesn't come from any pool" in _message(difference.ours) and difference.upstream is None
     return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
 
@@ -411,6 +413,12 @@ def _is_reset_failure_unraised(difference: Difference) -> bool:
             return is_kept and _is_first_lease(difference, difference.upstream, 0)
         if _are_counts(difference):
             return _differ_only_in(difference, {"size", "idle"})
+        if difference.what == "callbacks":  # called when the connection was nobody's any more
+            missing, added = _callbacks(difference)
+            as_own = {
+                (name, told.replace("PoolConnectionProxy", "Connection")): n for (name, told), n in missing.items()
+            }
+            return bool(missing) and as_own == added
     return (
         _is_asyncpg(difference)
         and difference.what == "outcome"
