@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, NamedTuple
 
 from interleavings.stage import Stage, Violation, counted_decisions, numbered_slots
@@ -37,6 +38,7 @@ def explore(scenario: Scenario, departures: int | None = None) -> Explored:
     limit = scenario.departures if departures is None else departures
     count = steps = 0
     prefix: tuple[int, ...] | None = ()
+    gc.collect()  # a pool of an earlier story that is dropped has something done by the loop that runs then
     with virtual_clock() as clock, numbered_slots(), counted_decisions():
         while prefix is not None:
             choices = Choices(prefix)
