@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.runner import SessionListener, ShardRunner
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.asyncpg.session import AsyncpgSession
-    from loopaware_pool.stats import ConnectionReport, EventHook, PoolStats
+    from loopaware_pool.stats import EventHook
 
 __all__ = [
     "Overloaded",
@@ -393,32 +393,6 @@ class Pool(UpstreamPool):
     def name(self) -> str:
         """The pool's name, as errors, logs and events give it."""
         return self._core.shared.config.name
-
-    def stats(self) -> PoolStats:
-        """Count everything, for the pool and for each loop. From any thread."""
-        return self._core.stats()
-
-    def fd_report(self) -> list[ConnectionReport]:
-        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
-        return self._core.fd_report()
-
-    async def settled(self) -> None:
-        """
-        Wait until every release so far on this loop has settled: sessions reset, idle fds out of the selector.
-
-        Cancellation: ends the waiting.
-        """
-        runner = self._core.runner_here()
-        if runner is not None:
-            await runner.until_settled()
-
-    def suspend(self) -> None:
-        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
-        self._core.suspend()
-
-    def resume(self) -> None:
-        """Serve the callers that queued since `suspend()`. From any thread."""
-        self._core.resume()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._core.state.value}: {self.stats().summary()}>"

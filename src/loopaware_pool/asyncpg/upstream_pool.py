@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg import pool as upstream
 
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.state import PoolState
+from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool._platform.event_loops import running
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from loopaware_pool.asyncpg.driver import AsyncpgDriver
     from loopaware_pool.asyncpg.session import AsyncpgSession
 
-__all__ = ["Uncopied", "UpstreamPool"]
+__all__ = ["UpstreamPool"]
 
 
 class FreeHolder:
@@ -59,18 +60,7 @@ class FreeSlots:
         return self._count == self.maxsize
 
 
-class Uncopied:
-    """
-    A pool that cannot be pickled or copied: connections belong to one pool of one process, and a password must not be
-    stored.
-    """
-
-    def __reduce__(self: Any) -> NoReturn:
-        """Refuse."""
-        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
-
-
-class UpstreamPool(Uncopied, upstream.Pool):
+class UpstreamPool(PoolSurface, upstream.Pool):
     """The part of a pool that asyncpg's connections and its tests use."""
 
     _core: PoolCore[AsyncpgSession]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import psycopg_pool
 from psycopg_pool.abc import ACT
 
+from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool.psycopg.likeness import (
     as_given,
     check_seconds,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from loopaware_pool._core.pool import PoolCore
     from loopaware_pool.psycopg.driver import PsycopgDriver
     from loopaware_pool.psycopg.session import PsycopgSession
-    from loopaware_pool.stats import ConnectionReport, PoolStats
 
 __all__ = ["UpstreamPool"]
 
@@ -42,7 +42,7 @@ def _refuse_size(which: str, _: object, value: object) -> NoReturn:
     raise AttributeError(f"{which}={value!r}: cannot be assigned; use `await pool.resize(min_size, max_size)`")
 
 
-class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
+class UpstreamPool(PoolSurface, psycopg_pool.AsyncConnectionPool[ACT]):
     """The part of a pool that does not lend."""
 
     close_returns: bool
@@ -53,10 +53,6 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
     _popped: dict[str, int]
     _rechecks: int
     _timeout: float
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied: connections belong to one pool of one process, and a password to no file."""
-        raise TypeError(f"pool {self.name!r} cannot be pickled or copied: make another with the same arguments")
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """
@@ -129,33 +125,7 @@ class UpstreamPool(psycopg_pool.AsyncConnectionPool[ACT]):
         limit = self._core.shared.config.max_size
         return 0 if limit == sys.maxsize else limit
 
-    # ---- what psycopg_pool's has not ----
-
-    def stats(self) -> PoolStats:
-        """Count everything, for the pool and for each loop. From any thread."""
-        return self._core.stats()
-
-    def fd_report(self) -> list[ConnectionReport]:
-        """Describe every connection: socket, loop, state, registration, holder. From any thread."""
-        return self._core.fd_report()
-
-    async def settled(self) -> None:
-        """
-        Wait until every return so far on this loop has settled: transactions rolled back, idle fds out of the selector.
-
-        Cancellation: ends the waiting.
-        """
-        runner = self._core.runner_here()
-        if runner is not None:
-            await runner.until_settled()
-
-    def suspend(self) -> None:
-        """Serve nobody until `resume()`: callers queue, up to their timeouts; leases go on. From any thread."""
-        self._core.suspend()
-
-    def resume(self) -> None:
-        """Serve the callers that queued since `suspend()`. From any thread."""
-        self._core.resume()
+    # ---- what may be assigned ----
 
     @property
     def conninfo(self) -> AsyncConninfoParam:
