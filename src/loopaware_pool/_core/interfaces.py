@@ -1,4 +1,4 @@
-"""What a shard needs from outside: futures for its callers, and somebody that acts on its loop."""
+"""What a shard needs from outside: futures for its callers, and something that acts on its loop."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ShardEffects(Protocol[S_contra]):
         """Report that a lease has ended which was reported as overdue."""
 
     def report_dropped(self, slot: Slot[S_contra]) -> None:
-        """Report a lease that nobody will ever end."""
+        """Report a lease that will never be ended."""
 
     def report_opened(self, slot: Slot[S_contra], seconds: float) -> None:
         """Report that a connection was opened, which took *seconds*."""

@@ -60,7 +60,7 @@ class Permits:
 
     @property
     def free(self) -> int:
-        """Permits that nobody holds."""
+        """Permits that are not held."""
         return max(0, self._shared.config.max_size - self.in_use)
 
     def held(self, claimant: Claimant) -> int:

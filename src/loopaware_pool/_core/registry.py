@@ -3,7 +3,7 @@ Which loop has which shard, and what the loops share: permits, settings that may
 ended.
 
 Any thread may call everything here. Each loop's runner decides for that loop, on that loop. A runner of another loop is
-sent a message instead, unless its loop is not running: then nobody else touches it, and this thread may act for it.
+sent a message instead, unless its loop is not running: then no other thread touches it, and this thread may act for it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Registry(Generic[S]):
 
     def _forget_if_unneeded(self, runner: ShardRunner[S]) -> None:
         """
-        Forget a loop that is not running and has nothing of the pool's: nobody may ever run it again.
+        Forget a loop that is not running and has nothing of the pool's: it may never run again.
 
         It may begin to run at any moment, and a caller on it may find the runner. So the runner is taken out of the
         routing first, and checked again then: a caller that found it earlier runs now, or has left something on it.
@@ -137,7 +137,7 @@ class Registry(Generic[S]):
                 self._runners[runner.loop] = runner
 
     def _bury_closed(self) -> None:
-        """Clean up after loops whose end nobody noticed."""
+        """Clean up after loops whose end was not noticed."""
         for runner in self.runners():
             if runner.loop.is_closed():
                 runner.loop_closed()
@@ -213,7 +213,7 @@ class Registry(Generic[S]):
     # ---- switches ----
 
     def suspend(self) -> None:
-        """Serve nobody until `resume`. Callers queue; leases go on."""
+        """Serve no caller until `resume`. Callers queue; leases go on."""
         self.shared.is_suspended = True
 
     def resume(self) -> None:

@@ -82,7 +82,7 @@ class Reporter:
         self._emit(LeaseReturned, lease)
 
     def emit_dropped(self, lease: LeaseInfo) -> None:
-        """Report and log a lease that nobody will ever end."""
+        """Report and log a lease that will never be ended."""
         logger.warning(
             "%s: closing a connection that was dropped without being returned by %s", self._shared.config.name, lease
         )

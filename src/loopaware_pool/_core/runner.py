@@ -238,7 +238,7 @@ class ShardRunner(Generic[S]):
             self.decided.append(functools.partial(self.reporter.emit_late_return, lease))
 
     def report_dropped(self, slot: Slot[S]) -> None:
-        """Report a lease that nobody will ever end."""
+        """Report a lease that will never be ended."""
         self.decided.append(functools.partial(self.reporter.emit_dropped, lease_of(slot, monotonic())))
 
     def _ask_core(self, question: Callable[[PoolOfLoops[S]], object]) -> None:

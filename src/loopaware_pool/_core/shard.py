@@ -43,7 +43,7 @@ NEVER: Final = float("inf")
 DEAD_CHECK_SECONDS: Final = 1.0
 # The longest that a reset may stay unanswered.
 RESET_ANSWER_SECONDS: Final = 30.0
-# The lower bound where a caller allows less: nobody waits for the answer, and a new connect would take as long.
+# The lower bound where a caller allows less: no caller waits for the answer, and a new connect would take as long.
 LEAST_ANSWER_SECONDS: Final = 1.0
 # How often to look for dropped leases while a caller waits and no connection can be opened.
 DROPPED_LOOK_SECONDS: Final = 1.0
@@ -308,7 +308,7 @@ class Shard(Generic[S]):
         """
         while (first := self.waiters.next()) is not None:
             waiter, waited = first[0], now - first[1]
-            # Refusing the last caller in the queue would help nobody.
+            # Refusing the last caller in the queue would help no caller.
             if self._shedding is None or not self.waiters or not self._shedding.refuses(waited, now):
                 return waiter
             self.counters.shed += 1
@@ -322,7 +322,7 @@ class Shard(Generic[S]):
         """
         Whether *slot* has served this loop long enough to be given to another loop that waits.
 
-        Without a minimum time two loops would pass one permit back and forth, and serve nobody with it.
+        Without a minimum time two loops would pass one permit back and forth, and serve no caller with it.
         """
         age_seconds = now - slot.opened_at
         return age_seconds >= self._shared.config.patience and self._permits.should_yield(
@@ -660,7 +660,7 @@ class Shard(Generic[S]):
         self._retire(slot, reason, politely=politely)
 
     def ping_idle(self, slot: Slot[S]) -> None:
-        """Make a round trip on an idle connection, later if its loop is not running: nobody would read the answer."""
+        """Make a round trip on an idle connection, later if its loop is not running: nothing would read the answer."""
         if not self._effects.is_awake():
             self.wake_by(0.0)  # as soon as it runs
             return

@@ -131,7 +131,7 @@ def attempt(name: str, work: Callable[[], int]) -> int:
         except KeyboardInterrupt:
             _complain(f"\n{name}: interrupted; nothing it has started is left running")
             return INTERRUPTED
-        except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        except BrokenPipeError:  # the reader of the output has gone, as `| head` does
             silence(sys.stdout)
             return COULD_NOT
         except OutputLost as error:

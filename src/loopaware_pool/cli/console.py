@@ -36,5 +36,5 @@ class VisibleConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
     def on_broken_pipe(self) -> NoReturn:
-        """Say that whoever read has gone, as the output itself does: rich would exit with 1."""
+        """Say that the reader has gone, as the output itself does: rich would exit with 1."""
         raise BrokenPipeError

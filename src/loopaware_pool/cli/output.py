@@ -83,7 +83,7 @@ class _VisibleOutput(_Output):
 def _telling_loss() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # nobody reads any more: no reason to complain
+    except BrokenPipeError:  # the reader has gone: no reason to complain
         raise
     except OSError as error:
         raise OutputLost(f"what it says cannot be written: {error.strerror or error}") from error

@@ -43,7 +43,7 @@ class ProbeResult:
         is_alive: Whether the server answered a query in time.
         seconds: How long that took, or until it was given up.
         reason: Why not, in one line without a password; None if it is alive.
-        fds_left: How many fds the probe left open. None if nobody looked: the command does, as it has a process of
+        fds_left: How many fds the probe left open. None if unknown: the command looks, as it has a process of
             its own; in a program, others open fds meanwhile.
     """
 

@@ -26,7 +26,7 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 def _psycopg_error() -> type[Exception]:
     try:
         from psycopg import Error
-    except ImportError:  # there is no libpq here: then nobody can meet its errors
+    except ImportError:  # there is no libpq here: then its errors cannot occur
         return OSError
     return Error
 
@@ -127,7 +127,7 @@ async def _ask_version(dsn: str) -> str:
 
 
 def explain(error: BaseException, dsn: str) -> str:
-    """Say in one line what *error* means for whoever gave *dsn*."""
+    """Say in one line what *error* means for the user who gave *dsn*."""
     if isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
         return _why_malformed(dsn)
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -164,7 +164,7 @@ class LiveView:
         self._clients[client] = thread
         thread.start()
 
-    # ---- in a thread for each client: one that says nothing holds up nobody ----
+    # ---- in a thread for each client: one that says nothing holds up no other ----
 
     def _answer(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):  # the client went away, or was too slow
@@ -236,7 +236,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 def _is_local_name(host: str) -> bool:
     """
-    Whether *host*, from a request's header, is a numeric address or localhost, and so not a name in somebody's DNS.
+    Whether *host*, from a request's header, is a numeric address or localhost, not a name.
 
     A web page can make the browser send requests to the page's own name, after changing that name's address to this
     machine.

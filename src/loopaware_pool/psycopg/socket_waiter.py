@@ -442,7 +442,7 @@ class SocketWaiter:
             self.loop.remove_writer(self.fd)
 
     def detach(self) -> None:
-        """Take the socket out of the selector, whoever put it there. To be called on its loop."""
+        """Take the socket out of the selector, whatever put it there. To be called on its loop."""
         self._stop_ticking()
         if self.fd < 0:
             return

@@ -21,7 +21,7 @@ def run_apart(job: dict[str, Any], what: str, *, timeout_seconds: float, is_quie
     Do a job, and give its outcome.
 
     Args:
-        job: What `audit_child` is to do. It may hold a password: nobody else gets to see it.
+        job: What `audit_child` is to do. It may hold a password, and is shown to no other process.
         what: What it is called where it fails.
         timeout_seconds: After this it is killed, and all processes that it has started.
         is_quiet: Whether what it prints goes to the error output, as the output is for something else.

@@ -65,9 +65,9 @@ def _tls(way: Way) -> Finding:
         title = "Whatever is said, passwords perhaps included, can be read on the way"
         return Finding(code, Severity.WARNING, title, evidence, "sslmode=verify-full in the DSN, and TLS on the server")
     if way.sslmode in ("allow", "prefer"):
-        title = "TLS is in use, but whoever is on the way can have it dropped in silence"
+        title = "TLS is in use, but anyone on the way can have it dropped in silence"
         return Finding(code, Severity.WARNING, title, evidence, "sslmode=verify-full in the DSN, with sslrootcert")
     if way.sslmode == "require":
-        title = "TLS is in use, but nobody looks at the server's certificate"
+        title = "TLS is in use, but the server's certificate is not checked"
         return Finding(code, Severity.NOTE, title, evidence, "sslmode=verify-full in the DSN, with sslrootcert")
     return Finding(code, Severity.OK, "TLS is in use, and insisted upon", evidence)

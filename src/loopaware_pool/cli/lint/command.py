@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "lint_paths", "main", "run"]
 
-# Never looked into unless named: what is in there is somebody else's, or made.
+# Never looked into unless named: what is in there is other people's, or generated.
 _PASSED_OVER: Final = frozenset({"__pycache__", "build", "dist", "node_modules", "site-packages", "venv"})
 
 

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise Unusable(str(error)) from None
     except KeyboardInterrupt:
         return FINE
-    except BrokenPipeError:  # whoever read has read enough
+    except BrokenPipeError:  # the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return FINE
 

@@ -45,7 +45,7 @@ def make_page(now: Snapshot, before: Snapshot | None, address: str, room: Room, 
 
     Args:
         now: As they are.
-        before: As they were; None if nobody looked. Then what has happened is counted since each pool was made.
+        before: As they were; None for the first look. Then what has happened is counted since each pool was made.
         address: Where the view is served.
         room: How much there is room for.
         hint: What the first line begins with.
