@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 import helpers
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetProtocol
+from loopaware_pool.asyncpg.reset_messages import ResetMessage
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
 
 pytestmark = pytest.mark.thorough
 
 EXPLORE = int(os.environ.get("LOOPAWARE_TEST_EXPLORE", "0"))
 STATEMENTS = 3
+RESET = ResetMessage(b"reset", STATEMENTS)
 SECRET = "hunter2"
 NOWHERE = f"postgresql://somebody:{SECRET}@127.0.0.1:1/postgres"
 
@@ -40,7 +42,7 @@ class Ear:
     """Session, transport and asyncpg's protocol in one: takes notes."""
 
     def __init__(self, clean):
-        self.clean_answer = clean
+        self.clean_answers = {} if clean is None else {RESET.data: clean}
         self.verdict = None
         self.passed_on = b""
         self.owner = self
@@ -51,8 +53,8 @@ class Ear:
     def data_received(self, data):
         self.passed_on += data
 
-    def keep_clean_answer(self, answer):
-        self.clean_answer = answer
+    def write(self, data):
+        pass
 
     def setting_reported(self):
         pass
@@ -136,8 +138,8 @@ answers = st.one_of(
 
 def feed(ear, pieces):
     """Let the pieces arrive, until the transport is given back; the rest is asyncpg's."""
-    answer = ResetProtocol(ear, ear, ear, STATEMENTS)
-    answer.expect()
+    answer = ResetProtocol(ear, ear, ear, ear.clean_answers)
+    answer.send(RESET)
     answer.is_wanted = True
     for piece in pieces:
         ear.owner.data_received(piece)

@@ -11,7 +11,7 @@ from loopaware_pool._core import shard
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._platform import event_loops
-from loopaware_pool.asyncpg import pipelined_reset as asyncpg_reset
+from loopaware_pool.asyncpg import reset_messages as asyncpg_reset
 from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.asyncpg.session import AsyncpgSession
 from loopaware_pool.driver import ReturnCheck
@@ -49,10 +49,10 @@ async def _have_no_guard(_: AsyncpgSession) -> None:
     """So that the reset is sent without one."""
 
 
-def _reset_all_last(*args: Any) -> list[str]:
+def _reset_all_last(*args: Any) -> tuple[str, ...]:
     """Where the time limit of the lease is that of its whole reset."""
     first, *others = _reset_statements(*args)
-    return [*others, first]
+    return (*others, first)
 
 
 def _keep_no_callbacks(session: AsyncpgSession, _: Any) -> None:

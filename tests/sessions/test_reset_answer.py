@@ -9,9 +9,11 @@ from collections import Counter
 import pytest
 
 from loopaware_pool.asyncpg.pipelined_reset import LONGEST_ANSWER_BYTES, ResetProtocol
+from loopaware_pool.asyncpg.reset_messages import ResetMessage, guarded
 
 pytestmark = pytest.mark.both_drivers
 STATEMENTS = 3
+RESET = ResetMessage(b"reset", STATEMENTS)
 
 
 def message(kind, body=b""):
@@ -36,11 +38,18 @@ class Recorder:
     """Stands for the driver's protocol, the transport and the session at once, and remembers the order of things."""
 
     def __init__(self):
-        self.clean_answer = None
+        self.clean_answers = {}
         self.calls = []
         self.current = "driver"
         self.forwarded = b""
         self.failures = []
+
+    @property
+    def clean_answer(self):
+        return self.clean_answers.get(RESET.data)
+
+    def write(self, data):
+        self.sent = data
 
     def set_protocol(self, protocol):
         self.current = "driver" if protocol is self else "answer"
@@ -62,9 +71,6 @@ class Recorder:
     def resume_writing(self):
         self.calls.append("resume")
 
-    def keep_clean_answer(self, answer):
-        self.clean_answer = answer
-
     def setting_reported(self):
         pass
 
@@ -76,11 +82,12 @@ class Recorder:
         self.calls.append("failed")
 
 
-def expecting(clean=None, *, is_wanted=True):
+def expecting(clean=None, *, is_wanted=True, reset=RESET):
     recorder = Recorder()
-    recorder.clean_answer = clean
-    answer = ResetProtocol(recorder, recorder, recorder, STATEMENTS)
-    answer.expect()
+    if clean is not None:
+        recorder.clean_answers[RESET.data] = clean
+    answer = ResetProtocol(recorder, recorder, recorder, recorder.clean_answers)
+    answer.send(reset)
     answer.is_wanted = is_wanted
     assert answer.is_due
     assert recorder.current == "answer"
@@ -123,7 +130,7 @@ def test_the_clean_answer_is_learned_once_and_for_each_answer_alike():
     answer.data_received(CLEAN + SURPLUS)
     assert recorder.clean_answer == CLEAN
     for _ in range(3):
-        answer.expect()
+        answer.send(RESET)
         answer.data_received(CLEAN)
         assert not answer.is_due
     assert recorder.clean_answer == CLEAN
@@ -159,6 +166,23 @@ def test_an_error_after_the_last_statement_comes_too_late_to_matter():
     answer.data_received(completed() * STATEMENTS + late + READY)
     assert_finished(answer, recorder)
     assert recorder.clean_answer is None
+
+
+GUARDED = guarded(("RESET ALL;", "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;", "CLOSE ALL;"))
+BOUND = message(b"1") + message(b"2")
+
+
+def test_messages_of_the_extended_protocol_belong_to_the_guard_alone():
+    """They come with the statements that go ahead, and are no answer to those behind."""
+    ahead = (BOUND + completed()) * GUARDED.ahead
+    behind = completed(b"CLOSE CURSOR ALL") + completed(b"COMMIT") + READY
+    answer, recorder = expecting(reset=GUARDED)
+    answer.data_received(ahead + behind)
+    assert_finished(answer, recorder)
+    assert recorder.clean_answers == {GUARDED.data: ahead + behind}
+    answer, recorder = expecting(reset=GUARDED)
+    answer.data_received(ahead + BOUND + behind)
+    assert_failed(answer, recorder)
 
 
 BAD = {
@@ -259,7 +283,7 @@ def test_settings_that_each_reset_reports_are_no_flood():
     for _ in range(5):
         answer.data_received(half + CLEAN)
         answer.give_back()
-        answer.expect()
+        answer.send(RESET)
     assert not recorder.failures
 
 
@@ -306,7 +330,7 @@ def test_an_answer_that_was_given_up_leaves_nothing_for_the_next():
     answer, recorder = expecting()
     answer.data_received(completed() + completed() + b"C\0")
     answer.give_back()
-    answer.expect()
+    answer.send(RESET)
     answer.is_wanted = True
     answer.data_received(CLEAN)
     assert_finished(answer, recorder)

@@ -17,7 +17,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.asyncpg.internals import cut
-from loopaware_pool.asyncpg.pipelined_reset import SessionUser
+from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 

@@ -21,7 +21,8 @@ next message. It would run the next lease's query with them before the pool coul
   their text, and the settings that the server reports are unchanged. After any other lease, the connection is lent
   again when the answer has been read. This also keeps the driver's side right: asyncpg learns from that answer which
   encoding and which settings the session has again.
-* What a statement's text does not show is contained by a guard, see `guarded`.
+* What a statement's text does not show is contained by a guard, see
+  `reset_messages.guarded`.
 
 If a proxy stands between the pool and the server, or the server does not know the guard, nothing is sent behind a
 reset.
@@ -43,44 +44,26 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 
-if TYPE_CHECKING:
-    from asyncpg.connection import Connection
+from loopaware_pool.asyncpg.reset_messages import ResetMessage, query_message
 
-__all__ = [
-    "BackendPidCheck",
-    "ResetProtocol",
-    "SessionUser",
-    "can_be_guarded",
-    "guarded",
-    "query_message",
-    "reset_statements",
-]
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+__all__ = ["BackendPidCheck", "ResetProtocol"]
 
 # The answer to a reset has some 200 bytes. A longer one than this, notices included, is none: only the server knows
 # when it ends, and until then every byte costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
-_UNLOCK: Final = "SELECT pg_advisory_unlock_all();"
-_RESET_ALL: Final = "RESET ALL;"
-# A reset begins in the last lease's kind of transaction. The first query of a serializable, read-only, deferrable one
-# waits for all serializable transactions that write.
-_BEGINNING: Final = [_RESET_ALL, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;"]
-# The same with the guard, which `COMMIT` ends. `RESET ALL` comes first: it also ends the last lease's time limits.
-_AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
-_COMMIT: Final = "COMMIT;"
+_NOTHING: Final = ResetMessage(b"", statements=0)
 
 
 class _Session(Protocol):
     """The session whose reset it is."""
-
-    @property
-    def clean_answer(self) -> bytes | None: ...
-
-    def keep_clean_answer(self, answer: bytes) -> None: ...
 
     def setting_reported(self) -> None: ...
 
@@ -95,7 +78,12 @@ class ResetProtocol(asyncio.Protocol):
     """
     Reads the server's answer to a reset in place of asyncpg, then stands guard until a caller has the connection.
 
-    The clean answer is the same bytes each time, so it is compared first and parsed only if it differs.
+    The clean answer to a message is the same bytes each time, so it is compared first and parsed only if it differs.
+
+    Args:
+        session: The session, which is told what comes of the reset.
+        transport, protocol: asyncpg's.
+        clean_answers: What the server answers to each message when there was nothing to reset; added to here.
 
     Attributes:
         is_due: Whether the answer has not come yet.
@@ -104,7 +92,7 @@ class ResetProtocol(asyncio.Protocol):
     """
 
     def __init__(
-        self, session: _Session, transport: Any, protocol: Any, statements: int, *, is_guarded: bool = False
+        self, session: _Session, transport: Any, protocol: Any, clean_answers: MutableMapping[bytes, bytes]
     ) -> None:
         self.is_due = False
         self.is_on_guard = False
@@ -112,8 +100,8 @@ class ResetProtocol(asyncio.Protocol):
         self._session = session
         self._transport = transport
         self._protocol = protocol
-        self._ahead = len(_AHEAD) if is_guarded else 0
-        self._statements = statements + (len(_AHEAD) + 1 - len(_BEGINNING) if is_guarded else 0)
+        self._clean_answers = clean_answers
+        self._reset = _NOTHING
         self._clean: bytes | None = None
         self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
@@ -121,16 +109,18 @@ class ResetProtocol(asyncio.Protocol):
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
-    def expect(self) -> None:
-        """Take the transport over: the query is about to be sent."""
+    def send(self, reset: ResetMessage) -> None:
+        """Take the transport over, and send a reset."""
         self.is_due = True
         self.is_wanted = False
         self._received_bytes = self._reported_bytes = 0
         self._completed = 0
         self._is_exemplary = True
-        if self._clean is None:
-            self._clean = self._session.clean_answer
+        if self._clean is None or reset is not self._reset:
+            self._reset = reset
+            self._clean = self._clean_answers.get(reset.data)
         self._transport.set_protocol(self)
+        self._transport.write(reset.data)
 
     def stand_guard(self) -> None:
         """Look at what comes, as nothing should come."""
@@ -207,20 +197,20 @@ class ResetProtocol(asyncio.Protocol):
             return False
         elif kind == b"C":
             self._completed += 1
-        elif kind == b"N" or (kind == b"E" and self._completed == self._statements):
+        elif kind == b"N" or (kind == b"E" and self._completed == self._reset.statements):
             # A notice of the reset is for no caller. An error after the last statement comes after the commit.
             self._is_exemplary = False
-        elif kind not in b"TDI" and not (kind in b"12" and self._completed < self._ahead):
+        elif kind not in b"TDI" and not (kind in b"12" and self._completed < self._reset.ahead):
             self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
             return False
         return True
 
     def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
-        if status != b"I" or self._completed != self._statements:
-            self._fail(f"{self._completed} of {self._statements} statements done, transaction status {status!r}")
+        if status != b"I" or self._completed != self._reset.statements:
+            self._fail(f"{self._completed} of {self._reset.statements} statements done, transaction status {status!r}")
             return
         if self._is_exemplary:
-            self._session.keep_clean_answer(answer)
+            self._clean_answers[self._reset.data] = answer
         self._finish(surplus)
 
     def _finish(self, surplus: bytes) -> None:
@@ -271,12 +261,16 @@ class BackendPidCheck(ResetProtocol):
     """
 
     QUERY: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
-    clean_answer: Final = None
 
     def __init__(self, transport: Any, protocol: Any, answered: asyncio.Future[None]) -> None:
-        super().__init__(self, transport, protocol, statements=1)
+        super().__init__(self, transport, protocol, {})
         self.row = b""
         self._answered = answered
+
+    def ask(self) -> None:
+        """Ask, and have asyncpg get the transport back after the answer."""
+        self.send(ResetMessage(query_message(self.QUERY), statements=1))
+        self.is_wanted = True
 
     def comes_from(self, pid: int) -> bool:
         """Whether process *pid*, which the server named when the connection was made, has answered."""
@@ -292,9 +286,6 @@ class BackendPidCheck(ResetProtocol):
 
     def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
         self._finish(surplus)
-
-    def keep_clean_answer(self, answer: bytes) -> None:
-        """Do nothing."""
 
     def setting_reported(self) -> None:
         """Do nothing: `ClientMemory` looks when a lease ends."""
@@ -313,99 +304,3 @@ class BackendPidCheck(ResetProtocol):
         if not self._answered.done():
             error = asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
             self._answered.set_exception(error)
-
-
-class SessionUser(NamedTuple):
-    """
-    The user that a session acts as after each reset.
-
-    Attributes:
-        authorization: Its session user; None for the one that has logged in.
-        role: Its role; "none" for the session user's own.
-    """
-
-    authorization: str | None
-    role: str
-
-
-def reset_statements(con: Connection, user: SessionUser | None) -> list[str]:
-    """
-    Return the driver's reset, completed by what it leaves standing if the server is PostgreSQL itself.
-
-    Args:
-        con: The connection, which has the driver's reset.
-        user: The user that the session is to act as; None for the one it began as.
-    """
-    statements: list[str] = con.get_reset_query().splitlines()
-    if _RESET_ALL in statements and _UNLOCK in statements:
-        # asyncpg's does not name the schema, so it calls whichever function of that name the last caller's search_path
-        # finds first.
-        statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
-        statements.remove(_RESET_ALL)
-        statements = [*_BEGINNING, *statements, *_become(user)]
-    return statements
-
-
-def _become(user: SessionUser | None) -> list[str]:
-    """
-    Return the statements that make a session act as *user*.
-
-    The session user comes first: setting it ends the role, and it may be allowed other roles than the last lease's
-    user. Only a session that was logged in as a superuser can set it to another user, as `init` has done before.
-    """
-    if user is None:
-        return ["RESET SESSION AUTHORIZATION;", "RESET ROLE;"]
-    return [
-        "RESET SESSION AUTHORIZATION;"
-        if user.authorization is None
-        else f"SET SESSION AUTHORIZATION {_quoted(user.authorization)};",
-        # RESET ROLE would bring back the role that the connection began with, although `init` has given it up.
-        "SET ROLE NONE;" if user.role == "none" else f"SET ROLE {_quoted(user.role)};",
-    ]
-
-
-def can_be_guarded(statements: list[str]) -> bool:
-    """Whether a reset begins with the statements that the guard replaces."""
-    return statements[: len(_BEGINNING)] == _BEGINNING
-
-
-def guarded(statements: list[str]) -> bytes:
-    """
-    Encode a reset that nothing survives if it fails: neither the session, nor a query sent behind it.
-
-    There must be no moment at which a failure finds no guard. First come `RESET ALL`, `BEGIN` and the guard itself, by
-    the extended protocol and without a Sync: if one of them fails, the server skips everything up to the Sync of the
-    next caller's query, which therefore is not run. From then on `exit_on_error`, which any user may set, makes the
-    server end the session at the first error, up to and including the commit.
-
-    It is set for the transaction alone, so the commit takes it back. Set and reset as an ordinary setting, it would be
-    off between its reset and the commit. A cancel request that comes then brings the last lease's settings back (seen,
-    with much to log).
-    """
-    rest = "\n".join([*statements[len(_BEGINNING) :], _COMMIT])
-    return b"".join(map(_extended, _AHEAD)) + query_message(rest)
-
-
-def _extended(statement: str) -> bytes:
-    """Encode a statement by the extended protocol, without a Sync."""
-    parse = b"\0" + statement.encode() + b"\0\0\0"  # unnamed, without types of parameters
-    bind = bytes(8)  # an unnamed portal of it, without formats and parameters
-    execute = bytes(5)  # to its end
-    return _message(b"P", parse) + _message(b"B", bind) + _message(b"E", execute)
-
-
-def _quoted(identifier: str) -> str:
-    """Quote a name in ASCII, so that it survives any client_encoding that the last caller has set."""
-    if identifier.isascii():
-        return '"' + identifier.replace('"', '""') + '"'
-    escaped = identifier.replace("\\", "\\\\").replace('"', '""')
-    return 'U&"' + "".join(char if char.isascii() else f"\\+{ord(char):06X}" for char in escaped) + '"'
-
-
-def query_message(query: str) -> bytes:
-    """Encode a simple-query message."""
-    return _message(b"Q", query.encode() + b"\0")
-
-
-def _message(kind: bytes, body: bytes) -> bytes:
-    return kind + struct.pack("!I", len(body) + 4) + body

@@ -28,13 +28,13 @@ from loopaware_pool._platform.event_loops import close_socket_of
 from loopaware_pool._platform.sockets import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.asyncpg.client_memory import ClientMemory
 from loopaware_pool.asyncpg.internals import Internals, has_own_methods, is_refused_as_ended, raise_if_ended
-from loopaware_pool.asyncpg.pipelined_reset import (
-    BackendPidCheck,
-    ResetProtocol,
+from loopaware_pool.asyncpg.pipelined_reset import BackendPidCheck, ResetProtocol
+from loopaware_pool.asyncpg.reset_messages import (
+    ResetMessage,
     SessionUser,
     can_be_guarded,
     guarded,
-    query_message,
+    plain,
     reset_statements,
 )
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -118,12 +118,13 @@ class AsyncpgSession:
         "_can_be_followed",
         "_con",
         "_ending",
+        "_guarded",
         "_identity",
         "_internals",
         "_is_parked",
         "_loop",
         "_memory",
-        "_message",
+        "_plain",
         "_probe",
         "_query",
         "_query_loggers",
@@ -168,7 +169,8 @@ class AsyncpgSession:
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
         self._query = ""
-        self._message = b""
+        self._plain = plain(())
+        self._guarded: ResetMessage | None = None
         self._answer: ResetProtocol | None = None
         self._memory = ClientMemory(con)
         self._keep_callbacks(con)
@@ -193,9 +195,7 @@ class AsyncpgSession:
             return
         answered = self._loop.create_future()
         answer = BackendPidCheck(internals.transport, internals.protocol, answered)
-        answer.expect()
-        answer.is_wanted = True
-        internals.transport.write(query_message(BackendPidCheck.QUERY))
+        answer.ask()
         async with asyncio.timeout(RESET_SECONDS):
             await answered
         self._can_be_followed = answer.comes_from(con.get_server_pid())
@@ -218,15 +218,14 @@ class AsyncpgSession:
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
         mode = self._settings.session_reset
-        statements = [] if mode == "never" else reset_statements(con, user)
+        statements = () if mode == "never" else reset_statements(con, user)
         self._can_be_followed &= can_be_guarded(statements)
         self._query = "\n".join(statements)
-        self._message = guarded(statements) if self._can_be_followed else query_message(self._query)
+        self._plain = plain(statements)
+        self._guarded = guarded(statements) if self._can_be_followed else None
         if self._resets_in_passing(con):
-            internals, is_guarded = self._internals, self._can_be_followed
-            self._answer = ResetProtocol(
-                self, internals.transport, internals.protocol, len(statements), is_guarded=is_guarded
-            )
+            internals = self._internals
+            self._answer = ResetProtocol(self, internals.transport, internals.protocol, self._settings.clean_answers)
         # The statements of a user's own class, or of a tracer's methods, are not seen.
         judges = mode == "when_dirty" or self._can_be_followed
         self._starts_dirty = not judges or type(con) is not Connection or not has_own_methods()
@@ -373,9 +372,11 @@ class AsyncpgSession:
             return _READY
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
-        answer.expect()
-        self._internals.transport.write(self._message)
-        return _RESET_SENT if is_dirty else _READY
+        if is_dirty or self._guarded is None:
+            answer.send(self._plain)
+            return _RESET_SENT
+        answer.send(self._guarded)
+        return _READY
 
     def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
         """
@@ -691,15 +692,6 @@ class AsyncpgSession:
     def _detach(self) -> None:
         self.end_lease()
         self._con = self._ending = None
-
-    @property
-    def clean_answer(self) -> bytes | None:
-        """The server's answer to this session's reset when there is nothing to reset; None if not known yet."""
-        return self._settings.clean_answers.get(self._message)
-
-    def keep_clean_answer(self, answer: bytes) -> None:
-        """Keep what the server has just answered to a reset."""
-        self._settings.clean_answers[self._message] = answer
 
     def setting_reported(self) -> None:
         """Note a setting reported while no caller has the connection: by the reset, or after a server-wide change."""
