@@ -116,7 +116,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "whether it is alive": _out(SESSION, "liveness", lambda _: Liveness.ALIVE),
     "whether it can be taken back as it is": _out(SESSION, "take_back", lambda _: ReturnCheck.READY),
     "cursors, statements, listeners it left": _out(SESSION, "invalidate_derivatives", lambda _: None),
-    "having it parked if it stays idle": _out(parking.Parking, "park", lambda *_: None),
+    "having it parked if it stays idle": _out(parking.Parking, "park_when_idle", lambda *_: None),
 }
 
 

@@ -257,7 +257,7 @@ class Shard(Generic[S]):
         """Put an idle connection to use: into the first waiter's hands, or on the stack."""
         if not self.is_open:
             self._retire(slot, "pool closed")
-        elif self._is_past_use(slot, now):
+        elif slot.generation != self._shared.generation or now >= slot.expires_at:
             self._retire_old(slot)
         elif self.waiters and self._hand_on(slot, now):
             pass

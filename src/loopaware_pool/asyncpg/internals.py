@@ -41,6 +41,11 @@ class _HiddenProtocol:
 
     queries_count = 0
 
+    @staticmethod
+    def is_connected() -> bool:
+        """It is, for all that is known. asyncpg tells the session when it closes the connection."""
+        return True
+
 
 class Internals:
     """
@@ -49,12 +54,13 @@ class Internals:
     Attributes:
         transport: asyncpg's transport; None if it is not found.
         protocol: asyncpg's protocol, or a replacement.
+        is_connected: Tells whether the connection is open.
         plain: The transport that has the socket; under a TLS transport, the lower one. None if it is hidden (uvloop).
         is_busy: Tells whether asyncpg's protocol waits for an answer; None if that cannot be told.
         is_reading: Tells whether the transport reads.
     """
 
-    __slots__ = ("is_busy", "is_reading", "plain", "protocol", "transport")
+    __slots__ = ("is_busy", "is_connected", "is_reading", "plain", "protocol", "transport")
 
     def __init__(self, con: Connection) -> None:
         self.transport: Any = getattr(con, "_transport", None)
@@ -62,6 +68,8 @@ class Internals:
         self.plain: Any = self.transport
         if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
             self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        # Not `con.is_closed`, which is two calls more, and would keep the connection alive.
+        self.is_connected: Callable[[], bool] = self.protocol.is_connected
         self.is_busy = self._find_busy()
         self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
 

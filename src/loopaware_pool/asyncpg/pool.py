@@ -317,16 +317,16 @@ class Pool(UpstreamPool):
         if timeout is not None:
             session.reset_timeout = timeout
         check = ReturnCheck.BROKEN
+        runner, slot = listener.runner, listener.slot
         try:
             session.invalidate_derivatives()
         finally:  # it warns about listeners, and warnings may be errors
             session.end_lease()
-            runner, shard = listener.runner, listener.runner.shard
             try:
                 # An expired one is closed without a reset, as in asyncpg's pool.
-                check = ReturnCheck.READY if shard.is_outdated(listener.slot) else session.take_back()
+                check = ReturnCheck.READY if runner.shard.is_outdated(slot) else session.take_back()
             finally:
-                shard.returned(listener.slot, check, monotonic(), session.reset_timeout)
+                runner.shard.returned(slot, check, monotonic(), session.reset_timeout)
                 if runner.decided:
                     runner.act()
         return listener if check is _RESET else None
@@ -408,7 +408,10 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     connection: PoolConnectionProxy | None
 
     def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
-        super().__init__(pool, timeout)
+        self.pool = pool
+        self.timeout = timeout
+        self.connection = None
+        self.done = False
         self.code, self.instruction = acquiring_line(frame)
 
     def __aenter__(self) -> Coroutine[Any, Any, PoolConnectionProxy]:

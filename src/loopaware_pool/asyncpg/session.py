@@ -277,8 +277,7 @@ class AsyncpgSession:
 
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
-        con = self._con
-        if con is None or con.is_closed():
+        if self._con is None or not self._internals.is_connected():
             return _DEAD
         probe = self._probe
         if probe is None or not (found := probe.poll(0)):
@@ -338,10 +337,12 @@ class AsyncpgSession:
     def take_back(self) -> ReturnCheck:
         """Send the reset, unless it has to be awaited."""
         con = self._con
-        if con is None or con.is_closed() or self._server_state is ServerState.GOODBYE:
+        internals = self._internals
+        if con is None or not internals.is_connected() or self._server_state is ServerState.GOODBYE:
             return ReturnCheck.BROKEN
-        protocol = self._internals.protocol
-        if protocol.queries_count + self._uncounted_queries >= self._settings.max_queries or self._has_foreign_codecs():
+        protocol = internals.protocol
+        is_worn_out = protocol.queries_count + self._uncounted_queries >= self._settings.max_queries
+        if is_worn_out or (self.may_have_set_codecs and self._has_foreign_codecs()):
             return ReturnCheck.WORN_OUT
         answer = self._answer
         if answer is None or self._server_state is not None or self._has_unfinished_business(con, protocol):
@@ -493,9 +494,7 @@ class AsyncpgSession:
 
     def _has_foreign_codecs(self) -> bool:
         """Whether the lease may have set codecs that cannot be restored."""
-        return (
-            self.may_have_set_codecs and not self._memory.can_restore_codecs and self._settings.session_reset != "never"
-        )
+        return not self._memory.can_restore_codecs and self._settings.session_reset != "never"
 
     def _restore_codecs(self, con: Connection) -> None:
         """Remove the codecs that the lease has set, unless nothing is to be reset."""
@@ -617,7 +616,7 @@ class AsyncpgSession:
         self.pool = pool
         # The calls of a user's own class are not seen.
         self.is_exposed = self.may_have_set_codecs = self._starts_exposed
-        con._set_proxy(proxy)
+        con._proxy = proxy
         return con
 
     def call_failed(self, error: BaseException, *, is_hearsay: bool) -> None:
@@ -663,7 +662,7 @@ class AsyncpgSession:
         if proxy is not None:
             con, proxy._connection = proxy._connection, None
             if con is not None:
-                con._set_proxy(None)
+                con._proxy = None
 
     def invalidate_derivatives(self) -> None:
         """
