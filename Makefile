@@ -112,7 +112,7 @@ screens: .venv/.ready  ## draw what commands look like on a terminal, for the do
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	$(COMPILE) requirements.lock --python-version 3.11 --extra cli --extra uvloop --group dev pyproject.toml
-	printf '%s\n' "sqlalchemy[asyncio]==2.*" "matplotlib==3.*" "memray==1.*" | \
+	printf '%s\n' "sqlalchemy[asyncio]==2.*" "matplotlib==3.*" "memray==1.*" "psqlpy==0.*" | \
 		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -

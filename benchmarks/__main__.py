@@ -183,7 +183,7 @@ def _answer(
         bar = progress.add_task(loop, total=len(questions))
         for question in questions:
             with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-                lab = Lab(Setting(dsn), options.rounds, options.effort, options.contender)
+                lab = Lab(Setting(dsn), options.rounds, options.effort, options.contender, options.heap)
                 try:
                     answers = runner.run(_ask(question, lab))
                 except NotHere as error:

@@ -27,6 +27,7 @@ __all__ = [
     "ASYNCPG",
     "ASYNCPG_NO_RESET",
     "BARE_ASYNCPG",
+    "BARE_ASYNCPG_64_KIB",
     "BARE_PSYCOPG",
     "CONNECTIONS",
     "CONTENDERS",
@@ -38,6 +39,7 @@ __all__ = [
     "OURS_PSYCOPG_SHEDDING",
     "OURS_SHEDDING",
     "OURS_WHEN_DIRTY",
+    "PSQLPY",
     "PSYCOPG_POOL",
     "SQLALCHEMY",
     "Client",
@@ -163,21 +165,28 @@ def _delayed(connect: Callable[..., Awaitable[Any]], seconds: float) -> Callable
     return connect_later
 
 
-@asynccontextmanager
-async def _bare_asyncpg(setting: Setting, name: str) -> AsyncIterator[Client]:
-    async with AsyncExitStack() as stack:
-        free = []
-        for _ in range(setting.max_size):
-            free.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
-            stack.push_async_callback(free[-1].close)
+def _bare_asyncpg(*, read_bytes: int | None) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
+    """Make connections without a pool, which ask for so much at each read; None leaves that to asyncio."""
 
-        async def fetch(query: str) -> Any:
-            connection = free.pop()
-            value = await connection.fetchval(query)
-            free.append(connection)
-            return value
+    @asynccontextmanager
+    async def open_connections(setting: Setting, name: str) -> AsyncIterator[Client]:
+        async with AsyncExitStack() as stack:
+            free = []
+            for _ in range(setting.max_size):
+                free.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
+                stack.push_async_callback(free[-1].close)
+                if read_bytes is not None:
+                    free[-1]._transport.max_size = read_bytes
 
-        yield Client(_lease_from(free), fetch, None)
+            async def fetch(query: str) -> Any:
+                connection = free.pop()
+                value = await connection.fetchval(query)
+                free.append(connection)
+                return value
+
+            yield Client(_lease_from(free), fetch, None)
+
+    return open_connections
 
 
 def _lease_from(free: list[Any]) -> Callable[[], AbstractAsyncContextManager[Any]]:
@@ -242,6 +251,23 @@ async def _sqlalchemy(setting: Setting, name: str) -> AsyncIterator[Client]:
         yield Client(engine.connect, fetch, engine)
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def _psqlpy(setting: Setting, name: str) -> AsyncIterator[Client]:
+    """A driver in Rust with a pool of its own, which opens connections as they are needed, and resets nothing."""
+    import psqlpy
+
+    pool = psqlpy.ConnectionPool(setting.dsn, max_db_pool_size=setting.max_size, application_name=name)
+
+    async def fetch(query: str) -> Any:
+        async with pool.acquire() as connection:
+            return await connection.fetch_val(query)
+
+    try:
+        yield Client(pool.acquire, fetch, pool)
+    finally:
+        pool.close()
 
 
 # ---- psycopg, in autocommit mode: a transaction's two more round trips are no pool's business ----
@@ -309,7 +335,9 @@ ASYNCPG_NO_RESET = Contender("asyncpg, no reset", _of_asyncpg(asyncpg.create_poo
 SQLALCHEMY = Contender("SQLAlchemy", _sqlalchemy, needs="sqlalchemy")
 # With more tasks it deadlocks: `acquire` waits for a connection while it holds the lock that `release` needs.
 ARTICLE = Contender("the article's", _article, max_tasks=CONNECTIONS)
-BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg, max_tasks=CONNECTIONS)
+BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg(read_bytes=None), max_tasks=CONNECTIONS)
+BARE_ASYNCPG_64_KIB = Contender("bare asyncpg, 64 KiB", _bare_asyncpg(read_bytes=64 << 10), max_tasks=CONNECTIONS)
+PSQLPY = Contender("psqlpy", _psqlpy, needs="psqlpy")
 OURS = Contender("ours", _ours("pipelined"))
 OURS_SHEDDING = Contender("ours, shed_after", _ours("pipelined", shed_after=SHED_AFTER_SECONDS))
 OURS_CONFIRMED = Contender("ours, confirmed", _ours("confirmed"))
@@ -336,6 +364,8 @@ CONTENDERS = (
     SQLALCHEMY,
     ARTICLE,
     BARE_ASYNCPG,
+    BARE_ASYNCPG_64_KIB,
+    PSQLPY,
     OURS,
     OURS_SHEDDING,
     OURS_CONFIRMED,

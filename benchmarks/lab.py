@@ -124,12 +124,14 @@ class Lab:
         rounds: How often contenders take turns.
         effort: How much to do in each round; 1 for all of it.
         chosen: Names of the contenders that take part.
+        heap: How malloc is set; None as it is.
     """
 
     setting: Setting
     rounds: int
     effort: float
     chosen: Sequence[str]
+    heap: str | None = None
 
     @property
     def few_rounds(self) -> int:

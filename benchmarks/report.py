@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_json", "goals_table", "heat_table"]
 
-PACKAGES = ("loopaware-pool", "asyncpg", "psycopg", "psycopg-pool", "sqlalchemy", "uvloop")
+PACKAGES = ("loopaware-pool", "asyncpg", "psycopg", "psycopg-pool", "sqlalchemy", "psqlpy", "uvloop")
 
 
 def heat_table(heat: Heat) -> Table:

@@ -52,8 +52,7 @@ class Queue(Generic[S]):
         began = monotonic()
         if not shard.is_open:
             raise self._registry.closed_error()
-        if self._registry.shared.config.max_waiting:
-            self._check_queue(runner)
+        self._check_queue(runner)
         now, is_requeued, is_counted = began, False, True
         is_hasty = timeout is not None and timeout <= 0
         runner.callers += 1
@@ -70,8 +69,7 @@ class Queue(Generic[S]):
                 else:
                     is_counted = shard.enqueue(waiter, began, has_deadline=timeout is not None)
                 try:
-                    if runner.decided:
-                        runner.act()
+                    runner.act()
                     slot = await waiter
                 except BaseException:
                     self._gave_up(runner, waiter, monotonic() - began, is_counted=is_counted)
@@ -106,9 +104,10 @@ class Queue(Generic[S]):
 
     def _check_queue(self, runner: ShardRunner[S]) -> None:
         config = self._registry.shared.config
-        if self.waiting_in_line() >= config.max_waiting:
+        limit = config.max_waiting
+        if limit and self.waiting_in_line() >= limit:
             runner.shard.counters.refused += 1
-            raise self._registry.driver.errors.too_many_waiting(pool=config.name, max_waiting=config.max_waiting)
+            raise self._registry.driver.errors.too_many_waiting(pool=config.name, max_waiting=limit)
 
     def _time_out(self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], timeout: float) -> None:
         if waiter.done():

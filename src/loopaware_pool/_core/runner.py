@@ -254,6 +254,8 @@ class ShardRunner(Generic[S]):
         exception handler: whichever caller happens to run this has not caused it, and the other actions must still be
         done.
         """
+        if not self.decided:
+            return
         thread = threading.get_ident()
         if thread in self._acting:
             return
