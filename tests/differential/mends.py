@@ -39,9 +39,9 @@ _send_reset, _retire, _prepare_reset = AsyncpgSession._send_reset, Shard.retire,
 _reset_statements = asyncpg_reset.reset_statements
 
 
-def _send_and_lend(*args: Any) -> ReturnCheck:
+def _send_and_lend(*args: Any, **options: Any) -> ReturnCheck:
     """Whatever the lease has left."""
-    _send_reset(*args)
+    _send_reset(*args, **options)
     return ReturnCheck.READY
 
 

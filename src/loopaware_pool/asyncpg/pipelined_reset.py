@@ -59,6 +59,8 @@ __all__ = ["BackendPidCheck", "ResetProtocol"]
 # when it ends, and until then every byte costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
+# To join larger data would cost more than to write it by itself.
+_LARGEST_JOINED_BYTES: Final = 16 << 10
 _NOTHING: Final = ResetMessage(b"", statements=0)
 
 
@@ -102,6 +104,8 @@ class ResetProtocol(asyncio.Protocol):
         self._protocol = protocol
         self._clean_answers = clean_answers
         self._reset = _NOTHING
+        self._held: bytes | None = None
+        self._can_hold = hasattr(transport, "__dict__")  # uvloop's transports have none
         self._clean: bytes | None = None
         self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
@@ -109,8 +113,8 @@ class ResetProtocol(asyncio.Protocol):
         self._completed = 0
         self._is_exemplary = True  # one piece, and nothing but the answer
 
-    def send(self, reset: ResetMessage) -> None:
-        """Take the transport over, and send a reset."""
+    def send(self, reset: ResetMessage, *, is_held: bool = False) -> None:
+        """Take the transport over, and send a reset: with the next write if *is_held*, or by `flush`."""
         self.is_due = True
         self.is_wanted = False
         self._received_bytes = self._reported_bytes = 0
@@ -120,7 +124,38 @@ class ResetProtocol(asyncio.Protocol):
             self._reset = reset
             self._clean = self._clean_answers.get(reset.data)
         self._transport.set_protocol(self)
-        self._transport.write(reset.data)
+        if is_held and self._can_hold:
+            self._held = reset.data
+            self._transport.write, self._transport.writelines = self._write_behind, self._write_lines_behind
+        else:
+            self._transport.write(reset.data)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the reset has not been sent yet."""
+        return self._held is not None
+
+    def flush(self) -> None:
+        """Send a reset that is held back still."""
+        if self._held is not None:
+            self._transport.write(self._drop_held())
+
+    def _drop_held(self) -> bytes:
+        held, self._held = self._held or b"", None
+        del self._transport.write, self._transport.writelines  # those of its class again
+        return held
+
+    def _write_behind(self, data: Any) -> None:
+        held = self._drop_held()
+        if len(data) <= _LARGEST_JOINED_BYTES:
+            self._transport.write(held + data)
+        else:
+            self._transport.write(held)
+            self._transport.write(data)
+
+    def _write_lines_behind(self, lines: Any) -> None:
+        self.flush()
+        self._transport.writelines(lines)
 
     def stand_guard(self) -> None:
         """Look at what comes, as nothing should come."""
@@ -137,6 +172,8 @@ class ResetProtocol(asyncio.Protocol):
 
     def give_back(self) -> None:
         """Give the transport back to asyncpg, whatever is due."""
+        if self._held is not None:
+            self._drop_held()
         if self.is_due or self.is_on_guard:
             self.is_due = self.is_on_guard = False
             self._buffer.clear()

@@ -318,17 +318,21 @@ class Pool(UpstreamPool):
             session.reset_timeout = timeout
         check = ReturnCheck.BROKEN
         runner, slot = listener.runner, listener.slot
+        is_wanted = bool(runner.shard.waiters)
         try:
             session.invalidate_derivatives()
         finally:  # it warns about listeners, and warnings may be errors
             session.end_lease()
             try:
                 # An expired one is closed without a reset, as in asyncpg's pool.
-                check = ReturnCheck.READY if runner.shard.is_outdated(slot) else session.take_back()
+                is_outdated = runner.shard.is_outdated(slot)
+                check = ReturnCheck.READY if is_outdated else session.take_back(is_wanted=is_wanted)
             finally:
                 runner.shard.returned(slot, check, monotonic(), session.reset_timeout)
                 if runner.decided:
                     runner.act()
+                if is_wanted:
+                    session.flush_later()
         return listener if check is _RESET else None
 
     def _release_at_home(
