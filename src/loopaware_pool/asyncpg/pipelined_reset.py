@@ -138,7 +138,8 @@ class ResetProtocol(asyncio.Protocol):
     def flush(self) -> None:
         """Send a reset that is held back still."""
         if self._held is not None:
-            self._transport.write(self._drop_held())
+            held = self._drop_held()
+            self._transport.write(held)
 
     def _drop_held(self) -> bytes:
         held, self._held = self._held or b"", None
