@@ -14,6 +14,7 @@ import psycopg_pool
 
 import loopaware_pool
 import loopaware_pool.psycopg
+from loopaware_pool.asyncpg.internals import Internals
 from loopaware_pool.cli.demo.scenes import ArticleDesign
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ def _delayed(connect: Callable[..., Awaitable[Any]], seconds: float) -> Callable
     return connect_later
 
 
-def _bare_asyncpg(*, read_bytes: int | None) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
-    """Make connections without a pool, which ask for so much at each read; None leaves that to asyncio."""
+def _bare_asyncpg(*, reads_less: bool = False) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
+    """Make connections without a pool, which ask for as much at each read as asyncio's do, or ours."""
 
     @asynccontextmanager
     async def open_connections(setting: Setting, name: str) -> AsyncIterator[Client]:
@@ -175,8 +176,8 @@ def _bare_asyncpg(*, read_bytes: int | None) -> Callable[[Setting, str], Abstrac
             for _ in range(setting.max_size):
                 free.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
                 stack.push_async_callback(free[-1].close)
-                if read_bytes is not None:
-                    free[-1]._transport.max_size = read_bytes
+                if reads_less:
+                    Internals(free[-1]).read_less_at_once()
 
             async def fetch(query: str) -> Any:
                 connection = free.pop()
@@ -335,8 +336,8 @@ ASYNCPG_NO_RESET = Contender("asyncpg, no reset", _of_asyncpg(asyncpg.create_poo
 SQLALCHEMY = Contender("SQLAlchemy", _sqlalchemy, needs="sqlalchemy")
 # With more tasks it deadlocks: `acquire` waits for a connection while it holds the lock that `release` needs.
 ARTICLE = Contender("the article's", _article, max_tasks=CONNECTIONS)
-BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg(read_bytes=None), max_tasks=CONNECTIONS)
-BARE_ASYNCPG_64_KIB = Contender("bare asyncpg, 64 KiB", _bare_asyncpg(read_bytes=64 << 10), max_tasks=CONNECTIONS)
+BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg(), max_tasks=CONNECTIONS)
+BARE_ASYNCPG_64_KIB = Contender("bare asyncpg, 64 KiB", _bare_asyncpg(reads_less=True), max_tasks=CONNECTIONS)
 PSQLPY = Contender("psqlpy", _psqlpy, needs="psqlpy")
 OURS = Contender("ours", _ours("pipelined"))
 OURS_SHEDDING = Contender("ours, shed_after", _ours("pipelined", shed_after=SHED_AFTER_SECONDS))

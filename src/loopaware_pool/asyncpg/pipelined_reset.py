@@ -124,7 +124,7 @@ class ResetProtocol(asyncio.Protocol):
             self._reset = reset
             self._clean = self._clean_answers.get(reset.data)
         self._transport.set_protocol(self)
-        if is_held and self._can_hold:
+        if is_held and self._can_hold and "write" not in vars(self._transport):  # else a tracer has set it
             self._held = reset.data
             self._transport.write, self._transport.writelines = self._write_behind, self._write_lines_behind
         else:
