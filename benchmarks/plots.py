@@ -7,9 +7,10 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks.lab import CPU, P99, SPEED
+from benchmarks.contenders import ASYNCPG, OURS, OURS_PSYCOPG, OURS_WHEN_DIRTY, PSQLPY, PSYCOPG_POOL, SQLALCHEMY
+from benchmarks.lab import CPU, P99, SPEED, label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw"]
+
+# By name: a median, and how far the lowest and the highest are from it.
+Bars: TypeAlias = "dict[str, tuple[float, float, float]]"
 
 # Name of the file -> how the titles of its heats begin, the figure, and what is right of it.
 PLOTS: dict[str, tuple[str, str]] = {
@@ -33,6 +37,10 @@ PLOTS: dict[str, tuple[str, str]] = {
     "waiters": ("waiting callers", "CPU us/acquire"),
     "overload": ("overload", "goodput %"),
 }
+# For a first look: the figure and the tasks of each panel, and who is shown.
+OVERVIEW: tuple[tuple[str, int], ...] = ((SPEED, 10), (P99, 50))
+OVERVIEW_LOOP = "asyncio"
+OVERVIEW_CONTENDERS = (ASYNCPG, OURS, OURS_WHEN_DIRTY, PSYCOPG_POOL, OURS_PSYCOPG, SQLALCHEMY, PSQLPY)
 OURS_COLOUR, OTHERS_COLOUR = "#2f6fbb", "#b5b5b5"
 
 
@@ -59,13 +67,29 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[str]:
         ]
         panels = [(text, bars) for text, bars in panels if bars]
         if panels:
-            written += _draw(panels, figure, folder / name)
-    return written
+            written += _draw([(text, bars, figure) for text, bars in panels], folder / name)
+    return written + _draw_overview(report, folder / "overview")
 
 
-def _medians(heat: Mapping[str, Any], figure: str) -> dict[str, tuple[float, float, float]]:
+def _draw_overview(report: Mapping[str, Any], path: Path) -> list[str]:
+    """Draw the pools of both drivers side by side; nothing where they were not measured."""
+    panels = []
+    for figure, tasks in OVERVIEW:
+        bars = {
+            name: bar
+            for heat in report["loops"].get(OVERVIEW_LOOP, ())
+            if heat["title"].startswith("SELECT 1 through") and heat["title"].endswith(f", {label(tasks)}")
+            for name, bar in _medians(heat, figure).items()
+        }
+        shown = {one.name: bars[one.name] for one in OVERVIEW_CONTENDERS if one.name in bars}
+        if shown:
+            panels.append((f"SELECT 1, {label(tasks)} on 10 connections", shown, figure))
+    return _draw(panels, path) if panels else []
+
+
+def _medians(heat: Mapping[str, Any], figure: str) -> Bars:
     """By contender: the median, and how far the lowest and the highest are from it."""
-    bars = {}
+    bars: Bars = {}
     for contender, rounds in heat["rounds"].items():
         values = [one[figure] for one in rounds if figure in one]
         if contender in heat["overall"] and figure in heat["overall"][contender]:
@@ -76,17 +100,17 @@ def _medians(heat: Mapping[str, Any], figure: str) -> dict[str, tuple[float, flo
     return bars
 
 
-def _draw(panels: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]], figure: str, path: Path) -> list[str]:
+def _draw(panels: Sequence[tuple[str, Bars, str]], path: Path) -> list[str]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams |= {"svg.hashsalt": path.name, "svg.fonttype": "none"}  # the same figures give the same small file
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    height = sum(max(len(bars) for _, bars in panels[row * columns : (row + 1) * columns]) for row in range(rows))
+    height = sum(max(len(bars) for _, bars, _ in panels[row * columns : (row + 1) * columns]) for row in range(rows))
     canvas = Figure(figsize=(6 * columns, 0.32 * height + 0.9 * rows), layout="constrained")
     axes = canvas.subplots(rows, columns, squeeze=False).flat
-    for place, (title, bars) in zip(axes, panels, strict=False):
+    for place, (title, bars, figure) in zip(axes, panels, strict=False):
         _draw_bars(place, title, bars, figure)
     for place in list(axes)[len(panels) :]:
         place.set_visible(False)
@@ -95,7 +119,7 @@ def _draw(panels: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]]
     return [f"{path.name}.png", f"{path.name}.svg"]
 
 
-def _draw_bars(place: Axes, title: str, bars: Mapping[str, tuple[float, float, float]], figure: str) -> None:
+def _draw_bars(place: Axes, title: str, bars: Bars, figure: str) -> None:
     names = list(bars)[::-1]
     values = [bars[name] for name in names]
     place.barh(
