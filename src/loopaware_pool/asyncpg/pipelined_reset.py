@@ -9,6 +9,10 @@ then
 gives it back to asyncpg's protocol with whatever arrived behind the answer. No caller waits. It is the full reset, run
 at once: an advisory lock is free at release, not at the next use.
 
+A reset after a lease that has left nothing, as far as is known, is held back if callers wait for the connection: the
+first of them is about to write a query. Both then go out in one write, which saves a system call here and one or two at
+the server, and a wake-up. If that caller writes nothing, the reset is sent in the loop's next iteration.
+
 When the next query may travel behind a reset
 ---------------------------------------------
 A reset is one implicit transaction. It may fail: because of a timeout that the last lease has set, a cancel request
