@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -779,12 +780,14 @@ def _is_resized(difference: Difference) -> bool:
         return False
     if difference.what in ("at once", "still busy", "ended after"):
         return _acquires(difference)
-    if _are_leases(difference):  # upstream's caller got the connection above `max_size`, ours one that came back
-        is_new = _is_first_lease(difference, difference.upstream, 0)
-        return is_new and not _is_first_lease(difference, difference.ours, 1)
+    if _are_leases(difference):
+        is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+        if is_new == [False, True]:  # waited as `max_size` grew: ours got one of its own, upstream's one that came back
+            return _has_raised_max_size(difference, since=difference.number)
+        return is_new == [True, False]  # upstream's got the one above `max_size`, ours one that came back
     if difference.what == "outcome":
         return _acquires(difference) and _is_lease(difference.upstream) != _is_lease(difference.ours)
-    return _are_counts(difference) and _opened_fewer(difference)
+    return _are_counts(difference) and (_opened_fewer(difference) or _has_served_waiting(difference))
 
 
 def _opened_fewer(difference: Difference) -> bool:
@@ -792,6 +795,27 @@ def _opened_fewer(difference: Difference) -> bool:
     if not isinstance(difference.ours, dict) or not isinstance(difference.upstream, dict):
         return False
     return _size(difference.ours) < _size(difference.upstream) and not difference.ours.get("requests_waiting")
+
+
+def _has_served_waiting(difference: Difference) -> bool:
+    """Callers waited as `max_size` grew: ours got connections of their own, upstream's wait on."""
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None or not _has_raised_max_size(difference):
+        return False
+    served = theirs.get("requests_waiting", 0) - own.get("requests_waiting", 0)
+    is_only_that = _differ_only_in(difference, {"size", "requests_waiting", "connections_num"})
+    return is_only_that and 0 < served == own.get("size", 0) - theirs.get("size", 0)
+
+
+def _has_raised_max_size(difference: Difference, since: int = 0) -> bool:
+    """Whether the pool took a `resize` from a step on, and by then, that raised its `max_size`."""
+    known = difference.program.options["max_size"] or math.inf  # 0 means no limit
+    for number, step in enumerate(_steps_until(difference)):
+        if step.get("name") == "resize" and _has_succeeded(difference.runs.ours, number):
+            before, known = known, step["kwargs"].get("max_size") or step["args"][0] or math.inf
+            if known > before and number >= since:
+                return True
+    return False
 
 
 def _is_grown_less(difference: Difference) -> bool:
