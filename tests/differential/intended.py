@@ -769,6 +769,16 @@ def _decoded(told: Any) -> str:
     return repr(told).replace("decoded ", "").replace("'", "")
 
 
+def _is_of_ended_statement(difference: Difference) -> bool:
+    """A lease had cached statements ended; upstream still uses them, ours has them prepared again after some leases."""
+    sql = f"{_sql_of_steps(difference)} {difference.program.callbacks}"
+    has_ended = any(one in sql for one in ("DEALLOCATE ALL", "DISCARD ALL"))
+    has_changed = any(f"SET {name} " in sql for name in ("client_encoding", "TimeZone", "standard_conforming_strings"))
+    has_changed |= any("codec" in step.get("name", "") for step in _steps_until(difference))
+    is_unknown = [_raised(told) == "InvalidSQLStatementNameError" for told in _sides(difference)]
+    return _is_asyncpg(difference) and has_ended and has_changed and is_unknown == [True, False]
+
+
 def _is_grown_by_check(difference: Difference) -> bool:
     checks = sum(step.get("on") == "pool" and step.get("name") == "check" for step in _steps_until(difference))
     fewer = _fewer(difference)
@@ -861,6 +871,15 @@ def _is_spared_a_failure(difference: Difference) -> bool:
     has_failed = "raises" in difference.program.callbacks.get("configure", {})
     is_told = _message(difference.upstream) == "raised by a callback" and _is_lease(difference.ours)
     return difference.program.kind == "psycopg null" and has_failed and is_told
+
+
+def _has_got_the_returned(difference: Difference) -> bool:
+    """While a null pool opened a connection for a caller, another came back: ours was lent that, upstream's not."""
+    if difference.program.kind != "psycopg null" or not _are_leases(difference):
+        return False
+    is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+    since = difference.program.steps[difference.number + 1 : difference.known + 1]
+    return is_new == [True, False] and any(map(_is_return, since))
 
 
 def _is_served_by_floor(difference: Difference) -> bool:
@@ -1077,6 +1096,7 @@ ROWS: tuple[Row, ...] = (
     Row("served-in-order", _is_served_in_order, parts_ways=True),
     Row("close-cancelled-alone", _is_closed_alone),
     Row("codecs-end", _is_of_left_codec),
+    Row("statements-prepared-anew", _is_of_ended_statement, parts_ways=True),
     Row("expired-closed-soon", _is_closed_when_expired),
     Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
     Row("pipeline-not-lent", _is_lent_in_pipeline, parts_ways=True),
@@ -1107,6 +1127,7 @@ ROWS: tuple[Row, ...] = (
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("growth", _has_got_the_returned, parts_ways=True),
     Row("connects-sooner", _has_connected_sooner),
     Row("connects-sooner", _is_served_sooner, parts_ways=True),
     Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
