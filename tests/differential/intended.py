@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ _LONG_SECONDS = 5
 _CONNECTS_A_STEP = 4
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
-_PID = re.compile(r"<pid \d+>")
+_PID = re.compile(r"<pid [^>]+>")
 # The pool's own.
 _OF_POOLS = ("connect", "init", "setup", "configure", "check", "reset")
 _TIMEOUTS = ("TimeoutError", "PoolTimeout")
@@ -190,6 +191,12 @@ def _gone_callers(difference: Difference) -> int:
     """How many callers may have gone before they were served; at the end all that wait are cancelled."""
     at_the_end = TASKS if difference.step["do"] == "end" else 0
     return sum(map(_is_impatient, _steps_until(difference))) + at_the_end
+
+
+def _may_have_gone(difference: Difference) -> bool:
+    """Whether a caller may have gone before it was served."""
+    timeout = difference.program.options.get("timeout")
+    return _gone_callers(difference) > 0 or (isinstance(timeout, int | float) and timeout < _LONG_SECONDS)
 
 
 def _is_impatient(step: Step) -> bool:
@@ -356,7 +363,7 @@ def _is_out_of_queue(difference: Difference) -> bool:
     theirs, own = difference.upstream, difference.ours
     if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
         return False
-    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0):
+    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0) or not _may_have_gone(difference):
         return False
     rest = replace(difference, upstream=theirs | {"requests_waiting": own["requests_waiting"]})
     return rest.upstream == own or explain(rest) is not None
@@ -368,6 +375,16 @@ def _is_refused_for_the_gone(difference: Difference) -> bool:
         has_gone = any(map(_is_impatient, difference.program.steps[: difference.number]))
         return has_gone and _sides(difference) == (None, "pending")
     return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
+
+
+def _is_of_another_reset(difference: Difference) -> bool:
+    """A null pool of upstream's calls `reset` for those who are gone, so it raises for another connection."""
+    if difference.program.kind != "psycopg null" or not _are_leases(difference):
+        return False
+    times = [_times_called(run, "reset") for run in _runs(difference)]
+    is_for_the_gone = times[0] > times[1] and _gone_callers(difference) > 0 and _has_raised(difference, "reset")
+    is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+    return is_for_the_gone and is_new[0] != is_new[1]
 
 
 def _is_busy_in_setup(difference: Difference) -> bool:
@@ -723,6 +740,35 @@ def _returns(difference: Difference) -> int:
     return back + (len(steps) if difference.step["do"] == "end" else 0)
 
 
+def _is_counted_as_returned(difference: Difference) -> bool:
+    """A connection failed its `check`, and then its `reset`: upstream counts it as lost, ours as returned."""
+    theirs, own = difference.upstream, difference.ours
+    is_counted = _are_counts(difference) and isinstance(theirs, dict) and isinstance(own, dict)
+    if not is_counted or not _has_failed_check(difference) or "reset" not in difference.program.callbacks:
+        return False
+    more = own.get("returns_bad", 0) - theirs.get("returns_bad", 0)
+    fewer = theirs.get("connections_lost", 0) - own.get("connections_lost", 0)
+    equal = {name: own.get(name, 0) for name in ("returns_bad", "connections_lost")}
+    rest = replace(difference, upstream=theirs | equal)
+    return 0 < more == fewer and (_differ_only_in(rest, set()) or explain(rest) is not None)
+
+
+def _is_stuck_in_copy(difference: Difference) -> bool:
+    """A COPY's output failed when all data had come: upstream's release waits for the answer to a cancel request."""
+    failed = [
+        step
+        for number, step in enumerate(_steps_until(difference))
+        if _message(difference.runs.ours.outcome(number)) == "the sink fails"
+    ]
+    is_of_pool = difference.step in failed and difference.step["on"] == "pool"
+    if not _is_asyncpg(difference) or not failed or not (is_of_pool or _is_return(difference.step)):
+        return False
+    if difference.what == "outcome":
+        return _raised(difference.upstream) in ("CancelledError", "TimeoutError")
+    is_timed = difference.what in ("at once", "still busy", "ended after")
+    return is_timed and (_is_sooner(difference) or difference.upstream in (True, "pending"))
+
+
 def _is_dead_not_lent(difference: Difference) -> bool:
     """A session was lost, and the `check`, which makes no round trip, has not noticed."""
     if _is_asyncpg(difference) or "check" not in difference.program.callbacks or not _has_lost_sessions(difference):
@@ -819,13 +865,17 @@ def _has_served_waiting(difference: Difference) -> bool:
 
 def _has_raised_max_size(difference: Difference, since: int = 0) -> bool:
     """Whether the pool took a `resize` from a step on, and by then, that raised its `max_size`."""
-    known = difference.program.options["max_size"] or math.inf  # 0 means no limit
+    sizes = _max_sizes(difference)
+    return any(number >= since and later > earlier for (_, earlier), (number, later) in pairwise(sizes))
+
+
+def _max_sizes(difference: Difference) -> list[tuple[int, float]]:
+    """Each `max_size` that the pool had by then, and the step that set it; the opening is -1."""
+    sizes = [(-1, difference.program.options["max_size"] or math.inf)]  # 0 means no limit
     for number, step in enumerate(_steps_until(difference)):
         if step.get("name") == "resize" and _has_succeeded(difference.runs.ours, number):
-            before, known = known, step["kwargs"].get("max_size") or step["args"][0] or math.inf
-            if known > before and number >= since:
-                return True
-    return False
+            sizes.append((number, step["kwargs"].get("max_size") or step["args"][0] or math.inf))
+    return sizes
 
 
 def _is_grown_less(difference: Difference) -> bool:
@@ -875,11 +925,29 @@ def _is_spared_a_failure(difference: Difference) -> bool:
 
 def _has_got_the_returned(difference: Difference) -> bool:
     """While a null pool opened a connection for a caller, another came back: ours was lent that, upstream's not."""
-    if difference.program.kind != "psycopg null" or not _are_leases(difference):
+    if difference.program.kind != "psycopg null" or not _are_leases(difference) or not _has_room(difference):
         return False
     is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
     since = difference.program.steps[difference.number + 1 : difference.known + 1]
     return is_new == [True, False] and any(map(_is_return, since))
+
+
+def _has_room(difference: Difference) -> bool:
+    """Whether `max_size` allowed to open a connection for the caller at once."""
+    last, _ = _last_counted(difference.runs.upstream, difference.number)
+    size = _size(difference.runs.upstream.entries[last, "counts"])
+    added = sum(step.get("name") == "getconn" for step in difference.program.steps[last + 1 : difference.number + 1])
+    return size + added <= [most for number, most in _max_sizes(difference) if number < difference.number][-1]
+
+
+def _is_counted_sooner(difference: Difference) -> bool:
+    """A null pool of ours counts connections that are being opened for callers."""
+    fewer = _fewer(difference)
+    if difference.program.kind != "psycopg null" or fewer is None or fewer["idle"]:
+        return False
+    under_way = [number for number, step in enumerate(_steps_of(difference, difference.number)) if "keep" in step]
+    connecting = sum(difference.runs.ours.is_busy(number, difference.number) for number in under_way)
+    return 0 < -fewer["size"] <= connecting
 
 
 def _is_served_by_floor(difference: Difference) -> bool:
@@ -1107,6 +1175,7 @@ ROWS: tuple[Row, ...] = (
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
     Row("timed-out-callers", _is_refused_for_the_gone, parts_ways=True),
+    Row("timed-out-callers", _is_of_another_reset, parts_ways=True),
     Row("setup-counts", _is_busy_in_setup),
     Row("lost-or-closed", _is_lost_or_closed),
     Row("deaths-seen-later", _is_death_noticed_later),
@@ -1123,11 +1192,14 @@ ROWS: tuple[Row, ...] = (
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("program-at-fault", _is_program_at_fault, parts_ways=True),
     Row("refusals-paced", _is_paced),
+    Row("failed-check-and-reset", _is_counted_as_returned),
+    Row("failed-copy-ends", _is_stuck_in_copy, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
     Row("growth", _has_got_the_returned, parts_ways=True),
+    Row("growth", _is_counted_sooner),
     Row("connects-sooner", _has_connected_sooner),
     Row("connects-sooner", _is_served_sooner, parts_ways=True),
     Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),
