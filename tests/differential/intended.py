@@ -572,9 +572,10 @@ def _is_of_another_age(difference: Difference) -> bool:
     states = [told.get("seen", {}).get("state") for told in (theirs, own)]
     if sorted(map(str, states)) == ["['idle']", "[]"]:
         return _has_lost_sessions(difference) and _had_choice(difference)
+    # What leases of psycopg's pool set lasts; so does what `init` sets, until asyncpg's first reset.
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
     is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
-    return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
+    return (is_set_up or not _is_asyncpg(difference)) and is_one_new and _had_choice(difference)
 
 
 def _are_warnings_of_others(difference: Difference) -> bool:
