@@ -61,16 +61,22 @@ class Describer:
         if isinstance(value, enum.Enum):
             return f"{type(value).__name__}.{value.name}"
         if isinstance(value, int) and not isinstance(value, bool) and value in self._sessions:
-            return f"<pid {self._sessions[value]}>"
+            return self.pid(value)
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, _PLAIN):
             return value
         return self._composed(value)
 
+    def pid(self, pid: int) -> str:
+        """Describe the process id of a session that notifies, which may not have been lent yet."""
+        return f"<pid {self._sessions.get(pid, 'of no lease')}>"
+
     def _composed(self, value: Any) -> Any:
         if isinstance(value, BaseException):
             return self.error(value)
+        if isinstance(value, psycopg.Notify):
+            return [value.channel, value.payload, self.pid(value.pid)]
         if isinstance(value, asyncpg.Record):
             return [type(value).__name__, [[name, self.value(one)] for name, one in value.items()]]
         if isinstance(value, asyncpg.Type) and value.oid >= _FIRST_OWN_OID:

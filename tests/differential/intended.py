@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ _LONG_SECONDS = 5
 _CONNECTS_A_STEP = 4
 # The recorders that programs, not callbacks of the pool, register.
 _OF_LEASES = {"one", "two"}
-_PID = re.compile(r"<pid \d+>")
+_PID = re.compile(r"<pid [^>]+>")
 # The pool's own.
 _OF_POOLS = ("connect", "init", "setup", "configure", "check", "reset")
 _TIMEOUTS = ("TimeoutError", "PoolTimeout")
@@ -189,6 +191,12 @@ def _gone_callers(difference: Difference) -> int:
     """How many callers may have gone before they were served; at the end all that wait are cancelled."""
     at_the_end = TASKS if difference.step["do"] == "end" else 0
     return sum(map(_is_impatient, _steps_until(difference))) + at_the_end
+
+
+def _may_have_gone(difference: Difference) -> bool:
+    """Whether a caller may have gone before it was served."""
+    timeout = difference.program.options.get("timeout")
+    return _gone_callers(difference) > 0 or (isinstance(timeout, int | float) and timeout < _LONG_SECONDS)
 
 
 def _is_impatient(step: Step) -> bool:
@@ -355,7 +363,7 @@ def _is_out_of_queue(difference: Difference) -> bool:
     theirs, own = difference.upstream, difference.ours
     if not _are_counts(difference) or not (isinstance(theirs, dict) and isinstance(own, dict)):
         return False
-    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0):
+    if own.get("requests_waiting", 0) >= theirs.get("requests_waiting", 0) or not _may_have_gone(difference):
         return False
     rest = replace(difference, upstream=theirs | {"requests_waiting": own["requests_waiting"]})
     return rest.upstream == own or explain(rest) is not None
@@ -367,6 +375,16 @@ def _is_refused_for_the_gone(difference: Difference) -> bool:
         has_gone = any(map(_is_impatient, difference.program.steps[: difference.number]))
         return has_gone and _sides(difference) == (None, "pending")
     return _raised(difference.upstream) == "TooManyRequests" and _raised(difference.ours) != "TooManyRequests"
+
+
+def _is_of_another_reset(difference: Difference) -> bool:
+    """A null pool of upstream's calls `reset` for those who are gone, so it raises for another connection."""
+    if difference.program.kind != "psycopg null" or not _are_leases(difference):
+        return False
+    times = [_times_called(run, "reset") for run in _runs(difference)]
+    is_for_the_gone = times[0] > times[1] and _gone_callers(difference) > 0 and _has_raised(difference, "reset")
+    is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+    return is_for_the_gone and is_new[0] != is_new[1]
 
 
 def _is_busy_in_setup(difference: Difference) -> bool:
@@ -554,9 +572,10 @@ def _is_of_another_age(difference: Difference) -> bool:
     states = [told.get("seen", {}).get("state") for told in (theirs, own)]
     if sorted(map(str, states)) == ["['idle']", "[]"]:
         return _has_lost_sessions(difference) and _had_choice(difference)
+    # What leases of psycopg's pool set lasts; so does what `init` sets, until asyncpg's first reset.
     is_set_up = any("run" in difference.program.callbacks.get(name, {}) for name in ("connect", "init"))
     is_one_new = _is_first_lease(difference, theirs, 0) != _is_first_lease(difference, own, 1)
-    return _is_asyncpg(difference) and is_set_up and is_one_new and _had_choice(difference)
+    return (is_set_up or not _is_asyncpg(difference)) and is_one_new and _had_choice(difference)
 
 
 def _are_warnings_of_others(difference: Difference) -> bool:
@@ -722,6 +741,35 @@ def _returns(difference: Difference) -> int:
     return back + (len(steps) if difference.step["do"] == "end" else 0)
 
 
+def _is_counted_as_returned(difference: Difference) -> bool:
+    """A connection failed its `check`, and then its `reset`: upstream counts it as lost, ours as returned."""
+    theirs, own = difference.upstream, difference.ours
+    is_counted = _are_counts(difference) and isinstance(theirs, dict) and isinstance(own, dict)
+    if not is_counted or not _has_failed_check(difference) or "reset" not in difference.program.callbacks:
+        return False
+    more = own.get("returns_bad", 0) - theirs.get("returns_bad", 0)
+    fewer = theirs.get("connections_lost", 0) - own.get("connections_lost", 0)
+    equal = {name: own.get(name, 0) for name in ("returns_bad", "connections_lost")}
+    rest = replace(difference, upstream=theirs | equal)
+    return 0 < more == fewer and (_differ_only_in(rest, set()) or explain(rest) is not None)
+
+
+def _is_stuck_in_copy(difference: Difference) -> bool:
+    """A COPY's output failed when all data had come: upstream's release waits for the answer to a cancel request."""
+    failed = [
+        step
+        for number, step in enumerate(_steps_until(difference))
+        if _message(difference.runs.ours.outcome(number)) == "the sink fails"
+    ]
+    is_of_pool = difference.step in failed and difference.step["on"] == "pool"
+    if not _is_asyncpg(difference) or not failed or not (is_of_pool or _is_return(difference.step)):
+        return False
+    if difference.what == "outcome":
+        return _raised(difference.upstream) in ("CancelledError", "TimeoutError")
+    is_timed = difference.what in ("at once", "still busy", "ended after")
+    return is_timed and (_is_sooner(difference) or difference.upstream in (True, "pending"))
+
+
 def _is_dead_not_lent(difference: Difference) -> bool:
     """A session was lost, and the `check`, which makes no round trip, has not noticed."""
     if _is_asyncpg(difference) or "check" not in difference.program.callbacks or not _has_lost_sessions(difference):
@@ -760,12 +808,25 @@ def _is_of_left_codec(difference: Difference) -> bool:
     has_set = any("codec" in step.get("name", "") for step in _steps_until(difference))
     if not _is_asyncpg(difference) or not has_set or difference.what != "outcome":
         return False
+    # By the codec of hstore an integer 0 is an empty dictionary.
+    if _has_step(difference, "set_builtin_type_codec") and "{}" in str(difference.upstream):
+        return str(difference.upstream).replace("{}", "0") == str(difference.ours)
     return "decoded " in str(difference.upstream) and _decoded(difference.upstream) == _decoded(difference.ours)
 
 
 def _decoded(told: Any) -> str:
     """A description less what the codec of `values.py` adds."""
     return repr(told).replace("decoded ", "").replace("'", "")
+
+
+def _is_of_ended_statement(difference: Difference) -> bool:
+    """A lease had cached statements ended; upstream still uses them, ours has them prepared again after some leases."""
+    sql = f"{_sql_of_steps(difference)} {difference.program.callbacks}"
+    has_ended = any(one in sql for one in ("DEALLOCATE ALL", "DISCARD ALL"))
+    has_changed = any(f"SET {name} " in sql for name in ("client_encoding", "TimeZone", "standard_conforming_strings"))
+    has_changed |= any("codec" in step.get("name", "") for step in _steps_until(difference))
+    is_unknown = [_raised(told) == "InvalidSQLStatementNameError" for told in _sides(difference)]
+    return _is_asyncpg(difference) and has_ended and has_changed and is_unknown == [True, False]
 
 
 def _is_grown_by_check(difference: Difference) -> bool:
@@ -779,12 +840,14 @@ def _is_resized(difference: Difference) -> bool:
         return False
     if difference.what in ("at once", "still busy", "ended after"):
         return _acquires(difference)
-    if _are_leases(difference):  # upstream's caller got the connection above `max_size`, ours one that came back
-        is_new = _is_first_lease(difference, difference.upstream, 0)
-        return is_new and not _is_first_lease(difference, difference.ours, 1)
+    if _are_leases(difference):
+        is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+        if is_new == [False, True]:  # waited as `max_size` grew: ours got one of its own, upstream's one that came back
+            return _has_raised_max_size(difference, since=difference.number)
+        return is_new == [True, False]  # upstream's got the one above `max_size`, ours one that came back
     if difference.what == "outcome":
         return _acquires(difference) and _is_lease(difference.upstream) != _is_lease(difference.ours)
-    return _are_counts(difference) and _opened_fewer(difference)
+    return _are_counts(difference) and (_opened_fewer(difference) or _has_served_waiting(difference))
 
 
 def _opened_fewer(difference: Difference) -> bool:
@@ -792,6 +855,31 @@ def _opened_fewer(difference: Difference) -> bool:
     if not isinstance(difference.ours, dict) or not isinstance(difference.upstream, dict):
         return False
     return _size(difference.ours) < _size(difference.upstream) and not difference.ours.get("requests_waiting")
+
+
+def _has_served_waiting(difference: Difference) -> bool:
+    """Callers waited as `max_size` grew: ours got connections of their own, upstream's wait on."""
+    theirs, own = (_counted(difference, told) for told in _sides(difference))
+    if theirs is None or own is None or not _has_raised_max_size(difference):
+        return False
+    served = theirs.get("requests_waiting", 0) - own.get("requests_waiting", 0)
+    is_only_that = _differ_only_in(difference, {"size", "requests_waiting", "connections_num"})
+    return is_only_that and 0 < served == own.get("size", 0) - theirs.get("size", 0)
+
+
+def _has_raised_max_size(difference: Difference, since: int = 0) -> bool:
+    """Whether the pool took a `resize` from a step on, and by then, that raised its `max_size`."""
+    sizes = _max_sizes(difference)
+    return any(number >= since and later > earlier for (_, earlier), (number, later) in pairwise(sizes))
+
+
+def _max_sizes(difference: Difference) -> list[tuple[int, float]]:
+    """Each `max_size` that the pool had by then, and the step that set it; the opening is -1."""
+    sizes = [(-1, difference.program.options["max_size"] or math.inf)]  # 0 means no limit
+    for number, step in enumerate(_steps_until(difference)):
+        if step.get("name") == "resize" and _has_succeeded(difference.runs.ours, number):
+            sizes.append((number, step["kwargs"].get("max_size") or step["args"][0] or math.inf))
+    return sizes
 
 
 def _is_grown_less(difference: Difference) -> bool:
@@ -837,6 +925,33 @@ def _is_spared_a_failure(difference: Difference) -> bool:
     has_failed = "raises" in difference.program.callbacks.get("configure", {})
     is_told = _message(difference.upstream) == "raised by a callback" and _is_lease(difference.ours)
     return difference.program.kind == "psycopg null" and has_failed and is_told
+
+
+def _has_got_the_returned(difference: Difference) -> bool:
+    """While a null pool opened a connection for a caller, another came back: ours was lent that, upstream's not."""
+    if difference.program.kind != "psycopg null" or not _are_leases(difference) or not _has_room(difference):
+        return False
+    is_new = [_is_first_lease(difference, told, side) for side, told in enumerate(_sides(difference))]
+    since = difference.program.steps[difference.number + 1 : difference.known + 1]
+    return is_new == [True, False] and any(map(_is_return, since))
+
+
+def _has_room(difference: Difference) -> bool:
+    """Whether `max_size` allowed to open a connection for the caller at once."""
+    last, _ = _last_counted(difference.runs.upstream, difference.number)
+    size = _size(difference.runs.upstream.entries[last, "counts"])
+    added = sum(step.get("name") == "getconn" for step in difference.program.steps[last + 1 : difference.number + 1])
+    return size + added <= [most for number, most in _max_sizes(difference) if number < difference.number][-1]
+
+
+def _is_counted_sooner(difference: Difference) -> bool:
+    """A null pool of ours counts connections that are being opened for callers."""
+    fewer = _fewer(difference)
+    if difference.program.kind != "psycopg null" or fewer is None or fewer["idle"]:
+        return False
+    under_way = [number for number, step in enumerate(_steps_of(difference, difference.number)) if "keep" in step]
+    connecting = sum(difference.runs.ours.is_busy(number, difference.number) for number in under_way)
+    return 0 < -fewer["size"] <= connecting
 
 
 def _is_served_by_floor(difference: Difference) -> bool:
@@ -1053,6 +1168,7 @@ ROWS: tuple[Row, ...] = (
     Row("served-in-order", _is_served_in_order, parts_ways=True),
     Row("close-cancelled-alone", _is_closed_alone),
     Row("codecs-end", _is_of_left_codec),
+    Row("statements-prepared-anew", _is_of_ended_statement, parts_ways=True),
     Row("expired-closed-soon", _is_closed_when_expired),
     Row("unneeded-closed-at-once", _is_unneeded, parts_ways=True),
     Row("pipeline-not-lent", _is_lent_in_pipeline, parts_ways=True),
@@ -1063,6 +1179,7 @@ ROWS: tuple[Row, ...] = (
     Row("close-tells-waiters", _is_waiter_told, parts_ways=True),
     Row("timed-out-callers", _is_out_of_queue),
     Row("timed-out-callers", _is_refused_for_the_gone, parts_ways=True),
+    Row("timed-out-callers", _is_of_another_reset, parts_ways=True),
     Row("setup-counts", _is_busy_in_setup),
     Row("lost-or-closed", _is_lost_or_closed),
     Row("deaths-seen-later", _is_death_noticed_later),
@@ -1079,10 +1196,14 @@ ROWS: tuple[Row, ...] = (
     Row("connect-retried", _is_connect_retried, parts_ways=True),
     Row("program-at-fault", _is_program_at_fault, parts_ways=True),
     Row("refusals-paced", _is_paced),
+    Row("failed-check-and-reset", _is_counted_as_returned),
+    Row("failed-copy-ends", _is_stuck_in_copy, parts_ways=True),
     Row("check-opens-none", _is_grown_by_check),
     Row("resize-opens-missing", _is_resized, parts_ways=True),
     Row("growth", _is_grown_less),
     Row("growth", _is_spared_a_failure, parts_ways=True),
+    Row("growth", _has_got_the_returned, parts_ways=True),
+    Row("growth", _is_counted_sooner),
     Row("connects-sooner", _has_connected_sooner),
     Row("connects-sooner", _is_served_sooner, parts_ways=True),
     Row("dead-not-lent", _is_dead_not_lent, parts_ways=True),

@@ -237,6 +237,8 @@ class Stage:
     def _describe_argument(self, argument: Any) -> Any:
         if (query := getattr(argument, "query", None)) is not None and hasattr(argument, "elapsed"):
             return [query, self._describe.value(argument.exception)]
+        if isinstance(argument, int):  # a listener is told who notifies
+            return self._describe.pid(argument)
         return self._describe.value(argument)
 
     # ---- the run ----

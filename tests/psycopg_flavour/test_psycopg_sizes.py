@@ -85,6 +85,29 @@ def test_statistics_have_their_names(pool_of, dsn):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", [AsyncConnectionPool, AsyncNullConnectionPool])
+def test_a_caller_between_two_checks_is_counted_once(kind, pool_of):
+    """Also if it is cancelled then."""
+
+    async def main():
+        async def fail(connection):
+            failed.append(connection)
+            raise ZeroDivisionError
+
+        failed = []
+        async with pool_of(kind, min_size=0, max_size=1, check=fail) as pool:
+            waiting = asyncio.create_task(pool.getconn())
+            await eventually_async(lambda: len(failed) == 2, "a check before a pause")
+            await asyncio.sleep(0.01)
+            assert pool.get_stats()["requests_num"] == 1
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+            assert pool.get_stats()["requests_num"] == 1
+
+    asyncio.run(main())
+
+
 def test_connects_that_fail_are_counted(way):
     """As errors, and as attempts."""
 

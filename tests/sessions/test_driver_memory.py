@@ -40,16 +40,35 @@ UNREPORTED = ("search_path", "statement_timeout", "app.tenant")  # the first is,
 # ---- what the driver remembers ----
 
 
+async def set_for_the_lease(con, setting, query):
+    await con.execute(f"SET {setting}")
+    await con.fetchval(query)
+
+
+async def set_and_reset(con, setting, query):
+    await set_for_the_lease(con, setting, query)
+    await con.execute(f"RESET {setting.split()[0]}")
+
+
+async def set_for_a_transaction(con, setting, query):
+    async with con.transaction():
+        await con.execute(f"SET LOCAL {setting}")
+        await con.fetchval(query)
+
+
 @pytest.mark.parametrize("session_reset", MODES)
+@pytest.mark.parametrize("use", [set_for_the_lease, set_and_reset, set_for_a_transaction])
 @pytest.mark.parametrize(
     ("setting", "query"),
     [
-        ("SET TimeZone = 'Asia/Tokyo'", "SELECT '2024-01-01 00:00'::timestamptz"),
-        ("SET standard_conforming_strings = off", r"SELECT 'a\\b'"),
-        ("SET DateStyle = 'SQL, DMY'", "SELECT '01/02/2024'::date"),
+        ("TimeZone = 'Asia/Tokyo'", "SELECT '2024-01-01 00:00'::timestamptz"),
+        ("standard_conforming_strings = off", r"SELECT 'a\\b'"),
+        ("DateStyle = 'SQL, DMY'", "SELECT '01/02/2024'::date"),
     ],
 )
-def test_a_cached_statement_is_not_read_by_the_settings_of_the_last_lease(bank, run, session_reset, setting, query):
+def test_a_cached_statement_is_not_read_by_the_settings_of_the_last_lease(
+    bank, run, session_reset, setting, query, use
+):
     """A literal in its text was read when it was prepared. One that was not prepared by such a lease stays cached."""
 
     async def main():
@@ -63,8 +82,7 @@ def test_a_cached_statement_is_not_read_by_the_settings_of_the_last_lease(bank, 
                 statements = dict(con._con._stmt_cache._entries)
             async with pool.acquire() as con:
                 assert statements.items() <= dict(con._con._stmt_cache._entries).items()
-                await con.execute(setting)
-                await con.fetchval(query)
+                await use(con, setting, query)
             assert await pool.fetchval(query) == expected
 
     run(main())

@@ -60,10 +60,12 @@ class ClientMemory:
         """
         Have asyncpg prepare its cached statements again, if the lease has changed how their literals are read.
 
-        A date in a statement's text is read when the statement is prepared, in the `DateStyle` of that moment.
+        A date in a statement's text is read when the statement is prepared, in the `DateStyle` of that moment. The
+        lease may have set it back since, as the end of a transaction does after `SET LOCAL`. So the values' identities
+        are compared: asyncpg makes a new object of each value that the server reports.
         """
         reported = self.reported
-        if reported is not None and any(reported.get(name) != self.expected.get(name) for name in _READ_WITH):
+        if reported is not None and any(reported.get(name) is not self.expected.get(name) for name in _READ_WITH):
             con._drop_local_statement_cache()
 
     def keep_codecs(self) -> None:

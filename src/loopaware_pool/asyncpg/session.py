@@ -375,9 +375,8 @@ class AsyncpgSession:
     def _send_reset(self, con: Connection, answer: ResetProtocol, *, is_wanted: bool) -> ReturnCheck:
         """Reset the session, unless the lease has left nothing and the settings allow to skip the reset then."""
         memory = self._memory
-        is_dirty = self.is_dirty
-        if memory.reported != memory.expected:
-            is_dirty = True
+        is_dirty = self.is_dirty or memory.reported != memory.expected
+        if is_dirty:
             memory.forget_statements(con)
         if not (is_dirty or self._settings.resets_always):
             return _READY

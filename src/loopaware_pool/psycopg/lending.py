@@ -105,7 +105,6 @@ class Checkup:
         try:
             while not await self._passes(connection):
                 was_dead = connection.closed
-                self._pool._rechecks += 1
                 self._put_back(connection)
                 if not was_dead:
                     await self._pause()
@@ -134,6 +133,7 @@ class Checkup:
         await asyncio.sleep(pause)
 
     async def _another(self) -> Any:
+        self._pool._rechecks += 1  # from here on the caller is counted a second time
         runner, queue = self._runner, self._pool._core.queue
         now = monotonic()
         left = self._deadline - now
