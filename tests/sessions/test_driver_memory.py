@@ -427,6 +427,39 @@ async def leave_factories(con):
     await con.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
 
 
+PREPARED_AFTER = 6  # psycopg prepares a statement that comes a sixth time
+
+
+@pytest.mark.parametrize("is_local", [True, False], ids=["SET LOCAL", "SET"])
+@pytest.mark.parametrize(
+    ("setting", "query"),
+    [
+        ("TimeZone = 'Asia/Tokyo'", "SELECT '2024-01-01 00:00'::timestamptz"),
+        ("DateStyle = 'SQL, DMY'", "SELECT '01/02/2024'::date"),
+        ("array_nulls = off", "SELECT ('{NULL}'::text[])[1] IS NULL"),
+    ],
+)
+def test_a_statement_that_psycopg_has_prepared_is_read_anew_by_the_next_lease(bank, run, setting, query, is_local):
+    """Its literals were read by the settings of the lease that it was prepared in."""
+
+    async def ask(con):
+        return await (await con.execute(query)).fetchone()
+
+    async def main():
+        options = {"min_size": 1, "max_size": 1, "session_reset": "awaited", "open": False}
+        async with AsyncConnectionPool(bank.dsn, **options) as pool:
+            async with pool.connection() as con:
+                expected = await ask(con)
+            async with pool.connection() as con:
+                await con.execute(f"SET {'LOCAL ' if is_local else ''}{setting}")
+                for _ in range(PREPARED_AFTER):
+                    assert await ask(con) != expected
+            async with pool.connection() as con:
+                assert await ask(con) == expected
+
+    run(main())
+
+
 @with_and_without_a_waiter
 @pytest.mark.parametrize(
     "leave",

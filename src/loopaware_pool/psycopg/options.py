@@ -140,8 +140,9 @@ class Options(SharedOptions):
     num_workers: int = option("Accepted for compatibility; there are none.", check=_check_workers, default=3)
     session_reset: SessionReset = option(
         '"never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners, cursors and '
-        "adapters are reset before the connection is lent again, which costs a round trip at each return. What "
-        "*configure* has set with `SET` is reset too; a role or session authorization that it has set is restored.",
+        "adapters are reset before the connection is lent again, which costs a round trip at each return, and prepared "
+        "statements are read and planned anew. What *configure* has set with `SET` is reset too; a role or session "
+        "authorization that it has set is restored.",
         check=choice(SessionReset),
         default="never",
     )

@@ -49,11 +49,12 @@ _FAREWELLS: Final = (b"", b"E")
 _LET_GO_SECONDS: Final = 1.0
 
 # What asyncpg's pool resets, and the role, which `RESET ALL` leaves. The reset begins in the last lease's kind of
-# transaction: a serializable, read-only, deferrable one would wait for others.
+# transaction: a serializable, read-only, deferrable one would wait for others. Literals in prepared statements were
+# read by the lease's settings. `DISCARD PLANS` has them read again.
 _RESET_QUERY: Final = (
     b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
     b"SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL; "
-    b"RESET SESSION AUTHORIZATION; RESET ROLE"
+    b"RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD PLANS"
 )
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = (b"in_hot_standby", b"default_transaction_read_only")
