@@ -30,6 +30,48 @@ ALL_ARGUMENTS = {
 }
 
 
+class Fading(asyncpg.Connection):
+    """Says itself when it is closed."""
+
+    __slots__ = ("has_faded",)
+
+    def is_closed(self):
+        return getattr(self, "has_faded", False) or super().is_closed()
+
+
+def test_a_connection_that_says_it_is_closed_is_not_lent_again(pool_class, dsn, run):
+    """A class of the user's may know more than its protocol."""
+
+    async def main():
+        async with pool_class(dsn, **ONE, **ALL_ARGUMENTS | {"connection_class": Fading}) as pool:
+            async with pool.acquire() as con:
+                pid = con.get_server_pid()
+                con._con.has_faded = True
+            async with pool.acquire() as con:
+                assert con.get_server_pid() != pid
+
+    run(main())
+
+
+def test_a_connection_that_connect_returns_twice_is_not_lent_twice(pool_class, dsn, run):
+    """The second caller hears of it; neither sees the other's session."""
+
+    async def main():
+        only = await asyncpg.connect(dsn)
+
+        async def connect(*_, **__):
+            return only
+
+        options = ONE | {"min_size": 0, "max_size": 2, "connect": connect}
+        pool = await pool_class(dsn, **options, **ALL_ARGUMENTS)
+        await pool.acquire()
+        with pytest.raises(asyncpg.InterfaceError):
+            await pool.acquire(timeout=5)
+        pool.terminate()
+
+    run(main())
+
+
 def test_what_a_subclass_overrides_is_called(pool_class, dsn, run):
     """`acquire`, `release`, `terminate` and `close`, by blocks, by `pool.fetch` and its like, and by each other."""
     calls = []

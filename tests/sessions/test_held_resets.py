@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from unittest import mock
 
 import pytest
 
 import helpers
 from failed_resets import OPEN_THE_DOOR, by_trigger, one_connection
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.stats import LeaseOverdue, LeaseReturned
+from running import eventually_async
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.both_pythons]
 
@@ -158,6 +161,94 @@ def test_a_loop_that_stops_before_the_next_caller_runs_sends_the_reset_when_it_g
 
     with runner_factory() as runner:
         runner.run(end(*runner.run(begin())))
+
+
+def transport_of(pool):
+    return pool._sessions()[0]._internals.transport
+
+
+def test_a_tracers_write_stays_and_sees_everything(bank):
+    """If the transport's `write` is another's, nothing is held back."""
+
+    async def main():
+        helpers.make_known(OPEN_THE_DOOR, TENANT)
+        async with one_connection(bank.dsn, "pipelined") as pool:
+            transport, seen = transport_of(pool), []
+            write = transport.write
+            transport.write = lambda data: (seen.append(bytes(data)), write(data))
+            for _ in range(2):
+                assert await (await leave_and_hand_over(pool, lambda con: con.fetchval(TENANT))) is None
+            assert sum(b"exit_on_error" in data for data in seen) == 4
+
+    asyncio.run(main())
+
+
+def test_a_tracer_that_comes_while_a_reset_is_held_back_and_puts_back_what_it_found(bank):
+    """It finds what holds the reset back, and its data goes through that also later."""
+
+    async def main():
+        helpers.make_known(OPEN_THE_DOOR, TENANT)
+        async with one_connection(bank.dsn, "pipelined") as pool:
+            transport = transport_of(pool)
+            waiter = await leave_and_hand_over(pool, lambda con: con.fetchval(TENANT))
+            with mock.patch.object(transport, "write", wraps=transport.write) as spy:
+                assert await waiter is None
+            assert spy.called
+            for _ in range(2):
+                assert await (await leave_and_hand_over(pool, lambda con: con.fetchval(TENANT))) is None
+
+    asyncio.run(main())
+
+
+def test_a_write_that_fails_does_not_lose_the_reset(bank, admin):
+    """What cannot be joined with it is refused, and the reset goes out in the next iteration."""
+
+    async def write_text(con):
+        with pytest.raises(TypeError):
+            con._con._transport.write("text")
+        await asyncio.sleep(0.01)
+        return await con.fetchval(TENANT)
+
+    async def main():
+        helpers.make_known(OPEN_THE_DOOR, TENANT)
+        async with one_connection(bank.dsn, "pipelined") as pool:
+            assert await (await leave_and_hand_over(pool, write_text)) is None
+
+    asyncio.run(main())
+
+
+def test_a_hook_that_ends_the_program_leaves_no_reset_unsent(bank, admin, run):
+    """It is called while the release acts."""
+    overdue = []
+
+    def hook(event):
+        if isinstance(event, LeaseOverdue):
+            overdue.append(event)
+        elif isinstance(event, LeaseReturned):
+            raise SystemExit
+
+    async def main():
+        helpers.make_known(OPEN_THE_DOOR)
+        async with one_connection(bank.dsn, "pipelined", on_event=hook, leak_threshold=0.01) as pool:
+
+            async def wait():
+                with contextlib.suppress(SystemExit):  # its lease may be overdue as well
+                    async with pool.acquire():
+                        await asyncio.sleep(0.1)
+
+            con = await pool.acquire()
+            waiter = asyncio.create_task(wait())
+            await helpers.spin(2)
+            await by_trigger(con, *DIRT)
+            await eventually_async(lambda: overdue, "an overdue lease")
+            with pytest.raises(SystemExit):
+                await pool.release(con)
+            await asyncio.sleep(0.05)
+            assert admin.execute(TRY_LOCK).fetchone() == (True,)
+            admin.execute("SELECT pg_advisory_unlock_all()")
+            await waiter
+
+    run(main())
 
 
 def test_over_tls_as_well(tls_server, run):

@@ -64,9 +64,13 @@ class ClientMemory:
         lease may have set it back since, as the end of a transaction does after `SET LOCAL`. So the values' identities
         are compared: asyncpg makes a new object of each value that the server reports.
         """
-        reported = self.reported
-        if reported is not None and any(reported.get(name) is not self.expected.get(name) for name in _READ_WITH):
-            con._drop_local_statement_cache()
+        reported, expected = self.reported, self.expected
+        if reported is None:
+            return
+        for name in _READ_WITH:
+            if reported.get(name) is not expected.get(name):
+                con._drop_local_statement_cache()
+                return
 
     def keep_codecs(self) -> None:
         """Note the codecs that each lease must find."""

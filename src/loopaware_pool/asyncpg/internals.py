@@ -5,6 +5,7 @@ All private attributes of asyncpg that are used, in one place. A missing attribu
 from __future__ import annotations
 
 import contextlib
+import weakref
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,11 +42,6 @@ class _HiddenProtocol:
 
     queries_count = 0
 
-    @staticmethod
-    def is_connected() -> bool:
-        """It is, for all that is known. asyncpg tells the session when it closes the connection."""
-        return True
-
 
 class Internals:
     """
@@ -68,10 +64,23 @@ class Internals:
         self.plain: Any = self.transport
         if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
             self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
-        # Not `con.is_closed`, which is two calls more, and would keep the connection alive.
-        self.is_connected: Callable[[], bool] = self.protocol.is_connected
+        self.is_connected = self._find_connected(con)
         self.is_busy = self._find_busy()
         self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
+
+    def _find_connected(self, con: Connection) -> Callable[[], bool]:
+        """Find a way to ask whether *con* is open that keeps no reference to it. asyncpg's own takes two calls more."""
+        is_closed = con.is_closed
+        if self.protocol is not _HiddenProtocol and is_closed.__func__ is upstream.Connection.is_closed:
+            is_connected: Callable[[], bool] = self.protocol.is_connected
+            return is_connected
+        reference = weakref.WeakMethod(is_closed)
+
+        def is_open() -> bool:
+            ask = reference()
+            return ask is not None and not ask()
+
+        return is_open
 
     def _find_busy(self) -> Callable[[], bool] | None:
         """

@@ -63,6 +63,8 @@ __all__ = ["BackendPidCheck", "ResetProtocol"]
 # when it ends, and until then every byte costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
+# What is replaced on a transport while a reset is held back, unless a tracer has replaced it already.
+_REPLACED: Final = frozenset({"write", "writelines"})
 # To join larger data would cost more than to write it by itself.
 _LARGEST_JOINED_BYTES: Final = 16 << 10
 _NOTHING: Final = ResetMessage(b"", statements=0)
@@ -109,7 +111,8 @@ class ResetProtocol(asyncio.Protocol):
         self._clean_answers = clean_answers
         self._reset = _NOTHING
         self._held: bytes | None = None
-        self._can_hold = hasattr(transport, "__dict__")  # uvloop's transports have none
+        # uvloop's transports have no dictionary.
+        self._can_hold = isinstance(transport, asyncio.Transport) and hasattr(transport, "__dict__")
         self._clean: bytes | None = None
         self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
@@ -128,7 +131,7 @@ class ResetProtocol(asyncio.Protocol):
             self._reset = reset
             self._clean = self._clean_answers.get(reset.data)
         self._transport.set_protocol(self)
-        if is_held and self._can_hold and "write" not in vars(self._transport):  # else a tracer has set it
+        if is_held and self._can_hold and _REPLACED.isdisjoint(vars(self._transport)):
             self._held = reset.data
             self._transport.write, self._transport.writelines = self._write_behind, self._write_lines_behind
         else:
@@ -147,20 +150,28 @@ class ResetProtocol(asyncio.Protocol):
 
     def _drop_held(self) -> bytes:
         held, self._held = self._held or b"", None
-        del self._transport.write, self._transport.writelines  # those of its class again
+        replaced = vars(self._transport)
+        for name, own in (("write", self._write_behind), ("writelines", self._write_lines_behind)):
+            if replaced.get(name) == own:  # else a tracer has wrapped it meanwhile, and still calls it
+                del replaced[name]
         return held
 
     def _write_behind(self, data: Any) -> None:
-        held = self._drop_held()
-        if len(data) <= _LARGEST_JOINED_BYTES:
-            self._transport.write(held + data)
+        transport = self._transport
+        write = type(transport).write  # not the transport's own, which a tracer may have set to call this
+        if self._held is None:
+            write(transport, data)
+        elif len(data) <= _LARGEST_JOINED_BYTES:
+            joined = self._held + data  # first: it may fail, and the reset must not be lost
+            self._drop_held()
+            write(transport, joined)
         else:
-            self._transport.write(held)
-            self._transport.write(data)
+            write(transport, self._drop_held())
+            write(transport, data)
 
     def _write_lines_behind(self, lines: Any) -> None:
         self.flush()
-        self._transport.writelines(lines)
+        type(self._transport).writelines(self._transport, lines)
 
     def stand_guard(self) -> None:
         """Look at what comes, as nothing should come."""

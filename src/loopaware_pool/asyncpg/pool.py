@@ -320,19 +320,20 @@ class Pool(UpstreamPool):
         runner, slot = listener.runner, listener.slot
         is_wanted = bool(runner.shard.waiters)
         try:
-            session.invalidate_derivatives()
+            if session.is_exposed:
+                session.invalidate_derivatives()
         finally:  # it warns about listeners, and warnings may be errors
             session.end_lease()
             try:
                 # An expired one is closed without a reset, as in asyncpg's pool.
-                is_outdated = runner.shard.is_outdated(slot)
+                is_outdated = slot.generation != self._core.shared.generation
                 check = ReturnCheck.READY if is_outdated else session.take_back(is_wanted=is_wanted)
             finally:
                 runner.shard.returned(slot, check, monotonic(), session.reset_timeout)
+                if is_wanted:
+                    session.flush_later()  # behind the caller's wake-up
                 if runner.decided:
                     runner.act()
-                if is_wanted:
-                    session.flush_later()
         return listener if check is _RESET else None
 
     def _release_at_home(

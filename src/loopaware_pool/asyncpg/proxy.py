@@ -44,9 +44,9 @@ _CALL_BACK = (
 # Methods that have had their answer, or have cancelled it, when they return or raise, and whose results cannot talk to
 # the server.
 _SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
-# Methods that only touch the client's side.
-_LOCAL = (
-    *("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction"),
+# Methods that only touch the client's side: that look, and that change callbacks.
+_LOOKING = ("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction")
+_CHANGING_CALLBACKS = (
     *("add_log_listener", "add_query_logger", "add_termination_listener"),
     *("remove_log_listener", "remove_query_logger", "remove_termination_listener"),
 )
@@ -66,7 +66,7 @@ class _ProxyMeta(upstream.PoolConnectionProxyMeta):
         for method_name, method in inspect.getmembers(Connection, callable):
             if method_name in _FACTORIES:
                 namespace[method_name] = _making(method_name, method, reads=reads)
-            elif method_name in _LOCAL:
+            elif method_name in _LOOKING or method_name in _CHANGING_CALLBACKS:
                 namespace[method_name] = _on_any_loop(method_name, method)
             elif _is_coroutine(method_name, method):
                 namespace[method_name] = _on_its_loop(method_name, method, reads=reads)
@@ -147,11 +147,14 @@ def _making(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[.
 
 
 def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    changes_callbacks = name in _CHANGING_CALLBACKS
+
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
         con = self._connection
         if con is None:
             raise _released(name)
+        self._holder.is_exposed |= changes_callbacks
         return getattr(con.__class__, name)(con, *args, **kwargs)
 
     return call

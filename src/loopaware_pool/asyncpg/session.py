@@ -108,8 +108,8 @@ class AsyncpgSession:
         is_dirty: Whether the lease may have left something to reset, as far as its statements show.
         may_have_set_codecs: Whether the lease has called a method that changes type codecs, or an unknown one.
         calls: How many of the proxy's calls have begun and not ended.
-        is_exposed: Whether the caller may talk to the server by other means than those calls: a prepared statement, a
-            cursor, a transaction, the connection itself.
+        is_exposed: Whether the lease has more than calls that are over when they return: a prepared statement, a
+            cursor, a transaction, a callback, the connection itself.
     """
 
     __slots__ = (
@@ -350,14 +350,16 @@ class AsyncpgSession:
         if is_worn_out or (self.may_have_set_codecs and self._has_foreign_codecs()):
             return ReturnCheck.WORN_OUT
         answer = self._answer
-        if answer is None or self._server_state is not None or self._has_unfinished_business(con, protocol):
-            return _RESET
         if (
-            con._listeners
-            or con._log_listeners
-            or con._query_loggers != self._query_loggers
-            or con._termination_listeners != self._termination_listeners
+            answer is None
+            or self._server_state is not None
+            or self.calls > 0
+            or protocol._is_cancelling()
+            or protocol.is_in_transaction()
+            or (self.is_exposed and (con._top_xact is not None or self._is_busy()))
         ):
+            return _RESET
+        if self.is_exposed:
             self._restore_callbacks(con)
         if self.may_have_set_codecs:
             self._restore_codecs(con)
@@ -388,23 +390,9 @@ class AsyncpgSession:
         answer.send(self._guarded, is_held=is_wanted)
         return _READY
 
-    def _has_unfinished_business(self, con: Connection, protocol: Any) -> bool:
-        """
-        Whether asyncpg's protocol is, or may be, in the middle of something, so that it cannot be bypassed.
-
-        Asking whether it is busy is the most expensive step of a lease, and needless if the caller has only made calls.
-        """
-        return (
-            self.calls > 0
-            or protocol._is_cancelling()
-            or protocol.is_in_transaction()
-            or con._top_xact is not None
-            or (self.is_exposed and self._is_busy())
-        )
-
     def _is_busy(self) -> bool:
         """
-        Whether asyncpg's protocol is in the middle of something, as far as it shows.
+        Whether asyncpg's protocol is in the middle of something, as far as it shows. To ask is expensive.
 
         While a COPY's sink is slow, asyncpg waits for no answer, but has stopped reading.
         """
@@ -621,10 +609,13 @@ class AsyncpgSession:
         answer = self._answer
         if answer is not None and (answer.is_due or answer.is_on_guard):
             self._take_transport()
+        if con._proxy is not None:  # a `connect` of the user's has returned one connection twice
+            raise asyncpg.InterfaceError("connection is lent already")
         self.proxy = proxy
         self.pool = pool
         # The calls of a user's own class are not seen.
-        self.is_exposed = self.may_have_set_codecs = self._starts_exposed
+        self.may_have_set_codecs = self._starts_exposed
+        self.is_exposed = self._starts_exposed or bool(con._listeners or con._log_listeners)
         con._proxy = proxy
         return con
 

@@ -391,8 +391,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
 
     def _lend(self, slot: Slot[PsycopgSession], runner: ShardRunner[PsycopgSession]) -> ACT:
         """Begin a lease of a connection that has been taken; nothing may be awaited between here and the caller."""
-        caller_of_caller = sys._getframe(2)  # each frame that is looked at becomes an object
-        slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(caller_of_caller))
+        slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(sys._getframe(1)))
         return cast("ACT", slot.session.lend(self))
 
     def _take_back(self, conn: Any) -> SessionListener[PsycopgSession] | None:
