@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 
 from faults import both_flavours, pids, within
@@ -99,17 +100,15 @@ async def catch_inside(pool, proxy, query):
     raise late
 
 
+@pytest.mark.both_drivers
 @pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed", "awaited", "never"])
 @pytest.mark.parametrize(
     "caller",
     [query_in_time, time_out_around, time_out_in_transaction, release_by_hand, catch_inside],
     ids=lambda caller: caller.__name__,
 )
-def test_a_caller_whose_time_is_up_does_not_wait_for_the_reset(dsn, run, monkeypatch, caller, session_reset):
+def test_a_caller_whose_time_is_up_does_not_wait_for_the_reset(dsn, run, caller, session_reset):
     """Whatever is left to do on the connection is the pool's, and its place is free again once the network is well."""
-    monkeypatch.setattr(
-        asyncpg_session, "RESET_SECONDS", 2.0
-    )  # asyncpg 0.31 does not tell the reset of a lost connection
     if caller is catch_inside and session_reset == "awaited":
         pytest.skip("this release is to tell what the reset fails with, and has no deadline")
 
@@ -123,6 +122,43 @@ def test_a_caller_whose_time_is_up_does_not_wait_for_the_reset(dsn, run, monkeyp
                 proxy.reset()
                 proxy.heal()
                 assert await client.value("SELECT 1", timeout=10) == 1
+
+    run(main())
+
+
+def lose(pool, connection, proxy):
+    """The network ends the connection."""
+    proxy.reset()
+
+
+def terminate(pool, connection, proxy):
+    """Another task does."""
+    connection.terminate()
+
+
+def terminate_pool(pool, connection, proxy):
+    """The pool's end does."""
+    pool.terminate()
+
+
+@pytest.mark.both_drivers
+@pytest.mark.parametrize("end", [lose, terminate, terminate_pool], ids=lambda end: end.__name__)
+def test_a_query_that_waits_behind_a_cancelled_one_fails_when_the_connection_ends(dsn, run, end):
+    """It is sent when the server has ended the cancelled one. If the connection ends first, the caller is told."""
+
+    async def main():
+        with FaultProxy(dsn) as proxy:
+            async with both["asyncpg"](proxy.dsn, max_size=1) as client, client.pool.acquire() as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+                proxy.freeze()
+                with pytest.raises(TimeoutError):
+                    await connection.fetchval("SELECT 1", timeout=0.05)
+                query = asyncio.create_task(connection.fetchval("SELECT 2"))
+                await asyncio.sleep(0.05)
+                assert not query.done()
+                end(client.pool, connection, proxy)
+                with within(0.2), pytest.raises(asyncpg.InterfaceError, match="connection is closed"):
+                    await asyncio.wait_for(query, 5)
 
     run(main())
 

@@ -4,7 +4,9 @@ All private attributes of asyncpg that are used, in one place. A missing attribu
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import weakref
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +17,6 @@ from asyncpg import connection as upstream
 from loopaware_pool._platform.event_loops import close_socket_of
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from asyncpg.connection import Connection
@@ -101,6 +102,23 @@ class Internals:
             return True
 
         return None if is_busy() else is_busy  # a fresh connection is not busy
+
+    def is_cancelling(self) -> bool:
+        """Whether asyncpg is having the server cancel a query."""
+        return self.is_busy is not None and bool(self.protocol._is_cancelling())
+
+    def fail_abandoned_calls(self) -> None:
+        """
+        Fail the calls that still wait for a cancelled query to end, although the connection has been closed.
+
+        asyncpg 0.31 never wakes them, and their timeouts begin only after that wait. They get the error that asyncpg
+        0.32 raises. The futures they wait for are not exposed, so they are looked for in what the protocol refers to.
+        """
+        if self.is_cancelling():
+            for future in gc.get_referents(self.protocol):
+                if asyncio.isfuture(future) and not future.done():
+                    future.set_exception(asyncpg.InterfaceError("cannot perform operation: connection is closed"))
+                    future.exception()  # not reported if no call waits
 
     def read_less_at_once(self) -> None:
         """

@@ -401,7 +401,7 @@ class AsyncpgSession:
 
     def is_cancelling(self) -> bool:
         """Whether asyncpg is having the server cancel a query."""
-        return self._internals.is_busy is not None and bool(self._internals.protocol._is_cancelling())
+        return self._internals.is_cancelling()
 
     def patience_after(self, error: BaseException | None) -> float | None:
         """
@@ -423,9 +423,9 @@ class AsyncpgSession:
                 raise
 
     async def _reset(self) -> None:
-        con, protocol = self._con, self._internals.protocol
-        if self.is_cancelling():
-            await protocol._wait_for_cancellation()
+        con = self._con
+        if con is not None and self.is_cancelling():
+            await self._wait_for_cancellation(con)
         if con is None or con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
         if self._is_busy():
@@ -446,6 +446,20 @@ class AsyncpgSession:
         self._memory.expect_this()
         self._ending = None
         await self._verify(con)
+
+    async def _wait_for_cancellation(self, con: Connection) -> None:
+        """
+        Wait until the server has ended a cancelled query. The connection has its last proxy meanwhile: asyncpg 0.31
+        reports the loss of a connection to that only.
+        """
+        ending = self._ending
+        self._show_proxy(con)
+        try:
+            await self._internals.protocol._wait_for_cancellation()
+        finally:
+            if self._con is not None:
+                self._ending = ending
+                con._set_proxy(None)
 
     async def _reset_by_user(self, con: Connection) -> None:
         """
@@ -588,6 +602,8 @@ class AsyncpgSession:
     def _release_on_close(self) -> None:
         """Called by asyncpg when the connection is closed by anything but `abort`."""
         was_open = self._con is not None
+        if self.is_cancelling() and not self._loop.is_closed():
+            self._loop.call_soon(self._internals.fail_abandoned_calls)  # after asyncpg has woken those it knows of
         self._detach()
         if was_open and self.owner is not None:
             self.owner.lost("closed")
