@@ -97,6 +97,7 @@ class ResetProtocol(asyncio.Protocol):
         is_due: Whether the answer has not come yet.
         is_on_guard: Whether no message is expected, and any that comes is looked at.
         is_wanted: Whether asyncpg gets the transport as soon as the answer has come.
+        can_hold: Whether a reset can be held back on this transport.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class ResetProtocol(asyncio.Protocol):
         self._reset = _NOTHING
         self._held: bytes | None = None
         # uvloop's transports have no dictionary.
-        self._can_hold = isinstance(transport, asyncio.Transport) and hasattr(transport, "__dict__")
+        self.can_hold = isinstance(transport, asyncio.Transport) and hasattr(transport, "__dict__")
         self._clean: bytes | None = None
         self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
@@ -131,7 +132,7 @@ class ResetProtocol(asyncio.Protocol):
             self._reset = reset
             self._clean = self._clean_answers.get(reset.data)
         self._transport.set_protocol(self)
-        if is_held and self._can_hold and _REPLACED.isdisjoint(vars(self._transport)):
+        if is_held and self.can_hold and _REPLACED.isdisjoint(vars(self._transport)):
             self._held = reset.data
             self._transport.write, self._transport.writelines = self._write_behind, self._write_lines_behind
         else:

@@ -384,7 +384,8 @@ class AsyncpgSession:
             return _READY
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
-        if is_dirty or self._guarded is None:
+        # To follow a reset, but not in the same write, costs the server the guard and saves it nothing.
+        if is_dirty or self._guarded is None or (is_wanted and not answer.can_hold):
             answer.send(self._plain)
             return _RESET_SENT
         answer.send(self._guarded, is_held=is_wanted)
