@@ -292,8 +292,23 @@ def _is_returned_twice(difference: Difference) -> bool:
     """Upstream takes a broken connection back any number of times, opens another, and counts one twice."""
     if not _is_asyncpg(difference) and difference.what == "counts" and isinstance(difference.upstream, dict):
         return difference.upstream.get("pool_available", 0) > difference.upstream.get("pool_size", 0)
+    if _acquires(difference) and difference.what == "outcome":  # the other connection went to a caller who waited
+        is_served = _is_lease(difference.upstream) and _raised(difference.ours) is not None
+        return not _is_asyncpg(difference) and is_served and _has_returned_one_twice(difference)
     is_refused = "doesn't come from any pool" in _message(difference.ours) and difference.upstream is None
     return not _is_asyncpg(difference) and difference.step.get("name") == "putconn" and is_refused
+
+
+def _has_returned_one_twice(difference: Difference) -> bool:
+    returned: set[str] = set()
+    for step in difference.program.steps:
+        if step.get("name") == "putconn" and isinstance(step["args"][0], dict):
+            name = step["args"][0].get("name")
+            if name in returned:
+                return True
+            returned.add(name)
+        returned.discard(step.get("keep", ""))
+    return False
 
 
 def _is_returned_twice_at_once(difference: Difference) -> bool:
