@@ -197,7 +197,7 @@ def test_a_connection_handed_over_as_its_taker_is_cancelled_goes_to_the_next(dsn
             async with pool.acquire():
                 served.append(name)
 
-        async with some_pool(dsn, size=1) as pool:
+        async with some_pool(dsn, size=1, session_reset="never") as pool:
             con = await pool.acquire()
             pid = con.get_server_pid()
             first, second, third = (asyncio.create_task(wait_for(name)) for name in ("a", "b", "c"))
@@ -220,7 +220,7 @@ def test_all_who_are_handed_a_connection_may_be_cancelled(dsn, run):
     """If every taker in a row is cancelled at that instant, the connection is idle in the end."""
 
     async def main():
-        async with some_pool(dsn, size=1) as pool:
+        async with some_pool(dsn, size=1, session_reset="never") as pool:
             con = await pool.acquire()
             tasks = [asyncio.create_task(lease(pool)) for _ in range(5)]
             await helpers.spin(2)

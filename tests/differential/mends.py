@@ -57,6 +57,7 @@ def _reset_all_last(*args: Any) -> tuple[str, ...]:
 
 def _keep_no_callbacks(session: AsyncpgSession, _: Any) -> None:
     session._query_loggers = session._termination_listeners = frozenset()
+    session._starts_exposed = True  # so that each lease counts as one that may have changed them
 
 
 def _span_that_never_is_0(seconds: float) -> float:

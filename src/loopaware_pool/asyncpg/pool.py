@@ -326,7 +326,7 @@ class Pool(UpstreamPool):
             session.end_lease()
             try:
                 # An expired one is closed without a reset, as in asyncpg's pool.
-                is_outdated = slot.generation != self._core.shared.generation
+                is_outdated = runner.shard.is_outdated(slot)
                 check = ReturnCheck.READY if is_outdated else session.take_back(is_wanted=is_wanted)
             finally:
                 runner.shard.returned(slot, check, monotonic(), session.reset_timeout)
