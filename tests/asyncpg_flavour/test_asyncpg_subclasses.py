@@ -39,8 +39,11 @@ class Fading(asyncpg.Connection):
         return getattr(self, "has_faded", False) or super().is_closed()
 
 
+@pytest.mark.skipif(
+    asyncpg.__version__.startswith("0.31."), reason="asyncpg 0.31 terminates no connection that says it is closed"
+)
 def test_a_connection_that_says_it_is_closed_is_not_lent_again(dsn, run):
-    """A class of the user's may know more than its protocol. asyncpg 0.32's pool asks it, too; that of 0.31 does not."""
+    """A class of the user's may know more than its protocol. asyncpg 0.32's pool asks it, too."""
 
     async def main():
         async with make_pool(dsn, max_size=1, connection_class=Fading) as pool:
@@ -53,8 +56,8 @@ def test_a_connection_that_says_it_is_closed_is_not_lent_again(dsn, run):
     run(main())
 
 
-def test_a_connection_that_connect_returns_twice_is_not_lent_twice(pool_class, dsn, run):
-    """The second caller hears of it; neither sees the other's session."""
+def test_a_connection_that_connect_returns_twice_is_not_lent_twice(dsn, run):
+    """As with asyncpg's pool, the second caller hears of it; neither sees the other's session."""
 
     async def main():
         only = await asyncpg.connect(dsn)
@@ -62,8 +65,7 @@ def test_a_connection_that_connect_returns_twice_is_not_lent_twice(pool_class, d
         async def connect(*_, **__):
             return only
 
-        options = ONE | {"min_size": 0, "max_size": 2, "connect": connect}
-        pool = await pool_class(dsn, **options, **ALL_ARGUMENTS)
+        pool = await loopaware_pool.asyncpg.create_pool(dsn, min_size=0, max_size=2, connect=connect)
         await pool.acquire()
         with pytest.raises(asyncpg.InterfaceError):
             await pool.acquire(timeout=5)
