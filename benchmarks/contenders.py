@@ -166,18 +166,25 @@ def _delayed(connect: Callable[..., Awaitable[Any]], seconds: float) -> Callable
     return connect_later
 
 
+async def _asyncpg_connections(stack: AsyncExitStack, setting: Setting, name: str) -> list[Any]:
+    """Open as many as a pool may have; *stack* closes them."""
+    connections = []
+    for _ in range(setting.max_size):
+        connections.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
+        stack.push_async_callback(connections[-1].close)
+    return connections
+
+
 def _bare_asyncpg(*, reads_less: bool = False) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
     """Make connections without a pool, which ask for as much at each read as asyncio's do, or ours."""
 
     @asynccontextmanager
     async def open_connections(setting: Setting, name: str) -> AsyncIterator[Client]:
         async with AsyncExitStack() as stack:
-            free = []
-            for _ in range(setting.max_size):
-                free.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
-                stack.push_async_callback(free[-1].close)
-                if reads_less:
-                    Internals(free[-1]).read_less_at_once()
+            free = await _asyncpg_connections(stack, setting, name)
+            if reads_less:
+                for connection in free:
+                    Internals(connection).read_less_at_once()
 
             async def fetch(query: str) -> Any:
                 connection = free.pop()
@@ -203,11 +210,7 @@ def _lease_from(free: list[Any]) -> Callable[[], AbstractAsyncContextManager[Any
 @asynccontextmanager
 async def _article(setting: Setting, name: str) -> AsyncIterator[Client]:
     async with AsyncExitStack() as stack:
-        connections = []
-        for _ in range(setting.max_size):
-            connections.append(await asyncpg.connect(setting.dsn, **_asyncpg_arguments(setting, name)))
-            stack.push_async_callback(connections[-1].close)
-        pool = ArticleDesign(list(connections))
+        pool = ArticleDesign(await _asyncpg_connections(stack, setting, name))
 
         @asynccontextmanager
         async def lease() -> AsyncIterator[Any]:
