@@ -24,10 +24,9 @@ from asyncpg.connection import Connection
 
 from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
 from loopaware_pool._core.timeouts import LATE_SECONDS, patience_after
-from loopaware_pool._platform.event_loops import close_socket_of
-from loopaware_pool._platform.sockets import SocketIdentity, SocketProbe, replace_by_devnull
 from loopaware_pool.asyncpg.client_memory import ClientMemory
-from loopaware_pool.asyncpg.internals import Internals, has_own_methods, is_refused_as_ended, raise_if_ended
+from loopaware_pool.asyncpg.internals import has_own_methods, is_refused_as_ended, raise_if_ended
+from loopaware_pool.asyncpg.link import AsyncpgLink
 from loopaware_pool.asyncpg.pipelined_reset import BackendPidCheck, ResetProtocol
 from loopaware_pool.asyncpg.reset_messages import (
     ResetMessage,
@@ -37,7 +36,7 @@ from loopaware_pool.asyncpg.reset_messages import (
     plain,
     reset_statements,
 )
-from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -58,7 +57,6 @@ _REFERENCES: Final = 3
 _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
 
 # Bound once: see shard.py.
-_ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
 
 
@@ -96,7 +94,7 @@ class SessionSettings(Protocol):
         """Log why resets are not made as requested, once per pool."""
 
 
-class AsyncpgSession:
+class AsyncpgSession(AsyncpgLink):
     """
     One asyncpg connection. To asyncpg it is the holder of a pooled connection.
 
@@ -116,16 +114,10 @@ class AsyncpgSession:
         "__weakref__",
         "_answer",
         "_can_be_followed",
-        "_con",
         "_ending",
         "_guarded",
-        "_identity",
-        "_internals",
-        "_is_parked",
-        "_loop",
         "_memory",
         "_plain",
-        "_probe",
         "_query",
         "_query_loggers",
         "_server_state",
@@ -146,6 +138,7 @@ class AsyncpgSession:
     )
 
     def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(con, loop)
         self.owner: SessionListener[AsyncpgSession] | None = None
         self.proxy: upstream.PoolConnectionProxy | None = None
         self.pool: upstream.Pool | None = None
@@ -155,19 +148,11 @@ class AsyncpgSession:
         self.calls = 0
         self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._settings = settings
-        self._con: Connection | None = con
-        self._loop = loop
-        self._internals = internals = Internals(con)
-        internals.read_less_at_once()
         self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
-        self._is_parked = False
         self._can_be_followed = False
         self._ending: upstream.PoolConnectionProxy | None = None  # the released proxy, until the reset or close is done
         self._server_state: ServerState | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
-        fd = internals.socket_fd
-        self._identity = None if fd is None else SocketIdentity.of(fd)
-        self._probe = None if fd is None else SocketProbe(fd)
         self._query = ""
         self._plain = plain(())
         self._guarded: ResetMessage | None = None
@@ -262,53 +247,13 @@ class AsyncpgSession:
     # ---- what the core asks ----
 
     @property
-    def identity(self) -> SocketIdentity | None:
-        """The socket."""
-        return self._identity
-
-    @property
     def is_settled(self) -> bool:
         """Whether no answer to a reset is due."""
         return self._answer is None or not self._answer.is_due
 
-    def is_connected(self) -> bool:
-        """Whether the connection is open."""
-        return self._con is not None and not self._con.is_closed()
-
-    def liveness(self) -> Liveness:
-        """Look at the socket, without waiting."""
-        if self._con is None or not self._internals.is_connected():
-            return _DEAD
-        probe = self._probe
-        if probe is None or not (found := probe.poll(0)):
-            return _ALIVE
-        is_gone, is_readable = probe.meaning(found)
-        if is_gone:
-            return _DEAD
-        if is_readable and self.is_settled:
-            if self._answer is not None:
-                self._answer.stand_guard()
-            return _UNREAD
-        return _ALIVE
-
-    def park(self) -> None:
-        """
-        Take the fd out of the selector.
-
-        Over TLS the lower transport has it: pausing the upper one alone leaves the fd registered.
-        """
-        transport = self._internals.plain or self._internals.transport
-        if transport is not None and not self._is_parked and not transport.is_closing():
-            self._is_parked = True
-            transport.pause_reading()
-
-    def unpark(self) -> None:
-        """
-        Put the fd back. Needed before closing, too: a close waits for the end of the stream, which only a reader sees.
-        """
-        if self._is_parked:
-            self._is_parked = False
-            (self._internals.plain or self._internals.transport).resume_reading()
+    def _found_unread(self) -> None:
+        if self._answer is not None:
+            self._answer.stand_guard()
 
     def is_dropped(self) -> bool:
         """
@@ -563,26 +508,6 @@ class AsyncpgSession:
         finally:
             self._detach()
 
-    def discard(self, *, forked: bool) -> None:
-        """Close the socket although its loop does not run here."""
-        con = self._con
-        if forked:
-            self._detach()
-            # No goodbye and no unregistration: the server and the epoll set are the parent's too. No plain close
-            # either: the transport would close the number again, when it may be another file's.
-            if self._identity is not None and self._identity.is_open():
-                replace_by_devnull(self._identity.fd)
-        elif con is not None and (not self._loop.is_closed() or hasattr(self._internals.plain, "_sock")):
-            with contextlib.suppress(RuntimeError):  # asyncpg wants to use the loop, which is closed
-                self._terminate(con)
-        self._detach()
-        if con is not None:  # else a polite close was cut short: asyncpg has dropped the open socket
-            con._aborted = True
-        is_over = forked or self._loop.is_closed()
-        close_socket_of(self._internals.plain, for_good=is_over)
-        if is_over and self._internals.plain is not None and self._internals.transport is not self._internals.plain:
-            self._internals.transport._closed = True  # a TLS transport has a finaliser of its own
-
     # ---- what asyncpg asks ----
 
     @property
@@ -610,11 +535,6 @@ class AsyncpgSession:
             self.owner.lost("closed")
 
     # ---- the caller's side ----
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The loop it belongs to."""
-        return self._loop
 
     def lend(self, proxy: upstream.PoolConnectionProxy, pool: upstream.Pool) -> Connection:
         """Begin a lease; nothing may be awaited between here and the caller."""
