@@ -94,9 +94,9 @@ class PoolMachine(RuleBasedStateMachine):
         if self.reactions and shard in self.pool.shards:
             getattr(self, f"_{self.reactions.pop()}_on")(shard)
 
-    def _acquire_on(self, shard):
+    def _acquire_on(self, shard, *, has_deadline=False):
         if shard.is_open:
-            self._acquire(shard, has_deadline=False)
+            self._acquire(shard, has_deadline=has_deadline)
 
     def _drain_on(self, shard):
         self._expire_on(shard)
@@ -137,7 +137,7 @@ class PoolMachine(RuleBasedStateMachine):
     def acquire(self, data, count, has_deadline):
         shard = data.draw(st.sampled_from(self._open_shards()))
         for _ in range(count):
-            self._acquire(shard, has_deadline=has_deadline)
+            self._acquire_on(shard, has_deadline=has_deadline)
 
     def _open_shards(self):
         return [shard for shard in self.pool.shards if shard.is_open]
@@ -146,6 +146,8 @@ class PoolMachine(RuleBasedStateMachine):
         slot = shard.take(self.pool.now)
         if slot is not None:
             self.leases.append((shard, slot))
+            return
+        if not shard.is_open:  # a listener has closed it: the caller gets an error
             return
         self.numbers += 1
         self.pool.now += 1e-6  # no two callers come at the same moment
@@ -158,6 +160,8 @@ class PoolMachine(RuleBasedStateMachine):
         slot = caller.shard.take(self.pool.now)
         if slot is not None:
             self.leases.append((caller.shard, slot))
+            return
+        if not caller.shard.is_open:
             return
         caller.waiter = FakeFuture()
         caller.is_in_queue = False
