@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from loopaware_pool._core.leases import leases_of, line_outside
 from loopaware_pool._core.slot import Slot, SlotState
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from loopaware_pool._core.runner import ShardRunner
 
 __all__ = ["Queue"]
+
+# How often to look whether a caller whose time is up still has a connection opened for it, where connecting has no
+# timeout.
+CONNECT_LOOK_SECONDS: Final = 0.05
 
 
 class Queue(Generic[S]):
@@ -111,6 +115,10 @@ class Queue(Generic[S]):
 
     def _time_out(self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], timeout: float) -> None:
         if waiter.done():
+            return
+        if not self._registry.shared.config.timeout_covers_connecting and runner.shard.is_to_get_a_connect(waiter):
+            later = functools.partial(self._time_out, runner, waiter, timeout)
+            runner.deadlines.add(waiter, monotonic() + CONNECT_LOOK_SECONDS, later)
             return
         runner.shard.dequeue(waiter)
         runner.shard.counters.timed_out += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -51,6 +52,12 @@ class PoolConfig(SharedOptions):
     max_size: int = option(
         "Most connections open at once in the whole process, connecting and closing ones included.", check=count(1)
     )
+    max_idle_size: int = option(
+        "Most connections kept idle, on all loops together; one that is returned above that is closed, unless a caller "
+        "waits for it.",
+        check=count(0),
+        default=sys.maxsize,
+    )
     max_idle: float = option(
         "Seconds after which an idle connection above *min_size* is closed; 0 never.", check=_seconds, default=0.0
     )
@@ -72,6 +79,11 @@ class PoolConfig(SharedOptions):
         "Seconds `close()` waits for leases before it terminates; None waits as long as it takes.",
         check=_seconds_or_none,
         default=None,
+    )
+    timeout_covers_connecting: bool = option(
+        "Whether a caller's timeout goes on while a connection is, or can be, opened for it. If not, it passes only "
+        "while the caller waits for other callers.",
+        default=True,
     )
     patience: float = option(
         "Seconds a loop's first waiter gives way to loops that have connections.", check=_seconds, default=0.05

@@ -170,6 +170,14 @@ class PoolCore(Registry[S]):
                     self._on(runner, runner.cut_unused)
         self.loop_emptied()
 
+    def shut_unused(self) -> None:
+        """Close the pool on every loop as `close_unused` does, and wait for nothing. From any thread."""
+        if self.state is not PoolState.CLOSED:
+            self.state = PoolState.CLOSED
+            for runner in self.runners():
+                self._on(runner, functools.partial(runner.shut, self.closed_error))
+            self.loop_emptied()
+
     def terminate(self) -> None:
         """
         Close every connection on every loop now, lent ones included. From any thread, and without a loop.

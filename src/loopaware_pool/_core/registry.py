@@ -298,6 +298,10 @@ class Registry(Generic[S]):
         """Count the connections on all loops, connecting ones included."""
         return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
 
+    def idle_size(self) -> int:
+        """Count the idle connections on all loops."""
+        return sum(len(runner.shard.idle) for runner in self.runners())
+
     def slots(self, *without: SlotState) -> list[Slot[S]]:
         """List the slots of all loops, except those in the given states."""
         return [slot for runner in self.runners() for slot in list(runner.shard.slots) if slot.state not in without]

@@ -80,6 +80,9 @@ class PoolOfLoops(Protocol[S]):
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
 
+    def idle_size(self) -> int:
+        """Count the idle connections on all loops."""
+
     def deliver_grant(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
 
@@ -124,7 +127,12 @@ class ShardRunner(Generic[S]):
         self.loop = loop
         self.label = event_loops.label(loop)
         self.reporter = Reporter(core.shared, self.label)
-        self.shard: Shard[S] = Shard(core.shared, core.permits, self, pool_size=core.size, jitter=core.jitter)
+        self.shard: Shard[S] = Shard(
+            *(core.shared, core.permits, self),
+            pool_size=core.size,
+            jitter=core.jitter,
+            pool_idle_size=core.idle_size,
+        )
         self.housekeeper: Housekeeper[S] = Housekeeper(self.shard, core.shared, self, pool_size=core.size)
         self._core = weakref.ref(core)
         self._shared = core.shared

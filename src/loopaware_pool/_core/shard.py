@@ -17,6 +17,7 @@ directly, so that a running task cannot take it in between.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import TYPE_CHECKING, Final, Generic
 
@@ -75,6 +76,7 @@ class Shard(Generic[S]):
         effects: Does what is decided here.
         pool_size: Counts the pool's connections on all loops, connecting ones included.
         jitter: Draws a number between 0 and 1, for lifetimes.
+        pool_idle_size: Counts the pool's idle connections on all loops; None if this is the only loop.
 
     Attributes:
         is_open: Whether callers are served, now or after a suspension. A loop may end before the pool does.
@@ -88,6 +90,7 @@ class Shard(Generic[S]):
         *,
         pool_size: Callable[[], int],
         jitter: Callable[[], float],
+        pool_idle_size: Callable[[], int] | None = None,
     ) -> None:
         self.is_open = True
         self.idle: list[Slot[S]] = []
@@ -107,6 +110,8 @@ class Shard(Generic[S]):
         self._jitter = jitter
         config = shared.config
         self._keeps_idle = config.idle_order is not IdleOrder.NONE
+        self._limits_idle = config.max_idle_size < config.max_size
+        self._pool_idle_size = pool_idle_size or self.idle.__len__
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
@@ -175,6 +180,11 @@ class Shard(Generic[S]):
         if slot.state is SlotState.RESERVED:
             slot.move(SlotEvent.ABANDONED)
             self._offer(slot, now)
+
+    def is_to_get_a_connect(self, waiter: Waiter) -> bool:
+        """Whether a connection is being opened for this waiting caller, or can be, so that it waits for no other."""
+        before = itertools.takewhile(lambda other: other is not waiter, self.waiters)
+        return sum(1 for _ in before) < len(self.connecting) + self.growth_left
 
     def dequeue(self, waiter: Waiter) -> None:
         """Take a caller out of the queue."""
@@ -265,6 +275,8 @@ class Shard(Generic[S]):
             self._retire(slot, "the loop ends", politely=False)
         elif not self._keeps_idle:
             self._retire(slot, "nobody waits for it")
+        elif self._limits_idle and self._pool_idle_size() >= self._shared.config.max_idle_size:
+            self._retire(slot, "more than max_idle_size are idle")
         else:
             slot.since = now
             self.idle.append(slot)

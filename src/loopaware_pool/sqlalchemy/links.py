@@ -1,0 +1,123 @@
+"""What the pool does with a driver's connection below SQLAlchemy: its socket, its selector, its end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from loopaware_pool.driver import Liveness
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from loopaware_pool._platform.sockets import SocketIdentity
+
+__all__ = ["Link", "loop_of", "make_link"]
+
+_ALIVE: Final = Liveness.ALIVE  # bound once: see shard.py
+
+
+class Link(Protocol):
+    """One connection of a driver. The methods are those of `Session`, as far as they concern a socket."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def identity(self) -> SocketIdentity | None: ...
+
+    def liveness(self) -> Liveness: ...
+
+    def park(self) -> None: ...
+
+    def unpark(self) -> None: ...
+
+    def lend(self) -> None:
+        """Prepare the connection for a caller."""
+
+    def take_back(self) -> bool:
+        """Keep callers from the connection. Tells whether it is of use: open, and not in the middle of a query."""
+
+    def abort(self) -> None: ...
+
+    def discard(self, *, forked: bool) -> None: ...
+
+
+class OpaqueLink:
+    """
+    A connection of which only SQLAlchemy knows how to close it, such as a mock of a DBAPI.
+
+    Args:
+        loop: Its loop.
+        terminate: Closes it without waiting.
+    """
+
+    identity = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, terminate: Callable[[], object]) -> None:
+        self.loop = loop
+        self._terminate = terminate
+
+    def liveness(self) -> Liveness:
+        """Assume the best."""
+        return _ALIVE
+
+    def park(self) -> None:
+        """Do nothing: the socket is not known."""
+
+    unpark = lend = park
+
+    def take_back(self) -> bool:
+        """Assume the best."""
+        return True
+
+    def abort(self) -> None:
+        """Close it."""
+        self._terminate()
+
+    def discard(self, *, forked: bool) -> None:
+        """Close it, unless it belongs to the parent process."""
+        if not forked:
+            self._terminate()
+
+
+def make_link(
+    connection: Any, loop: asyncio.AbstractEventLoop, pool_name: str, terminate: Callable[[], object]
+) -> Link:
+    """
+    Look below a connection of SQLAlchemy's.
+
+    Args:
+        connection: The connection, as a dialect's `connect` returns it.
+        loop: Its loop.
+        pool_name: Name of the pool, for errors.
+        terminate: Closes it without waiting, if its driver is not known.
+    """
+    driver_connection = _driver_connection(connection)
+    # A driver that has made a connection has been imported.
+    if (asyncpg := sys.modules.get("asyncpg")) and isinstance(driver_connection, asyncpg.Connection):
+        from loopaware_pool.sqlalchemy.asyncpg_link import LentAsyncpgLink
+
+        return LentAsyncpgLink(driver_connection, loop)
+    if (psycopg := sys.modules.get("psycopg")) and isinstance(driver_connection, psycopg.AsyncConnection):
+        from loopaware_pool.sqlalchemy.psycopg_link import LentPsycopgLink
+
+        return LentPsycopgLink(driver_connection, loop, pool_name)
+    return OpaqueLink(loop, terminate)
+
+
+def loop_of(connection: Any) -> asyncio.AbstractEventLoop | None:
+    """Return the loop of a connection of SQLAlchemy's that has no link any more; None if it is not known."""
+    driver_connection = _driver_connection(connection)
+    watch = getattr(driver_connection, "watch", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(watch or driver_connection, "loop" if watch else "_loop", None)
+    return loop
+
+
+def _driver_connection(connection: Any) -> Any:
+    """Return the driver's own connection, without SQLAlchemy's adapter and a tracer's wrapper."""
+    found = getattr(connection, "driver_connection", connection)
+    while (inner := getattr(found, "__wrapped__", None)) is not None:
+        found = inner
+    return found

@@ -1,0 +1,290 @@
+"""
+The drop-in for the pool of SQLAlchemy's async engine.
+
+SQLAlchemy's part stays SQLAlchemy's: records, events, `reset_on_return`, `pool_recycle`, `pool_pre_ping`,
+`invalidate()`. Which connection a caller gets, when one is opened and what becomes of it is decided by the core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import exc
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from loopaware_pool._core.options import documented
+from loopaware_pool._core.pool import PoolCore
+from loopaware_pool._core.state import PoolState
+from loopaware_pool._core.surface import PoolSurface
+from loopaware_pool._platform.event_loops import is_idle, post, running
+from loopaware_pool.driver import ReturnCheck
+from loopaware_pool.sqlalchemy.driver import (
+    Overloaded,
+    PoolClosed,
+    PoolTimeout,
+    SqlalchemyDriver,
+    TooManyWaiting,
+    UnsupportedLoop,
+)
+from loopaware_pool.sqlalchemy.first_connect import FirstConnectGate
+from loopaware_pool.sqlalchemy.links import loop_of, make_link
+from loopaware_pool.sqlalchemy.options import Options
+from loopaware_pool.sqlalchemy.views import QueueView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from loopaware_pool._core.runner import SessionListener
+    from loopaware_pool.sqlalchemy.session import RecordSession
+    from loopaware_pool.stats import EventHook
+
+__all__ = [
+    "LoopAwareQueuePool",
+    "Overloaded",
+    "PoolClosed",
+    "PoolTimeout",
+    "TooManyWaiting",
+    "UnsupportedLoop",
+]
+
+_OPEN: Final = PoolState.OPEN  # bound once: see shard.py
+_DRIVERS: Final = ("asyncpg", "psycopg", "psycopg_async")
+# How long `dispose()` waits for other loops, and for connections that are being opened or closed.
+DISPOSE_SECONDS: Final = 5.0
+
+
+@documented(Options)
+class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
+    """
+    A pool for `create_async_engine(url, poolclass=LoopAwareQueuePool)` that any number of loops, threads and
+    `asyncio.run` calls share.
+
+    Its options are given to `create_async_engine`, like those of `AsyncAdaptedQueuePool`, which it replaces. Connections
+    are opened when they are needed, each on the loop of the caller that needs it; the sizes limit all loops together.
+
+    Args:
+        creator: Opens a connection; `create_async_engine` passes it.
+        {options}
+        **kw: As for `sqlalchemy.pool.Pool`, such as *recycle*, *pre_ping* and *reset_on_return*.
+
+    Raises:
+        ValueError, TypeError: An option makes no sense; the message names it.
+        sqlalchemy.exc.ArgumentError: The engine is not async, or not one of PostgreSQL's with asyncpg or psycopg.
+    """
+
+    # SQLAlchemy looks for names before the star only.
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float | None = 30.0,
+        use_lifo: bool = False,
+        name: str | None = None,
+        max_waiting: int = 0,
+        max_idle: float = 0.0,
+        keepalive: float = 0.0,
+        shed_after: float | None = None,
+        max_connecting: int | None = None,
+        leak_threshold: float | None = None,
+        fd_check: float | None = None,
+        on_event: EventHook | None = None,
+        **kw: Any,
+    ) -> None:
+        self._options = options = Options.of(locals())
+        _check_dialect(kw.get("dialect"))
+        self._config = options.config(kw.get("logging_name"))
+        self._timeout = timeout  # type: ignore[assignment]
+        self._max_overflow = -1 if pool_size == 0 else max_overflow
+        self._start_anew()
+        Pool.__init__(self, creator, **kw)
+        FirstConnectGate.guard(self)
+
+    def _start_anew(self) -> None:
+        self._driver = SqlalchemyDriver(self)
+        self._core: PoolCore[RecordSession] = PoolCore(self._config, self._driver, self)
+
+    # ---- lending ----
+
+    def connect(self) -> PoolProxiedConnection:
+        """
+        Lend a connection of the running loop, in one of SQLAlchemy's greenlets.
+
+        Raises:
+            PoolTimeout: No connection came free within *timeout*.
+            TooManyWaiting: As many callers wait already as *max_waiting* allows.
+            Overloaded: The queue is backed up, and the caller has waited for longer than *shed_after*.
+            PoolClosed: The pool was disposed of meanwhile, or the loop ends.
+            UnsupportedLoop: No loop is running, or one that cannot watch sockets.
+            Exception: What connecting failed with.
+
+        Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
+            opened joins the pool.
+        """
+        fairy: Any = super().connect()
+        fairy._connection_record.loopaware_session.fairy = weakref.ref(fairy)
+        return fairy  # type: ignore[no-any-return]
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        core = self._core
+        runner = core.runner()
+        if core.state is not _OPEN:
+            core.start()
+        slot = runner.shard.take(monotonic())
+        if runner.decided:
+            runner.act()
+        if slot is None:
+            slot = await_only(core.queue.wait(runner, self._timeout))
+        slot.lent_to(asyncio.current_task(runner.loop), None, 0)
+        return slot.session.lend()  # type: ignore[no-any-return]
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        """Take a record back: from its caller, after `detach()`, or from the garbage collector."""
+        session: RecordSession = record.loopaware_session  # type: ignore[attr-defined]
+        listener = session.owner
+        if listener is None:  # the parent process has it
+            return
+        if record.dbapi_connection is None and session.was_dropped():
+            return
+        if listener.runner.is_here():
+            self._take_back(session, listener)
+        else:
+            listener.runner.errands.add(functools.partial(self._take_back_at_home, session, listener))
+
+    def _take_back(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
+        if not listener.slot.is_lent():
+            return
+        runner, check = listener.runner, ReturnCheck.BROKEN
+        try:
+            check = session.take_back()
+        finally:
+            runner.shard.returned(listener.slot, check, monotonic())
+            if runner.decided:
+                runner.act()
+
+    def _take_back_at_home(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
+        """Take a connection back on its own loop, or for that loop if it is not running."""
+        if listener.runner.is_here():
+            self._take_back(session, listener)
+        elif listener.slot.is_lent():
+            listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
+            listener.runner.act()
+
+    # ---- closing ----
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        """
+        Close one of SQLAlchemy's connections: by its dialect, if that can wait for it here; else without a goodbye, on
+        its own loop.
+        """
+        loop = loop_of(connection)
+        here = running()
+        if loop is None or (loop is here and in_greenlet()):
+            super()._close_connection(connection, terminate=terminate)
+            return
+        self.logger.debug("Hard-closing connection %r", connection)
+        link = make_link(connection, loop, self.pool_name, lambda: None)
+        if loop is here:
+            link.abort()
+        elif is_idle(loop) or not post(loop, link.abort):
+            link.discard(forked=False)
+
+    def dispose(self) -> None:
+        """
+        Close the idle connections of all loops, and the lent ones when they come back. The pool can be used again.
+
+        Called in one of SQLAlchemy's greenlets, as by `await engine.dispose()`, it waits until the connections of this
+        loop are closed, and other loops have begun to close theirs, for 5 seconds at most.
+
+        Cancellation: ends the waiting.
+        """
+        core = self._core
+        self._start_anew()
+        if running() is not None and in_greenlet():
+            await_only(core.close_unused(DISPOSE_SECONDS))
+        else:
+            core.shut_unused()
+        self.logger.info("Pool disposed. %s", self.status())
+
+    def recreate(self) -> LoopAwareQueuePool:
+        """Make another pool with the same options and listeners."""
+        self.logger.info("Pool recreating")
+        options = {name: getattr(self._options, name) for name in Options.names()}
+        return self.__class__(
+            self._creator,
+            **options,
+            pre_ping=self._pre_ping,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    def keep_record(self, record: ConnectionPoolEntry) -> None:
+        """Use a record that has no connection any more for the next connect."""
+        spare = self._driver.spare_records
+        if len(spare) < self._config.max_idle_size:
+            spare.append(record)
+
+    # ---- counts ----
+
+    @property
+    def pool_name(self) -> str:
+        """Name of the pool, in errors."""
+        return self._config.name
+
+    def size(self) -> int:
+        """Most connections kept idle; 0 for no limit."""
+        return self._options.pool_size
+
+    def checkedin(self) -> int:
+        """Connections that are idle, and records that wait for a new connection."""
+        return self._core.idle_size() + len(self._driver.spare_records)
+
+    def checkedout(self) -> int:
+        """Connections that callers have, or that are being opened."""
+        return self._core.size() - self._core.idle_size()
+
+    def overflow(self) -> int:
+        """Connections above `pool_size`; negative while there are fewer. 0 if *pool_size* is 0."""
+        return self._overflow if self._options.pool_size else 0
+
+    @property
+    def _overflow(self) -> int:  # type: ignore[override]
+        return self.checkedin() + self.checkedout() - self._options.pool_size
+
+    @property
+    def _pool(self) -> QueueView:  # type: ignore[override]
+        return QueueView(self._options, self.idle_records)
+
+    def idle_records(self) -> list[Any]:
+        """List SQLAlchemy's records of idle connections, on all loops."""
+        return [slot.session.record for runner in self._core.runners() for slot in runner.shard.idle]
+
+
+def _check_dialect(dialect: Any) -> None:
+    """
+    Refuse an engine that cannot be served.
+
+    Raises:
+        sqlalchemy.exc.ArgumentError: It is not async, or its driver is neither asyncpg nor psycopg.
+    """
+    driver = getattr(dialect, "driver", None)
+    if driver is None:  # a pool without an engine
+        return
+    if not dialect.is_async or driver not in _DRIVERS:
+        raise exc.ArgumentError(
+            f"LoopAwareQueuePool is for create_async_engine() with postgresql+asyncpg or postgresql+psycopg, "
+            f"not for {'' if dialect.is_async else 'a sync engine with '}{dialect.name}+{driver}"
+        )

@@ -1,0 +1,195 @@
+"""One record of SQLAlchemy's pool, as the core uses it."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sqlalchemy.util import greenlet_spawn
+
+from loopaware_pool._platform.event_loops import post
+from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.sqlalchemy.links import Link, make_link
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from loopaware_pool._core.runner import SessionListener
+    from loopaware_pool._platform.sockets import SocketIdentity
+
+__all__ = ["RecordSession"]
+
+_DEAD: Final = Liveness.DEAD  # bound once: see shard.py
+
+
+class RecordKeeper(Protocol):
+    """
+    The part of the pool that a session uses.
+
+    Attributes:
+        dispatch: SQLAlchemy's listeners.
+    """
+
+    dispatch: Any
+    _dialect: Any
+
+    @property
+    def pool_name(self) -> str: ...
+
+    def keep_record(self, record: ConnectionPoolEntry) -> None:
+        """Use a record that has no connection any more for the next connect."""
+
+
+class RecordSession:
+    """
+    A record of SQLAlchemy's pool, and the connection that it has.
+
+    While it is lent, SQLAlchemy may close the connection, open another in its place, or detach it. So what the record
+    has is looked at when it comes back.
+
+    Attributes:
+        owner: Listens to what happens to the session.
+        record: SQLAlchemy's record.
+        fairy: A weak reference to what the caller has; None before the first lease.
+        loop: The loop it belongs to.
+    """
+
+    __slots__ = ("_connection", "_link", "_pool", "_was_dropped", "fairy", "loop", "owner", "record")
+
+    is_settled = True
+    says_goodbye = True
+
+    def __init__(self, pool: RecordKeeper, record: ConnectionPoolEntry, loop: asyncio.AbstractEventLoop) -> None:
+        self.owner: SessionListener[RecordSession] | None = None
+        self.record: Any = record
+        self.fairy: weakref.ref[PoolProxiedConnection] | None = None
+        self.loop = loop
+        self._pool = pool
+        self._was_dropped = False
+        self._connection: Any = None
+        self._link: Link | None = None
+        self._look_below()
+        self.record.loopaware_session = self
+
+    def _look_below(self) -> None:
+        """Find the socket of the connection that the record has now."""
+        connection = self._connection = self.record.dbapi_connection
+        dialect = self._pool._dialect
+        self._link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
+
+    # ---- what the core asks ----
+
+    @property
+    def identity(self) -> SocketIdentity | None:
+        """The socket."""
+        return None if self._link is None else self._link.identity
+
+    def liveness(self) -> Liveness:
+        """Look at the socket, without waiting."""
+        return _DEAD if self._link is None else self._link.liveness()
+
+    def park(self) -> None:
+        """Take the fd out of the selector."""
+        if self._link is not None:
+            self._link.park()
+
+    def unpark(self) -> None:
+        """Put the fd back."""
+        if self._link is not None:
+            self._link.unpark()
+
+    def is_dropped(self) -> bool:
+        """Whether the caller has dropped the connection. If the loop runs, it is told at once."""
+        return self._was_dropped
+
+    def take_back(self) -> ReturnCheck:
+        """Look at what SQLAlchemy has left of the connection. It has reset the session."""
+        connection, link = self.record.dbapi_connection, self._link
+        if connection is None:  # invalidated, and closed; or detached, and the caller's own
+            was_closed = self.liveness() is _DEAD
+            self._link = None
+            self._keep_record()
+            return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
+        if connection is not self._connection:
+            self._look_below()
+            link = self._link
+        return ReturnCheck.READY if link is not None and link.take_back() else ReturnCheck.BROKEN
+
+    async def reset(self) -> None:
+        """Do nothing: SQLAlchemy has reset the session before it returned it."""
+
+    async def ping(self) -> None:
+        """Make a round trip."""
+        self._lend()
+        await greenlet_spawn(self._pool._dialect.do_ping, self._connection)
+        if self._link is not None:
+            self._link.take_back()
+
+    async def close(self) -> None:
+        """Close the connection in SQLAlchemy's way, with its events."""
+        self._lend()
+        await greenlet_spawn(self.record.close)
+        self._link = None
+
+    def abort(self) -> None:
+        """Close the socket without a goodbye."""
+        link, self._link = self._link, None
+        if link is not None:
+            try:
+                self._leave_record()
+            finally:
+                link.abort()
+
+    def discard(self, *, forked: bool) -> None:
+        """Close the socket although its loop does not run here."""
+        link, self._link = self._link, None
+        if link is not None:
+            try:
+                if not forked:
+                    self._leave_record()
+            finally:
+                link.discard(forked=forked)
+
+    def _leave_record(self) -> None:
+        """Take the connection from the record, and tell the listeners."""
+        record, connection = self.record, self.record.dbapi_connection
+        if connection is None or connection is not self._connection:
+            return
+        record.finalize_callback.clear()
+        record.dbapi_connection = None
+        self._keep_record()
+        if self._pool.dispatch.close:
+            self._pool.dispatch.close(connection, record)
+
+    def _keep_record(self) -> None:
+        """
+        Keep the record for another connection, unless a caller still has it: closing that one would then end another
+        caller's lease.
+        """
+        if self.record.fairy_ref is None:
+            self._pool.keep_record(self.record)
+
+    # ---- the caller's side ----
+
+    def lend(self) -> Any:
+        """Begin a lease. Returns the record."""
+        self._lend()
+        return self.record
+
+    def _lend(self) -> None:
+        if self._link is not None:
+            self._link.lend()
+
+    def was_dropped(self) -> bool:
+        """
+        Note that the caller has dropped the connection, if it has. The garbage collector may have come in the middle of
+        a decision, in any thread, so the loop is told later.
+        """
+        if self.fairy is None or self.fairy() is not None:
+            return False
+        self._was_dropped = True
+        if self.owner is not None:
+            post(self.loop, self.owner.dropped)
+        return True
