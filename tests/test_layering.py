@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "_core": {"_platform", *BASE},
     "asyncpg": FLAVOUR,
     "psycopg": FLAVOUR,
+    "sqlalchemy": {*FLAVOUR, "asyncpg", "psycopg"},
     "compat": {"asyncpg"},
     "audit": {"_platform"},
     "pytest_plugin": {"audit"},
@@ -141,7 +142,7 @@ def test_imports_go_round_in_no_circle():
     assert below == {}
 
 
-@pytest.mark.parametrize("name", ["asyncpg", "psycopg", "audit", "live", "metrics", "testing"])
+@pytest.mark.parametrize("name", ["asyncpg", "psycopg", "sqlalchemy", "audit", "live", "metrics", "testing"])
 def test_a_package_only_hands_on_what_its_modules_define(name):
     """Whoever looks for a definition finds it in a module that is named after it."""
     nodes = tree(name).body

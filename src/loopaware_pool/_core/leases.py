@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool._core.slot import LIBRARY_MODULES, Slot, SlotState
+from loopaware_pool._core.slot import Slot, SlotState, is_library
 from loopaware_pool.stats import LeaseInfo
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> lis
 
 def line_outside(frame: FrameType | None) -> str | None:
     """Return the line of the caller's own code that has led to *frame*; None if there is none."""
-    while frame is not None and frame.f_globals.get("__name__") in LIBRARY_MODULES:
+    while frame is not None and is_library(frame):
         frame = frame.f_back
     return None if frame is None else _where(frame)
 

@@ -110,7 +110,7 @@ class Shard(Generic[S]):
         self._jitter = jitter
         config = shared.config
         self._keeps_idle = config.idle_order is not IdleOrder.NONE
-        self._limits_idle = config.max_idle_size < config.max_size
+        self._limits_idle = _limits_idle(config)
         self._pool_idle_size = pool_idle_size or self.idle.__len__
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
@@ -657,6 +657,7 @@ class Shard(Generic[S]):
         config = self._shared.config
         self._slow_start.ceiling = self._min_size_slow_start.ceiling = _connect_ceiling(config)
         self._idle_look = _idle_look(config)
+        self._limits_idle = _limits_idle(config)
         self.wake_by(now)
 
     def drop_dead(self) -> None:
@@ -754,3 +755,8 @@ def _connect_ceiling(config: PoolConfig) -> int:
 def _idle_look(config: PoolConfig) -> float:
     """Seconds after which a connection that has become idle is looked at."""
     return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
+
+
+def _limits_idle(config: PoolConfig) -> bool:
+    """Whether a connection may be closed for being one too many that is idle."""
+    return config.max_idle_size < config.max_size

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from loopaware_pool.stats import LeaseInfo
 
-__all__ = ["LIBRARY_MODULES", "TRANSITIONS", "IllegalMove", "Slot", "SlotEvent", "SlotState", "acquiring_line"]
+__all__ = [
+    "LIBRARY_MODULES",
+    "TRANSITIONS",
+    "IllegalMove",
+    "Slot",
+    "SlotEvent",
+    "SlotState",
+    "acquiring_line",
+    "is_library",
+]
 
 
 class SlotState(Enum):
@@ -90,9 +99,16 @@ LIBRARY_MODULES: Final = frozenset(
         "loopaware_pool.compat",
         "loopaware_pool.psycopg.pool",
         "loopaware_pool.psycopg.lending",
+        "loopaware_pool.sqlalchemy.pool",
         "loopaware_pool._core.acquire",
     }
 )
+
+
+def is_library(frame: FrameType) -> bool:
+    """Whether a frame is this library's, or of SQLAlchemy, which has many modules between a caller and its pool."""
+    name = frame.f_globals.get("__name__", "")
+    return name in LIBRARY_MODULES or name.startswith("sqlalchemy.")
 
 
 def acquiring_line(frame: FrameType | None) -> tuple[CodeType | None, int]:

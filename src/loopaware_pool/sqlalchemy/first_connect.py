@@ -40,7 +40,7 @@ class FirstConnectGate:
     def guard(cls, pool: Pool) -> None:
         """Replace SQLAlchemy's locks around the events of a pool's first connection."""
         for event in (pool.dispatch.connect, pool.dispatch.first_connect):
-            listeners = event.for_modify(pool.dispatch)
+            listeners: Any = event.for_modify(pool.dispatch)
             if hasattr(listeners, "_exec_once_mutex"):
                 listeners._exec_once_mutex = cls()
 

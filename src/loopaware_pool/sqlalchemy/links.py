@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._platform.sockets import SocketIdentity
 
-__all__ = ["Link", "loop_of", "make_link"]
+__all__ = ["Link", "cut", "loop_of", "make_link"]
 
 _ALIVE: Final = Liveness.ALIVE  # bound once: see shard.py
 
@@ -108,11 +108,23 @@ def make_link(
 
 
 def loop_of(connection: Any) -> asyncio.AbstractEventLoop | None:
-    """Return the loop of a connection of SQLAlchemy's that has no link any more; None if it is not known."""
-    driver_connection = _driver_connection(connection)
-    watch = getattr(driver_connection, "watch", None)
-    loop: asyncio.AbstractEventLoop | None = getattr(watch or driver_connection, "loop" if watch else "_loop", None)
+    """Return the loop of a connection of SQLAlchemy's; None if its driver does not tell."""
+    found = _driver_connection(connection)
+    watch = getattr(found, "watch", None)
+    loop: asyncio.AbstractEventLoop | None = getattr(found, "_loop", None) if watch is None else watch.loop
     return loop
+
+
+def cut(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Close without a goodbye a connection of SQLAlchemy's that is none of a pool's, or not any more."""
+    found = _driver_connection(connection)
+    if hasattr(found, "watch"):
+        if not found.closed:
+            found._finish()
+    elif not found.is_closed():
+        from loopaware_pool.asyncpg.internals import cut as cut_asyncpg
+
+        cut_asyncpg(found, loop)
 
 
 def _driver_connection(connection: Any) -> Any:

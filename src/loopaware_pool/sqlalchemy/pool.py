@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
+import sys
 import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from greenlet import getcurrent
 from sqlalchemy import exc
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 from sqlalchemy.util import await_only
@@ -21,6 +22,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
+from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool._platform.event_loops import is_idle, post, running
@@ -34,16 +36,17 @@ from loopaware_pool.sqlalchemy.driver import (
     UnsupportedLoop,
 )
 from loopaware_pool.sqlalchemy.first_connect import FirstConnectGate
-from loopaware_pool.sqlalchemy.links import loop_of, make_link
+from loopaware_pool.sqlalchemy.links import cut, loop_of
 from loopaware_pool.sqlalchemy.options import Options
 from loopaware_pool.sqlalchemy.views import QueueView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from types import FrameType
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from loopaware_pool._core.runner import SessionListener
+    from loopaware_pool._core.slot import Slot
     from loopaware_pool.sqlalchemy.session import RecordSession
     from loopaware_pool.stats import EventHook
 
@@ -68,8 +71,9 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     A pool for `create_async_engine(url, poolclass=LoopAwareQueuePool)` that any number of loops, threads and
     `asyncio.run` calls share.
 
-    Its options are given to `create_async_engine`, like those of `AsyncAdaptedQueuePool`, which it replaces. Connections
-    are opened when they are needed, each on the loop of the caller that needs it; the sizes limit all loops together.
+    Its options are given to `create_async_engine`, like those of `AsyncAdaptedQueuePool`, which it replaces.
+    Connections are opened when they are needed, each on the loop of the caller that needs it. The sizes limit all loops
+    together.
 
     Args:
         creator: Opens a connection; `create_async_engine` passes it.
@@ -81,8 +85,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         sqlalchemy.exc.ArgumentError: The engine is not async, or not one of PostgreSQL's with asyncpg or psycopg.
     """
 
-    # SQLAlchemy looks for names before the star only.
-    def __init__(
+    def __init__(  # noqa: PLR0917 - an engine passes only options that are not keyword-only
         self,
         creator: Any,
         pool_size: int = 5,
@@ -105,6 +108,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self._config = options.config(kw.get("logging_name"))
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
+        self._abandoned: dict[int, Any] = {}
         self._start_anew()
         Pool.__init__(self, creator, **kw)
         FirstConnectGate.guard(self)
@@ -143,17 +147,34 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         if runner.decided:
             runner.act()
         if slot is None:
-            slot = await_only(core.queue.wait(runner, self._timeout))
-        slot.lent_to(asyncio.current_task(runner.loop), None, 0)
+            slot = self._wait()
+        slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(_frame_outside()))
         return slot.session.lend()  # type: ignore[no-any-return]
+
+    def _wait(self) -> Slot[RecordSession]:
+        """Wait for a connection. Disposing of the pool ends no wait, as in SQLAlchemy's own."""
+        timeout = self._options.timeout
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            core = self._core
+            if core.state is not _OPEN:
+                core.start()
+            left = None if deadline is None else deadline - monotonic()
+            try:
+                return await_only(core.queue.wait(core.runner(), left))
+            except PoolClosed:
+                if core is self._core:
+                    raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         """Take a record back: from its caller, after `detach()`, or from the garbage collector."""
         session: RecordSession = record.loopaware_session  # type: ignore[attr-defined]
         listener = session.owner
-        if listener is None:  # the parent process has it
+        if listener is None or not listener.slot.is_lent():  # the parent process has it; or its loop has ended
             return
-        if record.dbapi_connection is None and session.was_dropped():
+        if record.dbapi_connection is None and session.is_abandoned():
+            self._abandoned[id(session.connection)] = session.connection
+            session.reclaim_soon()
             return
         if listener.runner.is_here():
             self._take_back(session, listener)
@@ -161,8 +182,6 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             listener.runner.errands.add(functools.partial(self._take_back_at_home, session, listener))
 
     def _take_back(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
-        if not listener.slot.is_lent():
-            return
         runner, check = listener.runner, ReturnCheck.BROKEN
         try:
             check = session.take_back()
@@ -173,9 +192,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
 
     def _take_back_at_home(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
+        if not listener.slot.is_lent():
+            return
         if listener.runner.is_here():
             self._take_back(session, listener)
-        elif listener.slot.is_lent():
+        else:
             listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
             listener.runner.act()
 
@@ -186,17 +207,19 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         Close one of SQLAlchemy's connections: by its dialect, if that can wait for it here; else without a goodbye, on
         its own loop.
         """
-        loop = loop_of(connection)
-        here = running()
+        if id(connection) in self._abandoned:  # the garbage collector may have come in the middle of anything
+            return
+        loop, here = loop_of(connection), running()
         if loop is None or (loop is here and in_greenlet()):
             super()._close_connection(connection, terminate=terminate)
             return
         self.logger.debug("Hard-closing connection %r", connection)
-        link = make_link(connection, loop, self.pool_name, lambda: None)
-        if loop is here:
-            link.abort()
-        elif is_idle(loop) or not post(loop, link.abort):
-            link.discard(forked=False)
+        if loop is here or is_idle(loop) or not post(loop, cut, connection, loop):
+            cut(connection, loop)
+
+    def gone(self, connection: Any) -> None:
+        """Note that a connection that a caller had dropped has been closed."""
+        self._abandoned.pop(id(connection), None)
 
     def dispose(self) -> None:
         """
@@ -216,8 +239,13 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self.logger.info("Pool disposed. %s", self.status())
 
     def recreate(self) -> LoopAwareQueuePool:
-        """Make another pool with the same options and listeners."""
+        """
+        Make another pool with the same options and listeners, to take this one's place.
+
+        Callers that still wait here are served, with connections that are not kept.
+        """
         self.logger.info("Pool recreating")
+        self._core.reconfigure(max_idle_size=0)
         options = {name: getattr(self._options, name) for name in Options.names()}
         return self.__class__(
             self._creator,
@@ -271,6 +299,15 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     def idle_records(self) -> list[Any]:
         """List SQLAlchemy's records of idle connections, on all loops."""
         return [slot.session.record for runner in self._core.runners() for slot in runner.shard.idle]
+
+
+def _frame_outside() -> FrameType | None:
+    """Find where SQLAlchemy was called, which lets its greenlets wait for coroutines."""
+    parent: Any = getcurrent().parent
+    frame: FrameType | None = parent.gr_frame if parent is not None else sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
+        frame = frame.f_back
+    return frame
 
 
 def _check_dialect(dialect: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import greenlet_spawn
@@ -13,6 +12,7 @@ from loopaware_pool.sqlalchemy.links import Link, make_link
 
 if TYPE_CHECKING:
     import asyncio
+    import weakref
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -41,6 +41,9 @@ class RecordKeeper(Protocol):
     def keep_record(self, record: ConnectionPoolEntry) -> None:
         """Use a record that has no connection any more for the next connect."""
 
+    def gone(self, connection: Any) -> None:
+        """Note that a connection that a caller had dropped has been closed."""
+
 
 class RecordSession:
     """
@@ -52,30 +55,31 @@ class RecordSession:
     Attributes:
         owner: Listens to what happens to the session.
         record: SQLAlchemy's record.
+        connection: The connection that the record had when it was looked at last.
         fairy: A weak reference to what the caller has; None before the first lease.
         loop: The loop it belongs to.
     """
 
-    __slots__ = ("_connection", "_link", "_pool", "_was_dropped", "fairy", "loop", "owner", "record")
+    __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "loop", "owner", "record")
 
     is_settled = True
     says_goodbye = True
 
-    def __init__(self, pool: RecordKeeper, record: ConnectionPoolEntry, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: RecordKeeper, record: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: SessionListener[RecordSession] | None = None
-        self.record: Any = record
+        self.record = record
         self.fairy: weakref.ref[PoolProxiedConnection] | None = None
         self.loop = loop
         self._pool = pool
-        self._was_dropped = False
-        self._connection: Any = None
+        self._is_abandoned = False
         self._link: Link | None = None
         self._look_below()
-        self.record.loopaware_session = self
+        record.loopaware_session = self
 
     def _look_below(self) -> None:
         """Find the socket of the connection that the record has now."""
-        connection = self._connection = self.record.dbapi_connection
+        self.connection: Any
+        connection = self.connection = self.record.dbapi_connection
         dialect = self._pool._dialect
         self._link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
 
@@ -102,7 +106,7 @@ class RecordSession:
 
     def is_dropped(self) -> bool:
         """Whether the caller has dropped the connection. If the loop runs, it is told at once."""
-        return self._was_dropped
+        return self._is_abandoned
 
     def take_back(self) -> ReturnCheck:
         """Look at what SQLAlchemy has left of the connection. It has reset the session."""
@@ -112,7 +116,7 @@ class RecordSession:
             self._link = None
             self._keep_record()
             return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
-        if connection is not self._connection:
+        if connection is not self.connection:
             self._look_below()
             link = self._link
         return ReturnCheck.READY if link is not None and link.take_back() else ReturnCheck.BROKEN
@@ -123,7 +127,7 @@ class RecordSession:
     async def ping(self) -> None:
         """Make a round trip."""
         self._lend()
-        await greenlet_spawn(self._pool._dialect.do_ping, self._connection)
+        await greenlet_spawn(self._pool._dialect.do_ping, self.connection)
         if self._link is not None:
             self._link.take_back()
 
@@ -140,6 +144,7 @@ class RecordSession:
             try:
                 self._leave_record()
             finally:
+                self._pool.gone(self.connection)
                 link.abort()
 
     def discard(self, *, forked: bool) -> None:
@@ -150,12 +155,13 @@ class RecordSession:
                 if not forked:
                     self._leave_record()
             finally:
+                self._pool.gone(self.connection)
                 link.discard(forked=forked)
 
     def _leave_record(self) -> None:
         """Take the connection from the record, and tell the listeners."""
         record, connection = self.record, self.record.dbapi_connection
-        if connection is None or connection is not self._connection:
+        if connection is None or connection is not self.connection:
             return
         record.finalize_callback.clear()
         record.dbapi_connection = None
@@ -175,6 +181,7 @@ class RecordSession:
 
     def lend(self) -> Any:
         """Begin a lease. Returns the record."""
+        self.fairy = None
         self._lend()
         return self.record
 
@@ -182,14 +189,15 @@ class RecordSession:
         if self._link is not None:
             self._link.lend()
 
-    def was_dropped(self) -> bool:
+    def is_abandoned(self) -> bool:
+        """Whether the garbage collector has come for what the caller had."""
+        return self.fairy is not None and self.fairy() is None
+
+    def reclaim_soon(self) -> None:
         """
-        Note that the caller has dropped the connection, if it has. The garbage collector may have come in the middle of
-        a decision, in any thread, so the loop is told later.
+        Have the connection that a caller has abandoned closed by its loop. The garbage collector may have come in the
+        middle of a decision, in any thread.
         """
-        if self.fairy is None or self.fairy() is not None:
-            return False
-        self._was_dropped = True
+        self._is_abandoned = True
         if self.owner is not None:
             post(self.loop, self.owner.dropped)
-        return True
