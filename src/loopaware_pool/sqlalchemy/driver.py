@@ -20,7 +20,7 @@ from loopaware_pool.sqlalchemy.session import RecordSession
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
-    from loopaware_pool.sqlalchemy.pool import LoopAwareQueuePool
+    from loopaware_pool.sqlalchemy.session import RecordKeeper
     from loopaware_pool.stats import LeaseInfo, PoolStats
 
 __all__ = [
@@ -96,7 +96,7 @@ class SqlalchemyDriver:
         PoolClosed, PoolTimeout, TooManyWaiting, unsupported_loop=UnsupportedLoop, overloaded=Overloaded
     )
 
-    def __init__(self, pool: LoopAwareQueuePool) -> None:
+    def __init__(self, pool: RecordKeeper) -> None:
         self._pool = weakref.ref(pool)
         self.spare_records: deque[ConnectionPoolEntry] = deque()
 
@@ -116,7 +116,7 @@ class SqlalchemyDriver:
             raise HookFailed from error
         return RecordSession(pool, record, asyncio.get_running_loop())
 
-    def _make_record(self, pool: LoopAwareQueuePool) -> Any:
+    def _make_record(self, pool: RecordKeeper) -> Any:
         """In a greenlet."""
         try:
             record: Any = self.spare_records.popleft()

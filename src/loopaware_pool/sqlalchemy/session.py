@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.runner import SessionListener
     from loopaware_pool._platform.sockets import SocketIdentity
 
-__all__ = ["RecordSession"]
+__all__ = ["RecordKeeper", "RecordSession"]
 
 _DEAD: Final = Liveness.DEAD  # bound once: see shard.py
 
@@ -37,6 +37,8 @@ class RecordKeeper(Protocol):
 
     @property
     def pool_name(self) -> str: ...
+
+    def _create_connection(self) -> ConnectionPoolEntry: ...
 
     def keep_record(self, record: ConnectionPoolEntry) -> None:
         """Use a record that has no connection any more for the next connect."""
