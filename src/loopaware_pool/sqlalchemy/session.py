@@ -65,7 +65,6 @@ class RecordSession:
     __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "loop", "owner", "record")
 
     is_settled = True
-    says_goodbye = True
 
     def __init__(self, pool: RecordKeeper, record: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: SessionListener[RecordSession] | None = None
@@ -91,6 +90,11 @@ class RecordSession:
     def identity(self) -> SocketIdentity | None:
         """The socket."""
         return None if self._link is None else self._link.identity
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether there is a connection to close. The record may have another one by now, of another session."""
+        return self._link is not None
 
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
@@ -135,6 +139,8 @@ class RecordSession:
 
     async def close(self) -> None:
         """Close the connection in SQLAlchemy's way, with its events."""
+        if self._link is None:
+            return
         self._lend()
         await greenlet_spawn(self.record.close)
         self._link = None
