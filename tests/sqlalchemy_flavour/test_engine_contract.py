@@ -212,6 +212,7 @@ def test_a_connection_is_recycled_when_it_is_too_old(engines, run, monkeypatch):
 # ---- events and records ----
 
 
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open")
 @pytest.mark.usefixtures("stock_may_leak")
 @pytest.mark.parametrize("way", ["use", "invalidate", "soft", "detach", "dispose", "error"])
 def test_events_come_as_from_the_pool_of_sqlalchemy(engines, run, way):
@@ -319,6 +320,7 @@ def test_connections_killed_while_idle_cost_no_caller_anything(engines, run):
     run(main())
 
 
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open")
 @pytest.mark.usefixtures("stock_may_leak")
 @pytest.mark.parametrize("create", BOTH)
 def test_a_pool_can_be_used_after_it_was_disposed_of(engines, run, create):
