@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from engines import hold, pid
-from running import LoopThread, eventually
+from forking import in_child
+from running import LoopThread, end_abruptly, end_politely, eventually
 
 pytestmark = [
     pytest.mark.both_pythons,
@@ -76,3 +77,52 @@ def test_a_detached_connection_that_is_dropped_is_closed(engines, run):
         await engine.dispose()
 
     run(main())
+
+
+@pytest.mark.usefixtures("zero_fd_delta")
+@pytest.mark.parametrize("end", [end_politely, end_abruptly])
+def test_a_connection_that_is_replaced_when_it_is_lent_ends_with_its_loop(engines, loop_factory, end):
+    """As `pool_recycle` has it. The pool knows the new socket."""
+    engine = engines.make(pool_size=1, pool_recycle=3600)
+    kept = []
+
+    async def lend_another():
+        before = await hold(engine, 1)
+        engine.pool._recycle = 0
+        kept.append(await engine.connect())
+        assert await pid(kept[0]) not in before
+        (row,) = engine.pool.fd_report()
+        assert row.identity.is_open()
+
+    with LoopThread(loop_factory, end=end) as thread:
+        thread.run(lend_another())
+    eventually(lambda: engines.sessions() == 0, "the server has no session left")
+    with LoopThread(loop_factory) as thread:
+        assert len(thread.run(hold(engine, 1))) == 1
+
+
+def test_a_forked_child_does_not_touch_a_connection_that_was_replaced(engines, runner_factory):
+    """The child drops it, and its collector would say goodbye to the parent's server process."""
+    engine = engines.make(pool_size=1, pool_recycle=3600)
+    kept = []
+
+    async def lend_another():
+        await hold(engine, 1)
+        engine.pool._recycle = 0
+        kept.append(await engine.connect())
+        return await pid(kept[0])
+
+    def child():
+        kept.clear()
+        gc.collect()
+        return True
+
+    async def still_serves(first):
+        assert await pid(kept[0]) == first
+        await kept[0].close()
+        await engine.dispose()
+
+    with runner_factory() as runner:
+        first = runner.run(lend_another())
+        assert in_child(child)
+        runner.run(still_serves(first))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,7 +134,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             opened joins the pool.
         """
         fairy: Any = super().connect()
-        fairy._connection_record.loopaware_session.fairy = weakref.ref(fairy)
+        fairy._connection_record.loopaware_session.lent_as(fairy)
         return fairy  # type: ignore[no-any-return]
 
     def _do_get(self) -> ConnectionPoolEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import greenlet_spawn
@@ -12,7 +13,6 @@ from loopaware_pool.sqlalchemy.links import Link, make_link
 
 if TYPE_CHECKING:
     import asyncio
-    import weakref
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -86,6 +86,12 @@ class RecordSession:
         dialect = self._pool._dialect
         self._link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
 
+    def follow(self) -> None:
+        """Look below the connection that SQLAlchemy has opened in place of the session's, if it has."""
+        connection = self.record.dbapi_connection
+        if connection is not self.connection and connection is not None and self.connection is not None:
+            self._look_below()
+
     # ---- what the core asks ----
 
     @property
@@ -113,15 +119,13 @@ class RecordSession:
 
     def take_back(self) -> ReturnCheck:
         """Look at what SQLAlchemy has left of the connection. It has reset the session."""
-        connection, link = self.record.dbapi_connection, self._link
-        if connection is None:  # invalidated, and closed; or detached, and the caller's own
+        if self.record.dbapi_connection is None:  # invalidated, and closed; or detached, and the caller's own
             was_closed = self.liveness() is _DEAD
             self._part()
             self._keep_record()
             return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
-        if connection is not self.connection:
-            self._look_below()
-            link = self._link
+        self.follow()
+        link = self._link
         return ReturnCheck.READY if link is not None and link.take_back() else ReturnCheck.BROKEN
 
     async def reset(self) -> None:
@@ -149,6 +153,7 @@ class RecordSession:
 
     def abort(self) -> None:
         """Close the socket without a goodbye."""
+        self.follow()
         link, connection = self._part()
         if link is not None:
             try:
@@ -159,6 +164,7 @@ class RecordSession:
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
+        self.follow()
         link, connection = self._part()
         if link is not None:
             try:
@@ -200,6 +206,11 @@ class RecordSession:
         self.fairy = None
         self._lend()
         return self.record
+
+    def lent_as(self, fairy: PoolProxiedConnection) -> None:
+        """Note what the caller has got."""
+        self.fairy = weakref.ref(fairy)
+        self.follow()
 
     def _lend(self) -> None:
         if self._link is not None:
