@@ -126,3 +126,23 @@ def test_a_forked_child_does_not_touch_a_connection_that_was_replaced(engines, r
         first = runner.run(lend_another())
         assert in_child(child)
         runner.run(still_serves(first))
+
+
+def test_no_more_count_as_checked_in_than_may_be_idle(engines, run):
+    """Records without a connection are counted like idle connections, as by SQLAlchemy."""
+
+    async def main():
+        engine = engines.make(max_overflow=4)
+        connections = [await engine.connect() for _ in range(6)]
+        for connection in connections[:3]:
+            await connection.invalidate()
+            await connection.close()
+        assert (engine.pool.checkedin(), engine.pool.checkedout(), engine.pool.overflow()) == (2, 3, 3)
+        for connection in connections[3:]:
+            await connection.close()
+        await engine.pool.settled()
+        assert (engine.pool.checkedin(), engine.pool.checkedout(), engine.pool.overflow()) == (2, 0, 0)
+        assert len(await hold(engine, 6)) == 6
+        await engine.dispose()
+
+    run(main())

@@ -276,8 +276,9 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return self._options.pool_size
 
     def checkedin(self) -> int:
-        """Connections that are idle, and records that wait for a new connection."""
-        return self._core.idle_size() + len(self._driver.spare_records)
+        """Connections that are idle, and records that wait for a new connection; as many as may be idle at most."""
+        idle = self._core.idle_size()
+        return max(idle, min(idle + len(self._driver.spare_records), self._config.max_idle_size))
 
     def checkedout(self) -> int:
         """Connections that callers have, or that are being opened."""
