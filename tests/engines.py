@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 import helpers
+import loopaware_pool.psycopg  # noqa: F401 - not in the middle of a test
 from loopaware_pool.sqlalchemy import create_async_engine
 
 if TYPE_CHECKING:

@@ -62,6 +62,8 @@ class PoolTimeout(errors.PoolTimeout, exc.TimeoutError):
         super().__init__(timeout=timeout, stats=stats, holders=holders, during=during, cause=cause)
         self.code = QUEUE_EXHAUSTED
 
+    __str__ = exc.TimeoutError.__str__
+
 
 class TooManyWaiting(errors.TooManyWaiting, exc.TimeoutError):
     """As many callers are waiting already as `max_waiting` allows."""
@@ -118,9 +120,8 @@ class SqlalchemyDriver:
 
     def _make_record(self, pool: RecordKeeper) -> Any:
         """In a greenlet."""
-        try:
-            record: Any = self.spare_records.popleft()
-        except IndexError:
+        record = self._take_spare()
+        if record is None:
             return pool._create_connection()
         try:
             record.get_connection()
@@ -128,6 +129,12 @@ class SqlalchemyDriver:
             self.spare_records.append(record)
             raise
         return record
+
+    def _take_spare(self) -> Any:
+        try:
+            return self.spare_records.popleft()
+        except IndexError:
+            return None
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Do nothing: there is no `min_size`."""

@@ -103,7 +103,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         **kw: Any,
     ) -> None:
         self._options = options = Options.of(locals())
-        _check_dialect(kw.get("dialect"))
+        _prepare_dialect(kw.get("dialect"))
         self._config = options.config(kw.get("logging_name"))
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
@@ -153,17 +153,17 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     def _wait(self) -> Slot[RecordSession]:
         """Wait for a connection. Disposing of the pool ends no wait, as in SQLAlchemy's own."""
         timeout = self._options.timeout
-        deadline = None if timeout is None else monotonic() + timeout
+        began = monotonic()
         while True:
             core = self._core
-            if core.state is not _OPEN:
-                core.start()
-            left = None if deadline is None else deadline - monotonic()
             try:
-                return await_only(core.queue.wait(core.runner(), left))
+                return await_only(core.queue.wait(core.runner(), timeout))
             except PoolClosed:
                 if core is self._core:
                     raise
+            self._core.start()
+            if timeout is not None:
+                timeout = max(0.0, timeout - (monotonic() - began))
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         """Take a record back: from its caller, after `detach()`, or from the garbage collector."""
@@ -310,9 +310,12 @@ def _frame_outside() -> FrameType | None:
     return frame
 
 
-def _check_dialect(dialect: Any) -> None:
+def _prepare_dialect(dialect: Any) -> None:
     """
     Refuse an engine that cannot be served.
+
+    SQLAlchemy takes psycopg for a driver whose connections cannot be closed outside of a coroutine. So it would leave
+    those that are detached, or dropped, to the garbage collector.
 
     Raises:
         sqlalchemy.exc.ArgumentError: It is not async, or its driver is neither asyncpg nor psycopg.
@@ -325,3 +328,4 @@ def _check_dialect(dialect: Any) -> None:
             f"LoopAwareQueuePool is for create_async_engine() with postgresql+asyncpg or postgresql+psycopg, "
             f"not for {'' if dialect.is_async else 'a sync engine with '}{dialect.name}+{driver}"
         )
+    dialect.has_terminate = True

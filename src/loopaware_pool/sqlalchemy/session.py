@@ -66,7 +66,6 @@ class RecordSession:
     __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "loop", "owner", "record")
 
     is_settled = True
-    says_goodbye = True
 
     def __init__(self, pool: RecordKeeper, record: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: SessionListener[RecordSession] | None = None
@@ -98,6 +97,11 @@ class RecordSession:
     def identity(self) -> SocketIdentity | None:
         """The socket."""
         return None if self._link is None else self._link.identity
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether there is a connection to close. The record may have another one by now, of another session."""
+        return self._link is not None
 
     def liveness(self) -> Liveness:
         """Look at the socket, without waiting."""
