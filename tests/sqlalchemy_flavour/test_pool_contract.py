@@ -1,0 +1,61 @@
+"""The pool keeps SQLAlchemy's contract with connections that are mocks, as SQLAlchemy's own tests have them."""
+
+from __future__ import annotations
+
+import asyncio
+from unittest.mock import Mock
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.pool.base import _AsyncConnDialect
+from sqlalchemy.util import greenlet_spawn
+
+from loopaware_pool.sqlalchemy import LoopAwareQueuePool
+
+pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
+
+
+class TerminatingDialect(_AsyncConnDialect):
+    """An async dialect that can close without waiting."""
+
+    has_terminate = True
+
+
+def make_pool(connect=Mock, **options):
+    return LoopAwareQueuePool(connect, dialect=TerminatingDialect(), **options)
+
+
+async def idle():
+    """Let everything happen that waits for the loop only."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class NotAnException(BaseException):
+    """As a timeout in other kinds of greenlets is."""
+
+
+def test_a_connect_may_fail_with_any_error(where, run):
+    """The caller gets it, whatever it derives from, with no error of the pool's behind it; then the pool serves."""
+    failures = [NotAnException(), ValueError()]
+
+    def fail(*_):
+        if failures:
+            raise failures[0]
+        return Mock()
+
+    pool = make_pool(fail if where == "creator" else Mock, pool_size=1, max_overflow=0)
+    if where == "listener":
+        event.listen(pool, "connect", fail)
+
+    async def main():
+        while failures:
+            with pytest.raises(type(failures[0])) as caught:
+                await greenlet_spawn(pool.connect)
+            assert caught.value is failures.pop(0)
+            assert caught.value.__context__ is None
+        fairy = await greenlet_spawn(pool.connect)
+        assert pool.checkedout() == 1
+        await greenlet_spawn(fairy.close)
+
+    run(main())
