@@ -59,3 +59,47 @@ def test_a_connect_may_fail_with_any_error(where, run):
         await greenlet_spawn(fairy.close)
 
     run(main())
+
+
+def test_an_unknown_connection_is_closed_at_once(run):
+    """A connection that was invalidated, or closed after it was detached, is closed when the caller goes on."""
+    pool = make_pool(pool_size=1, max_overflow=0)
+
+    async def main():
+        fairy = await greenlet_spawn(pool.connect)
+        invalidated = fairy.dbapi_connection
+        await greenlet_spawn(fairy.invalidate)
+        assert [name for name, *_ in invalidated.mock_calls] == ["close"]
+
+        fairy = await greenlet_spawn(pool.connect)
+        detached = fairy.dbapi_connection
+        await greenlet_spawn(fairy.detach)
+        detached.close.assert_not_called()
+        await greenlet_spawn(fairy.close)
+        detached.close.assert_called_once()
+
+    run(main())
+
+
+def test_a_connection_that_takes_a_detached_ones_place_stays_open(run):
+    """Its record is the same. What the pool does at the end of the old lease leaves the new connection alone."""
+    pool = make_pool(pool_size=2, max_overflow=0)
+
+    def detach_and_connect():
+        old = pool.connect()
+        record = old._connection_record
+        old.record_info["kept"] = True
+        old.detach()
+        new = pool.connect()
+        assert new._connection_record is record
+        return new
+
+    async def main():
+        new = await greenlet_spawn(detach_and_connect)
+        await idle()
+        assert new.record_info == {"kept": True}
+        new.dbapi_connection.close.assert_not_called()
+        assert new._connection_record.dbapi_connection is new.dbapi_connection
+        await greenlet_spawn(new.close)
+
+    run(main())
