@@ -103,3 +103,16 @@ def test_a_connection_that_takes_a_detached_ones_place_stays_open(run):
         await greenlet_spawn(new.close)
 
     run(main())
+
+
+def test_any_negative_overflow_is_no_limit(options, run):
+    """As in SQLAlchemy's own pool, whose tests have -5."""
+    pool = make_pool(**{"pool_size": 1, "timeout": 0, **options})
+
+    async def main():
+        fairies = [await greenlet_spawn(pool.connect) for _ in range(20)]
+        assert pool.checkedout() == len(fairies)
+        for fairy in fairies:
+            await greenlet_spawn(fairy.close)
+
+    run(main())
