@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 from sqlalchemy import event
 from sqlalchemy.pool.base import _AsyncConnDialect
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from loopaware_pool.sqlalchemy import LoopAwareQueuePool
 
@@ -116,3 +116,37 @@ def test_any_negative_overflow_is_no_limit(options, run):
             await greenlet_spawn(fairy.close)
 
     run(main())
+
+
+def test_a_connect_that_nobody_waits_for_is_not_checked_out(run):
+    """Its caller was cancelled. The connection is opened nonetheless, and serves the next caller."""
+    gate = asyncio.Event()
+
+    def connect():
+        await_only(gate.wait())
+        return Mock()
+
+    pool = make_pool(connect, pool_size=1, max_overflow=0)
+
+    async def main():
+        caller = asyncio.create_task(greenlet_spawn(pool.connect))
+        await idle()
+        assert (pool.checkedin(), pool.checkedout(), pool.overflow()) == (0, 1, 0)
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert (pool.checkedin(), pool.checkedout(), pool.overflow()) == (0, 0, -1)
+        gate.set()
+        await idle()
+        assert (pool.checkedin(), pool.checkedout(), pool.overflow()) == (1, 0, 0)
+        fairy = await greenlet_spawn(pool.connect)
+        assert pool.checkedout() == 1
+        await greenlet_spawn(fairy.close)
+
+    run(main())
+
+
+def connect_and_drop(pool):
+    """Leave a lease to the garbage collector, and return the DBAPI's connection."""
+    fairy = pool.connect()
+    fairy.record_info["kept"] = True
+    return fairy.dbapi_connection

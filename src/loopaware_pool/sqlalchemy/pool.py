@@ -281,8 +281,10 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return self._core.idle_size() + len(self._driver.spare_records)
 
     def checkedout(self) -> int:
-        """Connections that callers have, or that are being opened."""
-        return self._core.size() - self._core.idle_size()
+        """Connections that callers have, or that are being opened for them."""
+        shards = [runner.shard for runner in self._core.runners()]
+        awaited = sum(min(len(shard.connecting), len(shard.waiters)) for shard in shards)
+        return self._core.live_size() - self._core.idle_size() + awaited
 
     def overflow(self) -> int:
         """Connections above `pool_size`; negative while there are fewer. 0 if *pool_size* is 0."""
