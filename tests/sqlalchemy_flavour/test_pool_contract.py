@@ -35,6 +35,7 @@ class NotAnException(BaseException):
     """As a timeout in other kinds of greenlets is."""
 
 
+@pytest.mark.parametrize("where", ["creator", "listener"])
 def test_a_connect_may_fail_with_any_error(where, run):
     """The caller gets it, whatever it derives from, with no error of the pool's behind it; then the pool serves."""
     failures = [NotAnException(), ValueError()]
@@ -105,6 +106,7 @@ def test_a_connection_that_takes_a_detached_ones_place_stays_open(run):
     run(main())
 
 
+@pytest.mark.parametrize("options", [{"max_overflow": -1}, {"max_overflow": -5}, {"pool_size": 0, "max_overflow": 3}])
 def test_any_negative_overflow_is_no_limit(options, run):
     """As in SQLAlchemy's own pool, whose tests have -5."""
     pool = make_pool(**{"pool_size": 1, "timeout": 0, **options})
@@ -150,3 +152,21 @@ def connect_and_drop(pool):
     fairy = pool.connect()
     fairy.record_info["kept"] = True
     return fairy.dbapi_connection
+
+
+def test_a_dropped_connection_gives_its_record_back(run):
+    """It is not checked out from then on. The record's next connection finds what `record_info` had."""
+    pool = make_pool(pool_size=1, max_overflow=0)
+
+    async def main():
+        with pytest.warns(match="garbage collector is trying to clean up"):
+            dropped = await greenlet_spawn(connect_and_drop, pool)
+        assert (pool.checkedin(), pool.checkedout(), pool.overflow()) == (1, 0, 0)
+        await idle()
+        dropped.close.assert_called_once()
+        assert (pool.checkedin(), pool.checkedout(), pool.overflow()) == (1, 0, 0)
+        fairy = await greenlet_spawn(pool.connect)
+        assert fairy.record_info == {"kept": True}
+        await greenlet_spawn(fairy.close)
+
+    run(main())

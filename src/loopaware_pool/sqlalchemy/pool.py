@@ -278,13 +278,14 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
 
     def checkedin(self) -> int:
         """Connections that are idle, and records that wait for a new connection."""
-        return self._core.idle_size() + len(self._driver.spare_records)
+        count = self._core.idle_size() + len(self._driver.spare_records) + len(self._abandoned)
+        return min(count, self._config.max_idle_size)
 
     def checkedout(self) -> int:
         """Connections that callers have, or that are being opened for them."""
         shards = [runner.shard for runner in self._core.runners()]
         awaited = sum(min(len(shard.connecting), len(shard.waiters)) for shard in shards)
-        return self._core.live_size() - self._core.idle_size() + awaited
+        return self._core.live_size() - self._core.idle_size() - len(self._abandoned) + awaited
 
     def overflow(self) -> int:
         """Connections above `pool_size`; negative while there are fewer. 0 if *pool_size* is 0."""

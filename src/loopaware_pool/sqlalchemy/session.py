@@ -169,6 +169,8 @@ class RecordSession:
     def _leave_record(self) -> None:
         """Take the connection from the record, and tell the listeners."""
         record, connection = self.record, self.record.dbapi_connection
+        if connection is None and self._is_abandoned:  # SQLAlchemy has detached it, and told the listeners
+            self._keep_record()
         if connection is None or connection is not self.connection:
             return
         record.finalize_callback.clear()
