@@ -413,7 +413,7 @@ def test_an_engine_has_the_options_and_the_counts_of_the_other_flavours(engines,
     [
         ({"pool_size": -1}, ValueError),
         ({"pool_size": "5"}, TypeError),
-        ({"max_overflow": -2}, ValueError),
+        ({"max_overflow": 0.5}, TypeError),
         ({"pool_timeout": "30"}, TypeError),
         ({"pool_timeout": -1}, ValueError),
         ({"leak_threshold": "1"}, TypeError),

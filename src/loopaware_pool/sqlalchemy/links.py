@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from loopaware_pool.driver import Liveness
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from loopaware_pool._platform.sockets import SocketIdentity
@@ -111,8 +111,8 @@ def loop_of(connection: Any) -> asyncio.AbstractEventLoop | None:
     """Return the loop of a connection of SQLAlchemy's; None if its driver does not tell."""
     found = _driver_connection(connection)
     watch = getattr(found, "watch", None)
-    loop: asyncio.AbstractEventLoop | None = getattr(found, "_loop", None) if watch is None else watch.loop
-    return loop
+    loop = getattr(found, "_loop", None) if watch is None else getattr(watch, "loop", None)
+    return loop if isinstance(loop, asyncio.AbstractEventLoop) else None  # a mock has any attribute
 
 
 def cut(connection: Any, loop: asyncio.AbstractEventLoop) -> None:

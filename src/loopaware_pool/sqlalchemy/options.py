@@ -17,12 +17,6 @@ _ITERATIONS_BETWEEN_LEASES: Final = 4
 _some_seconds: Final = number("a number of seconds, 0 or more; None for ever", lambda value: value >= 0)
 
 
-def _check_overflow(name: str, number: Any) -> None:
-    check_whole(name, number)
-    if number < -1:
-        raise ValueError(f"{name}={number!r}: expected -1, for no limit, or more")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(SharedOptions):
     """
@@ -38,9 +32,9 @@ class Options(SharedOptions):
         default=5,
     )
     max_overflow: int = option(
-        "Connections there may be above *pool_size*, on all loops together; -1 for any number. They are closed when "
-        "they are returned, if no caller waits for one and *pool_size* others are idle.",
-        check=_check_overflow,
+        "Connections there may be above *pool_size*, on all loops together; -1, or another negative number, for no "
+        "limit. They are closed when they are returned, if no caller waits for one and *pool_size* others are idle.",
+        check=check_whole,
         default=10,
     )
     timeout: float | None = option(
