@@ -12,10 +12,12 @@ import functools
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from greenlet import getcurrent
 from sqlalchemy import exc
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+from sqlalchemy.pool.base import _ConnectionFairy
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -62,6 +64,8 @@ __all__ = [
 _OPEN: Final = PoolState.OPEN
 _LENT: Final = SlotState.LENT
 _DRIVERS: Final = ("asyncpg", "psycopg", "psycopg_async")
+# Functions known to be of a library: to ask each time for the modules of all that lie between would take 3 us.
+_library_codes: set[CodeType] = set()
 # How long `dispose()` waits for other loops, and for connections that are being opened or closed.
 DISPOSE_SECONDS: Final = 5.0
 
@@ -135,8 +139,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
             opened joins the pool.
         """
-        fairy: Any = super().connect()
-        fairy._connection_record.loopaware_session.lent_as(fairy)
+        fairy: Any = _ConnectionFairy._checkout(self)
+        session = fairy._connection_record.loopaware_session
+        session.fairy = ref(fairy)
+        if fairy.dbapi_connection is not session.connection:
+            session.follow()
         return fairy  # type: ignore[no-any-return]
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -177,13 +184,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
-        if listener.runner.loop is running():
-            self._take_back(session, listener)
-        else:
-            listener.runner.errands.add(functools.partial(self._take_back_at_home, session, listener))
-
-    def _take_back(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
-        runner, check = listener.runner, ReturnCheck.BROKEN
+        runner = listener.runner
+        if runner.loop is not running():
+            runner.errands.add(functools.partial(self._take_back_at_home, record, listener))
+            return
+        check = ReturnCheck.BROKEN
         try:
             check = session.take_back()
         finally:
@@ -191,13 +196,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             if runner.decided:
                 runner.act()
 
-    def _take_back_at_home(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
+    def _take_back_at_home(self, record: ConnectionPoolEntry, listener: SessionListener[RecordSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
-        if not listener.slot.is_lent():
-            return
         if listener.runner.is_here():
-            self._take_back(session, listener)
-        else:
+            self._do_return_conn(record)
+        elif listener.slot.is_lent():
             listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
             listener.runner.act()
 
@@ -310,9 +313,14 @@ def _acquiring_line() -> tuple[CodeType | None, int]:
     """Find the line that called SQLAlchemy. Its greenlets let it wait for coroutines, so the line is in the parent."""
     parent: Any = getcurrent().parent
     frame: FrameType | None = parent.gr_frame if parent is not None else sys._getframe(1)
-    while frame is not None and is_library(frame):
+    while frame is not None:
+        code = frame.f_code
+        if code not in _library_codes:
+            if not is_library(frame):
+                return code, frame.f_lasti
+            _library_codes.add(code)
         frame = frame.f_back
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+    return None, 0
 
 
 def _prepare_dialect(dialect: Any) -> None:

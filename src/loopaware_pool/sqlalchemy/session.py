@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import greenlet_spawn
@@ -13,6 +12,7 @@ from loopaware_pool.sqlalchemy.links import Link, make_link
 
 if TYPE_CHECKING:
     import asyncio
+    import weakref
     from collections.abc import Callable
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -62,7 +62,7 @@ class RecordSession:
         record: SQLAlchemy's record.
         connection: The connection that the record had when it was looked at last; None after the session has parted
             with it.
-        fairy: A weak reference to what the caller has; None before the first lease.
+        fairy: A weak reference to what the caller has; None until the caller has it.
         liveness: Looks at the socket, without waiting.
         loop: The loop it belongs to.
     """
@@ -219,12 +219,6 @@ class RecordSession:
         if self._link is not None:
             self._link.lend()
         return self.record
-
-    def lent_as(self, fairy: PoolProxiedConnection) -> None:
-        """Note what the caller has got."""
-        self.fairy = weakref.ref(fairy)
-        if self.record.dbapi_connection is not self.connection:
-            self.follow()
 
     def _lend(self) -> None:
         if self._link is not None:
