@@ -83,8 +83,10 @@ class Session(Protocol):
 
     owner: Any
     """An `Owner`, set by the pool once the session is one of its connections; None otherwise."""
-    says_goodbye: bool
-    """Whether `close` has anything to wait for. If not, `abort` does all of it."""
+
+    @property
+    def says_goodbye(self) -> bool:
+        """Whether `close` has anything to wait for. If not, `abort` does all of it."""
 
     @property
     def identity(self) -> SocketIdentity | None:

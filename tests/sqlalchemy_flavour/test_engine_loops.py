@@ -78,6 +78,23 @@ def test_a_loop_that_stops_in_the_middle_of_the_first_connect_holds_up_nobody(ru
         other.run(enter(gate))
 
 
+def test_a_child_forked_in_the_middle_of_the_first_connect_does_not_wait_for_it(runner_factory):
+    """In the child, the parent's loop looks as if it still ran."""
+    gate = FirstConnectGate()
+
+    async def main():
+        await enter(gate, forever=True)
+        assert await asyncio.to_thread(in_child, child)
+
+    def child():
+        with runner_factory() as other:
+            other.run(enter(gate))
+        return True
+
+    with runner_factory() as runner:
+        runner.run(main())
+
+
 async def enter(gate, *, forever=False):
     from sqlalchemy.util import greenlet_spawn
 

@@ -31,12 +31,18 @@ class Parking:
         loop: The loop.
         is_in_use: Whether some of its connections are in use.
         done: Called when some have been parked.
+        iterations: In which of the loop's next iterations a connection is parked, if none is in use.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, is_in_use: Callable[[], bool], done: Callable[[], object]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        is_in_use: Callable[[], bool],
+        done: Callable[[], object],
+        iterations: int,
     ) -> None:
         self._loop = loop
+        self._iterations = iterations
         self._is_in_use = is_in_use
         self._done = done
         self._pending: set[Slot] = set()
@@ -53,11 +59,13 @@ class Parking:
             if self._is_in_use():
                 self._look_later()
             else:
-                self._handle = self._loop.call_soon(self._look)
+                self._handle = self._loop.call_soon(self._look, self._iterations)
 
-    def _look(self) -> None:
+    def _look(self, iterations: int) -> None:
         if self._is_in_use():
             self._look_later()
+        elif iterations > 1:
+            self._handle = self._loop.call_soon(self._look, iterations - 1)
         else:
             self._park_those_idle_since(float("inf"))
 

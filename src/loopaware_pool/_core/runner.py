@@ -141,7 +141,7 @@ class ShardRunner(Generic[S]):
         self.decided: deque[Callable[[], object]] = deque()
         self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
-        self._parking = Parking(loop, self.shard.is_in_use, self.notify)
+        self._parking = Parking(loop, self.shard.is_in_use, self.notify, core.shared.config.park_iterations)
         self.park_when_idle = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None

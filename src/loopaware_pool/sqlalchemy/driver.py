@@ -112,7 +112,7 @@ class SqlalchemyDriver:
         pool = self._pool()
         assert pool is not None, "its loops serve nobody without it"
         try:
-            record = await with_stray_cancellation_as(exc.InterfaceError, greenlet_spawn(self._make_record, pool))
+            record = await with_stray_cancellation_as(exc.InvalidRequestError, greenlet_spawn(self._make_record, pool))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # a listener's may be no `Exception`, as that of a timeout in greenlets

@@ -32,6 +32,11 @@ class FirstConnectGate:
     """
 
     def __init__(self) -> None:
+        self.start_afresh_in_child()
+        event_loops.call_in_child(self)
+
+    def start_afresh_in_child(self) -> None:
+        """Be free. In a forked child, a task that holds it, or waits for it, is the parent's and never leaves."""
         self._lock = threading.Lock()  # guards the next two; never held while waiting
         self._holder: asyncio.Task[Any] | None = None
         self._waiting: set[asyncio.Future[None]] = set()

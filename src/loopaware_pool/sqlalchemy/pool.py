@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -135,7 +134,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             opened joins the pool.
         """
         fairy: Any = super().connect()
-        fairy._connection_record.loopaware_session.fairy = weakref.ref(fairy)
+        fairy._connection_record.loopaware_session.lent_as(fairy)
         return fairy  # type: ignore[no-any-return]
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -277,9 +276,10 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return self._options.pool_size
 
     def checkedin(self) -> int:
-        """Connections that are idle, and records that wait for a new connection."""
-        count = self._core.idle_size() + len(self._driver.spare_records) + len(self._abandoned)
-        return min(count, self._config.max_idle_size)
+        """Connections that are idle, and records that wait for a new connection; as many as may be idle at most."""
+        idle = self._core.idle_size()
+        records = len(self._driver.spare_records) + len(self._abandoned)
+        return max(idle, min(idle + records, self._config.max_idle_size))
 
     def checkedout(self) -> int:
         """Connections that callers have, or that are being opened for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import greenlet_spawn
@@ -12,7 +13,6 @@ from loopaware_pool.sqlalchemy.links import Link, make_link
 
 if TYPE_CHECKING:
     import asyncio
-    import weakref
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -57,7 +57,8 @@ class RecordSession:
     Attributes:
         owner: Listens to what happens to the session.
         record: SQLAlchemy's record.
-        connection: The connection that the record had when it was looked at last.
+        connection: The connection that the record had when it was looked at last; None after the session has parted
+            with it.
         fairy: A weak reference to what the caller has; None before the first lease.
         loop: The loop it belongs to.
     """
@@ -83,6 +84,12 @@ class RecordSession:
         connection = self.connection = self.record.dbapi_connection
         dialect = self._pool._dialect
         self._link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
+
+    def follow(self) -> None:
+        """Look below the connection that SQLAlchemy has opened in place of the session's, if it has."""
+        connection = self.record.dbapi_connection
+        if connection is not self.connection and connection is not None and self.connection is not None:
+            self._look_below()
 
     # ---- what the core asks ----
 
@@ -116,15 +123,13 @@ class RecordSession:
 
     def take_back(self) -> ReturnCheck:
         """Look at what SQLAlchemy has left of the connection. It has reset the session."""
-        connection, link = self.record.dbapi_connection, self._link
-        if connection is None:  # invalidated, and closed; or detached, and the caller's own
+        if self.record.dbapi_connection is None:  # invalidated, and closed; or detached, and the caller's own
             was_closed = self.liveness() is _DEAD
-            self._link = None
+            self._part()
             self._keep_record()
             return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
-        if connection is not self.connection:
-            self._look_below()
-            link = self._link
+        self.follow()
+        link = self._link
         return ReturnCheck.READY if link is not None and link.take_back() else ReturnCheck.BROKEN
 
     async def reset(self) -> None:
@@ -138,40 +143,53 @@ class RecordSession:
             self._link.take_back()
 
     async def close(self) -> None:
-        """Close the connection in SQLAlchemy's way, with its events."""
-        if self._link is None:
-            return
-        self._lend()
-        await greenlet_spawn(self.record.close)
-        self._link = None
+        """
+        Close the connection in SQLAlchemy's way, with its events. If the session has parted with it, do nothing: the
+        record may have another session's connection then.
+
+        Cancellation: leaves the socket to `abort`.
+        """
+        if self._link is not None:
+            self._lend()
+            self.connection = None  # from here on `abort` leaves the record alone
+            await greenlet_spawn(self.record.close)
+            self._part()
 
     def abort(self) -> None:
         """Close the socket without a goodbye."""
-        link, self._link = self._link, None
+        self.follow()
+        link, connection = self._part()
         if link is not None:
             try:
-                self._leave_record()
+                self._leave_record(connection)
             finally:
-                self._pool.gone(self.connection)
+                self._pool.gone(connection)
                 link.abort()
 
     def discard(self, *, forked: bool) -> None:
         """Close the socket although its loop does not run here."""
-        link, self._link = self._link, None
+        self.follow()
+        link, connection = self._part()
         if link is not None:
             try:
                 if not forked:
-                    self._leave_record()
+                    self._leave_record(connection)
             finally:
-                self._pool.gone(self.connection)
+                self._pool.gone(connection)
                 link.discard(forked=forked)
 
-    def _leave_record(self) -> None:
-        """Take the connection from the record, and tell the listeners."""
-        record, connection = self.record, self.record.dbapi_connection
-        if connection is None and self._is_abandoned:  # SQLAlchemy has detached it, and told the listeners
+    def _part(self) -> tuple[Link | None, Any]:
+        """Let go of the connection: it is closed now, or the caller's own. Returns what the session had."""
+        link, connection = self._link, self.connection
+        self._link = self.connection = None
+        return link, connection
+
+    def _leave_record(self, connection: Any) -> None:
+        """Take the connection from the record, if the record still has it, and tell the listeners."""
+        record = self.record
+        if record.dbapi_connection is None and self._is_abandoned:  # SQLAlchemy has told them
             self._keep_record()
-        if connection is None or connection is not self.connection:
+        if connection is None or connection is not record.dbapi_connection:
             return
         record.finalize_callback.clear()
         record.dbapi_connection = None
@@ -194,6 +212,11 @@ class RecordSession:
         self.fairy = None
         self._lend()
         return self.record
+
+    def lent_as(self, fairy: PoolProxiedConnection) -> None:
+        """Note what the caller has got."""
+        self.fairy = weakref.ref(fairy)
+        self.follow()
 
     def _lend(self) -> None:
         if self._link is not None:

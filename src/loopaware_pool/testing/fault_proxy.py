@@ -91,7 +91,7 @@ class FaultProxy:
         self._parts = parts
         self._target = parts.hostname, parts.port or _DEFAULT_PORT
         self._links: set[_Link] = set()
-        self._accepting: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
 
     # ---- what fails ----
 
@@ -173,21 +173,22 @@ class FaultProxy:
             await link.end(how)
 
     def _listen(self) -> None:
-        if self._accepting is None:
+        if self._listener is None:
             self._listener = _bound(self.port)
             self._listener.listen(_BACKLOG)
-            self._accepting = asyncio.create_task(self._accept(self._listener))
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
-    async def _stop_listening(self) -> None:
-        if self._accepting is not None:
-            await _cancelled(self._accepting)
-            self._accepting = None
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
             self._listener.close()
+            self._listener = None
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
+    def _accept(self, listener: socket.socket) -> None:
+        # Not `sock_accept`: cancelled just after a client has come, it would lose the client's socket.
+        with contextlib.suppress(BlockingIOError):
+            client, _ = listener.accept()
+            client.setblocking(False)
             self._links.add(_Link(client, self._target, self._faults, self._links.discard))
 
     # ---- its life ----
@@ -212,7 +213,7 @@ class FaultProxy:
         self._listen()
         self._is_ready.set()
         await self._over.wait()
-        await self._stop_listening()
+        self._stop_listening()
         await self._end_all(_End.RESET)
 
     def __enter__(self) -> Self:
