@@ -107,7 +107,7 @@ LIBRARY_MODULES: Final = frozenset(
 
 def is_library(frame: FrameType) -> bool:
     """Whether a frame is this library's, or of SQLAlchemy, which has many modules between a caller and its pool."""
-    name = frame.f_globals.get("__name__", "")
+    name = str(frame.f_globals.get("__name__"))
     return name in LIBRARY_MODULES or name.startswith("sqlalchemy.")
 
 

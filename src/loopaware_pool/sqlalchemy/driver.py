@@ -113,7 +113,7 @@ class SqlalchemyDriver:
         assert pool is not None, "its loops serve nobody without it"
         try:
             record = await with_stray_cancellation_as(exc.InvalidRequestError, greenlet_spawn(self._make_record, pool))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a listener's may be no `Exception`, as that of a timeout in greenlets
             let_go_of_frames(error)

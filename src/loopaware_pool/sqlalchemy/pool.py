@@ -21,7 +21,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from loopaware_pool._core.options import documented
 from loopaware_pool._core.pool import PoolCore
-from loopaware_pool._core.slot import acquiring_line
+from loopaware_pool._core.slot import SlotState, is_library
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool._platform.event_loops import is_idle, post, running
@@ -40,7 +40,7 @@ from loopaware_pool.sqlalchemy.options import Options
 from loopaware_pool.sqlalchemy.views import QueueView
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -58,7 +58,9 @@ __all__ = [
     "UnsupportedLoop",
 ]
 
-_OPEN: Final = PoolState.OPEN  # bound once: see shard.py
+# Bound once: see shard.py.
+_OPEN: Final = PoolState.OPEN
+_LENT: Final = SlotState.LENT
 _DRIVERS: Final = ("asyncpg", "psycopg", "psycopg_async")
 # How long `dispose()` waits for other loops, and for connections that are being opened or closed.
 DISPOSE_SECONDS: Final = 5.0
@@ -147,7 +149,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             runner.act()
         if slot is None:
             slot = self._wait()
-        slot.lent_to(asyncio.current_task(runner.loop), *acquiring_line(_frame_outside()))
+        slot.lent_to(asyncio.current_task(runner.loop), *_acquiring_line())
         return slot.session.lend()  # type: ignore[no-any-return]
 
     def _wait(self) -> Slot[RecordSession]:
@@ -169,13 +171,13 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         """Take a record back: from its caller, after `detach()`, or from the garbage collector."""
         session: RecordSession = record.loopaware_session  # type: ignore[attr-defined]
         listener = session.owner
-        if listener is None or not listener.slot.is_lent():  # the parent process has it; or its loop has ended
+        if listener is None or listener.slot.state is not _LENT:  # the parent process has it; or its loop has ended
             return
         if record.dbapi_connection is None and session.is_abandoned():
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
-        if listener.runner.is_here():
+        if listener.runner.loop is running():
             self._take_back(session, listener)
         else:
             listener.runner.errands.add(functools.partial(self._take_back_at_home, session, listener))
@@ -278,8 +280,8 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     def checkedin(self) -> int:
         """Connections that are idle, and records that wait for a new connection; as many as may be idle at most."""
         idle = self._core.idle_size()
-        records = len(self._driver.spare_records) + len(self._abandoned)
-        return max(idle, min(idle + records, self._config.max_idle_size))
+        waiting = len(self._driver.spare_records) + len(self._abandoned)
+        return max(idle, min(idle + waiting, self._config.max_idle_size))
 
     def checkedout(self) -> int:
         """Connections that callers have, or that are being opened for them."""
@@ -304,13 +306,13 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return [slot.session.record for runner in self._core.runners() for slot in runner.shard.idle]
 
 
-def _frame_outside() -> FrameType | None:
-    """Find where SQLAlchemy was called, which lets its greenlets wait for coroutines."""
+def _acquiring_line() -> tuple[CodeType | None, int]:
+    """Find the line that called SQLAlchemy. Its greenlets let it wait for coroutines, so the line is in the parent."""
     parent: Any = getcurrent().parent
     frame: FrameType | None = parent.gr_frame if parent is not None else sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("sqlalchemy."):
+    while frame is not None and is_library(frame):
         frame = frame.f_back
-    return frame
+    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
 
 
 def _prepare_dialect(dialect: Any) -> None:

@@ -13,6 +13,7 @@ from loopaware_pool.sqlalchemy.links import Link, make_link
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordKeeper", "RecordSession"]
 
-_DEAD: Final = Liveness.DEAD  # bound once: see shard.py
+# Bound once: see shard.py.
+_DEAD: Final = Liveness.DEAD
+_READY: Final = ReturnCheck.READY
 
 
 class RecordKeeper(Protocol):
@@ -60,10 +63,13 @@ class RecordSession:
         connection: The connection that the record had when it was looked at last; None after the session has parted
             with it.
         fairy: A weak reference to what the caller has; None before the first lease.
+        liveness: Looks at the socket, without waiting.
         loop: The loop it belongs to.
     """
 
-    __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "loop", "owner", "record")
+    liveness: Callable[[], Liveness]
+
+    __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "liveness", "loop", "owner", "record")
 
     is_settled = True
 
@@ -74,7 +80,6 @@ class RecordSession:
         self.loop = loop
         self._pool = pool
         self._is_abandoned = False
-        self._link: Link | None = None
         self._look_below()
         record.loopaware_session = self
 
@@ -83,7 +88,9 @@ class RecordSession:
         self.connection: Any
         connection = self.connection = self.record.dbapi_connection
         dialect = self._pool._dialect
-        self._link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
+        link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
+        self._link: Link | None = link
+        self.liveness = link.liveness
 
     def follow(self) -> None:
         """Look below the connection that SQLAlchemy has opened in place of the session's, if it has."""
@@ -103,10 +110,6 @@ class RecordSession:
         """Whether there is a connection to close. The record may have another one by now, of another session."""
         return self._link is not None
 
-    def liveness(self) -> Liveness:
-        """Look at the socket, without waiting."""
-        return _DEAD if self._link is None else self._link.liveness()
-
     def park(self) -> None:
         """Take the fd out of the selector."""
         if self._link is not None:
@@ -123,14 +126,16 @@ class RecordSession:
 
     def take_back(self) -> ReturnCheck:
         """Look at what SQLAlchemy has left of the connection. It has reset the session."""
-        if self.record.dbapi_connection is None:  # invalidated, and closed; or detached, and the caller's own
+        connection = self.record.dbapi_connection
+        if connection is None:  # invalidated, and closed; or detached, and the caller's own
             was_closed = self.liveness() is _DEAD
             self._part()
             self._keep_record()
             return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
-        self.follow()
+        if connection is not self.connection:
+            self.follow()
         link = self._link
-        return ReturnCheck.READY if link is not None and link.take_back() else ReturnCheck.BROKEN
+        return _READY if link is not None and link.take_back() else ReturnCheck.BROKEN
 
     async def reset(self) -> None:
         """Do nothing: SQLAlchemy has reset the session before it returned it."""
@@ -182,12 +187,13 @@ class RecordSession:
         """Let go of the connection: it is closed now, or the caller's own. Returns what the session had."""
         link, connection = self._link, self.connection
         self._link = self.connection = None
+        self.liveness = _dead
         return link, connection
 
     def _leave_record(self, connection: Any) -> None:
         """Take the connection from the record, if the record still has it, and tell the listeners."""
         record = self.record
-        if record.dbapi_connection is None and self._is_abandoned:  # SQLAlchemy has told them
+        if record.dbapi_connection is None and self._is_abandoned:  # SQLAlchemy has detached it, and told the listeners
             self._keep_record()
         if connection is None or connection is not record.dbapi_connection:
             return
@@ -210,13 +216,15 @@ class RecordSession:
     def lend(self) -> Any:
         """Begin a lease. Returns the record."""
         self.fairy = None
-        self._lend()
+        if self._link is not None:
+            self._link.lend()
         return self.record
 
     def lent_as(self, fairy: PoolProxiedConnection) -> None:
         """Note what the caller has got."""
         self.fairy = weakref.ref(fairy)
-        self.follow()
+        if self.record.dbapi_connection is not self.connection:
+            self.follow()
 
     def _lend(self) -> None:
         if self._link is not None:
@@ -234,3 +242,8 @@ class RecordSession:
         self._is_abandoned = True
         if self.owner is not None:
             post(self.loop, self.owner.dropped)
+
+
+def _dead() -> Liveness:
+    """Tell of a session that has no connection any more."""
+    return _DEAD
