@@ -93,7 +93,7 @@ def postgresql(major: int) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             unpacked = _download(lock, Path(scratch))
-            _rename_unless_someone_did(unpacked, home)
+            rename_unless_someone_did(unpacked, home)
     _refuse_missing_libraries(home / "bin" / "postgres")
     return home / "bin"
 
@@ -117,7 +117,7 @@ def _download(lock: Path, scratch: Path) -> Path:
     return next((scratch / "unpacked").iterdir())
 
 
-def _rename_unless_someone_did(source: Path, target: Path) -> None:
+def rename_unless_someone_did(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError:

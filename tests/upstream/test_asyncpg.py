@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
-import tarfile
-import tempfile
 from importlib.metadata import version
-from pathlib import Path
 from urllib.parse import urlsplit
-from xml.etree import ElementTree as ET
 
 import pytest
 
-import servers
+from upstream.own_tests import base_environment, run_pytest, unpacked
 
 pytestmark = [pytest.mark.thorough, pytest.mark.both_drivers]
 
-HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[1]
 VERSION = version("asyncpg")
 FILES = ["test_pool.py", "test_listeners.py", "test_cache_invalidation.py"]
 
@@ -56,66 +47,19 @@ TIMED = ("test_executemany_server_failure_during_writes",)
 @pytest.fixture(scope="session")
 def asyncpg_tests():
     """The folder that holds the `tests` of the installed asyncpg, downloaded once per machine and version."""
-    home = servers.CACHE / f"asyncpg-{VERSION}"
-    if not home.is_dir():
-        servers.CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=servers.CACHE) as scratch:
-            unpacked = download(Path(scratch))
-            try:
-                unpacked.rename(home)
-            except OSError:  # somebody was quicker
-                assert home.is_dir()
-    return home
-
-
-def download(scratch):
-    """Fetch and check the source distribution, and unpack its tests. Its wheel has none."""
-    requirements = scratch / "requirements.txt"
-    requirements.write_text(locked_requirement())
-    completed = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-            *("--no-deps", "--no-binary=asyncpg", "--require-hashes"),
-            *(f"--requirement={requirements}", f"--dest={scratch}"),
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if completed.returncode:
-        reason = f"asyncpg's tests could not be downloaded: {completed.stderr.strip()[-200:]}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
-        root = f"asyncpg-{VERSION}"
-        members = [member for member in archive if member.name.startswith(f"{root}/tests/")]
-        archive.extractall(scratch / "unpacked", members, filter="data")
-    return scratch / "unpacked" / root
-
-
-def locked_requirement():
-    """What the lock files say of the installed asyncpg: the version and the hashes."""
-    for lock in sorted(REPOSITORY.glob("requirements*.lock")):
-        found = re.search(rf"^asyncpg=={re.escape(VERSION)} .*(?:\n .*)*", lock.read_text(), re.MULTILINE)
-        if found:
-            return found[0] + "\n"
-    pytest.skip(f"asyncpg {VERSION} is in no lock file")
+    return unpacked("asyncpg", "tests")
 
 
 def environment(dsn, loop):
     """Say to asyncpg's tests which server and which loop to use."""
     where = urlsplit(dsn)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "PYTEST", "USE_UVLOOP"))}
-    path = [str(HERE), *(folder for folder in sys.path if folder and Path(folder) != REPOSITORY)]
     return {
-        **kept,
+        **base_environment(),
         "PGHOST": where.hostname,
         "PGPORT": str(where.port),
         "PGUSER": where.username,
         "PGPASSWORD": where.password or "",
         "PGDATABASE": where.path.strip("/"),
-        "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONDONTWRITEBYTECODE": "1",
         **({"USE_UVLOOP": "1"} if loop == "uvloop" else {}),
     }
 
@@ -141,31 +85,12 @@ def test_asyncpgs_tests_of_its_connection_pass_on_one_that_is_lent(loop, dsn, as
 
 def run_tests(asyncpg_tests, files, plugin, env, tmp_path, *, without=()):
     """Run tests of asyncpg's with a plugin; tell which passed, which did not, and what was printed."""
-    report = tmp_path / "report.xml"
-    completed = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", asyncpg_tests),
-            *("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", plugin, f"--junitxml={report}"),
-            *("-k", " and ".join(f"not {name}" for name in without) or "test"),
-            *(asyncpg_tests / "tests" / name for name in files),
-        ],
+    return run_pytest(
+        *("-c", os.devnull, "--rootdir", asyncpg_tests, "-p", plugin),
+        *("-k", " and ".join(f"not {name}" for name in without) or "test"),
+        *(asyncpg_tests / "tests" / name for name in files),
         cwd=asyncpg_tests,
         env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        report=tmp_path / "report.xml",
+        name_of=lambda test_class, name: f"{test_class.rpartition('.')[2]}.{name}",
     )
-    output = completed.stdout + completed.stderr
-    assert report.is_file(), output
-    return *read(report), output
-
-
-def read(report):
-    """Tell which tests passed, and which did anything else."""
-    passed, others = set(), set()
-    for case in ET.parse(report).iter("testcase"):
-        name = f"{case.get('classname').rpartition('.')[2]}.{case.get('name')}"
-        failed = any(child.tag in ("failure", "error", "skipped") for child in case)
-        (others if failed else passed).add(name)
-    return passed - others, others
