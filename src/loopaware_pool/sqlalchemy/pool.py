@@ -12,12 +12,11 @@ import functools
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
-from weakref import ref
 
 from greenlet import getcurrent
 from sqlalchemy import exc
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
-from sqlalchemy.pool.base import _ConnectionFairy
+from sqlalchemy.pool.base import _ConnectionFairy, _finalize_fairy
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -63,6 +62,7 @@ __all__ = [
 # Bound once: see shard.py.
 _OPEN: Final = PoolState.OPEN
 _LENT: Final = SlotState.LENT
+_READY: Final = ReturnCheck.READY
 _DRIVERS: Final = ("asyncpg", "psycopg", "psycopg_async")
 # Functions known to be of a library: to ask each time for the modules of all that lie between would take 3 us.
 _library_codes: set[CodeType] = set()
@@ -111,6 +111,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self._options = options = Options.of(locals())
         _prepare_dialect(kw.get("dialect"))
         self._config = options.config(kw.get("logging_name"))
+        self._tells_lines = leak_threshold is not None  # to find the line of an acquire costs 5 us
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._abandoned: dict[int, Any] = {}
@@ -141,7 +142,6 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         """
         fairy: Any = _ConnectionFairy._checkout(self)
         session = fairy._connection_record.loopaware_session
-        session.fairy = ref(fairy)
         if fairy.dbapi_connection is not session.connection:
             session.follow()
         return fairy  # type: ignore[no-any-return]
@@ -156,8 +156,13 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             runner.act()
         if slot is None:
             slot = self._wait()
-        slot.lent_to(asyncio.current_task(runner.loop), *_acquiring_line())
-        return slot.session.lend()  # type: ignore[no-any-return]
+        code, instruction = _acquiring_line() if self._tells_lines else (None, 0)
+        slot.lent_to(asyncio.current_task(runner.loop), code, instruction)
+        session = slot.session
+        link = session.link
+        if link is not None and link.is_parked:
+            link.lend()
+        return session.record  # type: ignore[no-any-return]
 
     def _wait(self) -> Slot[RecordSession]:
         """Wait for a connection. Disposing of the pool ends no wait, as in SQLAlchemy's own."""
@@ -180,7 +185,8 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         listener = session.owner
         if listener is None or listener.slot.state is not _LENT:  # the parent process has it; or its loop has ended
             return
-        if record.dbapi_connection is None and session.is_abandoned():
+        connection = record.dbapi_connection
+        if connection is None and sys._getframe(2).f_code is _finalize_fairy.__code__:  # for the garbage collector
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
@@ -188,9 +194,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         if runner.loop is not running():
             runner.errands.add(functools.partial(self._take_back_at_home, record, listener))
             return
-        check = ReturnCheck.BROKEN
+        is_to_be_seen = session.needs_care or connection is None or connection is not session.connection
+        check = ReturnCheck.BROKEN if is_to_be_seen else _READY
         try:
-            check = session.take_back()
+            if is_to_be_seen:
+                check = session.take_back()
         finally:
             runner.shard.returned(listener.slot, check, monotonic())
             if runner.decided:
