@@ -89,11 +89,13 @@ class PoolConfig(SharedOptions):
         "Seconds a loop's first waiter gives way to loops that have connections.", check=_seconds, default=0.05
     )
     idle_order: IdleOrder = option("Which idle connection is lent next.", default=IdleOrder.LIFO)
-    park_iterations: int = option(
-        "In which of the loop's next iterations a returned connection leaves the selector, if no connection is in use. "
-        "Callers that go round the loop before they acquire again need more than 1.",
-        check=count(1),
-        default=1,
+    parks_at_once: bool = option(
+        "Whether a returned connection leaves the selector before the loop polls, if no connection is in use. "
+        "Otherwise it does 10 ms later, which is cheaper for callers that go round the loop before they acquire again.",
+        default=True,
+    )
+    resets_in_passing: bool = option(
+        "Whether a connection may be idle while the answer to its reset is due.", default=True
     )
     lends_expired: bool = option(
         "Whether an idle connection may outlive *max_lifetime*, until it is lent and comes back.", default=False

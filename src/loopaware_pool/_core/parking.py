@@ -31,7 +31,7 @@ class Parking:
         loop: The loop.
         is_in_use: Whether some of its connections are in use.
         done: Called when some have been parked.
-        iterations: In which of the loop's next iterations a connection is parked, if none is in use.
+        is_at_once: Whether a connection is parked before the loop polls, if none is in use.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class Parking:
         loop: asyncio.AbstractEventLoop,
         is_in_use: Callable[[], bool],
         done: Callable[[], object],
-        iterations: int,
+        *,
+        is_at_once: bool,
     ) -> None:
         self._loop = loop
-        self._iterations = iterations
+        self._is_at_once = is_at_once
         self._is_in_use = is_in_use
         self._done = done
         self._pending: set[Slot] = set()
@@ -56,16 +57,14 @@ class Parking:
         """Park a connection later, if it is idle and settled by then. If not, it comes here again when it is."""
         self._pending.add(slot)
         if self._handle is None:
-            if self._is_in_use():
-                self._look_later()
+            if self._is_at_once and not self._is_in_use():
+                self._handle = self._loop.call_soon(self._look)
             else:
-                self._handle = self._loop.call_soon(self._look, self._iterations)
+                self._look_later()
 
-    def _look(self, iterations: int) -> None:
+    def _look(self) -> None:
         if self._is_in_use():
             self._look_later()
-        elif iterations > 1:
-            self._handle = self._loop.call_soon(self._look, iterations - 1)
         else:
             self._park_those_idle_since(float("inf"))
 

@@ -144,7 +144,8 @@ class ShardRunner(Generic[S]):
         self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._abandoned: weakref.WeakSet[asyncio.Task[BaseException | None]] = weakref.WeakSet()
-        self._parking = Parking(loop, self.shard.is_in_use, self.notify, core.shared.config.park_iterations)
+        parks_at_once = core.shared.config.parks_at_once
+        self._parking = Parking(loop, self.shard.is_in_use, self.notify, is_at_once=parks_at_once)
         self.park_when_idle = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None

@@ -754,7 +754,8 @@ def _connect_ceiling(config: PoolConfig) -> int:
 
 def _idle_look(config: PoolConfig) -> float:
     """Seconds after which a connection that has become idle is looked at."""
-    return min(config.max_idle or NEVER, config.keepalive or NEVER, RESET_ANSWER_SECONDS)
+    answer_seconds = RESET_ANSWER_SECONDS if config.resets_in_passing else NEVER
+    return min(config.max_idle or NEVER, config.keepalive or NEVER, answer_seconds)
 
 
 def _limits_idle(config: PoolConfig) -> bool:

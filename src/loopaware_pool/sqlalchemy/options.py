@@ -12,8 +12,6 @@ from loopaware_pool._core.options import SharedOptions, option
 
 __all__ = ["Options"]
 
-# SQLAlchemy returns a connection in a task of its own. The caller goes on when that task has ended.
-_ITERATIONS_BETWEEN_LEASES: Final = 4
 _some_seconds: Final = number("a number of seconds, 0 or more; None for ever", lambda value: value >= 0)
 
 
@@ -75,6 +73,7 @@ class Options(SharedOptions):
             max_idle=self.max_idle,
             max_waiting=self.max_waiting,
             timeout_covers_connecting=False,
-            park_iterations=_ITERATIONS_BETWEEN_LEASES,
+            parks_at_once=False,  # it returns connections in tasks of their own, which the caller waits for
+            resets_in_passing=False,
             idle_order=IdleOrder.LIFO if self.use_lifo else IdleOrder.FIFO,
         )
