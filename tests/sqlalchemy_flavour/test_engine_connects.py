@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import asyncpg
 import pytest
@@ -11,6 +13,29 @@ from engines import ask, hold
 from helpers import spin
 from loopaware_pool._core import runner as runners
 from loopaware_pool.psycopg import LoopAwareConnection
+from loopaware_pool.sqlalchemy import driver as drivers
+
+WITHOUT_PSYCOPG_POOL = """
+import asyncio
+import sys
+sys.modules["psycopg_pool"] = None
+from sqlalchemy import text
+from sqlalchemy.ext import asyncio as upstream
+from loopaware_pool.sqlalchemy import LoopAwareQueuePool, create_async_engine
+
+async def ask(create, **options):
+    engine = create(sys.argv[1], **options)
+    async with engine.connect() as connection:
+        assert (await connection.execute(text("SELECT 42"))).scalar() == 42
+    await engine.dispose()
+
+asyncio.run(ask(create_async_engine))
+asyncio.run(ask(upstream.create_async_engine, poolclass=LoopAwareQueuePool))
+try:
+    from loopaware_pool.psycopg import AsyncConnectionPool
+except ModuleNotFoundError as error:
+    print(error)
+"""
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -56,3 +81,32 @@ def test_a_connect_whose_caller_is_gone_joins_the_pool(engines, run):
         await engine.dispose()
 
     run(main())
+
+
+@pytest.mark.usefixtures("zero_fd_delta")
+def test_a_connection_that_the_pool_cannot_use_fails_its_caller(engines, run, monkeypatch):
+    """It is closed, and the caller gets the error: another connect would fail in the same way."""
+
+    async def main():
+        engine = engines.make()
+        with monkeypatch.context() as patch:
+            patch.setattr(drivers, "RecordSession", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(ask(engine), 10)
+        assert engines.sessions() == 0
+        assert len(await hold(engine, 2)) == 2
+        await engine.dispose()
+
+    run(main())
+
+
+def test_psycopg_needs_no_pool_of_its_own(dsn):
+    """SQLAlchemy's users have psycopg without psycopg_pool."""
+    url = dsn.replace("postgresql://", "postgresql+psycopg://")
+    child = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PSYCOPG_POOL, url], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert (
+        child.stdout.strip() == "loopaware_pool.psycopg.AsyncConnectionPool needs psycopg_pool: install psycopg[pool]"
+    )
