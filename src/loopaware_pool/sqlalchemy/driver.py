@@ -116,7 +116,11 @@ class SqlalchemyDriver:
         except Exception as error:
             let_go_of_frames(error)
             raise HookFailed from error
-        return RecordSession(pool, record, asyncio.get_running_loop())
+        try:
+            return RecordSession(pool, record, asyncio.get_running_loop())
+        except Exception as error:
+            await greenlet_spawn(record.close)
+            raise HookFailed from error
 
     def _make_record(self, pool: RecordKeeper) -> Any:
         """In a greenlet."""
