@@ -68,14 +68,16 @@ def test_a_connect_that_hangs_keeps_no_place_once_its_caller_is_gone(engines, ru
 
 
 def test_a_connect_whose_caller_is_gone_joins_the_pool(engines, run):
-    """The next caller finds it."""
+    """The next caller finds it. Until then it is nobody's, and not checked out."""
 
     async def main():
         engine = engines.make(pool_size=1)
         impatient = asyncio.create_task(ask(engine))
         await spin(5)
+        assert engine.pool.checkedout() == 1
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
+        assert engine.pool.checkedout() == 0
         assert await ask(engine) == 42
         assert engine.pool.stats().totals.opened == 1
         await engine.dispose()

@@ -281,8 +281,10 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return max(idle, min(idle + len(self._driver.spare_records), self._config.max_idle_size))
 
     def checkedout(self) -> int:
-        """Connections that callers have, or that are being opened."""
-        return self._core.size() - self._core.idle_size()
+        """Connections that callers have, or that are being opened for callers that still wait."""
+        core = self._core
+        opening = sum(min(len(runner.shard.connecting), len(runner.shard.waiters)) for runner in core.runners())
+        return core.live_size() - core.idle_size() + opening
 
     def overflow(self) -> int:
         """Connections above `pool_size`; negative while there are fewer. 0 if *pool_size* is 0."""
