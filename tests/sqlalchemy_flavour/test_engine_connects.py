@@ -11,6 +11,7 @@ from engines import ask, hold
 from helpers import spin
 from loopaware_pool._core import runner as runners
 from loopaware_pool.psycopg import LoopAwareConnection
+from loopaware_pool.sqlalchemy import driver as drivers
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -43,16 +44,35 @@ def test_a_connect_that_hangs_keeps_no_place_once_its_caller_is_gone(engines, ru
 
 
 def test_a_connect_whose_caller_is_gone_joins_the_pool(engines, run):
-    """The next caller finds it."""
+    """The next caller finds it. Until then it is nobody's, and not checked out."""
 
     async def main():
         engine = engines.make(pool_size=1)
         impatient = asyncio.create_task(ask(engine))
         await spin(5)
+        assert engine.pool.checkedout() == 1
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
+        assert engine.pool.checkedout() == 0
         assert await ask(engine) == 42
         assert engine.pool.stats().totals.opened == 1
+        await engine.dispose()
+
+    run(main())
+
+
+@pytest.mark.usefixtures("zero_fd_delta")
+def test_a_connection_that_the_pool_cannot_use_fails_its_caller(engines, run, monkeypatch):
+    """It is closed, and the caller gets the error: another connect would fail in the same way."""
+
+    async def main():
+        engine = engines.make()
+        with monkeypatch.context() as patch:
+            patch.setattr(drivers, "RecordSession", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(ask(engine), 10)
+        assert engines.sessions() == 0
+        assert len(await hold(engine, 2)) == 2
         await engine.dispose()
 
     run(main())

@@ -118,7 +118,11 @@ class SqlalchemyDriver:
         except BaseException as error:  # a listener's may be no `Exception`, as that of a timeout in greenlets
             let_go_of_frames(error)
             raise HookFailed from error
-        return RecordSession(pool, record, asyncio.get_running_loop())
+        try:
+            return RecordSession(pool, record, asyncio.get_running_loop())
+        except Exception as error:
+            await greenlet_spawn(record.close)
+            raise HookFailed from error
 
     def _make_record(self, pool: RecordKeeper) -> Any:
         """In a greenlet."""

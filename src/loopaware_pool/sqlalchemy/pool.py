@@ -295,10 +295,10 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         return max(idle, min(idle + waiting, self._config.max_idle_size))
 
     def checkedout(self) -> int:
-        """Connections that callers have, or that are being opened for them."""
-        shards = [runner.shard for runner in self._core.runners()]
-        awaited = sum(min(len(shard.connecting), len(shard.waiters)) for shard in shards)
-        return self._core.live_size() - self._core.idle_size() - len(self._abandoned) + awaited
+        """Connections that callers have, or that are being opened for callers that still wait."""
+        core = self._core
+        opening = sum(min(len(runner.shard.connecting), len(runner.shard.waiters)) for runner in core.runners())
+        return core.live_size() - core.idle_size() - len(self._abandoned) + opening
 
     def overflow(self) -> int:
         """Connections above `pool_size`; negative while there are fewer. 0 if *pool_size* is 0."""
