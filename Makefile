@@ -87,7 +87,7 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 		$(PY) -m pytest $(WORKERS) $(SERVER_TESTS) || exit; done
 
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
-	@.venv-programs/bin/python -m pytest --config-file tests/programs/pytest.toml tests/programs $(if $(NAME),-k $(NAME))
+	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
 
 torture: .venv/.ready $(if $(filter sqlalchemy,$(POOL)),$(BENCH))  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests:$(BENCH) $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))

@@ -42,10 +42,14 @@ def account_of_process(pools: Iterable[MadePool], audit: FdAudit | None) -> dict
         "process": here,
         "pools": used,
         "is_audited": audit is not None,
-        "leaked": [] if audit is None else [asdict(each) for each in (*audit.orphaned, *audit.leaked)],
+        "leaked": [] if audit is None else _fds((*audit.orphaned, *audit.leaked)),
         "stale_registrations": [] if audit is None else [asdict(each) for each in audit.registrations],
         "unseen": [] if audit is None else list(audit.unseen),
     }
+
+
+def _fds(found: Iterable[OpenFd]) -> list[dict[str, Any]]:
+    return [asdict(each) for each in {(each.fd, each.inode): each for each in found}.values()]
 
 
 def _account_of(made: MadePool) -> dict[str, Any]:
@@ -116,8 +120,8 @@ def _lines_of(pool: dict[str, Any]) -> Iterator[str]:
     used = ["{acquired:,} acquired"]
     used += ["{waited:,} of them after waiting, for {waited_seconds:g} s in all"] * bool(pool["waited"])
     used += ["{timed_out:,} timed out"] * bool(pool["timed_out"])
-    used += ["{opened:,} connections opened, at most {max_size:,} at once"]
-    used += ["{connect_failures:,} connects failed"] * bool(pool["connect_failures"])
+    used += ["connections: {opened:,} opened, at most {max_size:,} at once"]
+    used += ["{connect_failures:,} could not be opened"] * bool(pool["connect_failures"])
     yield "  {name} ({driver}), made at {made_at}".format(**shown)
     yield "    " + "; ".join([*used, "{state} at the end"]).format(**shown)
 
