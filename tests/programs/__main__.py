@@ -35,7 +35,7 @@ class Case:
     Attributes:
         package: Whose program it is.
         program: The file, and its arguments.
-        pools: The driver of each pool that must have served somebody, in all processes.
+        pools: The kind of each pool that must have served somebody, in all processes.
         fails: What a run on the driver's own pools is to end with; None if it is to succeed.
         left: How many fds that are no pool's the program leaves open.
     """
@@ -94,7 +94,7 @@ def what_is_wrong(case, theirs, ours):
         return
     processes = json.loads(ours.stderr.splitlines()[-1])["processes"]
     pools = [pool for process in processes for pool in process["pools"] if pool["acquired"]]
-    if sorted(pool["driver"] for pool in pools) != sorted(case.pools):
+    if sorted(pool["kind"] for pool in pools) != sorted(case.pools):
         yield f"it did not use {len(case.pools)} pools of ours: {pools}"
     left = [fd for process in processes for fd in process["leaked"]]
     if len(left) != case.left or any(process["stale_registrations"] for process in processes):

@@ -1,4 +1,4 @@
-"""langgraph-checkpoint-postgres: a store that makes its pool itself, and a checkpointer that is given one, psycopg_pool's."""
+"""langgraph-checkpoint-postgres: a store that makes a pool of psycopg_pool's, and a checkpointer that is given one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
-
 from restart import end_sessions
 
 dsn = os.environ["DSN"]

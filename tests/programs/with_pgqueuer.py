@@ -1,4 +1,4 @@
-"""pgqueuer: jobs are enqueued, and a manager drains the queue, on a pool that pgqueuer's own helper makes, of asyncpg's."""
+"""pgqueuer: jobs are enqueued, and a manager drains the queue. A helper of pgqueuer's makes a pool of asyncpg's."""
 
 from __future__ import annotations
 

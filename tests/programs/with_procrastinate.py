@@ -7,7 +7,6 @@ import os
 import sys
 
 import procrastinate
-
 from restart import end_sessions
 
 # The timeout is for the program as it is: the default of 30 seconds is long to wait for an error.

@@ -1,4 +1,4 @@
-"""saq: a job is enqueued, and a worker runs it. The queue makes a pool of psycopg_pool's when the module is imported."""
+"""saq: a job is enqueued, and a worker runs it. The queue makes a pool of psycopg_pool's at import time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import os
 import sys
 
-from saq import Queue, Worker
-
 from restart import end_sessions
+from saq import Queue, Worker
 
 queue = Queue.from_url(os.environ["DSN"])
 

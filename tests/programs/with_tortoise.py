@@ -1,4 +1,4 @@
-"""tortoise-orm: models are saved and read, in a transaction and outside. Its clients make the pools, for both drivers."""
+"""tortoise-orm: models are saved and read, in a transaction and outside. Its clients make pools of both drivers."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from loopaware_pool.swapping.dialects import DIALECTS, DialectSwap
 from loopaware_pool.swapping.imports import ImportWatch
 from loopaware_pool.swapping.names import Replacements, modules_holding
 
@@ -115,7 +116,7 @@ class _Swap:
         constructor = self._constructor = base.__init__
 
         @functools.wraps(constructor)
-        def __init__(pool: Any, *arguments: Any, **options: Any) -> None:  # noqa: N807
+        def __init__(pool: Any, *arguments: Any, **options: Any) -> None:
             constructor(pool, *arguments, **options)
             on_pool(pool)
 
@@ -131,18 +132,23 @@ class _Installation:
         self._is_on = False
         self._on_pool: Callable[[Any], object] | None = None
         self._swaps = [_Swap(flavour) for flavour in _FLAVOURS]
-        actions = {}
+        actions: dict[str, Callable[[], None]] = {}
         for swap in self._swaps:
             actions[swap.flavour.driver] = functools.partial(self._load_and_swap, swap)
             actions[swap.flavour.ours] = functools.partial(self._swap, swap)
+        self._dialects = DialectSwap(lambda: self._on_pool)
+        self._has_sqlalchemy = False
+        actions.update(dict.fromkeys(DIALECTS, self._swap_dialects))
         self._watch = ImportWatch(actions)
 
-    def install(self, on_pool: Callable[[Any], object] | None) -> list[str]:
+    def install(self, on_pool: Callable[[Any], object] | None, *, sqlalchemy: bool) -> list[str]:
         """Install, and name the modules that could not be reached."""
         with self._lock:
             self._is_on = True
             self._on_pool = on_pool or self._on_pool
+            self._has_sqlalchemy |= sqlalchemy
             self._watch.start()
+        self._swap_dialects()
         unreached: set[str] = set()
         for swap in self._swaps:
             if swap.flavour.driver in sys.modules:
@@ -155,7 +161,9 @@ class _Installation:
         with self._lock:
             self._is_on = False
             self._on_pool = None
+            self._has_sqlalchemy = False
             self._watch.stop()
+            self._dialects.undo()
             for swap in self._swaps:
                 swap.undo()
 
@@ -168,11 +176,16 @@ class _Installation:
             if self._is_on:
                 swap.make(self._on_pool)
 
+    def _swap_dialects(self) -> None:
+        with self._lock:
+            if self._has_sqlalchemy:
+                self._dialects.make()
+
 
 _INSTALLATION: Final = _Installation()
 
 
-def install(*, on_pool: Callable[[Any], object] | None = None) -> None:
+def install(*, sqlalchemy: bool = False, on_pool: Callable[[Any], object] | None = None) -> None:
     """
     Make the drivers' own names for async pools mean ours, in this process, from now on.
 
@@ -185,13 +198,15 @@ def install(*, on_pool: Callable[[Any], object] | None = None) -> None:
     not changed. It may be called more than once, and from any thread.
 
     Args:
+        sqlalchemy: Whether to make `loopaware_pool.sqlalchemy.LoopAwareQueuePool` the default pool of SQLAlchemy's
+            async engines for asyncpg and psycopg, too. An engine with a `poolclass` of its own keeps that.
         on_pool: Called with each pool of ours that is made from now on; what it raises, the maker of the pool gets.
             None keeps what an earlier call has given.
 
     Warns:
         NotSwapped: Some modules hold a driver's own class in a way that cannot be changed.
     """
-    unreached = _INSTALLATION.install(on_pool)
+    unreached = _INSTALLATION.install(on_pool, sqlalchemy=sqlalchemy)
     if unreached:
         warnings.warn(
             f"a driver's own pool class is still used in {', '.join(unreached)} (as a base class, an attribute, a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
+import typing
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,8 @@ _MOST_STEPS: Final = 4
 _MOST_HOLDERS: Final = 1_000
 # Entries of a class, a function or a module that say what something is, and call nothing.
 _DESCRIBING: Final = frozenset({"__annotations__", "__orig_bases__", "__parameters__", "__all__"})
-_CONTAINERS: Final = (dict, tuple, list, set, frozenset, types.CellType)
+# What holds something for a moment only, and what is good for annotations only.
+_OF_NO_INTEREST: Final = (types.FrameType, types.GeneratorType, types.CoroutineType, types.ModuleType, types.UnionType)
 
 
 class Replacements:
@@ -103,7 +105,7 @@ def modules_holding(objects: Sequence[Any], *, but_not: Iterable[str]) -> list[s
 
 def _module_of(holder: Any, held: list[Any]) -> str | None:
     """Name the module of what holds one of *held*: "" if it is of no interest, None if its own holders tell."""
-    if isinstance(holder, (types.FrameType, types.ModuleType, types.GeneratorType, types.CoroutineType)):
+    if isinstance(holder, _OF_NO_INTEREST):
         return ""
     if isinstance(holder, type):
         return holder.__module__
@@ -117,7 +119,7 @@ def _module_of(holder: Any, held: list[Any]) -> str | None:
 
 def _module_of_names(names: dict[Any, Any], held: list[Any]) -> str | None:
     keys = {key for key, value in names.copy().items() if any(value is each for each in held)}
-    if keys and keys <= _DESCRIBING:
+    if (keys and keys <= _DESCRIBING) or names.get("__origin__") is typing.Union:
         return ""
     module = names.get("__name__")
     if isinstance(module, str) and getattr(sys.modules.get(module), "__dict__", None) is names:

@@ -2,8 +2,9 @@
 `loopaware-pool run`: run a program, unmodified, on our pools.
 
 This process becomes the program, by `exec`, and a `sitecustomize` on `PYTHONPATH` installs our pools before the program
-begins. So nothing stands between the program and its terminal, its signals, its parent and its exit code, `__main__` and
-`sys.path` are what Python makes them, and no frame of ours is in a traceback. Children that are Python, too, inherit it.
+begins. So nothing stands between the program and its terminal, its signals, its parent and its exit code. `__main__`
+and `sys.path` are what Python makes them, and no frame of ours is in a traceback. Children that are Python, too,
+inherit the environment, and so our pools.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from loopaware_pool._platform.conninfo import hide_passwords
 from loopaware_pool.cli.command import Unusable
 from loopaware_pool.cli.run.job import Job
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["add_arguments", "run"]
 
@@ -30,6 +28,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to *parser*."""
     parser.usage = "%(prog)s [--report] [--json] [--sqlalchemy] (SCRIPT | COMMAND | -m MODULE) ..."
+    parser.epilog = "exit code: the program's; 2: there is nothing to run"
     parser.add_argument("--report", action="store_true", help="at the end, tell on the error output what the pools did")
     parser.add_argument("--json", action="store_true", help="the same, as an object in one line")
     parser.add_argument("--sqlalchemy", action="store_true", help="swap the default pool of SQLAlchemy's engines, too")
@@ -62,7 +61,7 @@ def run(options: argparse.Namespace) -> NoReturn:
         raise Unusable(f"{hide_passwords(program)} cannot be run: {error.strerror}") from None
 
 
-def _program(options: argparse.Namespace) -> tuple[str, Sequence[str]]:
+def _program(options: argparse.Namespace) -> tuple[str, list[str]]:
     """Find the file to execute, and its arguments, the name it is called by included."""
     if sys.flags.ignore_environment or sys.flags.no_site:
         raise Unusable("Python was started with -I, -E or -S, so the program would not be reached; leave that out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["start"]
 
 # Between a pool and the line that has asked for it.
-_IN_BETWEEN: Final = frozenset({"loopaware_pool", "asyncpg", "psycopg_pool", "typing"})
+_IN_BETWEEN: Final = frozenset({"loopaware_pool", "asyncpg", "psycopg_pool", "sqlalchemy", "typing"})
 
 
 def start() -> None:
@@ -27,10 +26,8 @@ def start() -> None:
     job = Job.here()
     if job is None:
         return
-    if job.reports is None:
-        install()
-    else:
-        install(on_pool=_Recorder(job, job.reports).record)
+    recorder = None if job.reports is None else _Recorder(job, job.reports)
+    install(sqlalchemy=job.sqlalchemy, on_pool=None if recorder is None else recorder.record)
 
 
 class _Recorder:
@@ -68,7 +65,7 @@ class _Recorder:
         self._is_finished = False
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
-            util.register_after_fork(self, lambda recorder: util.Finalize(None, recorder._finish, exitpriority=-1))
+            util.register_after_fork(self, lambda _: util.Finalize(None, self._finish, exitpriority=-1))
 
     def _finish(self) -> None:
         if self._is_finished:

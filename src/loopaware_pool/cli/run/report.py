@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["account_of_process", "tell", "write"]
 
 _SHOWN: Final = 20
-_DRIVERS: Final = {"loopaware_pool.asyncpg": "asyncpg", "loopaware_pool.psycopg": "psycopg"}
+_KINDS: Final = {
+    "loopaware_pool.asyncpg": "asyncpg",
+    "loopaware_pool.psycopg": "psycopg",
+    "loopaware_pool.sqlalchemy": "SQLAlchemy",
+}
 
 
 def account_of_process(pools: Iterable[MadePool], audit: FdAudit | None) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def _account_of(made: MadePool) -> dict[str, Any]:
     modules = [kind.__module__ for kind in type(made.pool).__mro__]
     return {
         "name": stats.name,
-        "driver": next(_DRIVERS[module] for module in modules if module in _DRIVERS),
+        "kind": next(_KINDS[module] for module in modules if module in _KINDS),
         "made_at": made.line,
         "state": stats.state,
         "max_size": stats.max_size,
@@ -122,7 +126,7 @@ def _lines_of(pool: dict[str, Any]) -> Iterator[str]:
     used += ["{timed_out:,} timed out"] * bool(pool["timed_out"])
     used += ["connections: {opened:,} opened, at most {max_size:,} at once"]
     used += ["{connect_failures:,} could not be opened"] * bool(pool["connect_failures"])
-    yield "  {name} ({driver}), made at {made_at}".format(**shown)
+    yield "  {name} ({kind}), made at {made_at}".format(**shown)
     yield "    " + "; ".join([*used, "{state} at the end"]).format(**shown)
 
 
