@@ -96,8 +96,11 @@ class _Swap:
 
     def unreached(self) -> list[str]:
         """Name the modules that hold something old which makes no pool of ours."""
-        held = [old for name, old in self._old.items() if name not in self.flavour.rescued]
-        return modules_holding(held, but_not=[self.flavour.driver]) if held else []
+        held = {name: old for name, old in self._old.items() if name not in self.flavour.rescued}
+        if not held:
+            return []
+        new = [getattr(sys.modules[self.flavour.ours], name) for name in held]
+        return modules_holding(list(held.values()), replacements=new, but_not=[self.flavour.driver])
 
     def undo(self) -> None:
         """Give the names back."""
@@ -151,7 +154,7 @@ class _Installation:
         self._swap_dialects()
         unreached: set[str] = set()
         for swap in self._swaps:
-            if swap.flavour.driver in sys.modules:
+            if sys.modules.get(swap.flavour.driver) is not None:
                 self._load_and_swap(swap)
                 unreached.update(swap.unreached())
         return sorted(unreached)

@@ -67,7 +67,7 @@ def _globals_of(module: types.ModuleType) -> dict[str, Any]:
     return names
 
 
-def modules_holding(objects: Sequence[Any], *, but_not: Iterable[str]) -> list[str]:
+def modules_holding(objects: Sequence[Any], *, replacements: Sequence[Any], but_not: Iterable[str]) -> list[str]:
     """
     Name the modules that hold *objects* otherwise than under a global name.
 
@@ -76,6 +76,8 @@ def modules_holding(objects: Sequence[Any], *, but_not: Iterable[str]) -> list[s
 
     Args:
         objects: The objects.
+        replacements: What replaces them. Classes that are derived from those are derived from the objects, too, and are
+            of no interest.
         but_not: Packages that are not named.
 
     Returns:
@@ -91,7 +93,7 @@ def modules_holding(objects: Sequence[Any], *, but_not: Iterable[str]) -> list[s
         seen |= {id(holders), id(held)}
         further = []
         for holder in holders[:_MOST_HOLDERS]:
-            name = _module_of(holder, held)
+            name = "" if _derives_from(holder, replacements) else _module_of(holder, held)
             if name is None:
                 further.append(holder)
             elif name.partition(".")[0] not in excluded:
@@ -101,6 +103,10 @@ def modules_holding(objects: Sequence[Any], *, but_not: Iterable[str]) -> list[s
         held = further
     found.discard("")
     return sorted(found)
+
+
+def _derives_from(holder: Any, kinds: Sequence[Any]) -> bool:
+    return isinstance(holder, type) and any(kind in holder.__mro__ for kind in kinds)
 
 
 def _module_of(holder: Any, held: list[Any]) -> str | None:
