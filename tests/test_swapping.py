@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.both_pythons
+pytestmark = [pytest.mark.both_drivers, pytest.mark.both_pythons]
 
 ASYNCPG = ("asyncpg.create_pool", "asyncpg.pool.create_pool", "asyncpg.Pool", "asyncpg.pool.Pool")
 PSYCOPG = (
@@ -603,7 +603,8 @@ def test_a_real_engine_takes_our_pool(run):
         from sqlalchemy.ext.asyncio import create_async_engine
         from sqlalchemy.pool import NullPool
         for driver in ("asyncpg", "psycopg"):
-            pool = create_async_engine(f"postgresql+{driver}://localhost/", pool_size=2, max_overflow=1).sync_engine.pool
+            engine = create_async_engine(f"postgresql+{driver}://localhost/", pool_size=2, max_overflow=1)
+            pool = engine.sync_engine.pool
             print(isinstance(pool, sys.modules["loopaware_pool.sqlalchemy"].LoopAwareQueuePool), pool.size())
         own = create_async_engine("postgresql+asyncpg://localhost/", poolclass=NullPool).sync_engine.pool
         print(type(own).__name__, len(pools))

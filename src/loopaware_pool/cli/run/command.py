@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="at the end, tell on the error output what the pools did")
     parser.add_argument("--json", action="store_true", help="the same, as an object in one line")
     parser.add_argument("--sqlalchemy", action="store_true", help="swap the default pool of SQLAlchemy's engines, too")
-    parser.add_argument("-m", nargs=argparse.REMAINDER, metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument("-m", action="store_true", dest="is_module", help="run a module, as python -m does")
     parser.add_argument(
         "program",
         nargs=argparse.REMAINDER,
@@ -66,13 +66,11 @@ def _program(options: argparse.Namespace) -> tuple[str, list[str]]:
     if sys.flags.ignore_environment or sys.flags.no_site:
         raise Unusable("Python was started with -I, -E or -S, so the program would not be reached; leave that out")
     python = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]  # noqa: SLF001
-    if options.m is not None:
-        if not options.m:
-            raise Unusable("-m needs the name of a module")
-        return sys.executable, [*python, "-m", *options.m]
     given = options.program[1:] if options.program[:1] == ["--"] else options.program
     if not given:
         raise Unusable("nothing to run: give a script, a command, or -m and a module")
+    if options.is_module:
+        return sys.executable, [*python, "-m", *given]
     if os.path.exists(given[0]):
         return sys.executable, [*python, *given]
     command = shutil.which(given[0]) or shutil.which(given[0], path=os.path.dirname(sys.executable))

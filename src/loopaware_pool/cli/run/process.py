@@ -42,6 +42,10 @@ class _Recorder:
         # First, and so the last to run: the program's own exit functions come before.
         atexit.register(self._finish)
         os.register_at_fork(after_in_child=self._forked)
+        if os.getpid() == job.main:
+            # Now, as dataclasses execute text when they are defined. After a Ctrl-C that has ended the program, Python
+            # would forget it then, and exit with another code.
+            import loopaware_pool.cli.run.report  # noqa: F401
 
     def record(self, pool: Any) -> None:
         """Note a new pool, and the line that has asked for it. The first one begins the audit."""
@@ -68,13 +72,14 @@ class _Recorder:
             util.register_after_fork(self, lambda _: util.Finalize(None, self._finish, exitpriority=-1))
 
     def _finish(self) -> None:
-        if self._is_finished:
+        is_main = os.getpid() == self._job.main
+        if self._is_finished or not (self._pools or is_main):
             return
         self._is_finished = True
         from loopaware_pool.cli.run.report import account_of_process, tell, write
 
         account = account_of_process(self._pools, self._audit)
-        if os.getpid() == self._job.main:
+        if is_main:
             tell(account, self._folder, as_json=self._job.is_json)
         elif account["pools"]:
             write(account, self._folder)
