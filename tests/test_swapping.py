@@ -244,6 +244,15 @@ HOLDERS = {
     "a closure": "def outer():\n    kind = AsyncConnectionPool\n    return lambda: kind\nmake = outer()",
     "a partial": "import functools\nmake = functools.partial(AsyncConnectionPool)",
     "an instance": "class Mine:\n    def __init__(self): self.kind = AsyncConnectionPool\nmine = Mine()",
+    "a proxy that is not to be asked": """
+class Proxy:
+    kind = AsyncConnectionPool
+    @property
+    def __class__(self):
+        raise ZeroDivisionError
+proxies = [Proxy()]
+proxies[0].held = [AsyncConnectionPool]
+""",
     "a list": "kinds = [AsyncConnectionPool]",
     "a mapping": "kinds = {'pool': [AsyncConnectionPool]}",
     "an alias that can be called": "Pool = AsyncConnectionPool[int]",
@@ -271,16 +280,16 @@ WATCH = """
 def sources(kinds, prefix):
     """A module for each way to hold the class, by name."""
     held = "from psycopg_pool import AsyncConnectionPool\n"
-    return {f"{prefix}_{number}": held + source for number, source in enumerate(kinds.values())}
+    return {f"{prefix}_{number:02}": held + source for number, source in enumerate(kinds.values())}
 
 
 def test_modules_that_hold_the_old_class_otherwise_are_named(run):
     """One warning, at the line of the call, that says what to do; what only speaks of the class is of no interest."""
     holders, harmless = sources(HOLDERS, "holder"), sources(HARMLESS, "harmless")
     (told,) = run(f"import {', '.join([*holders, *harmless])}\n{textwrap.dedent(WATCH)}", modules=holders | harmless)
-    assert told.startswith("NotSwapped <string> a driver's own pool class is still used in holder_0, ")
+    assert told.startswith("NotSwapped <string> a driver's own pool class is still used in holder_00, ")
     assert told.endswith("call loopaware_pool.install() before these modules are imported")
-    assert re.findall(r"(?:holder|harmless)_\d", told) == sorted(holders)
+    assert re.findall(r"(?:holder|harmless)_\d+", told) == sorted(holders)
 
 
 def test_what_was_installed_first_leaves_nothing_to_warn_of(run):
@@ -293,7 +302,7 @@ def test_what_was_installed_first_leaves_nothing_to_warn_of(run):
         loopaware_pool.install()
         import {", ".join(holders)}
         loopaware_pool.install()
-        print(holder_0.Mine.__mro__[1].__module__)
+        print(holder_00.Mine.__mro__[1].__module__)
     """
     assert run(code, modules=holders) == ["loopaware_pool.psycopg"]
 

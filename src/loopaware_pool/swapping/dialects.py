@@ -43,8 +43,8 @@ class DialectSwap:
         upstream = vars(dialect).get("get_pool_class")
 
         def get_pool_class(cls: Any, url: Any) -> Any:
-            own = super(dialect, cls).get_pool_class if upstream is None else upstream.__get__(None, cls)
-            asked = own(url)
+            above: Any = super(dialect, cls)
+            asked = above.get_pool_class(url) if upstream is None else upstream.__get__(None, cls)(url)
             return self._ours() if asked is import_module("sqlalchemy.pool").AsyncAdaptedQueuePool else asked
 
         def undo() -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import types
-import typing
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Union, get_origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -106,28 +105,30 @@ def modules_holding(objects: Sequence[Any], *, replacements: Sequence[Any], but_
 
 
 def _derives_from(holder: Any, kinds: Sequence[Any]) -> bool:
-    return isinstance(holder, type) and any(kind in holder.__mro__ for kind in kinds)
+    return issubclass(type(holder), type) and any(kind in holder.__mro__ for kind in kinds)
 
 
 def _module_of(holder: Any, held: list[Any]) -> str | None:
     """Name the module of what holds one of *held*: "" if it is of no interest, None if its own holders tell."""
-    if isinstance(holder, _OF_NO_INTEREST):
+    kind = type(holder)  # `isinstance` may run code of a proxy's
+    if issubclass(kind, _OF_NO_INTEREST) or (kind.__module__ == "typing" and get_origin(holder) is Union):
         return ""
-    if isinstance(holder, type):
-        return holder.__module__
-    if isinstance(holder, types.FunctionType):
+    if issubclass(kind, type):
+        return str(holder.__module__)
+    if kind is types.FunctionType:
         parts = (holder.__defaults__, holder.__kwdefaults__, holder.__closure__)
-        return holder.__module__ if any(part is each for part in parts if part for each in held) else ""
-    if isinstance(holder, dict):
+        return str(holder.__module__) if any(part is each for part in parts if part for each in held) else ""
+    if kind is dict:
         return _module_of_names(holder, held)
     return None
 
 
 def _module_of_names(names: dict[Any, Any], held: list[Any]) -> str | None:
-    keys = {key for key, value in names.copy().items() if any(value is each for each in held)}
-    if (keys and keys <= _DESCRIBING) or names.get("__origin__") is typing.Union:
+    keys = [key for key, value in list(names.items()) if any(value is each for each in held)]
+    is_described = bool(keys) and all(type(key) is str and key in _DESCRIBING for key in keys)
+    if is_described or names.get("__origin__") is Union:
         return ""
     module = names.get("__name__")
-    if isinstance(module, str) and getattr(sys.modules.get(module), "__dict__", None) is names:
+    if type(module) is str and getattr(sys.modules.get(module), "__dict__", None) is names:
         return module
     return None
