@@ -113,8 +113,13 @@ def test_a_program_sees_nothing_of_how_it_was_started(run, write, tmp_path, how)
 
 def test_without_a_sitecustomize_of_its_own_a_program_has_ours(run, write):
     """Python would not end well without one in `sys.modules`."""
-    source = "import sys; print(sys.modules['sitecustomize'].__name__, [path for path in sys.path if 'hook' in path])"
-    assert run([], write(source)).stdout == "sitecustomize []\n"
+    path = write("import sys; print(sys.path, len(sys.modules['sitecustomize'].__name__))")
+    for paths in ({}, {"PYTHONPATH": ""}):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | paths
+        ours = run([], path, env=environment)
+        assert not ours.stderr
+        path_of_python = run(None, "-c", "import sys; print(sys.path[1:])", env=environment).stdout
+        assert ours.stdout.replace(f"'{path.parent}', ", "") == path_of_python.replace("\n", " 13\n")
 
 
 def test_a_command_that_is_installed_may_be_named(run, write, tmp_path):
@@ -132,7 +137,8 @@ def test_a_command_that_is_installed_may_be_named(run, write, tmp_path):
 def test_two_dashes_end_the_commands_options(run, write):
     """So that a script may have a strange name."""
     write("import sys; print(sys.argv)", "--report")
-    assert run([], "--", "./--report", "-x").stdout == "['./--report', '-x']\n"
+    for options in ([], ["--json"]):
+        assert run(options, "--", "./--report", "-x").stdout == "['./--report', '-x']\n"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +215,14 @@ def test_signals_are_the_programs_own(run, write):
 def _listen():
     for name in ("SIGINT", "SIGTERM", "SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def test_a_command_of_another_language_does_not_inherit_what_python_ignores(run, write):
+    """A broken pipe ends it, as it should."""
+    command = write("#!/bin/sh\ngrep SigIgn /proc/self/status\n", "bin/serve")
+    command.chmod(0o755)
+    done = run([], "serve", env={**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"})
+    assert not int(done.stdout.split()[1], 16) & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +319,13 @@ def test_a_pool_of_the_parents_is_told_of_a_child_only_if_it_was_used_there(run,
     assert (main["is_audited"], child["is_audited"]) == (True, False)
 
 
+def test_ctrl_c_ends_a_child_as_it_would_have(run, write):
+    """A child without a pool has nothing to tell, and its end is not disturbed."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)"
+    path = write(f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {code!r}]).returncode)")
+    assert run(["--report"], path).stdout == f"{-signal.SIGINT}\n"
+
+
 def test_another_python_that_lacks_our_package_is_left_alone(monkeypatch):
     """A program may start one; it would inherit PYTHONPATH."""
     monkeypatch.setitem(sys.modules, "loopaware_pool.cli.run.process", None)
@@ -314,12 +335,11 @@ def test_another_python_that_lacks_our_package_is_left_alone(monkeypatch):
     assert "start" not in runpy.run_path(str(path), run_name="sitecustomize")
 
 
-def test_a_process_that_was_asked_for_nothing_does_nothing(run, write, tmp_path):
+def test_a_process_that_was_asked_for_nothing_does_nothing(run, write):
     """If only PYTHONPATH was passed on."""
     environment = {**os.environ, "PYTHONPATH": str(Path(hook.__file__).parent)}
-    assert (
-        run(None, write("import asyncpg; print(asyncpg.Pool.__module__)"), env=environment).stdout == "asyncpg.pool\n"
-    )
+    done = run(None, write("import asyncpg; print(asyncpg.Pool.__module__)"), env=environment)
+    assert (done.stdout, done.stderr) == ("asyncpg.pool\n", "")
 
 
 # ---- what is reported ----
@@ -342,7 +362,7 @@ def test_the_report_tells_what_the_pools_did_and_what_is_left_open(run, write, d
                 async with asyncio.TaskGroup() as group:
                     for _ in range(3):
                         group.create_task(pool.fetchval("SELECT 1"))
-            second = AsyncConnectionPool({dsn!r}, name="sec\\x1bond", open=False)
+            second = AsyncConnectionPool({dsn!r}, name="sec\\x1b\\nond", open=False)
             await second.open()
             async with second.connection() as connection:
                 await connection.execute("SELECT 1")
@@ -362,7 +382,7 @@ def test_the_report_tells_what_the_pools_did_and_what_is_left_open(run, write, d
         "connections: 1 opened, at most 1 at once; closed at the end",
         lines[2],
     )
-    assert lines[3] == rf"  sec\u001bond (psycopg), made at {path}:16"
+    assert lines[3] == rf"  sec\u001b\u000aond (psycopg), made at {path}:16"
     assert re.fullmatch(
         r"    1 acquired(; 1 of them .* s in all)?; connections: \d opened, at most 4 at once; open at the end",
         lines[4],
@@ -370,6 +390,17 @@ def test_the_report_tells_what_the_pools_did_and_what_is_left_open(run, write, d
     assert lines[5] == "  left open since the first pool was made: 1"
     assert re.fullmatch(rf"    fd \d+: socket .*, opened at {path}:23 in <module>", lines[6])
     assert lines[7:] == ["  registrations left with a loop: 0"]
+
+
+def test_what_was_left_when_its_loop_ended_is_told_once(run, write, dsn):
+    """Though it is open at the end of the program, too."""
+    path = write(f"""
+        import asyncio, asyncpg
+        pool = asyncpg.create_pool({dsn!r})
+        left = asyncio.run(asyncpg.connect({dsn!r}))
+    """)
+    (main,) = report_of(run(["--json"], path))
+    assert len(main["leaked"]) == 1
 
 
 def test_a_program_without_a_pool_is_told_of(run, write):

@@ -31,7 +31,9 @@ def run(tmp_path):
 
     def run(code, *options, modules=None, warns=False):
         for name, source in (modules or {}).items():
-            (tmp_path / f"{name}.py").write_text(textwrap.dedent(source))
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(source))
         program = WHOSE + textwrap.dedent(code)
         done = subprocess.run(
             [sys.executable, *options, "-c", program],
@@ -488,6 +490,8 @@ def test_each_pool_is_told(run):
         print(pools[0] is one, *[type(pool).__name__ for pool in pools])
         loopaware_pool.uninstall()
         loopaware_pool.create_pool("postgresql://localhost/")
+        loopaware_pool.install()
+        make()
         print(len(pools))
     """
     assert run(code) == ["True Pool AsyncConnectionPool AsyncNullConnectionPool", "3"]
@@ -575,18 +579,22 @@ def test_sqlalchemys_async_engines_take_our_pool_if_that_is_asked_for(run):
         loopaware_pool.install()
         show()
         loopaware_pool.install(sqlalchemy=True)
+        swapped = vars(PGDialect_asyncpg)["get_pool_class"]
         loopaware_pool.install()
         show()
+        print(vars(PGDialect_asyncpg)["get_pool_class"] is swapped)
         print(PGDialectAsync_psycopg.get_pool_class("null").__name__)
         loopaware_pool.uninstall()
         show()
         print("get_pool_class" in vars(PGDialect_asyncpg), "get_pool_class" in vars(PGDialectAsync_psycopg))
         loopaware_pool.install()
         show()
+        loopaware_pool.install(sqlalchemy=True)
+        show()
     """
     theirs = "AsyncAdaptedQueuePool NullPool AsyncAdaptedQueuePool AsyncAdaptedQueuePool"
     ours = "LoopAwareQueuePool NullPool LoopAwareQueuePool AsyncAdaptedQueuePool"
-    assert run(STAGE + textwrap.dedent(code)) == [theirs, ours, "NullPool", theirs, "False True", theirs]
+    assert run(STAGE + textwrap.dedent(code)) == [theirs, ours, "True", "NullPool", theirs, "False True", theirs, ours]
 
 
 def test_pools_of_sqlalchemys_engines_are_told(run):
@@ -599,6 +607,30 @@ def test_pools_of_sqlalchemys_engines_are_told(run):
         print(issubclass(kind, LoopAwareQueuePool), kind.__name__, pools == [pool], pool.pool_size)
     """
     assert run(STAGE + textwrap.dedent(code)) == ["True LoopAwareQueuePool True 7"]
+
+
+def test_a_dialect_that_is_imported_later_takes_our_pool(run):
+    """As SQLAlchemy imports it for the first engine of the kind."""
+    dialect = """
+        class PGDialect_asyncpg:
+            @classmethod
+            def get_pool_class(cls, url):
+                from sqlalchemy.pool import AsyncAdaptedQueuePool
+                return AsyncAdaptedQueuePool
+    """
+    modules = dict.fromkeys(["sqlalchemy/__init__", "sqlalchemy/dialects/__init__"], "")
+    modules["sqlalchemy/pool"] = "class AsyncAdaptedQueuePool: pass"
+    modules["sqlalchemy/dialects/postgresql/asyncpg"] = dialect
+    code = """
+        import loopaware_pool, types
+        ours = sys.modules["loopaware_pool.sqlalchemy"] = types.ModuleType("loopaware_pool.sqlalchemy")
+        ours.LoopAwareQueuePool = type("Ours", (), {})
+        loopaware_pool.install(sqlalchemy=True)
+        loopaware_pool.install()
+        from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+        print(PGDialect_asyncpg.get_pool_class("url").__name__)
+    """
+    assert run(code, modules=modules) == ["Ours"]
 
 
 def test_a_real_engine_takes_our_pool(run):

@@ -51,7 +51,6 @@ class Replacements:
             module = reference()
             if module is not None and _globals_of(module).get(name) is new:
                 _globals_of(module)[name] = old
-        self._rebound.clear()
 
 
 def _other_modules() -> Iterator[types.ModuleType]:
@@ -125,8 +124,7 @@ def _module_of(holder: Any, held: list[Any]) -> str | None:
 
 def _module_of_names(names: dict[Any, Any], held: list[Any]) -> str | None:
     keys = [key for key, value in list(names.items()) if any(value is each for each in held)]
-    is_described = bool(keys) and all(type(key) is str and key in _DESCRIBING for key in keys)
-    if is_described or names.get("__origin__") is Union:
+    if keys and all(type(key) is str and key in _DESCRIBING for key in keys):
         return ""
     module = names.get("__name__")
     if type(module) is str and getattr(sys.modules.get(module), "__dict__", None) is names:

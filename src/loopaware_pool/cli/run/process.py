@@ -38,7 +38,6 @@ class _Recorder:
         self._folder = folder
         self._pools: list[MadePool] = []
         self._audit: FdAudit | None = None
-        self._is_finished = False
         # First, and so the last to run: the program's own exit functions come before.
         atexit.register(self._finish)
         os.register_at_fork(after_in_child=self._forked)
@@ -66,16 +65,14 @@ class _Recorder:
     def _forked(self) -> None:
         """Begin anew in a child. One of multiprocessing's ends without Python's exit functions."""
         self._audit = None  # what is open here was opened by the parent
-        self._is_finished = False
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             util.register_after_fork(self, lambda _: util.Finalize(None, self._finish, exitpriority=-1))
 
     def _finish(self) -> None:
         is_main = os.getpid() == self._job.main
-        if self._is_finished or not (self._pools or is_main):
+        if not (self._pools or is_main):
             return
-        self._is_finished = True
         from loopaware_pool.cli.run.report import account_of_process, tell, write
 
         account = account_of_process(self._pools, self._audit)

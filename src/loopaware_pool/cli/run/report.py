@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool.audit import OpenFd, Registration
-from loopaware_pool.cli.output import OutputLost, in_one_line, visible_output
+from loopaware_pool.cli.output import in_one_line, visible_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,7 +89,7 @@ def tell(account: dict[str, Any], folder: str, *, as_json: bool) -> None:
     """Print what the main process did, and what its children have written, to the error output."""
     accounts = [account, *_accounts_in(folder)]
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OutputLost, BrokenPipeError, ValueError), visible_output():
+    with visible_output():
         if as_json:
             print(json.dumps({"processes": accounts}), file=sys.stderr)
         else:
