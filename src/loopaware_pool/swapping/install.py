@@ -11,9 +11,8 @@ import functools
 import sys
 import threading
 import warnings
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from loopaware_pool.swapping.dialects import DIALECTS, DialectSwap
 from loopaware_pool.swapping.imports import ImportWatch
@@ -29,8 +28,7 @@ class NotSwapped(RuntimeWarning):
     """Some modules hold a driver's own pool in a way that `install()` does not change; the message names them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Flavour:
+class _Flavour(NamedTuple):
     """
     Whose names are swapped for what.
 

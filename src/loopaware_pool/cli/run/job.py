@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ class MadePool(NamedTuple):
     process: int
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """
     What is to be done.
 
@@ -56,6 +54,6 @@ class Job:
 
     def tell(self, environment: MutableMapping[str, str]) -> None:
         """Ask it of a process, and of its children, that starts with *environment*."""
-        environment[_VARIABLE] = json.dumps(asdict(self))
+        environment[_VARIABLE] = json.dumps(self._asdict())
         paths = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{_HOOK}{os.pathsep}{paths}" if paths else _HOOK
