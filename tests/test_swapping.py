@@ -222,6 +222,22 @@ def test_the_driver_sees_nothing_of_the_import_being_watched(run):
     assert run(code) == ["SourceFileLoader True", "loopaware_pool SourceFileLoader"]
 
 
+def test_a_driver_can_be_looked_for_without_being_imported(run):
+    """What is found has all that the driver's own loader has."""
+    code = """
+        import importlib.util
+        import loopaware_pool
+        loopaware_pool.install()
+        sys.meta_path.insert(1, object())  # a finder of the kind that Python has given up
+        spec = importlib.util.find_spec("asyncpg")
+        print(spec.loader.get_filename("asyncpg") == spec.origin, "asyncpg" in sys.modules)
+        sys.meta_path.remove(sys.meta_path[1])
+        import asyncpg
+        print(asyncpg.Pool.__module__)
+    """
+    assert run(code) == ["True False", "loopaware_pool.asyncpg"]
+
+
 def test_finders_that_find_nothing_are_left_out(run):
     """The driver is looked for as it would have been."""
     code = """

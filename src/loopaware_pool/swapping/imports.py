@@ -44,8 +44,9 @@ class ImportWatch:
         action = self._actions.get(fullname)
         if action is None:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
+        for finder in sys.meta_path.copy():
+            find_spec = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = None if find_spec is None else find_spec(fullname, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
                     spec.loader = _ActingLoader(spec.loader, action)  # type: ignore[assignment]
@@ -70,3 +71,6 @@ class _ActingLoader:
         module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._action()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
