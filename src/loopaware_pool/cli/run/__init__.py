@@ -1,0 +1,1 @@
+"""`loopaware-pool run`: run a program, unmodified, on our pools."""

@@ -1,0 +1,1 @@
+"""A folder that `loopaware-pool run` puts on `PYTHONPATH`, so that Python imports what is in it when it starts."""
