@@ -154,6 +154,8 @@ class Queue(Generic[S]):
             if waiter.done() and not waiter.cancelled():
                 shard.abandon(waiter.result(), monotonic())
                 runner.act()
+            if not self._registry.shared.config.timeout_covers_connecting:
+                runner.abandon_connects()
         runner.reporter.emit_acquire_failed(told, waited_seconds)
 
 

@@ -300,6 +300,9 @@ class Registry(Generic[S]):
 
     def idle_size(self) -> int:
         """Count the idle connections on all loops."""
+        recent = self._recent
+        if recent is not None and len(self._runners) == 1:
+            return len(recent.shard.idle)
         return sum(len(runner.shard.idle) for runner in self.runners())
 
     def slots(self, *without: SlotState) -> list[Slot[S]]:

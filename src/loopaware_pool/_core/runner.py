@@ -55,6 +55,8 @@ LEASE_GRACE_SECONDS: Final = 0.25
 FAREWELL_SECONDS: Final = 1.0
 # The longest that a polite close, or a ping, may take.
 GOODBYE_SECONDS: Final = 10.0
+# How long a connect may go on that no caller waits for any more, where no timeout of the pool's ends it.
+ABANDONED_CONNECT_SECONDS: Final = 1.0
 # After so many iterations of the loop a readable socket has been read.
 READ_ITERATIONS: Final = 3
 
@@ -141,6 +143,7 @@ class ShardRunner(Generic[S]):
         self.decided: deque[Callable[[], object]] = deque()
         self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
+        self._abandoned: weakref.WeakSet[asyncio.Task[BaseException | None]] = weakref.WeakSet()
         self._parking = Parking(loop, self.shard.is_in_use, self.notify, core.shared.config.park_iterations)
         self.park_when_idle = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
@@ -497,6 +500,22 @@ class ShardRunner(Generic[S]):
         self.act()
         await opener
         return True
+
+    def abandon_connects(self) -> None:
+        """
+        Cancel connects that no caller waits for, unless they end within `ABANDONED_CONNECT_SECONDS`.
+
+        One that ends joins the pool, so that callers with little patience get somewhere. One that hangs would keep a
+        permit from callers whom another connect could serve.
+        """
+        surplus = len(self.shard.connecting) - len(self.shard.waiters)
+        if surplus <= 0:
+            return
+        for slot in sorted(self.shard.connecting, key=lambda slot: slot.opened_at)[:surplus]:
+            task = self._tasks.get(slot)
+            if task is not None and task not in self._abandoned:
+                self._abandoned.add(task)
+                self.loop.call_later(ABANDONED_CONNECT_SECONDS, task.cancel)
 
     async def until_settled(self) -> None:
         """Wait until every connection that was released is ready, out of the selector, or closed."""

@@ -28,16 +28,19 @@ class AsyncpgLink:
     Args:
         con: The connection.
         loop: Its loop.
+
+    Attributes:
+        is_parked: Whether the fd is out of the selector.
     """
 
-    __slots__ = ("_con", "_identity", "_internals", "_is_parked", "_loop", "_probe")
+    __slots__ = ("_con", "_identity", "_internals", "_loop", "_probe", "is_parked")
 
     def __init__(self, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._con: Connection | None = con
         self._loop = loop
         self._internals = internals = Internals(con)
         internals.read_less_at_once()
-        self._is_parked = False
+        self.is_parked = False
         fd = internals.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)
@@ -86,16 +89,16 @@ class AsyncpgLink:
         Over TLS the lower transport has it: pausing the upper one alone leaves the fd registered.
         """
         transport = self._internals.plain or self._internals.transport
-        if transport is not None and not self._is_parked and not transport.is_closing():
-            self._is_parked = True
+        if transport is not None and not self.is_parked and not transport.is_closing():
+            self.is_parked = True
             transport.pause_reading()
 
     def unpark(self) -> None:
         """
         Put the fd back. Needed before closing, too: a close waits for the end of the stream, which only a reader sees.
         """
-        if self._is_parked:
-            self._is_parked = False
+        if self.is_parked:
+            self.is_parked = False
             (self._internals.plain or self._internals.transport).resume_reading()
 
     def abort(self) -> None:

@@ -541,7 +541,7 @@ class AsyncpgSession(AsyncpgLink):
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection is closed")
-        if self._is_parked:
+        if self.is_parked:
             self.unpark()
         answer = self._answer
         if answer is not None and (answer.is_due or answer.is_on_guard):

@@ -17,10 +17,11 @@ class LentAsyncpgLink(AsyncpgLink):
 
     __slots__ = ()
 
+    needs_care = False
+
     def lend(self) -> None:
         """Put the fd back into the selector."""
-        if self._is_parked:
-            self.unpark()
+        self.unpark()
 
     def take_back(self) -> bool:
         """Tell whether the connection is open. asyncpg itself makes the next query wait for a cancelled one."""

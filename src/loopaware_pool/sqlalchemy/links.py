@@ -33,6 +33,14 @@ class Link(Protocol):
 
     def unpark(self) -> None: ...
 
+    @property
+    def is_parked(self) -> bool:
+        """Whether `lend` has anything to do."""
+
+    @property
+    def needs_care(self) -> bool:
+        """Whether `take_back` has anything to do. If not, the next look at the socket finds a closed connection."""
+
     def lend(self) -> None:
         """Prepare the connection for a caller."""
 
@@ -54,6 +62,7 @@ class OpaqueLink:
     """
 
     identity = None
+    is_parked = needs_care = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, terminate: Callable[[], object]) -> None:
         self.loop = loop

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenlet import getcurrent
 from sqlalchemy import exc
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+from sqlalchemy.pool.base import _ConnectionFairy, _finalize_fairy
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -61,7 +62,10 @@ __all__ = [
 # Bound once: see shard.py.
 _OPEN: Final = PoolState.OPEN
 _LENT: Final = SlotState.LENT
+_READY: Final = ReturnCheck.READY
 _DRIVERS: Final = ("asyncpg", "psycopg", "psycopg_async")
+# Functions known to be of a library: to ask each time for the modules of all that lie between would take 3 us.
+_library_codes: set[CodeType] = set()
 # How long `dispose()` waits for other loops, and for connections that are being opened or closed.
 DISPOSE_SECONDS: Final = 5.0
 
@@ -107,6 +111,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self._options = options = Options.of(locals())
         _prepare_dialect(kw.get("dialect"))
         self._config = options.config(kw.get("logging_name"))
+        self._tells_lines = leak_threshold is not None  # to find the line of an acquire costs 5 us
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._abandoned: dict[int, Any] = {}
@@ -135,8 +140,10 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
             opened joins the pool.
         """
-        fairy: Any = super().connect()
-        fairy._connection_record.loopaware_session.lent_as(fairy)
+        fairy: Any = _ConnectionFairy._checkout(self)
+        session = fairy._connection_record.loopaware_session
+        if fairy.dbapi_connection is not session.connection:
+            session.follow()
         return fairy  # type: ignore[no-any-return]
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -149,8 +156,13 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             runner.act()
         if slot is None:
             slot = self._wait()
-        slot.lent_to(asyncio.current_task(runner.loop), *_acquiring_line())
-        return slot.session.lend()  # type: ignore[no-any-return]
+        code, instruction = _acquiring_line() if self._tells_lines else (None, 0)
+        slot.lent_to(asyncio.current_task(runner.loop), code, instruction)
+        session = slot.session
+        link = session.link
+        if link is not None and link.is_parked:
+            link.lend()
+        return session.record  # type: ignore[no-any-return]
 
     def _wait(self) -> Slot[RecordSession]:
         """Wait for a connection. Disposing of the pool ends no wait, as in SQLAlchemy's own."""
@@ -173,31 +185,30 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         listener = session.owner
         if listener is None or listener.slot.state is not _LENT:  # the parent process has it; or its loop has ended
             return
-        if record.dbapi_connection is None and session.is_abandoned():
+        connection = record.dbapi_connection
+        if connection is None and sys._getframe(2).f_code is _finalize_fairy.__code__:  # for the garbage collector
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
-        if listener.runner.loop is running():
-            self._take_back(session, listener)
-        else:
-            listener.runner.errands.add(functools.partial(self._take_back_at_home, session, listener))
-
-    def _take_back(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
-        runner, check = listener.runner, ReturnCheck.BROKEN
+        runner = listener.runner
+        if runner.loop is not running():
+            runner.errands.add(functools.partial(self._take_back_at_home, record, listener))
+            return
+        is_to_be_seen = session.needs_care or connection is None or connection is not session.connection
+        check = ReturnCheck.BROKEN if is_to_be_seen else _READY
         try:
-            check = session.take_back()
+            if is_to_be_seen:
+                check = session.take_back()
         finally:
             runner.shard.returned(listener.slot, check, monotonic())
             if runner.decided:
                 runner.act()
 
-    def _take_back_at_home(self, session: RecordSession, listener: SessionListener[RecordSession]) -> None:
+    def _take_back_at_home(self, record: ConnectionPoolEntry, listener: SessionListener[RecordSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
-        if not listener.slot.is_lent():
-            return
         if listener.runner.is_here():
-            self._take_back(session, listener)
-        else:
+            self._do_return_conn(record)
+        elif listener.slot.is_lent():
             listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
             listener.runner.act()
 
@@ -310,9 +321,14 @@ def _acquiring_line() -> tuple[CodeType | None, int]:
     """Find the line that called SQLAlchemy. Its greenlets let it wait for coroutines, so the line is in the parent."""
     parent: Any = getcurrent().parent
     frame: FrameType | None = parent.gr_frame if parent is not None else sys._getframe(1)
-    while frame is not None and is_library(frame):
+    while frame is not None:
+        code = frame.f_code
+        if code not in _library_codes:
+            if not is_library(frame):
+                return code, frame.f_lasti
+            _library_codes.add(code)
         frame = frame.f_back
-    return (None, 0) if frame is None else (frame.f_code, frame.f_lasti)
+    return None, 0
 
 
 def _prepare_dialect(dialect: Any) -> None:

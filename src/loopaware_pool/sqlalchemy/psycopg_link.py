@@ -21,6 +21,8 @@ class LentPsycopgLink(PsycopgLink):
 
     __slots__ = ()
 
+    is_parked = needs_care = True  # its reader is removed, and it may not be used, whenever no caller has it
+
     def lend(self) -> None:
         """Let the connection be used."""
         self._watch.use = _USED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import greenlet_spawn
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
 
     from loopaware_pool._core.runner import SessionListener
     from loopaware_pool._platform.sockets import SocketIdentity
@@ -62,21 +61,21 @@ class RecordSession:
         record: SQLAlchemy's record.
         connection: The connection that the record had when it was looked at last; None after the session has parted
             with it.
-        fairy: A weak reference to what the caller has; None before the first lease.
+        link: What is below that connection; None after the session has parted with it.
+        needs_care: Whether `take_back` has anything to do while the record has the same connection.
         liveness: Looks at the socket, without waiting.
         loop: The loop it belongs to.
     """
 
     liveness: Callable[[], Liveness]
 
-    __slots__ = ("_is_abandoned", "_link", "_pool", "connection", "fairy", "liveness", "loop", "owner", "record")
+    __slots__ = ("_is_abandoned", "_pool", "connection", "link", "liveness", "loop", "needs_care", "owner", "record")
 
     is_settled = True
 
     def __init__(self, pool: RecordKeeper, record: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: SessionListener[RecordSession] | None = None
         self.record = record
-        self.fairy: weakref.ref[PoolProxiedConnection] | None = None
         self.loop = loop
         self._pool = pool
         self._is_abandoned = False
@@ -89,7 +88,8 @@ class RecordSession:
         connection = self.connection = self.record.dbapi_connection
         dialect = self._pool._dialect
         link = make_link(connection, self.loop, self._pool.pool_name, lambda: dialect.do_terminate(connection))
-        self._link: Link | None = link
+        self.link: Link | None = link
+        self.needs_care = link.needs_care
         self.liveness = link.liveness
 
     def follow(self) -> None:
@@ -103,22 +103,22 @@ class RecordSession:
     @property
     def identity(self) -> SocketIdentity | None:
         """The socket."""
-        return None if self._link is None else self._link.identity
+        return None if self.link is None else self.link.identity
 
     @property
     def says_goodbye(self) -> bool:
         """Whether there is a connection to close. The record may have another one by now, of another session."""
-        return self._link is not None
+        return self.link is not None
 
     def park(self) -> None:
         """Take the fd out of the selector."""
-        if self._link is not None:
-            self._link.park()
+        if self.link is not None:
+            self.link.park()
 
     def unpark(self) -> None:
         """Put the fd back."""
-        if self._link is not None:
-            self._link.unpark()
+        if self.link is not None:
+            self.link.unpark()
 
     def is_dropped(self) -> bool:
         """Whether the caller has dropped the connection. If the loop runs, it is told at once."""
@@ -134,7 +134,7 @@ class RecordSession:
             return ReturnCheck.BROKEN if was_closed else ReturnCheck.WORN_OUT
         if connection is not self.connection:
             self.follow()
-        link = self._link
+        link = self.link
         return _READY if link is not None and link.take_back() else ReturnCheck.BROKEN
 
     async def reset(self) -> None:
@@ -144,8 +144,8 @@ class RecordSession:
         """Make a round trip."""
         self._lend()
         await greenlet_spawn(self._pool._dialect.do_ping, self.connection)
-        if self._link is not None:
-            self._link.take_back()
+        if self.link is not None:
+            self.link.take_back()
 
     async def close(self) -> None:
         """
@@ -154,7 +154,7 @@ class RecordSession:
 
         Cancellation: leaves the socket to `abort`.
         """
-        if self._link is not None:
+        if self.link is not None:
             self._lend()
             self.connection = None  # from here on `abort` leaves the record alone
             await greenlet_spawn(self.record.close)
@@ -185,8 +185,8 @@ class RecordSession:
 
     def _part(self) -> tuple[Link | None, Any]:
         """Let go of the connection: it is closed now, or the caller's own. Returns what the session had."""
-        link, connection = self._link, self.connection
-        self._link = self.connection = None
+        link, connection = self.link, self.connection
+        self.link = self.connection = None
         self.liveness = _dead
         return link, connection
 
@@ -211,28 +211,9 @@ class RecordSession:
         if self.record.fairy_ref is None:
             self._pool.keep_record(self.record)
 
-    # ---- the caller's side ----
-
-    def lend(self) -> Any:
-        """Begin a lease. Returns the record."""
-        self.fairy = None
-        if self._link is not None:
-            self._link.lend()
-        return self.record
-
-    def lent_as(self, fairy: PoolProxiedConnection) -> None:
-        """Note what the caller has got."""
-        self.fairy = weakref.ref(fairy)
-        if self.record.dbapi_connection is not self.connection:
-            self.follow()
-
     def _lend(self) -> None:
-        if self._link is not None:
-            self._link.lend()
-
-    def is_abandoned(self) -> bool:
-        """Whether the garbage collector has come for what the caller had."""
-        return self.fairy is not None and self.fairy() is None
+        if self.link is not None:
+            self.link.lend()
 
     def reclaim_soon(self) -> None:
         """
