@@ -12,7 +12,7 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg import session as asyncpg_link
+from loopaware_pool.asyncpg import link as asyncpg_link
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
