@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import sqlalchemy
+from prometheus_client import CollectorRegistry
 from sqlalchemy import event, exc, text
 from sqlalchemy.exc import SAWarning
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -20,6 +21,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 import helpers
 from engines import ask, ask_all, hold, pid
 from loopaware_pool.errors import PoolError
+from loopaware_pool.metrics.prometheus import register
 from loopaware_pool.sqlalchemy import LoopAwareQueuePool, PoolTimeout, TooManyWaiting, create_async_engine
 from loopaware_pool.stats import LeaseDropped
 
@@ -130,7 +132,7 @@ def test_a_timeout_tells_who_holds_the_connections(engines, run):
     """It carries what timeouts of the other flavours carry, and names the line that acquired them."""
 
     async def main():
-        engine = engines.make(pool_size=1, pool_timeout=0.01, name="orders")
+        engine = engines.make(pool_size=1, pool_timeout=0.01, name="orders", leak_threshold=60)
         async with engine.connect():
             with pytest.raises(PoolTimeout) as told:
                 await ask(engine)
@@ -293,7 +295,7 @@ def test_a_connection_dropped_to_the_collector_is_closed_and_told(engines, run, 
         gc.collect()
 
     async def main():
-        engine = engines.make(pool_size=1, pool_timeout=5, on_event=found.append)
+        engine = engines.make(pool_size=1, pool_timeout=5, on_event=found.append, leak_threshold=60)
         with pytest.warns(SAWarning, match="garbage collector is trying to clean up"):
             await drop(engine)
         assert await ask(engine) == 42
@@ -337,7 +339,7 @@ def test_an_engine_can_be_used_after_it_was_disposed_of(engines, run):
 
 
 def test_what_was_counted_is_not_forgotten_with_an_engine_that_is_disposed_of(engines, run):
-    """A report at the end of a program reads it from the pool that the engine had; monitoring sees that it is closed."""
+    """A report at the end of a program reads it from the pool that the engine had, which counts as closed."""
 
     async def main():
         engine = engines.make()
@@ -347,6 +349,27 @@ def test_what_was_counted_is_not_forgotten_with_an_engine_that_is_disposed_of(en
         await engine.dispose()
         assert (pool.stats().totals.acquired, pool.stats().state) == (1, "closed")
         assert (engine.pool.stats().totals.acquired, engine.pool.stats().state) == (0, "new")
+
+    run(main())
+
+
+def test_the_metrics_of_an_engine_go_on_after_it_was_disposed_of(engines, run):
+    """As the documentation says: the engine's next pool has the same name."""
+    registry = CollectorRegistry()
+
+    def series():
+        return registry.get_sample_value("loopaware_pool_acquires_total", {"pool": "orders"})
+
+    async def main():
+        engine = engines.make(name="orders")
+        register(engine.pool, registry)
+        event.listen(engine.sync_engine, "engine_disposed", lambda disposed: register(disposed.pool, registry))
+        assert await ask(engine) == 42
+        assert series() == 1
+        await engine.dispose()
+        assert await hold(engine, 2)
+        assert series() == 2
+        await engine.dispose()
 
     run(main())
 

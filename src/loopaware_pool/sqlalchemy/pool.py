@@ -188,7 +188,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         if listener is None or listener.slot.state is not _LENT:  # the parent process has it; or its loop has ended
             return
         connection = record.dbapi_connection
-        if connection is None and sys._getframe(2).f_code is _finalize_fairy.__code__:  # for the garbage collector
+        if connection is None and _is_for_the_collector(sys._getframe()):
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
@@ -329,6 +329,17 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     def idle_records(self) -> list[Any]:
         """List SQLAlchemy's records of idle connections, on all loops."""
         return [slot.session.record for runner in self._core.runners() for slot in runner.shard.idle]
+
+
+def _is_for_the_collector(frame: FrameType) -> bool:
+    """
+    Whether a record is returned because the garbage collector has come for what its caller had.
+
+    SQLAlchemy calls `detach` then, as a caller may: only from another function. In a greenlet that may be the first.
+    """
+    detach = frame.f_back
+    caller = None if detach is None else detach.f_back
+    return caller is not None and caller.f_code is _finalize_fairy.__code__
 
 
 def _acquiring_line() -> tuple[CodeType | None, int]:
