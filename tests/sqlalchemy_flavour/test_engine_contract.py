@@ -9,6 +9,7 @@ import pickle
 import time
 import warnings
 
+import asyncpg
 import pytest
 import sqlalchemy
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine as create_stock
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 import helpers
-from engines import ask, ask_all, hold, pid
+from engines import Engines, ask, ask_all, hold, pid
 from loopaware_pool.errors import PoolError
 from loopaware_pool.metrics.prometheus import register
 from loopaware_pool.sqlalchemy import LoopAwareQueuePool, PoolTimeout, TooManyWaiting, create_async_engine
@@ -385,6 +386,76 @@ def test_callers_that_wait_are_served_although_the_engine_is_disposed_of(engines
             await engine.dispose()
         assert await waiting == 42
         await helpers.eventually(lambda: engines.sessions() == 0)
+
+    run(main())
+
+
+def test_a_pool_that_is_made_anew_and_not_disposed_of_keeps_its_connections(engines, run):
+    """Some programs have a second pool of the same kind."""
+
+    async def main():
+        engine = engines.make()
+        another = engine.pool.recreate()
+        assert await hold(engine, 2)
+        assert (engine.pool.checkedin(), another.size()) == (2, 2)
+        await engine.dispose()
+
+    run(main())
+
+
+# ---- what a program does with the driver's own connection ----
+
+
+@pytest.mark.parametrize("is_parked", [True, False])
+def test_a_connection_of_asyncpgs_that_is_used_after_its_return_is_answered(dsn, run, is_parked):
+    """As with SQLAlchemy's own pool; with its fd out of the selector nothing would read the answer."""
+
+    async def main():
+        engine = Engines(dsn, "asyncpg").make()
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+        if is_parked:
+            await engine.pool.settled()
+        assert await asyncio.wait_for(raw.fetchval("SELECT 42"), 10) == 42
+        assert await ask(engine) == 42
+        await engine.pool.settled()
+        await asyncio.wait_for(raw.close(), 10)
+        assert await ask(engine) == 42
+        await engine.dispose()
+
+    run(main())
+
+
+def test_a_listener_is_heard_although_its_connection_is_idle(dsn, run):
+    """As with SQLAlchemy's own pool, for as long as the connection is not closed."""
+    heard = []
+
+    async def main():
+        engine = Engines(dsn, "asyncpg").make()
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            await raw.add_listener("news", lambda *arguments: heard.append(arguments[-1]))
+        await engine.pool.settled()
+        other = await asyncpg.connect(dsn)
+        await other.execute("NOTIFY news, 'hello'")
+        await other.close()
+        await helpers.eventually(lambda: heard == ["hello"])
+        raw._listeners.clear()
+        await engine.dispose()
+
+    run(main())
+
+
+def test_an_idle_connection_is_in_no_selector(dsn, run):
+    """Some milliseconds after its return; uvloop does not let that be seen."""
+
+    async def main():
+        for driver in ("asyncpg", "psycopg"):
+            engine = Engines(dsn, driver).make()
+            await hold(engine, 2)
+            await engine.pool.settled()
+            assert all(not report.registered for report in engine.pool.fd_report())
+            await engine.dispose()
 
     run(main())
 
