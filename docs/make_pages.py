@@ -3,7 +3,7 @@ Write the parts of the pages that are taken from the code: `python docs/make_pag
 
 * docs/architecture.md, between two markers: what a connection's place can be, and become, as a diagram and as a table.
   Read from `TRANSITIONS` in `loopaware_pool._core.slot`.
-* docs/options.md: every option of both flavours. Read from their `Options`.
+* docs/options.md: every option of all flavours. Read from their `Options`.
 
 With `--check` nothing is written. Exit code 0: the pages are up to date; 1: one is not, and was only looked at.
 """
@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool import asyncpg, psycopg
+from loopaware_pool import asyncpg, psycopg, sqlalchemy
 from loopaware_pool._core.options import declared, sentence
 from loopaware_pool._core.slot import TRANSITIONS, SlotState
 from loopaware_pool.asyncpg.options import Options as AsyncpgOptions
 from loopaware_pool.psycopg.options import Options as PsycopgOptions
+from loopaware_pool.sqlalchemy.options import Options as SqlalchemyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +37,8 @@ OPTIONS_PAGE: Final = """\
 
 <!-- written by docs/make_pages.py -->
 
-All but the first are keyword-only. They are checked when the pool is made, before anything is opened. An error names
-the option, its value, and what is expected. Times are in seconds.
+Give them by name. They are checked when the pool is made, before anything is opened. An error names the option, its
+value, and what is expected. Times are in seconds.
 
 ## `create_pool`
 
@@ -52,6 +53,13 @@ the option, its value, and what is expected. Times are in seconds.
 its `max_size` may be 0 for any number, and `close_returns` has no effect.
 
 {psycopg}
+
+## `LoopAwareQueuePool`
+
+For SQLAlchemy: `create_async_engine` takes these, and SQLAlchemy's own. There `timeout` is called `pool_timeout`, and
+`use_lifo` is called `pool_use_lifo`. [More](sqlalchemy.md).
+
+{sqlalchemy}
 """
 
 
@@ -110,6 +118,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         OPTIONS_PAGE.format(
             asyncpg=options(asyncpg.create_pool, AsyncpgOptions),
             psycopg=options(psycopg.AsyncConnectionPool, PsycopgOptions),
+            sqlalchemy=options(sqlalchemy.LoopAwareQueuePool, SqlalchemyOptions),
         ),
     )
 

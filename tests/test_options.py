@@ -9,16 +9,19 @@ import pytest
 
 import loopaware_pool.asyncpg.options
 import loopaware_pool.psycopg.options
+import loopaware_pool.sqlalchemy.options
 from loopaware_pool._core.options import SharedOptions, documented, option, sentence
 from loopaware_pool.asyncpg import Pool, create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
+from loopaware_pool.sqlalchemy import LoopAwareQueuePool
 
 FLAVOURS = {
     "asyncpg": (create_pool, loopaware_pool.asyncpg.options.Options),
     "psycopg": (AsyncConnectionPool, loopaware_pool.psycopg.options.Options),
+    "sqlalchemy": (LoopAwareQueuePool, loopaware_pool.sqlalchemy.options.Options),
 }
 # What the public functions take beside the options.
-BESIDE = {"dsn", "connect_args", "connect_kwargs"}
+BESIDE = {"dsn", "connect_args", "connect_kwargs", "creator", "kw"}
 
 
 def taken_by(function):

@@ -336,6 +336,21 @@ def test_an_engine_can_be_used_after_it_was_disposed_of(engines, run):
     run(main())
 
 
+def test_what_was_counted_is_not_forgotten_with_an_engine_that_is_disposed_of(engines, run):
+    """A report at the end of a program reads it from the pool that the engine had; monitoring sees that it is closed."""
+
+    async def main():
+        engine = engines.make()
+        pool = engine.pool
+        assert await ask(engine) == 42
+        assert pool.stats().state == "open"
+        await engine.dispose()
+        assert (pool.stats().totals.acquired, pool.stats().state) == (1, "closed")
+        assert (engine.pool.stats().totals.acquired, engine.pool.stats().state) == (0, "new")
+
+    run(main())
+
+
 def test_callers_that_wait_are_served_although_the_engine_is_disposed_of(engines, run):
     """And what they got is closed when it comes back: the pool has been replaced."""
 

@@ -10,6 +10,7 @@ import tarfile
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -21,7 +22,7 @@ REPOSITORY = HERE.parents[1]
 # No run needs a third of this.
 RUN_SECONDS = 300
 
-__all__ = ["base_environment", "run_pytest", "unpacked"]
+__all__ = ["Outcome", "base_environment", "run_pytest", "unpacked"]
 
 
 def unpacked(package, *kept):
@@ -91,6 +92,15 @@ def base_environment():
     }
 
 
+class Outcome(NamedTuple):
+    """What became of tests, by their names, and what was printed."""
+
+    passed: set[str]
+    skipped: set[str]
+    failed: set[str]
+    output: str
+
+
 def run_pytest(*arguments, cwd, env, report, name_of, interpreter=()):
     """
     Run tests with another pytest, in a process of its own.
@@ -102,9 +112,6 @@ def run_pytest(*arguments, cwd, env, report, name_of, interpreter=()):
         report: The file to write a report to.
         name_of: Returns what a test is called here, from the names of its class and of itself.
         interpreter: Options for Python.
-
-    Returns:
-        The tests that passed, those that did anything else, and what was printed.
     """
     completed = subprocess.run(
         [
@@ -120,9 +127,11 @@ def run_pytest(*arguments, cwd, env, report, name_of, interpreter=()):
     )
     output = completed.stdout + completed.stderr
     assert report.is_file(), output
-    passed, others = set(), set()
+    outcome = Outcome(set(), set(), set(), output)
     for case in ET.parse(report).iter("testcase"):
-        name = name_of(case.get("classname"), case.get("name"))
-        failed = any(child.tag in ("failure", "error", "skipped") for child in case)
-        (others if failed else passed).add(name)
-    return passed - others, others, output
+        what = {child.tag for child in case}
+        has_failed = what & {"failure", "error"}
+        found = outcome.failed if has_failed else outcome.skipped if "skipped" in what else outcome.passed
+        found.add(name_of(case.get("classname"), case.get("name")))
+    outcome.passed.difference_update(outcome.failed, outcome.skipped)  # one name may stand for several
+    return outcome

@@ -322,6 +322,11 @@ class Registry(Generic[S]):
             process_fds=self.ledger.process_fds,
         )
 
+    def count_on_from(self, counters: Counters) -> None:
+        """Count on from what a pool has counted whose place this one takes."""
+        with self._lock:
+            self._census = self._census._replace(ended=self._census.ended.plus(counters))
+
     def fd_report(self) -> list[ConnectionReport]:
         """Describe every connection on every loop."""
         return [row for runner in self.runners() for row in runner.report()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.runner import SessionListener
     from loopaware_pool._core.slot import Slot
     from loopaware_pool.sqlalchemy.session import RecordSession
-    from loopaware_pool.stats import EventHook
+    from loopaware_pool.stats import EventHook, PoolStats
 
 __all__ = [
     "LoopAwareQueuePool",
@@ -115,6 +116,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._abandoned: dict[int, Any] = {}
+        self._is_replaced = False
         self._start_anew()
         Pool.__init__(self, creator, **kw)
         FirstConnectGate.guard(self)
@@ -244,6 +246,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         """
         core = self._core
         self._start_anew()
+        self._core.count_on_from(core.stats().totals)
         if running() is not None and in_greenlet():
             await_only(core.close_unused(DISPOSE_SECONDS))
         else:
@@ -257,6 +260,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         Callers that still wait here are served, with connections that are not kept.
         """
         self.logger.info("Pool recreating")
+        self._is_replaced = True
         self._core.reconfigure(max_idle_size=0)
         options = {name: getattr(self._options, name) for name in Options.names()}
         return self.__class__(
@@ -278,6 +282,16 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             spare.append(record)
 
     # ---- counts ----
+
+    def stats(self) -> PoolStats:
+        """
+        Count everything, for the pool and for each loop. From any thread.
+
+        What was counted before `dispose()` is included. An engine that is disposed of has another pool then, which
+        begins to count anew, and this one is "closed".
+        """
+        stats = super().stats()
+        return replace(stats, state=PoolState.CLOSED.value) if self._is_replaced else stats
 
     @property
     def pool_name(self) -> str:
