@@ -3,6 +3,9 @@ Lets one connection at a time initialise SQLAlchemy's dialect, whatever loop it 
 
 SQLAlchemy guards the first `connect` event with one `asyncio.Lock`, which belongs to the loop that first waits for it.
 Two threads that connect at once through a cold engine then fail: "is bound to a different event loop".
+
+psycopg's part of the initialisation runs async generators, which must not run while the loop closes all of them. So a
+connection that initialises the dialect is cancelled with the other tasks when the loop shuts down.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class FirstConnectGate:
         self._lock = threading.Lock()  # guards the next two; never held while waiting
         self._holder: asyncio.Task[Any] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
+        self._was_kept = False
 
     @classmethod
     def guard(cls, pool: Pool) -> None:
@@ -50,11 +54,21 @@ class FirstConnectGate:
                 listeners._exec_once_mutex = cls()
 
     def __enter__(self) -> bool:
+        task = asyncio.current_task()
+        assert task is not None, "SQLAlchemy connects in a task"
+        was_kept = event_loops.leave_to_shutdown(task)
+        if was_kept and event_loops.is_shutting_down(task.get_loop()):
+            task.cancel()
+            await_only(asyncio.sleep(0))
         while not self._enter_if_free():
             await_only(self._left())
+        self._was_kept = was_kept
         return True
 
     def __exit__(self, *_: object) -> None:
+        task = asyncio.current_task()
+        if task is not None and self._was_kept:
+            event_loops.keep_from_shutdown(task)
         with self._lock:
             self._holder = None
             waiting, self._waiting = self._waiting, set()
