@@ -332,17 +332,9 @@ def keep_from_shutdown(task: asyncio.Task[Any]) -> None:
     asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
 
 
-def leave_to_shutdown(task: asyncio.Task[Any]) -> bool:
-    """
-    Let `asyncio.run` cancel *task* with all others.
-
-    Returns:
-        Whether it was kept from that.
-    """
-    was_kept = task not in asyncio.all_tasks(task.get_loop())
-    if was_kept:
-        asyncio._register_task(task)  # noqa: SLF001 - as above
-    return was_kept
+def leave_to_shutdown(task: asyncio.Task[Any]) -> None:
+    """Let `asyncio.run` cancel *task* with all others, after `keep_from_shutdown`."""
+    asyncio._register_task(task)  # noqa: SLF001 - as above
 
 
 async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException | None:

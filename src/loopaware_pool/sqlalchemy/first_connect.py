@@ -4,8 +4,8 @@ Lets one connection at a time initialise SQLAlchemy's dialect, whatever loop it 
 SQLAlchemy guards the first `connect` event with one `asyncio.Lock`, which belongs to the loop that first waits for it.
 Two threads that connect at once through a cold engine then fail: "is bound to a different event loop".
 
-psycopg's part of the initialisation runs async generators, which must not run while the loop closes all of them. So a
-connection that initialises the dialect is cancelled with the other tasks when the loop shuts down.
+psycopg's part of the initialisation runs async generators, which must not run while the loop closes all of them. So
+connects that may initialise the dialect are cancelled with the other tasks when the loop shuts down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loopaware_pool._platform import event_loops
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
-__all__ = ["FirstConnectGate"]
+__all__ = ["FirstConnectGate", "is_initialised"]
 
 # How often a connection that waits looks whether the loop of the one before still runs.
 LOOK_SECONDS: Final = 0.1
@@ -43,7 +43,6 @@ class FirstConnectGate:
         self._lock = threading.Lock()  # guards the next two; never held while waiting
         self._holder: asyncio.Task[Any] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
-        self._was_kept = False
 
     @classmethod
     def guard(cls, pool: Pool) -> None:
@@ -55,20 +54,14 @@ class FirstConnectGate:
 
     def __enter__(self) -> bool:
         task = asyncio.current_task()
-        assert task is not None, "SQLAlchemy connects in a task"
-        was_kept = event_loops.leave_to_shutdown(task)
-        if was_kept and event_loops.is_shutting_down(task.get_loop()):
+        if task is not None and event_loops.is_shutting_down(task.get_loop()):
             task.cancel()
             await_only(asyncio.sleep(0))
         while not self._enter_if_free():
             await_only(self._left())
-        self._was_kept = was_kept
         return True
 
     def __exit__(self, *_: object) -> None:
-        task = asyncio.current_task()
-        if task is not None and self._was_kept:
-            event_loops.keep_from_shutdown(task)
         with self._lock:
             self._holder = None
             waiting, self._waiting = self._waiting, set()
@@ -94,6 +87,11 @@ class FirstConnectGate:
         await asyncio.wait([future], timeout=LOOK_SECONDS)
         with self._lock:
             self._waiting.discard(future)
+
+
+def is_initialised(pool: Any) -> bool:
+    """Whether a connection has initialised the dialect, or there is none."""
+    return bool(getattr(pool.dispatch.connect, "_exec_w_sync_once", True))
 
 
 def _wake(future: asyncio.Future[None]) -> None:
