@@ -12,7 +12,7 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
-from loopaware_pool.asyncpg import session as asyncpg_session
+from loopaware_pool.asyncpg import link as asyncpg_link
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -36,7 +36,7 @@ class Without:
 def reaching(monkeypatch, change):
     """Have every connection looked at through *change* when it is made."""
 
-    class Internals(asyncpg_session.Internals):
+    class Internals(asyncpg_link.Internals):
         __slots__ = ()
 
         def __init__(self, con):
@@ -47,7 +47,7 @@ def reaching(monkeypatch, change):
             self.is_busy = self._find_busy()
 
     with monkeypatch.context() as patch:
-        patch.setattr(asyncpg_session, "Internals", Internals)
+        patch.setattr(asyncpg_link, "Internals", Internals)
         yield
 
 
@@ -109,7 +109,7 @@ def test_without_a_way_to_reset_in_passing_resets_are_awaited(dsn, run, monkeypa
 def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, run, monkeypatch, caplog, zero_fd_delta):
     """If a new connection seems busy, the question is not the one it was: resets are awaited."""
 
-    class Internals(asyncpg_session.Internals):
+    class Internals(asyncpg_link.Internals):
         __slots__ = ()
 
         def __init__(self, con):
@@ -121,7 +121,7 @@ def test_a_way_to_ask_that_answers_wrongly_is_not_used(dsn, run, monkeypatch, ca
         def _on_timeout(self, waiter):
             return None
 
-    monkeypatch.setattr(asyncpg_session, "Internals", Internals)
+    monkeypatch.setattr(asyncpg_link, "Internals", Internals)
     with caplog.at_level(logging.WARNING):
         run(live(dsn))
     assert len(warnings_of(caplog)) == 1
@@ -141,14 +141,14 @@ def test_without_one_of_its_parts_a_connection_works(dsn, run, monkeypatch, capl
 def test_without_the_transport_under_tls_a_connection_works(tls_server, monkeypatch, caplog, zero_fd_delta):
     """Where TLS hides the transport with the socket, only the upper one is paused, as on uvloop."""
 
-    class Internals(asyncpg_session.Internals):
+    class Internals(asyncpg_link.Internals):
         __slots__ = ()
 
         def __init__(self, con):
             super().__init__(con)
             self.plain = None
 
-    monkeypatch.setattr(asyncpg_session, "Internals", Internals)
+    monkeypatch.setattr(asyncpg_link, "Internals", Internals)
     with caplog.at_level(logging.WARNING):
         asyncio.run(live(tls_server.dsn, ssl=tls_server.ssl_context))
     assert len(warnings_of(caplog)) <= 1
@@ -194,7 +194,7 @@ class OldConnection(asyncpg.Connection):
     __slots__ = ()
 
     def __getattribute__(self, name):
-        if name == "_pool_holder" and sys._getframe(1).f_code.co_filename == asyncpg_session.__file__:
+        if name == "_pool_holder" and sys._getframe(1).f_code.co_filename == asyncpg_link.__file__:
             raise AttributeError(name)
         return super().__getattribute__(name)
 

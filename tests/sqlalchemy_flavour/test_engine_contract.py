@@ -9,8 +9,10 @@ import pickle
 import time
 import warnings
 
+import asyncpg
 import pytest
 import sqlalchemy
+from prometheus_client import CollectorRegistry
 from sqlalchemy import event, exc, text
 from sqlalchemy.exc import SAWarning
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -18,8 +20,9 @@ from sqlalchemy.ext.asyncio import create_async_engine as create_stock
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 import helpers
-from engines import ask, ask_all, hold, pid
+from engines import Engines, ask, ask_all, hold, pid
 from loopaware_pool.errors import PoolError
+from loopaware_pool.metrics.prometheus import register
 from loopaware_pool.sqlalchemy import LoopAwareQueuePool, PoolTimeout, TooManyWaiting, create_async_engine
 from loopaware_pool.stats import LeaseDropped
 
@@ -130,7 +133,7 @@ def test_a_timeout_tells_who_holds_the_connections(engines, run):
     """It carries what timeouts of the other flavours carry, and names the line that acquired them."""
 
     async def main():
-        engine = engines.make(pool_size=1, pool_timeout=0.01, name="orders")
+        engine = engines.make(pool_size=1, pool_timeout=0.01, name="orders", leak_threshold=60)
         async with engine.connect():
             with pytest.raises(PoolTimeout) as told:
                 await ask(engine)
@@ -293,7 +296,7 @@ def test_a_connection_dropped_to_the_collector_is_closed_and_told(engines, run, 
         gc.collect()
 
     async def main():
-        engine = engines.make(pool_size=1, pool_timeout=5, on_event=found.append)
+        engine = engines.make(pool_size=1, pool_timeout=5, on_event=found.append, leak_threshold=60)
         with pytest.warns(SAWarning, match="garbage collector is trying to clean up"):
             await drop(engine)
         assert await ask(engine) == 42
@@ -337,7 +340,7 @@ def test_an_engine_can_be_used_after_it_was_disposed_of(engines, run):
 
 
 def test_what_was_counted_is_not_forgotten_with_an_engine_that_is_disposed_of(engines, run):
-    """A report at the end of a program reads it from the pool that the engine had; monitoring sees that it is closed."""
+    """A report at the end of a program reads it from the pool that the engine had, which counts as closed."""
 
     async def main():
         engine = engines.make()
@@ -347,6 +350,27 @@ def test_what_was_counted_is_not_forgotten_with_an_engine_that_is_disposed_of(en
         await engine.dispose()
         assert (pool.stats().totals.acquired, pool.stats().state) == (1, "closed")
         assert (engine.pool.stats().totals.acquired, engine.pool.stats().state) == (0, "new")
+
+    run(main())
+
+
+def test_the_metrics_of_an_engine_go_on_after_it_was_disposed_of(engines, run):
+    """As the documentation says: the engine's next pool has the same name."""
+    registry = CollectorRegistry()
+
+    def series():
+        return registry.get_sample_value("loopaware_pool_acquires_total", {"pool": "orders"})
+
+    async def main():
+        engine = engines.make(name="orders")
+        register(engine.pool, registry)
+        event.listen(engine.sync_engine, "engine_disposed", lambda disposed: register(disposed.pool, registry))
+        assert await ask(engine) == 42
+        assert series() == 1
+        await engine.dispose()
+        assert await hold(engine, 2)
+        assert series() == 2
+        await engine.dispose()
 
     run(main())
 
@@ -382,6 +406,76 @@ def test_what_comes_back_while_an_engine_is_disposed_of_is_closed(engines, run):
             await helpers.eventually(lambda replaced=replaced: replaced.stats().size == 0)
         await engine.dispose()
         await helpers.eventually(lambda: engines.sessions() == 0)
+
+    run(main())
+
+
+def test_a_pool_that_is_made_anew_and_not_disposed_of_keeps_its_connections(engines, run):
+    """Some programs have a second pool of the same kind."""
+
+    async def main():
+        engine = engines.make()
+        another = engine.pool.recreate()
+        assert await hold(engine, 2)
+        assert (engine.pool.checkedin(), another.size()) == (2, 2)
+        await engine.dispose()
+
+    run(main())
+
+
+# ---- what a program does with the driver's own connection ----
+
+
+@pytest.mark.parametrize("is_parked", [True, False])
+def test_a_connection_of_asyncpgs_that_is_used_after_its_return_is_answered(dsn, run, is_parked):
+    """As with SQLAlchemy's own pool; with its fd out of the selector nothing would read the answer."""
+
+    async def main():
+        engine = Engines(dsn, "asyncpg").make()
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+        if is_parked:
+            await engine.pool.settled()
+        assert await asyncio.wait_for(raw.fetchval("SELECT 42"), 10) == 42
+        assert await ask(engine) == 42
+        await engine.pool.settled()
+        await asyncio.wait_for(raw.close(), 10)
+        assert await ask(engine) == 42
+        await engine.dispose()
+
+    run(main())
+
+
+def test_a_listener_is_heard_although_its_connection_is_idle(dsn, run):
+    """As with SQLAlchemy's own pool, for as long as the connection is not closed."""
+    heard = []
+
+    async def main():
+        engine = Engines(dsn, "asyncpg").make()
+        async with engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            await raw.add_listener("news", lambda *arguments: heard.append(arguments[-1]))
+        await engine.pool.settled()
+        other = await asyncpg.connect(dsn)
+        await other.execute("NOTIFY news, 'hello'")
+        await other.close()
+        await helpers.eventually(lambda: heard == ["hello"])
+        raw._listeners.clear()
+        await engine.dispose()
+
+    run(main())
+
+
+def test_an_idle_connection_is_in_no_selector(dsn, run):
+    """Some milliseconds after its return; uvloop does not let that be seen."""
+
+    async def main():
+        for driver in ("asyncpg", "psycopg"):
+            engine = Engines(dsn, driver).make()
+            await hold(engine, 2)
+            await engine.pool.settled()
+            assert all(not report.registered for report in engine.pool.fd_report())
+            await engine.dispose()
 
     run(main())
 

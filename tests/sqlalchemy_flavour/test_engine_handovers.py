@@ -7,6 +7,7 @@ import gc
 import threading
 
 import pytest
+from sqlalchemy.util import greenlet_spawn
 
 from engines import hold, pid
 from forking import in_child
@@ -143,6 +144,20 @@ def test_no_more_count_as_checked_in_than_may_be_idle(engines, run):
         await engine.pool.settled()
         assert (engine.pool.checkedin(), engine.pool.checkedout(), engine.pool.overflow()) == (2, 0, 0)
         assert len(await hold(engine, 6)) == 6
+        await engine.dispose()
+
+    run(main())
+
+
+def test_a_connection_may_be_detached_at_the_bottom_of_a_greenlets_stack(engines, run):
+    """Its place in the pool is free: the pool may look at the frames below only as far as there are any."""
+
+    async def main():
+        engine = engines.make(pool_size=1, pool_timeout=5)
+        raw = await greenlet_spawn(engine.sync_engine.raw_connection)
+        await greenlet_spawn(raw.detach)
+        assert len(await hold(engine, 1)) == 1
+        await greenlet_spawn(raw.close)
         await engine.dispose()
 
     run(main())

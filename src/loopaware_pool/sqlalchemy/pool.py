@@ -116,7 +116,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         self._timeout = timeout  # type: ignore[assignment]
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._abandoned: dict[int, Any] = {}
-        self._is_replaced = False
+        self._is_disposed_of = self._is_replaced = False
         self._start_anew()
         Pool.__init__(self, creator, **kw)
         FirstConnectGate.guard(self)
@@ -168,7 +168,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
 
     def _wait(self) -> Slot[RecordSession]:
         """Wait for a connection. Disposing of the pool ends no wait, as in SQLAlchemy's own."""
-        timeout = self._options.timeout
+        timeout = self._timeout
         began = monotonic()
         while True:
             core = self._core
@@ -188,7 +188,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         if listener is None or listener.slot.state is not _LENT:  # the parent process has it; or its loop has ended
             return
         connection = record.dbapi_connection
-        if connection is None and sys._getframe(2).f_code is _finalize_fairy.__code__:  # for the garbage collector
+        if connection is None and _is_for_the_collector(sys._getframe()):
             self._abandoned[id(session.connection)] = session.connection
             session.reclaim_soon()
             return
@@ -246,6 +246,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         """
         core = self._core
         self._start_anew()
+        self._is_disposed_of = True
         self._core.count_on_from(core.stats().totals)
         if running() is not None and in_greenlet():
             await_only(core.close_unused(DISPOSE_SECONDS))
@@ -255,13 +256,15 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
 
     def recreate(self) -> LoopAwareQueuePool:
         """
-        Make another pool with the same options and listeners, to take this one's place.
+        Make another pool with the same options and listeners.
 
-        Callers that still wait here are served, with connections that are not kept.
+        If this one has been disposed of, the other takes its place. Callers that still wait here are served, with
+        connections that are not kept.
         """
         self.logger.info("Pool recreating")
-        self._is_replaced = True
-        self._core.reconfigure(max_idle_size=0)
+        if self._is_disposed_of:
+            self._is_replaced = True
+            self._core.reconfigure(max_idle_size=0)
         options = {name: getattr(self._options, name) for name in Options.names()}
         return self.__class__(
             self._creator,
@@ -329,6 +332,17 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
     def idle_records(self) -> list[Any]:
         """List SQLAlchemy's records of idle connections, on all loops."""
         return [slot.session.record for runner in self._core.runners() for slot in runner.shard.idle]
+
+
+def _is_for_the_collector(frame: FrameType) -> bool:
+    """
+    Whether a record is returned because the garbage collector has come for what its caller had.
+
+    SQLAlchemy calls `detach` then, as a caller may: only from another function. In a greenlet that may be the first.
+    """
+    detach = frame.f_back
+    caller = None if detach is None else detach.f_back
+    return caller is not None and caller.f_code is _finalize_fairy.__code__
 
 
 def _acquiring_line() -> tuple[CodeType | None, int]:

@@ -53,12 +53,12 @@ def use_engines(playground: Playground, entrant: Entrant, report: Callable[[Step
 def _step(
     playground: Playground, entrant: Entrant, name: str, asked: int, program: Callable[..., Counter[str]]
 ) -> Step:
-    sockets_before, sessions_before = count_sockets(), settled_sessions(playground, 0, seconds=0.0)
+    sockets_before, sessions_before = count_sockets(), settled_sessions(playground, 0, seconds=0.2)
     engine = entrant.make()
     outcomes = program(playground, entrant, engine)
     outcomes += run_in_threads(lambda: _dispose(engine), 1, LOOP_SECONDS)
     sockets = count_sockets() - sockets_before
-    sessions = settled_sessions(playground, sessions_before + sockets) - sessions_before
+    sessions = max(0, settled_sessions(playground, sessions_before + sockets) - sessions_before)
     collect_what_is_left()
     answered = outcomes.pop("answer", 0)
     return Step(name, asked, answered, _in_brief(outcomes), sockets, sessions)
@@ -68,9 +68,9 @@ def _in_brief(errors: Counter[str]) -> Counter[str]:
     """Leave out what tells errors of one kind apart: addresses, the names of tasks, the lines after the first."""
     brief: Counter[str] = Counter()
     for error, count in errors.items():
-        line, is_shorter = error.partition("\n")[0], True
-        while is_shorter:
-            line, is_shorter = re.subn(r"<[^<>]*>", "...", line)
+        line, found = error.partition("\n")[0], 1
+        while found:
+            line, found = re.subn(r"<[^<>]*>", "...", line)
         brief[line] += count
     return brief
 
