@@ -89,7 +89,7 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
 	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
 
-torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, asyncpg, psycopg_pool or sqlalchemy
+torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, ours-sqlalchemy, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
 differential: .venv/.ready  ## random programs on the drivers' own pools and on ours, and what differs: SEED=1 MINUTES=10, and KIND=asyncpg or psycopg

@@ -39,10 +39,13 @@ __all__ = [
     "OURS_PSYCOPG",
     "OURS_PSYCOPG_SHEDDING",
     "OURS_SHEDDING",
+    "OURS_SQLALCHEMY",
+    "OURS_SQLALCHEMY_PSYCOPG",
     "OURS_WHEN_DIRTY",
     "PSQLPY",
     "PSYCOPG_POOL",
     "SQLALCHEMY",
+    "SQLALCHEMY_PSYCOPG",
     "Client",
     "Contender",
     "Setting",
@@ -230,31 +233,35 @@ async def _article(setting: Setting, name: str) -> AsyncIterator[Client]:
         yield Client(lease, fetch, pool)
 
 
-@asynccontextmanager
-async def _sqlalchemy(setting: Setting, name: str) -> AsyncIterator[Client]:
-    from sqlalchemy import text
-    from sqlalchemy.ext.asyncio import create_async_engine
+def _sqlalchemy(driver: str, *, is_ours: bool = False) -> Callable[[Setting, str], AbstractAsyncContextManager[Client]]:
+    @asynccontextmanager
+    async def open_engine(setting: Setting, name: str) -> AsyncIterator[Client]:
+        from sqlalchemy import text
+        from sqlalchemy.ext import asyncio as stock
 
-    url = f"postgresql+asyncpg://{setting.dsn.partition('://')[2]}"
-    engine = create_async_engine(
-        url,
-        pool_size=setting.max_size,
-        max_overflow=0,
-        pool_timeout=600,
-        connect_args=_asyncpg_arguments(setting, name),
-    )
+        from loopaware_pool import sqlalchemy as ours
 
-    async def fetch(query: str) -> Any:
-        async with engine.connect() as connection:
-            return await connection.scalar(text(query))
+        engine = (ours if is_ours else stock).create_async_engine(
+            f"postgresql+{driver}://{setting.dsn.partition('://')[2]}",
+            pool_size=setting.max_size,
+            max_overflow=0,
+            pool_timeout=600,
+            connect_args=_asyncpg_arguments(setting, name) if driver == "asyncpg" else {"application_name": name},
+        )
 
-    try:
-        async with AsyncExitStack() as stack:
-            for _ in range(setting.min_size):
-                await stack.enter_async_context(engine.connect())
-        yield Client(engine.connect, fetch, engine)
-    finally:
-        await engine.dispose()
+        async def fetch(query: str) -> Any:
+            async with engine.connect() as connection:
+                return await connection.scalar(text(query))
+
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(setting.min_size):
+                    await stack.enter_async_context(engine.connect())
+            yield Client(engine.connect, fetch, engine)
+        finally:
+            await engine.dispose()
+
+    return open_engine
 
 
 @asynccontextmanager
@@ -336,7 +343,12 @@ async def _bare_psycopg(setting: Setting, name: str) -> AsyncIterator[Client]:
 
 ASYNCPG = Contender("asyncpg", _of_asyncpg(asyncpg.create_pool))
 ASYNCPG_NO_RESET = Contender("asyncpg, no reset", _of_asyncpg(asyncpg.create_pool, connection_class=_NoReset))
-SQLALCHEMY = Contender("SQLAlchemy", _sqlalchemy, needs="sqlalchemy")
+SQLALCHEMY = Contender("SQLAlchemy", _sqlalchemy("asyncpg"), needs="sqlalchemy")
+SQLALCHEMY_PSYCOPG = Contender("SQLAlchemy, psycopg", _sqlalchemy("psycopg"), needs="sqlalchemy")
+OURS_SQLALCHEMY = Contender("ours for SQLAlchemy", _sqlalchemy("asyncpg", is_ours=True), needs="sqlalchemy")
+OURS_SQLALCHEMY_PSYCOPG = Contender(
+    "ours for SQLAlchemy, psycopg", _sqlalchemy("psycopg", is_ours=True), needs="sqlalchemy"
+)
 # With more tasks it deadlocks: `acquire` waits for a connection while it holds the lock that `release` needs.
 ARTICLE = Contender("the article's", _article, max_tasks=CONNECTIONS)
 BARE_ASYNCPG = Contender("bare asyncpg", _bare_asyncpg(), max_tasks=CONNECTIONS)
@@ -380,4 +392,7 @@ CONTENDERS = (
     BARE_PSYCOPG,
     OURS_PSYCOPG,
     OURS_PSYCOPG_SHEDDING,
+    SQLALCHEMY_PSYCOPG,
+    OURS_SQLALCHEMY,
+    OURS_SQLALCHEMY_PSYCOPG,
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from benchmarks.contenders import CONTENDERS, OURS, Setting
-from benchmarks.lab import Goal, Heat, Lab, NotHere
-from benchmarks.questions import QUESTIONS
+from benchmarks.lab import CPU, SPEED, Goal, Heat, Lab, NotHere
+from benchmarks.questions import QUESTIONS, engines
 from benchmarks.report import as_json, goals_table, heat_table
 
 import helpers
@@ -80,6 +80,19 @@ def test_each_question_can_be_asked(roomy_dsn, question):
     goals_table("asyncio", heats)
     as_json("a server", {"asyncio": heats}, rounds=1, effort=0.01, load=0.0)
     assert helpers.open_sockets() == before
+
+
+def test_our_engine_is_to_be_as_fast_as_sqlalchemys_own_pool(roomy_dsn):
+    """With each driver and number of tasks: no fewer queries a second, and no more CPU for each."""
+    contenders = [one.name for pair in engines.PAIRS.values() for one in pair]
+    heats = asyncio.run(engines.ask(Lab(Setting(roomy_dsn), rounds=1, effort=0.01, chosen=contenders)))
+    assert len(heats) == len(engines.PAIRS) * len(engines.TASKS)
+    for heat in heats:
+        theirs, ours = heat.rounds
+        assert [(goal.peer, goal.ours, goal.figure, goal.text) for goal in heat.goals] == [
+            (theirs, ours, SPEED, ">= 1x"),
+            (theirs, ours, CPU, "<= 1x"),
+        ]
 
 
 def test_a_goal_is_judged_by_the_rounds_ratios():

@@ -322,19 +322,72 @@ scenes.QUERIES = scenes.PSYCOPG_QUERIES = 100
 scenes.ROUNDS = 1
 scenes.MESSAGE_SECONDS = 0.02
 scenes.run_article_design = stuck
+if "no sqlalchemy" in sys.argv:
+    demo_figures.has_sqlalchemy = lambda: False
 print(json.dumps(demo_figures.gather(Target(sys.argv[1], "a server"))))
+"""
+
+SHOWING = """
+import sys
+from rich.console import Console
+from loopaware_pool.cli.demo import show
+from loopaware_pool.cli.demo.entrants import open_playground
+
+if "no sqlalchemy" in sys.argv:
+    show.has_sqlalchemy = lambda: False
+with open_playground(sys.argv[1]) as playground:
+    show._show_sqlalchemy(Console(width=200), playground)
 """
 
 
 def test_the_demos_figures_can_be_written_as_json(dsn):
     """Errors are counted by their text; the scenes that take their time are left out here."""
-    ended = subprocess.run([sys.executable, "-c", GATHERING, dsn], check=True, capture_output=True, text=True)
-    told = json.loads(ended.stdout)
+    told = json.loads(in_python(GATHERING, dsn, "no sqlalchemy"))
+    assert told["sqlalchemy"] is None
     assert told["server"] == "a server"
     assert told["article_design"]["is_stuck"]
     assert told["asyncpg"]["ours"]["five_loops"][0]["errors"] == {"TimeoutError": 1}
     assert told["psycopg"]["theirs"]["rounds"][0]["queries_per_second"] > 0
     assert told["psycopg"]["given_back_under_query"]["ours"]["heard"] == 3
+
+
+def in_python(program, *arguments):
+    """Run a program; what it printed."""
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+# In a process of its own, as the threads that SQLAlchemy's own pool leaves stuck end with it.
+ENGINES = """
+import json, sys
+from loopaware_pool.cli.demo import figures
+from loopaware_pool.cli.demo.entrants import open_playground
+
+with open_playground(sys.argv[1]) as playground:
+    print(json.dumps(figures._engines(playground)))
+"""
+
+
+def test_the_demo_shows_an_engine_on_many_loops(dsn):
+    """On our pool every query is answered, and nothing is left; on SQLAlchemy's own, a second loop fails."""
+    told = json.loads(in_python(ENGINES, dsn))
+    theirs, ours = ({one["name"]: one for one in told[side]["programs"]} for side in ("theirs", "ours"))
+    for program in ours.values():
+        assert program["answered"] == program["asked"] > 0
+        assert (program["errors"], program["sockets"], program["sessions"]) == ({}, 0, 0)
+    for name in ("three asyncio.run()", "a loop for each test", "15 killed while idle"):
+        assert 0 < theirs[name]["answered"] < theirs[name]["asked"]
+    assert not any("0x" in error or "\n" in error for one in theirs.values() for error in one["errors"])
+    assert theirs.keys() == ours.keys()
+
+
+def test_the_demo_tells_how_to_install_what_it_does_not_show(dsn):
+    """One line, where SQLAlchemy is not installed."""
+    said = in_python(SHOWING, dsn, "no sqlalchemy")
+    assert said.endswith(
+        "Not shown: SQLAlchemy is not installed. To install it: pip install 'loopaware-pool[sqlalchemy]'\n"
+    )
 
 
 # ---- audit: a burst ----

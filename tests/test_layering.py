@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "live": {"_platform", "stats"},
     "metrics": {"stats"},
     "testing": {"_platform", *BASE},
-    "cli": {"_platform.conninfo", "asyncpg", "psycopg", "swapping", "audit", "live", "stats", "testing"},
+    "cli": {"_platform.conninfo", "asyncpg", "psycopg", "sqlalchemy", "swapping", "audit", "live", "stats", "testing"},
     "__main__": {"cli"},
 }
 # Decide only: they wait for nothing, connect to nothing, and are told what time it is.

@@ -52,7 +52,7 @@ def command(module, *options, path=""):
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("pool", ["ours-asyncpg", "ours-psycopg"])
+@pytest.mark.parametrize("pool", ["ours-asyncpg", "ours-psycopg", "ours-sqlalchemy", "ours-sqlalchemy-psycopg"])
 def test_a_storm(dsn, pool, loop, record_property):
     """Leases, cancellations, faults, threads, forks and loops that end: every promise is kept."""
     options = ["--pool", pool, "--loop", loop, "--seed", str(SEED), "--minutes", str(SECONDS / 60)]
@@ -219,7 +219,7 @@ def test_the_report_shows_every_promise_of_every_pool():
     assert failures(report) == ["one"]
 
 
-@pytest.mark.parametrize("pool", ["asyncpg", "psycopg_pool"])
+@pytest.mark.parametrize("pool", ["asyncpg", "psycopg_pool", "sqlalchemy", "sqlalchemy-psycopg"])
 def test_the_same_storm_on_another_pool(dsn, pool):
     """It is let loose on the drivers' own pools for comparison, and counts what it finds."""
     _, report = storm(dsn, "--pool", pool, "--loop", "asyncio", "--rounds", "2")

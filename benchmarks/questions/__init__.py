@@ -9,6 +9,7 @@ from benchmarks.questions import (
     cancelled,
     checkout,
     counts,
+    engines,
     growth,
     many_loops,
     memory,
@@ -30,6 +31,7 @@ __all__ = ["QUESTIONS"]
 QUESTIONS: tuple[Question, ...] = (
     queries.QUESTION,
     queries.PSYCOPG,
+    engines.QUESTION,
     checkout.QUESTION,
     results.QUESTION,
     article.QUESTION,

@@ -232,6 +232,15 @@ class TestAge:
         give_back(pool, shard, lent)
         assert shard.effects.wake == pool.now + 10.0
 
+    def test_fewer_may_be_idle_from_now_on(self, make):
+        """Those that have been idle for longest are closed at once."""
+        pool, shard = make()
+        slots = pool.with_idle(shard, 3)
+        pool.reconfigure(max_idle_size=1)
+        assert (shard.idle, shard.effects.closing) == (slots[2:], slots[:2])
+        pool.reconfigure(max_idle_size=2)
+        assert shard.idle == slots[2:]
+
     @pytest.mark.parametrize(("limit", "reason"), [("max_lifetime", "max_lifetime"), ("max_idle", "idle")])
     def test_what_time_ends_says_which_limit_it_was(self, make, limit, reason):
         """Its session is sound, so it goes politely."""

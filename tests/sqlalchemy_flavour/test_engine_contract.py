@@ -390,6 +390,26 @@ def test_callers_that_wait_are_served_although_the_engine_is_disposed_of(engines
     run(main())
 
 
+@pytest.mark.usefixtures("zero_fd_delta")
+def test_what_comes_back_while_an_engine_is_disposed_of_is_closed(engines, run):
+    """A caller may be served, and give its connection back, before the engine has its next pool."""
+
+    async def main():
+        engine = engines.make(pool_size=3)
+        await ask(engine)
+        for iterations in range(6):
+            asking = [asyncio.ensure_future(ask(engine)) for _ in range(6)]
+            await helpers.spin(iterations)
+            replaced = engine.pool
+            await engine.dispose()
+            assert await asyncio.gather(*asking) == [42] * 6
+            await helpers.eventually(lambda replaced=replaced: replaced.stats().size == 0)
+        await engine.dispose()
+        await helpers.eventually(lambda: engines.sessions() == 0)
+
+    run(main())
+
+
 def test_a_pool_that_is_made_anew_and_not_disposed_of_keeps_its_connections(engines, run):
     """Some programs have a second pool of the same kind."""
 

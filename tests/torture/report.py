@@ -29,7 +29,8 @@ from torture.tally import Tally
 ROOT = Path(__file__).parents[2]
 KINDS = (
     *((pool, loop) for pool in ("ours-asyncpg", "ours-psycopg") for loop in ("asyncio", "uvloop")),
-    *((pool, "asyncio") for pool in ("asyncpg", "psycopg_pool", "sqlalchemy")),
+    *((pool, "asyncio") for pool in ("ours-sqlalchemy", "ours-sqlalchemy-psycopg")),
+    *((pool, "asyncio") for pool in ("asyncpg", "psycopg_pool", "sqlalchemy", "sqlalchemy-psycopg")),
 )
 PACKAGES = {"asyncpg": "asyncpg", "psycopg": "psycopg", "psycopg_pool": "psycopg-pool", "sqlalchemy": "sqlalchemy"}
 # A failing history is shortened for 90 s, a round that hangs is ended after 120 s.

@@ -105,6 +105,10 @@ class Storm:
         self._has_faults = any(step["do"] in ("kill", "cut") for step in history.steps)
         self._complaints: list[str] = []
 
+    @property
+    def _inside(self) -> Any:
+        return self._surface.inside(self._pool)
+
     # ---- the round ----
 
     def play(self) -> Tally:
@@ -236,7 +240,7 @@ class Storm:
                 await self._surface.execute(connection, "SELECT pg_sleep(0.05)")
 
     async def _closed(self, connection: Any) -> None:
-        await connection.close()
+        await self._surface.close_connection(connection)
 
     async def hand_off(self, waiting: int, times: int) -> None:
         """Cancel a caller at the instant at which it is handed a connection."""
@@ -304,13 +308,13 @@ class Storm:
 
     async def suspend(self, ms: int) -> None:
         """Serve nobody for a while."""
-        self._pool.suspend()
-        asyncio.get_running_loop().call_later(ms / 1000, self._pool.resume)
+        self._inside.suspend()
+        asyncio.get_running_loop().call_later(ms / 1000, self._inside.resume)
 
     def _resume(self) -> None:
         """End a suspension whose timer may have gone with its loop."""
         if self._surface.is_ours:
-            self._pool.resume()
+            self._inside.resume()
 
     async def thread(self, leases: int, queries: int, end: str) -> None:
         """Use the pool on another loop, in a thread."""
@@ -385,7 +389,7 @@ class Storm:
         self._judge_callers()
         await self._all_can_be_had()
         if self._surface.is_ours:
-            await self._within(self._pool.settled(), "settled()")
+            await self._within(self._inside.settled(), "settled()")
             await self._books_agree()
         else:
             await self._size_is_kept()
@@ -461,14 +465,14 @@ class Storm:
         """After each step."""
         if not self._surface.is_ours:
             return
-        core = self._pool._core
+        core = self._inside._core
         in_use = core.permits.in_use
         if in_use > self.largest:
             self._break("over", f"{in_use} permits of {self.largest}", in_use - self.largest)
 
     async def _books_agree(self) -> None:
         """At a quiet moment the pool, the process, the selector and the server say the same."""
-        pool, loop = self._pool, asyncio.get_running_loop()
+        pool, loop = self._inside, asyncio.get_running_loop()
 
         def count() -> tuple[int, int, int, int]:
             stats = pool.stats()
@@ -521,6 +525,7 @@ class Storm:
 
     async def _end(self, how: str) -> None:
         """Close the pool; nothing stays."""
+        permits = self._inside._core.permits if self._surface.is_ours else None
         lease = {"kind": "slow", "queries": 1, "pause": 1, "timeout": None}
         if how != "close":
             await self.lease(times=3, **lease)
@@ -537,8 +542,8 @@ class Storm:
             await self._within(self._surface.close(self._pool), "close()")
         await self._callers_end()
         self._judge_callers()
-        if self._surface.is_ours and not await self._eventually(lambda: not self._pool._core.permits.in_use):
-            self._break("lost", f"{self._pool._core.permits.in_use} permits are held by a closed pool")
+        if permits is not None and not await self._eventually(lambda: not permits.in_use):
+            self._break("lost", f"{permits.in_use} permits are held by a closed pool")
         if not await self._eventually(lambda: not self._witness.peers()):
             self._break("sockets", f"{len(self._witness.peers())} sockets of a closed pool", len(self._witness.peers()))
         if not await self._eventually(lambda: not self._witness.sessions(self.name)):
@@ -566,7 +571,8 @@ class Storm:
             raise Broken(promise, text)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not context["message"].startswith(_MEANT):
+        is_judged = any(caller.task is context.get("task") for caller in self._callers)
+        if not is_judged and not context["message"].startswith(_MEANT):
             self._complaints.append(f"{context['message']}: {context.get('exception')!r}")
 
     def _listening(self) -> Any:

@@ -62,6 +62,10 @@ class Surface:
         """Open it, or introduce the running loop."""
         await pool
 
+    def inside(self, pool: Any) -> Any:
+        """What has the counts, of one of ours."""
+        return pool
+
     async def acquire(self, pool: Any, timeout: float | None) -> Any:
         return await pool.acquire(timeout=timeout)
 
@@ -81,6 +85,10 @@ class Surface:
 
     def transaction(self, connection: Any) -> Any:
         return connection.transaction()
+
+    async def close_connection(self, connection: Any) -> None:
+        """Close a connection that is lent."""
+        await connection.close()
 
     async def close(self, pool: Any) -> None:
         await pool.close()
@@ -168,15 +176,19 @@ class OursForPsycopg(Psycopg):
 
 class Sqlalchemy(Surface):
     """
-    SQLAlchemy's pool of asyncpg connections.
+    SQLAlchemy's engine on its own pool.
 
     It begins a transaction with the first statement, so that each of the storm's has a savepoint of its own. An acquire
-    takes no deadline: it has one from outside.
+    takes no deadline: it has one from outside. An engine that is disposed of can be used again, so it is closed at rest
+    only.
     """
 
     abilities = frozenset({"any"})
     is_ours = False
     needs = "sqlalchemy"
+
+    def __init__(self, dialect: str) -> None:
+        self.dialect = dialect
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:  # type: ignore[override]
@@ -191,14 +203,20 @@ class Sqlalchemy(Surface):
         return (DBAPIError,)
 
     def make(self, dsn: str, name: str, options: dict[str, Any]) -> Any:
-        from sqlalchemy.ext.asyncio import create_async_engine
-
-        return create_async_engine(
-            f"postgresql+asyncpg://{dsn.partition('://')[2]}",
+        named: Any = {"application_name": name}
+        if self.dialect == "asyncpg":
+            named = {"server_settings": named}
+        return self._create_engine(
+            f"postgresql+{self.dialect}://{dsn.partition('://')[2]}",
             pool_size=options["max_size"],
             max_overflow=0,
-            connect_args=_PLAIN["asyncpg"] | {"server_settings": {"application_name": name}},
+            connect_args=_PLAIN[self.dialect] | named,
         )
+
+    def _create_engine(self, url: str, **options: Any) -> Any:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        return create_async_engine(url, **options)
 
     async def open(self, pool: Any) -> None:
         """It opens with its first connection."""
@@ -236,10 +254,36 @@ class Sqlalchemy(Surface):
         await pool.dispose()
 
 
+class OursForSqlalchemy(Sqlalchemy):
+    """SQLAlchemy's engine on this project's pool."""
+
+    abilities = frozenset({"any", "ours"})
+    is_ours = True
+
+    def _create_engine(self, url: str, **options: Any) -> Any:
+        from loopaware_pool.sqlalchemy import create_async_engine
+
+        return create_async_engine(url, **options)
+
+    def inside(self, pool: Any) -> Any:
+        """Its pool, which another replaces when it is disposed of."""
+        return pool.pool
+
+    async def close_connection(self, connection: Any) -> None:
+        await connection.invalidate()
+
+    async def expire(self, pool: Any) -> None:
+        """Dispose of it, while others use it."""
+        await pool.dispose()
+
+
 SURFACES: dict[str, Surface] = {
     "ours-asyncpg": OursForAsyncpg(),
     "ours-psycopg": OursForPsycopg(),
+    "ours-sqlalchemy": OursForSqlalchemy("asyncpg"),
+    "ours-sqlalchemy-psycopg": OursForSqlalchemy("psycopg"),
     "asyncpg": Asyncpg(),
     "psycopg_pool": Psycopg(),
-    "sqlalchemy": Sqlalchemy(),
+    "sqlalchemy": Sqlalchemy("asyncpg"),
+    "sqlalchemy-psycopg": Sqlalchemy("psycopg"),
 }

@@ -653,11 +653,14 @@ class Shard(Generic[S]):
                 self._retire_old(slot)
 
     def settings_changed(self, now: float) -> None:
-        """Have the housekeeper do what the pool's settings, as they are now, demand."""
+        """Close what may not be idle any more, and have the housekeeper do the rest that the pool's settings demand."""
         config = self._shared.config
         self._slow_start.ceiling = self._min_size_slow_start.ceiling = _connect_ceiling(config)
         self._idle_look = _idle_look(config)
         self._limits_idle = _limits_idle(config)
+        surplus = self._pool_idle_size() - config.max_idle_size
+        for slot in self.idle[: max(0, surplus)]:
+            self.retire_idle(slot, "more than max_idle_size are idle")
         self.wake_by(now)
 
     def drop_dead(self) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "is_shutting_down",
     "keep_from_shutdown",
     "label",
+    "leave_to_shutdown",
     "on_closed",
     "outcome_of",
     "post",
@@ -329,6 +330,11 @@ def keep_from_shutdown(task: asyncio.Task[Any]) -> None:
     `LoopShutdownHook`.
     """
     asyncio._unregister_task(task)  # noqa: SLF001 - documented, in asyncio's "Task lifetime support"
+
+
+def leave_to_shutdown(task: asyncio.Task[Any]) -> None:
+    """Let `asyncio.run` cancel *task* with all others, after `keep_from_shutdown`."""
+    asyncio._register_task(task)  # noqa: SLF001 - as above
 
 
 async def outcome_of(task: asyncio.Task[BaseException | None]) -> BaseException | None:

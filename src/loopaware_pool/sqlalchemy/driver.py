@@ -12,9 +12,10 @@ from sqlalchemy import exc
 from sqlalchemy.util import greenlet_spawn
 
 from loopaware_pool import errors
-from loopaware_pool._platform.event_loops import with_stray_cancellation_as
+from loopaware_pool._platform.event_loops import leave_to_shutdown, with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.driver import HookFailed
+from loopaware_pool.sqlalchemy.first_connect import is_initialised
 from loopaware_pool.sqlalchemy.session import RecordSession
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class SqlalchemyDriver:
         """
         pool = self._pool()
         assert pool is not None, "its loops serve nobody without it"
+        task = asyncio.current_task()
+        if task is not None and not is_initialised(pool):
+            leave_to_shutdown(task)
         try:
             record = await with_stray_cancellation_as(exc.InvalidRequestError, greenlet_spawn(self._make_record, pool))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):

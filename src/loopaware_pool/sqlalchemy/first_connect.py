@@ -3,6 +3,9 @@ Lets one connection at a time initialise SQLAlchemy's dialect, whatever loop it 
 
 SQLAlchemy guards the first `connect` event with one `asyncio.Lock`, which belongs to the loop that first waits for it.
 Two threads that connect at once through a cold engine then fail: "is bound to a different event loop".
+
+psycopg's part of the initialisation runs async generators, which must not run while the loop closes all of them. So
+connects that may initialise the dialect are cancelled with the other tasks when the loop shuts down.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from loopaware_pool._platform import event_loops
 if TYPE_CHECKING:
     from sqlalchemy.pool import Pool
 
-__all__ = ["FirstConnectGate"]
+__all__ = ["FirstConnectGate", "is_initialised"]
 
 # How often a connection that waits looks whether the loop of the one before still runs.
 LOOK_SECONDS: Final = 0.1
@@ -50,6 +53,10 @@ class FirstConnectGate:
                 listeners._exec_once_mutex = cls()
 
     def __enter__(self) -> bool:
+        task = asyncio.current_task()
+        if task is not None and event_loops.is_shutting_down(task.get_loop()):
+            task.cancel()
+            await_only(asyncio.sleep(0))
         while not self._enter_if_free():
             await_only(self._left())
         return True
@@ -80,6 +87,11 @@ class FirstConnectGate:
         await asyncio.wait([future], timeout=LOOK_SECONDS)
         with self._lock:
             self._waiting.discard(future)
+
+
+def is_initialised(pool: Any) -> bool:
+    """Whether a connection has initialised the dialect, or there is none."""
+    return bool(getattr(pool.dispatch.connect, "_exec_w_sync_once", True))
 
 
 def _wake(future: asyncio.Future[None]) -> None:

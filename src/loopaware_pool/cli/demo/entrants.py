@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib.util
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +20,16 @@ from loopaware_pool.psycopg.pool import AsyncConnectionPool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-__all__ = ["CONNECTIONS", "QUERY", "ROWS", "STUCK_SECONDS", "Entrant", "Playground", "open_playground"]
+__all__ = [
+    "CONNECTIONS",
+    "QUERY",
+    "ROWS",
+    "STUCK_SECONDS",
+    "Entrant",
+    "Playground",
+    "has_sqlalchemy",
+    "open_playground",
+]
 
 QUERY: Final = "SELECT COUNT(*) FROM bug_repro WHERE payload = 'test_payload'"
 ROWS: Final = 1000
@@ -33,7 +44,7 @@ class Entrant:
 
     Attributes:
         name: What to call it.
-        make: Makes it, not opened yet. It can be entered with `async with`.
+        make: Makes it, not opened yet. It can be entered with `async with`, unless it is an engine of SQLAlchemy's.
         open: Opens it for the running loop.
         fetch: Takes a connection from it, asks for one value, and gives the connection back.
     """
@@ -83,6 +94,23 @@ class Playground:
             Entrant("loopaware-pool", lambda: AsyncConnectionPool(self.dsn, **options), _open, _execute_one),
         )
 
+    def for_sqlalchemy(self, pool_size: int) -> tuple[Entrant, Entrant]:
+        """Enter engines of SQLAlchemy's, on its own pool and on ours. SQLAlchemy must be installed."""
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        from loopaware_pool.sqlalchemy import create_async_engine as create_ours
+
+        options: dict[str, Any] = {
+            "pool_size": pool_size,
+            "pool_timeout": STUCK_SECONDS,
+            "async_creator": functools.partial(asyncpg.connect, self.dsn, server_settings=self.settings),
+        }
+        url = "postgresql+asyncpg://"
+        return (
+            Entrant("SQLAlchemy's pool", lambda: create_async_engine(url, **options), _ready, _scalar),
+            Entrant("loopaware-pool", lambda: create_ours(url, **options), _ready, _scalar),
+        )
+
     @property
     def settings(self) -> dict[str, str]:
         """What a session needs to see the table, and to be found on the server."""
@@ -106,6 +134,22 @@ async def _execute_one(pool: Any, query: str) -> Any:
     async with pool.connection() as connection:
         cursor = await connection.execute(query)
         return (await cursor.fetchone())[0]
+
+
+async def _ready(_: Any) -> None:
+    """Do nothing: an engine needs not be opened."""
+
+
+async def _scalar(engine: Any, query: str) -> Any:
+    from sqlalchemy import text
+
+    async with engine.connect() as connection:
+        return await connection.scalar(text(query))
+
+
+def has_sqlalchemy() -> bool:
+    """Whether SQLAlchemy is installed, with what its async engine needs."""
+    return all(importlib.util.find_spec(name) is not None for name in ("sqlalchemy", "greenlet"))
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from loopaware_pool.cli.demo import scenes
-from loopaware_pool.cli.demo.entrants import CONNECTIONS, Entrant, Playground, open_playground
+from loopaware_pool.cli.demo import engines, scenes
+from loopaware_pool.cli.demo.entrants import CONNECTIONS, Entrant, Playground, has_sqlalchemy, open_playground
 from loopaware_pool.cli.measure import ratios
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def gather(target: Target) -> dict[str, Any]:
     Run all scenes on *target*.
 
     Returns:
-        What can be written as JSON; times have their unit in their names, and ratios are ours by theirs.
+        What can be written as JSON; times have their unit in their names, and ratios are ours by theirs. "sqlalchemy"
+        is None where SQLAlchemy is not installed.
     """
     with open_playground(target.dsn) as playground:
         deadlock = asyncio.run(scenes.run_article_design(playground))
@@ -36,6 +37,7 @@ def gather(target: Target) -> dict[str, Any]:
                 **_flavour(playground, playground.for_psycopg(), scenes.PSYCOPG_QUERIES),
                 "given_back_under_query": _reuses(*playground.for_psycopg()),
             },
+            "sqlalchemy": _engines(playground) if has_sqlalchemy() else None,
         }
 
 
@@ -72,5 +74,18 @@ def _entrant(playground: Playground, entrant: Entrant, bursts: list[Burst]) -> d
             for burst in bursts
         ],
         "left_over": asdict(asyncio.run(scenes.find_leftovers(entrant))),
-        "five_loops": [{**asdict(step), "errors": dict(step.errors)} for step in steps],
+        "five_loops": [_as_json(step) for step in steps],
     }
+
+
+def _engines(playground: Playground) -> dict[str, Any]:
+    programs: dict[str, Any] = {}
+    for side, entrant in zip(("theirs", "ours"), playground.for_sqlalchemy(engines.KILLED), strict=True):
+        steps: list[scenes.Step] = []
+        engines.use_engines(playground, entrant, steps.append)
+        programs[side] = {"name": entrant.name, "programs": [_as_json(step) for step in steps]}
+    return programs
+
+
+def _as_json(step: scenes.Step) -> dict[str, Any]:
+    return {**asdict(step), "errors": dict(step.errors)}

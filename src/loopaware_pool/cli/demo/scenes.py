@@ -39,10 +39,15 @@ __all__ = [
     "Leftovers",
     "Reuse",
     "Step",
+    "collect_what_is_left",
+    "count_sockets",
     "find_leftovers",
     "give_back_under_query",
+    "outcome_of",
     "run_article_design",
+    "run_in_threads",
     "run_rounds",
+    "settled_sessions",
     "use_from_five_loops",
 ]
 
@@ -210,7 +215,7 @@ class Step:
 
 def use_from_five_loops(playground: Playground, entrant: Entrant, report: Callable[[Step], None]) -> None:
     """Use one pool in three `asyncio.run` calls and two threads, and close it in a sixth loop."""
-    sockets_before = _count_sockets()
+    sockets_before = count_sockets()
     pools: list[Any] = []
 
     async def work() -> Counter[str]:
@@ -221,7 +226,7 @@ def use_from_five_loops(playground: Playground, entrant: Entrant, report: Callab
         async with asyncio.timeout(STEP_SECONDS):
             return Counter(
                 await asyncio.gather(
-                    *(_outcome(entrant.fetch(pool, "SELECT 'answer'")) for _ in range(QUERIES_PER_LOOP))
+                    *(outcome_of(entrant.fetch(pool, "SELECT 'answer'")) for _ in range(QUERIES_PER_LOOP))
                 )
             )
 
@@ -232,15 +237,15 @@ def use_from_five_loops(playground: Playground, entrant: Entrant, report: Callab
 
     def finish(name: str, asked: int, outcomes: Counter[str]) -> None:
         answered = outcomes.pop("answer", 0)
-        sockets = _count_sockets() - sockets_before
-        report(Step(name, asked, answered, outcomes, sockets, _settled_sessions(playground, sockets)))
+        sockets = count_sockets() - sockets_before
+        report(Step(name, asked, answered, outcomes, sockets, settled_sessions(playground, sockets)))
 
     for number in ("first", "second", "third"):
-        finish(f"{number} asyncio.run()", QUERIES_PER_LOOP, _run_in_threads(work, 1))
-    finish("two threads at once", 2 * QUERIES_PER_LOOP, _run_in_threads(work, 2))
-    finish("asyncio.run(pool.close())", 0, _run_in_threads(close, 1))
+        finish(f"{number} asyncio.run()", QUERIES_PER_LOOP, run_in_threads(work, 1))
+    finish("two threads at once", 2 * QUERIES_PER_LOOP, run_in_threads(work, 2))
+    finish("asyncio.run(pool.close())", 0, run_in_threads(close, 1))
     pools.clear()
-    _collect_what_is_left()
+    collect_what_is_left()
 
 
 def _run(work: Callable[[], Any]) -> Counter[str]:
@@ -252,7 +257,7 @@ def _run(work: Callable[[], Any]) -> Counter[str]:
     return outcomes
 
 
-def _run_in_threads(work: Callable[[], Any], count: int) -> Counter[str]:
+def run_in_threads(work: Callable[[], Any], count: int, seconds: float = LOOP_SECONDS) -> Counter[str]:
     """
     Run *work* on loops of their own, and give up those that do not end.
 
@@ -262,15 +267,16 @@ def _run_in_threads(work: Callable[[], Any], count: int) -> Counter[str]:
     threads = [threading.Thread(target=lambda: outcomes.append(_run(work)), daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + LOOP_SECONDS
+    deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
-            outcomes.append(Counter([f"asyncio.run() did not return within {LOOP_SECONDS:.0f} s"]))
+            outcomes.append(Counter([f"asyncio.run() did not return within {seconds:.0f} s"]))
     return sum(outcomes, Counter())
 
 
-async def _outcome(query: Awaitable[str]) -> str:
+async def outcome_of(query: Awaitable[str]) -> str:
+    """Await a query; what it answers, or its error as Python prints it."""
     try:
         return await query
     except Exception as error:  # noqa: BLE001 - as above
@@ -281,7 +287,8 @@ def _as_printed(error: BaseException) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def _count_sockets() -> int:
+def count_sockets() -> int:
+    """Count the sockets of this process."""
     folder = "/proc/self/fd"
     return sum(_is_socket(f"{folder}/{fd}") for fd in os.listdir(folder))
 
@@ -293,9 +300,9 @@ def _is_socket(link: str) -> bool:
         return False
 
 
-def _settled_sessions(playground: Playground, expected: int) -> int:
+def settled_sessions(playground: Playground, expected: int, seconds: float = 2.0) -> int:
     """Count the pool's sessions; a server that was told goodbye may take a moment to say so."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + seconds
     while True:
         sessions = asyncio.run(_count_sessions(playground))
         if sessions <= expected or time.monotonic() > deadline:
@@ -313,7 +320,7 @@ async def _count_sessions(playground: Playground) -> int:
         await connection.close()
 
 
-def _collect_what_is_left() -> None:
+def collect_what_is_left() -> None:
     """Have the garbage collector close what a pool left open; it would complain of each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

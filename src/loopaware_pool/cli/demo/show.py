@@ -18,8 +18,8 @@ from rich.table import Table
 
 import loopaware_pool
 from loopaware_pool.cli.console import VisibleConsole
-from loopaware_pool.cli.demo import scenes
-from loopaware_pool.cli.demo.entrants import CONNECTIONS, QUERY, ROWS, STUCK_SECONDS, open_playground
+from loopaware_pool.cli.demo import engines, scenes
+from loopaware_pool.cli.demo.entrants import CONNECTIONS, QUERY, ROWS, STUCK_SECONDS, has_sqlalchemy, open_playground
 from loopaware_pool.cli.measure import Burst, Spread, median_of, ratios
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def show(target: Target) -> None:
         _show_burst(console, playground)
         _show_loops(console, playground)
         _show_psycopg(console, playground)
+        _show_sqlalchemy(console, playground)
 
 
 async def _name_loop() -> str:
@@ -219,6 +220,11 @@ def _show_loops(console: Console, playground: Playground) -> None:
 def _show_program(console: Console, entrant: Entrant, playground: Playground) -> None:
     steps: list[scenes.Step] = []
     scenes.use_from_five_loops(playground, entrant, steps.append)
+    _show_steps(console, entrant, steps)
+    console.print(f"  {_answered(steps)}; left in the end: {steps[-1].sockets} sockets, {steps[-1].sessions} sessions.")
+
+
+def _show_steps(console: Console, entrant: Entrant, steps: list[scenes.Step]) -> None:
     table = make_table(entrant.name, "queries", "answered", "errors", "sockets left", "sessions left")
     for step in steps:
         asked, answered = (str(step.asked), str(step.answered)) if step.asked else ("", "")
@@ -231,11 +237,11 @@ def _show_program(console: Console, entrant: Entrant, playground: Playground) ->
         say(console, f"{count:7} x {error}", indent=10)
     if errors:
         console.print()
+
+
+def _answered(steps: list[scenes.Step]) -> str:
     answered, asked = (sum(getattr(step, what) for step in steps) for what in ("answered", "asked"))
-    console.print(
-        f"  {answered:,} of {asked:,} queries answered; left in the end: {steps[-1].sockets} sockets, "
-        f"{steps[-1].sessions} sessions."
-    )
+    return f"{answered:,} of {asked:,} queries answered"
 
 
 # ---- psycopg ----
@@ -265,3 +271,27 @@ def _show_psycopg(console: Console, playground: Playground) -> None:
             entrant.name, f"{reuse.heard} of {scenes.MESSAGES}", escape(reuse.query) or "nothing: it waits on"
         )
     console.print(table)
+
+
+# ---- SQLAlchemy ----
+
+
+def _show_sqlalchemy(console: Console, playground: Playground) -> None:
+    _title(
+        console,
+        "5. One engine of SQLAlchemy's",
+        f"An async engine is made once, on asyncpg. {engines.TASKS} tasks ask it in each of three asyncio.run() calls, "
+        f"then {engines.TASKS} tasks in each of two threads that connect first, then {engines.TESTS} tests that each "
+        f"have a loop of their own. At last {engines.KILLED} connections are ended by the server while they are idle, "
+        "without pool_pre_ping. Each program has an engine of its own. What is left is counted after engine.dispose().",
+    )
+    if not has_sqlalchemy():
+        say(console, f"Not shown: SQLAlchemy is not installed. To install it: {engines.INSTALL}")
+        return
+    theirs, ours = playground.for_sqlalchemy(engines.KILLED)
+    for entrant in (ours, theirs):
+        steps: list[scenes.Step] = []
+        engines.use_engines(playground, entrant, steps.append)
+        _show_steps(console, entrant, steps)
+        sockets, sessions = (sum(getattr(step, what) for step in steps) for what in ("sockets", "sessions"))
+        console.print(f"  {_answered(steps)}; left by the four engines: {sockets} sockets, {sessions} sessions.")
