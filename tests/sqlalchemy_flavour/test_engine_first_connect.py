@@ -10,7 +10,7 @@ from sqlalchemy.util import await_only
 
 from engines import ask
 
-pytestmark = [pytest.mark.both_pythons]
+pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 
 @pytest.mark.usefixtures("zero_fd_delta")

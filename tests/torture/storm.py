@@ -449,17 +449,21 @@ class Storm:
 
     async def _all_can_be_had(self) -> None:
         """As many connections as there may be, at once."""
+        began = monotonic()
+        errors = await self._acquire_all()
+        if errors and self._surface.connects_once and self._is_explained(began):
+            errors = await self._acquire_all()  # a connect that was cut had begun before
+        if errors:
+            self._break("lost", f"{len(errors)} of {self._max_size} cannot be had: {errors[0]!r}", len(errors))
+
+    async def _acquire_all(self) -> list[BaseException]:
+        """Acquire, and release, as many connections as there may be; what those were told that got none."""
         acquires = (self._surface.acquire(self._pool, self._patience) for _ in range(self._max_size))
         outcomes = await asyncio.gather(*acquires, return_exceptions=True)
-        lost = 0
         for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                lost += 1
-            else:
+            if not isinstance(outcome, BaseException):
                 await self._surface.release(self._pool, outcome)
-        if lost:
-            errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-            self._break("lost", f"{lost} of {self._max_size} cannot be had: {errors[0]!r}", lost)
+        return [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
 
     def _permits_balance(self) -> None:
         """After each step."""

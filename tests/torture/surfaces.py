@@ -34,10 +34,12 @@ class Surface:
         division: What they are told when they divide by zero.
         is_ours: Whether it is this project's, whose inside can be looked at.
         needs: A package that must be installed; None for none but what the tests need.
+        connects_once: Whether a caller is told when a connect fails; else another is tried until its time is up.
     """
 
     abilities: frozenset[str]
     needs: str | None = None
+    connects_once = False
     errors: tuple[type[BaseException], ...] = (
         OSError,
         psycopg.Error,
@@ -186,6 +188,7 @@ class Sqlalchemy(Surface):
     abilities = frozenset({"any"})
     is_ours = False
     needs = "sqlalchemy"
+    connects_once = True
 
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect

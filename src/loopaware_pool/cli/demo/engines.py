@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -86,7 +87,13 @@ def _three_runs(_: Playground, entrant: Entrant, engine: Any) -> Counter[str]:
 
 
 def _two_threads(_: Playground, entrant: Entrant, engine: Any) -> Counter[str]:
-    return run_in_threads(lambda: _ask_at_once(entrant, engine, TASKS), 2, LOOP_SECONDS)
+    both_run = threading.Barrier(2)
+
+    async def work() -> Counter[str]:
+        both_run.wait(LOOP_SECONDS)
+        return await _ask_at_once(entrant, engine, TASKS)
+
+    return run_in_threads(work, 2, LOOP_SECONDS)
 
 
 def _loop_per_test(_: Playground, entrant: Entrant, engine: Any) -> Counter[str]:
