@@ -172,6 +172,17 @@ class TestConnectFailures:
         assert [waiter.exception for waiter in (patient, other)] == [error, None]
         assert shard.last_error is None
 
+    def test_where_connecting_has_no_timeout_a_connect_is_its_callers_own(self, make):
+        """If its caller has gone, a caller that has come since does not hear of its failure, and gets another."""
+        pool, shard = make(max_size=1, timeout_covers_connecting=False)
+        gone = pool.wait(shard)
+        shard.dequeue(gone)
+        pool.pass_time(0.01)
+        later = pool.wait(shard)
+        pool.refuse(shard, ValueError("cut"), is_final=True)
+        assert not later.done()
+        assert pool.connect(shard) is later.result
+
     def test_a_failed_hook_causes_no_pause(self, make):
         """The server is fine: the others' connects go on at once."""
         pool, shard = make(max_size=1)

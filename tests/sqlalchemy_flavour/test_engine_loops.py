@@ -52,7 +52,7 @@ def test_the_first_connects_of_an_engine_may_come_from_many_threads(engines, run
 
 
 def test_the_first_connect_may_fail_on_one_loop_while_others_wait_for_it(engines, runner_factory):
-    """The caller whose connect fails hears of it; the next one initialises the dialect."""
+    """Its caller hears of it, unless another one has served that caller; the next connect initialises the dialect."""
     engine = engines.make(pool_size=4)
     failures = [ZeroDivisionError("the first one fails")]
 
@@ -66,8 +66,9 @@ def test_the_first_connect_may_fail_on_one_loop_while_others_wait_for_it(engines
             return runner.run(ask_all(engine, 2))
 
     found = [answer for answers in all_at_once([one] * 3) for answer in answers]
-    assert found.count(42) == 5
-    assert sum(isinstance(answer, ZeroDivisionError) for answer in found) == 1
+    assert not failures
+    assert found.count(42) + sum(isinstance(answer, ZeroDivisionError) for answer in found) == 6
+    assert found.count(42) >= 5
 
 
 def test_a_loop_that_stops_in_the_middle_of_the_first_connect_holds_up_nobody(runner_factory):

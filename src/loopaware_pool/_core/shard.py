@@ -455,7 +455,8 @@ class Shard(Generic[S]):
             self.last_error = error
             self._slow_start.refused(now)
         hopeless = self.size == 0 and not is_final
-        since = now if is_final else slot.opened_at
+        # Where a caller's timeout does not cover connecting, a caller that has come since gets a connect of its own.
+        since = now if is_final and self._shared.config.timeout_covers_connecting else slot.opened_at
         fail = self.waiters.fail_all if hopeless else self.waiters.fail_first
         fail(error, since, patient_too=is_final)
         if not self.waiters:
