@@ -161,3 +161,21 @@ def test_a_connection_may_be_detached_at_the_bottom_of_a_greenlets_stack(engines
         await engine.dispose()
 
     run(main())
+
+
+def test_a_return_that_reaches_its_loop_late_ends_no_other_callers_lease(engines, run):
+    """The connection was closed meanwhile, and its record has one that another caller has."""
+
+    async def main():
+        engine = engines.make(pool_size=1)
+        async with engine.connect() as connection:
+            record = (await connection.get_raw_connection())._connection_record
+            listener = record.loopaware_session.owner
+            await connection.invalidate()
+        async with engine.connect() as connection:
+            assert (await connection.get_raw_connection())._connection_record is record
+            engine.pool._take_back_at_home(record, listener)
+            assert (engine.pool.checkedout(), engine.pool.checkedin()) == (1, 0)
+        await engine.dispose()
+
+    run(main())

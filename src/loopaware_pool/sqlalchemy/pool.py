@@ -208,9 +208,11 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
 
     def _take_back_at_home(self, record: ConnectionPoolEntry, listener: SessionListener[RecordSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
+        if not listener.slot.is_lent():  # the record may have another connection, which another caller has
+            return
         if listener.runner.is_here():
             self._do_return_conn(record)
-        elif listener.slot.is_lent():
+        else:
             listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
             listener.runner.act()
 
