@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from loopaware_pool.sqlalchemy.session import RecordKeeper
-    from loopaware_pool.stats import LeaseInfo, PoolStats
 
 __all__ = [
     "Overloaded",
@@ -50,18 +49,6 @@ class PoolTimeout(errors.PoolTimeout, exc.TimeoutError):
 
     complaint = "QueuePool limit reached, connection timed out, timeout {:.2f}"
     code = QUEUE_EXHAUSTED
-
-    def __init__(
-        self,
-        *,
-        timeout: float,
-        stats: PoolStats,
-        holders: tuple[LeaseInfo, ...],
-        during: str = "",
-        cause: BaseException | None = None,
-    ) -> None:
-        super().__init__(timeout=timeout, stats=stats, holders=holders, during=during, cause=cause)
-        self.code = QUEUE_EXHAUSTED
 
     __str__ = exc.TimeoutError.__str__
 
