@@ -179,3 +179,25 @@ def test_a_return_that_reaches_its_loop_late_ends_no_other_callers_lease(engines
         await engine.dispose()
 
     run(main())
+
+
+def test_what_the_collector_returns_in_the_middle_of_a_decision_is_decided_later(engines, run, monkeypatch):
+    """Its connection was invalidated by its record, and then its handle was dropped."""
+
+    async def main():
+        engine = engines.make(pool_size=1)
+        connection = await engine.connect()
+        fairy = await connection.get_raw_connection()
+        record = fairy._connection_record
+        shard = record.loopaware_session.owner.runner.shard
+        await greenlet_spawn(record.invalidate)
+        with monkeypatch.context() as patch:
+            patch.setattr("loopaware_pool.sqlalchemy.pool.has_interrupted_a_decision", lambda: True)
+            await greenlet_spawn(fairy.close)
+        assert len(shard.slots) == 1
+        await asyncio.sleep(0)
+        assert not shard.slots
+        assert len(await hold(engine, 1)) == 1
+        await engine.dispose()
+
+    run(main())

@@ -27,6 +27,7 @@ from loopaware_pool._core.slot import SlotState, is_library
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool._platform.event_loops import is_idle, post, running
+from loopaware_pool._platform.frames import has_interrupted_a_decision
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.sqlalchemy.driver import (
     Overloaded,
@@ -193,6 +194,9 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             session.reclaim_soon()
             return
         runner = listener.runner
+        if connection is None and has_interrupted_a_decision():  # the collector may return an invalidated one, too
+            runner.errands.add_for_later(functools.partial(self._take_back_at_home, record, listener))
+            return
         if runner.loop is not running():
             runner.errands.add(functools.partial(self._take_back_at_home, record, listener))
             return
