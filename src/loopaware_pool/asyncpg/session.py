@@ -137,6 +137,9 @@ class AsyncpgSession(AsyncpgLink):
         "reset_timeout",
     )
 
+    is_dirty: bool
+    is_exposed: bool
+
     def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(con, loop)
         self.owner: SessionListener[AsyncpgSession] | None = None
@@ -144,8 +147,8 @@ class AsyncpgSession(AsyncpgLink):
         self.pool: upstream.Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = self._starts_dirty = True
-        self.may_have_set_codecs = False
-        self.calls = 0
+        self.may_have_set_codecs: bool = False
+        self.calls: int = 0
         self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._settings = settings
         self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
