@@ -16,6 +16,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
+from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.runner import ShardRunner
@@ -320,6 +321,7 @@ class Registry(Generic[S]):
             ended=ended,
             state=self.state.value,
             process_fds=self.ledger.process_fds,
+            max_idle_size=0 if config.idle_order is IdleOrder.NONE else min(config.max_idle_size, config.max_size),
         )
 
     def count_on_from(self, counters: Counters) -> None:

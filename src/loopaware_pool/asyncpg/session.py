@@ -58,6 +58,7 @@ _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.ve
 
 # Bound once: see shard.py.
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
+_RESET_PIPELINED = ReturnCheck.RESET_PIPELINED
 
 
 @contextlib.contextmanager
@@ -334,7 +335,7 @@ class AsyncpgSession(AsyncpgLink):
             answer.send(self._plain)
             return _RESET_SENT
         answer.send(self._guarded, is_held=is_wanted)
-        return _READY
+        return _RESET_PIPELINED
 
     def _is_busy(self) -> bool:
         """
