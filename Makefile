@@ -52,9 +52,9 @@ demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=p
 test: lint types tests  ## check what can be checked in a few minutes
 	@echo "All parts passed: lint, types, tests. What takes longer: make test-all."
 
-test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
+test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs types-complete  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation."
+		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation, complete types."
 
 lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture; workflows, by zizmor
 	@echo "== lint"
