@@ -59,7 +59,7 @@ test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs types-
 lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture; workflows, by zizmor
 	@echo "== lint"
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && \
-		.venv/bin/zizmor --quiet --offline .github/workflows && echo "Lint passed."
+		.venv/bin/zizmor --quiet --offline .github && echo "Lint passed."
 
 types: .venv/.ready  ## types, by mypy --strict
 	@echo "== types"
