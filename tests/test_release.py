@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -121,6 +122,40 @@ def test_the_classifiers_name_the_pythons_that_the_readme_names(metadata):
     named = [each.rpartition(".")[2] for each in metadata["classifiers"] if re.search(r":: 3\.\d+$", each)]
     assert named == [str(minor) for minor in range(int(oldest), int(newest) + 1)]
     assert metadata["requires-python"] == f">=3.{oldest}"
+
+
+# ---- what it promises to keep ----
+
+# Modules that are found beside the public ones, and what they are for.
+NOT_PUBLIC = {"__main__", "cli", "metrics.table"}
+# What each command has, for the command line.
+PLUMBING = {"add_arguments", "main", "run"}
+
+
+def promised():
+    """Read the table of docs/stability.md: the names of each module."""
+    rows = re.findall(
+        r"^\| `(loopaware_pool[\w.]*)` \| (.+) \|$", (ROOT / "docs/stability.md").read_text(), re.MULTILINE
+    )
+    return {module: re.findall(r"`(\w+)`", names) for module, names in rows}
+
+
+@pytest.mark.parametrize("module", promised())
+def test_the_public_names_are_those_of_the_page(module):
+    """What a module offers by `__all__` is what docs/stability.md promises, no more and no less."""
+    offered = set(importlib.import_module(module).__all__)
+    assert set(promised()[module]) == offered - (PLUMBING if ".cli." in module else set())
+
+
+def test_the_page_names_every_public_module():
+    """Those at the top of the package, and the exporters; what is in a package besides is private, or named, too."""
+    package = ROOT / "src/loopaware_pool"
+    found = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    found |= {f"metrics.{path.stem}" for path in package.glob("metrics/*.py")} - {"metrics.__init__"}
+    public = {name for name in found if not re.match("_[a-z]", name)} - NOT_PUBLIC - {"__init__"}
+    named = {name.removeprefix("loopaware_pool").removeprefix(".") for name in promised()}
+    assert {name for name in public if name not in named} == set()
+    assert "" in named
 
 
 # ---- what is in it ----
