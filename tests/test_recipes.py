@@ -26,7 +26,7 @@ def blocks():
             yield pytest.param(linked[-1:], textwrap.dedent(found[2]), id=f"{page.stem}:{line}")
 
 
-@pytest.mark.parametrize(("program", "block"), blocks())
+@pytest.mark.parametrize(("program", "block"), list(blocks()))
 def test_a_block_of_a_recipe_is_in_the_program_that_it_names(program, block):
     """Literally, and in whole lines: the program that the last link above the block leads to."""
     assert program, "no link to a program of docs/examples above the block"

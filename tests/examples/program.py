@@ -20,7 +20,21 @@ import psycopg
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["EXAMPLES", "Answer", "Program", "copy_with", "free_port", "get", "run", "sessions_in", "started", "until"]
+__all__ = [
+    "EXAMPLES",
+    "POLITELY",
+    "Answer",
+    "EndedSessions",
+    "Program",
+    "copy_with",
+    "ended_sessions",
+    "free_port",
+    "get",
+    "run",
+    "sessions_in",
+    "started",
+    "until",
+]
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DEADLINE_SECONDS = 30.0
@@ -31,6 +45,17 @@ class Answer(NamedTuple):
 
     status: int
     text: str
+
+
+class EndedSessions(NamedTuple):
+    """How many sessions of a database have ended otherwise than by the client's goodbye."""
+
+    abandoned: int
+    fatal: int
+    killed: int
+
+
+POLITELY = EndedSessions(0, 0, 0)
 
 
 class Program:
@@ -163,3 +188,12 @@ def sessions_in(database_url: str) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with psycopg.connect(database_url) as connection:
         return connection.execute(query).fetchone()[0]
+
+
+def ended_sessions(database_url: str) -> EndedSessions:
+    """Wait until no session of others is left in the database; how they have ended, by the server's count."""
+    until(lambda: not sessions_in(database_url), lambda: f"{sessions_in(database_url)} sessions are left")
+    query = """SELECT sessions_abandoned, sessions_fatal, sessions_killed FROM pg_stat_database
+        WHERE datname = current_database()"""
+    with psycopg.connect(database_url) as connection:
+        return EndedSessions(*connection.execute(query).fetchone())
