@@ -120,7 +120,7 @@ def test_a_module_level_pool_of_asyncpgs_belongs_to_a_loop_that_never_runs(how, 
     arguments = [word.format(port=free_port()) for word in command]
     folder = program("fastapi_app.py", tmp_path, upstream=True)
     with started(*arguments, "fastapi_app:app", folder=folder, DATABASE_URL=database_url) as running:
-        assert running.ended() == 3
+        assert running.ended() in (1, 3)
         assert "attached to a different loop" in running.output()
 
 
