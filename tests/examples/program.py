@@ -31,6 +31,7 @@ __all__ = [
     "free_port",
     "get",
     "run",
+    "running_queries",
     "sessions_in",
     "started",
     "until",
@@ -186,6 +187,14 @@ def get(port: int, path: str, method: str = "GET") -> Answer:
 def sessions_in(database_url: str) -> int:
     """How many sessions of others the database has."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with psycopg.connect(database_url) as connection:
+        return connection.execute(query).fetchone()[0]
+
+
+def running_queries(database_url: str) -> int:
+    """How many queries of others the database is working on."""
+    query = """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"""
     with psycopg.connect(database_url) as connection:
         return connection.execute(query).fetchone()[0]
 

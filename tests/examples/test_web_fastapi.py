@@ -7,7 +7,6 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import psycopg
 import pytest
 
 from examples.program import (
@@ -18,6 +17,7 @@ from examples.program import (
     ended_sessions,
     free_port,
     get,
+    running_queries,
     sessions_in,
     started,
     until,
@@ -84,13 +84,6 @@ def served(how, name, database_url, folder=EXAMPLES):
         if "asgi" not in how:  # it says nothing when it is ready
             running.wait_until_written("Application startup complete", workers)
         yield running, port
-
-
-def running_queries(database_url):
-    query = """SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"""
-    with psycopg.connect(database_url) as connection:
-        return connection.execute(query).fetchone()[0]
 
 
 def until_queries_run(database_url, count):
