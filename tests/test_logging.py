@@ -90,8 +90,8 @@ def test_every_record_has_fields():
 
 def test_the_page_lists_the_events_and_their_fields():
     """All that the code has, and no other."""
-    table = PAGE.partition("## Events")[2]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")][1:]
+    table = [line for line in PAGE.partition("## Events")[2].splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1:]]
     on_page = {event: row for row in rows for event in re.findall(r"`(\w+)`", row[0])}
     made = made_events()
     assert {event for event, _ in made} == set(on_page)

@@ -15,10 +15,10 @@ from loopaware_pool.driver import S
 
 try:
     from opentelemetry.trace import TracerProvider, get_tracer
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f"loopaware_pool.tracing needs opentelemetry-api ({missing}): pip install 'loopaware-pool[otel]'"
-    ) from missing
+        f"loopaware_pool.tracing needs opentelemetry-api ({_missing}): pip install 'loopaware-pool[otel]'"
+    ) from _missing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

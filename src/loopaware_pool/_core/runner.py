@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.permits import Claimant, Permits
     from loopaware_pool._core.state import SharedState
     from loopaware_pool.driver import Driver
+    from loopaware_pool.errors import ErrorFamily
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
 __all__ = ["SessionListener", "ShardRunner"]
@@ -131,8 +132,9 @@ class ShardRunner(Generic[S]):
 
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.label = event_loops.label(loop)
-        self.reporter = Reporter(core.shared, self.label, functools.partial(_counts, weakref.ref(core)))
+        self.label: str = event_loops.label(loop)
+        counts = functools.partial(_counts, weakref.ref(core))
+        self.reporter: Reporter = Reporter(core.shared, self.label, counts)
         self.shard: Shard[S] = Shard(
             *(core.shared, core.permits, self),
             pool_size=core.size,
@@ -143,21 +145,21 @@ class ShardRunner(Generic[S]):
         self._core = weakref.ref(core)
         self._shared = core.shared
         self._driver = core.driver
-        self.errors = core.driver.errors
+        self.errors: ErrorFamily = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
         self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._abandoned: weakref.WeakSet[asyncio.Task[BaseException | None]] = weakref.WeakSet()
         parks_at_once = core.shared.config.parks_at_once
         self._parking = Parking(loop, self.shard.is_in_use, self.notify, is_at_once=parks_at_once)
-        self.park_when_idle = self._parking.park_when_idle
+        self.park_when_idle: Callable[[Slot[S]], None] = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
-        self.deadlines = Deadlines(loop)
-        self.changes = event_loops.Condition(loop)
+        self.deadlines: Deadlines = Deadlines(loop)
+        self.changes: event_loops.Condition = event_loops.Condition(loop)
         self.callers = 0
         self.hasty_callers = 0
-        self.errands = event_loops.Errands(loop)
+        self.errands: event_loops.Errands = event_loops.Errands(loop)
         self._openers: dict[Slot[S], asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = event_loops.LoopShutdownHook(loop, functools.partial(_farewell, self._myself))
@@ -764,8 +766,8 @@ class SessionListener(Generic[S]):
     __slots__ = ("runner", "slot")
 
     def __init__(self, runner: ShardRunner[S], slot: Slot[S]) -> None:
-        self.runner = runner
-        self.slot = slot
+        self.runner: ShardRunner[S] = runner
+        self.slot: Slot[S] = slot
 
     async def finished(self, patience: float | None = None) -> None:
         """

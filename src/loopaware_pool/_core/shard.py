@@ -94,19 +94,19 @@ class Shard(Generic[S]):
         jitter: Callable[[], float],
         pool_idle_size: Callable[[], int] | None = None,
     ) -> None:
-        self.is_open = True
+        self.is_open: bool = True
         self.idle: list[Slot[S]] = []
         self.slots: set[Slot[S]] = set()
         self.connecting: set[Slot[S]] = set()
         self.closing: dict[Slot[S], float] = {}  # when a waiting caller may cut the close short; in order of closing
         self.unanswered: dict[Slot[S], float] = {}  # when the reset counts as failed; in order of return
-        self.waiters = WaitQueue()
-        self.counters = Counters()
+        self.waiters: WaitQueue = WaitQueue()
+        self.counters: Counters = Counters()
         self._use_counts = self.counters.use_times.counts
         self.last_error: BaseException | None = None
-        self.keeps_floor = False
+        self.keeps_floor: bool = False
         self.is_ending = False
-        self.least_idle = 0
+        self.least_idle: int = 0
         self._shared = shared
         self._permits = permits
         self._effects = effects

@@ -23,7 +23,7 @@ from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, withou
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from loopaware_pool.asyncpg.options import Options
 
@@ -75,22 +75,22 @@ class AsyncpgDriver:
         clean_answers: What the server answers to each reset when there was nothing to reset.
     """
 
-    logger = logging.getLogger("asyncpg.pool")
-    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
+    logger: logging.Logger = logging.getLogger("asyncpg.pool")
+    errors: errors.ErrorFamily = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
 
     def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], options: Options, *, name: str) -> None:
         check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
-        self.name = name
+        self.name: str = name
         self.args = args
         self.kwargs = kwargs
-        self.connection_class = options.connection_class
-        self.record_class = options.record_class
-        self.connect_hook = options.connect
-        self.init = options.init
-        self.reset_hook = options.reset
-        self.max_queries = options.max_queries
+        self.connection_class: type[Any] = options.connection_class
+        self.record_class: type[Any] = options.record_class
+        self.connect_hook: Callable[..., Awaitable[Any]] | None = options.connect
+        self.init: Callable[[Any], Awaitable[Any]] | None = options.init
+        self.reset_hook: Callable[[Any], Awaitable[Any]] | None = options.reset
+        self.max_queries: int = options.max_queries
         self.session_reset: str = options.session_reset
-        self.resets_always = self.session_reset != "when_dirty"
+        self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False

@@ -36,7 +36,7 @@ from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from types import FrameType, TracebackType
+    from types import CodeType, FrameType, TracebackType
     from typing import Self
 
     from loopaware_pool._core.runner import SessionListener, ShardRunner
@@ -118,7 +118,7 @@ class Pool(UpstreamPool):
         self._acquire_timeout = acquire_timeout
         self._home = None if loop is None else weakref.ref(loop)
         self._core = PoolCore(config, self._driver, self)
-        self.reference = weakref.ref(self)
+        self.reference: weakref.ref[Self] = weakref.ref(self)
 
     # ---- opening and closing ----
 
@@ -413,6 +413,9 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     pool: Pool
     timeout: float | None
     connection: PoolConnectionProxy | None
+    code: CodeType | None
+    instruction: int
+    done: bool
 
     def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
         self.pool = pool

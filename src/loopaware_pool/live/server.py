@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveView", "serve_live"]
 
-logger = logging.getLogger("loopaware_pool")
+logger: logging.Logger = logging.getLogger("loopaware_pool")
 
 # How long a client may take to send its request, and again to read the answer. `close()` waits for that long.
 REQUEST_SECONDS: Final = 1.0
@@ -105,7 +105,7 @@ class LiveView:
                 undo.callback(self._socket_file.remove)
             self._spare = undo.enter_context(self._listener.dup())
             self._waker, self._woken = (undo.enter_context(end) for end in socket.socketpair())
-            self.address = str(_bound(where, self._listener))
+            self.address: str = str(_bound(where, self._listener))
             self._thread = threading.Thread(target=self._serve, name=f"live view at {self.address}", daemon=True)
             self._thread.start()
             undo.pop_all()

@@ -20,10 +20,10 @@ try:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
     from loopaware_pool.metrics.otel_times import SCOPE, TimedPool, TimesExporter
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f"loopaware_pool.metrics.otel needs OpenTelemetry's SDK ({missing}): pip install 'loopaware-pool[otel]'"
-    ) from missing
+        f"loopaware_pool.metrics.otel needs OpenTelemetry's SDK ({_missing}): pip install 'loopaware-pool[otel]'"
+    ) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

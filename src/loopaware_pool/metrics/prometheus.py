@@ -23,11 +23,11 @@ try:
         HistogramMetricFamily,
         SummaryMetricFamily,
     )
-except ImportError as missing:
+except ImportError as _missing:
     raise ImportError(
-        f"loopaware_pool.metrics.prometheus needs prometheus_client ({missing}): "
+        f"loopaware_pool.metrics.prometheus needs prometheus_client ({_missing}): "
         "pip install 'loopaware-pool[prometheus]'"
-    ) from missing
+    ) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

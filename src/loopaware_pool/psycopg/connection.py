@@ -28,7 +28,7 @@ __all__ = ["LoopAwareConnection"]
 
 RV = TypeVar("RV")
 
-logger = logging.getLogger("psycopg")
+logger: logging.Logger = logging.getLogger("psycopg")
 
 # Seconds for the server to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
@@ -65,8 +65,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.watch = SocketWaiter(pgconn, asyncio.get_running_loop())
-        self.lock = _OwnersLock(self.watch)
+        self.watch: SocketWaiter = SocketWaiter(pgconn, asyncio.get_running_loop())
+        self.lock: _OwnersLock = _OwnersLock(self.watch)
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:

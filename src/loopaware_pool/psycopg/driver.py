@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection
+    from psycopg_pool.abc import AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
 
     from loopaware_pool.psycopg.options import Options
     from loopaware_pool.stats import LeaseInfo, PoolStats
@@ -112,8 +113,8 @@ class PsycopgDriver:
         fault: The error of the last connect, if the program caused it and another connect would fail, too.
     """
 
-    logger = logging.getLogger("psycopg.pool")
-    errors = errors.ErrorFamily(
+    logger: logging.Logger = logging.getLogger("psycopg.pool")
+    errors: errors.ErrorFamily = errors.ErrorFamily(
         PoolClosed,
         PoolTimeout,
         TooManyRequests,
@@ -135,15 +136,15 @@ class PsycopgDriver:
         connecting: Callable[[], None],
     ) -> None:
         self.name = name
-        self.conninfo = options.conninfo
-        self.kwargs = options.kwargs
+        self.conninfo: AsyncConninfoParam = options.conninfo
+        self.kwargs: AsyncKwargsParam | None = options.kwargs
         self.connection_class = connection_class
-        self.configure = options.configure
-        self.reset_hook = options.reset
+        self.configure: AsyncConnectionCB[Any] | None = options.configure
+        self.reset_hook: AsyncConnectionCB[Any] | None = options.reset
         self.ping = ping
         self.session_reset: str = options.session_reset
         self.tells_errors = tells_errors
-        self.reconnect_seconds = options.reconnect_timeout
+        self.reconnect_seconds: float = options.reconnect_timeout
         self._outlasted = weakref.WeakMethod(outlasted)
         self._connecting = weakref.WeakMethod(connecting)
         self.fault: BaseException | None = None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkup", "Lease"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 # psycopg_pool's pace: at once, then after a second or so, then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0

@@ -66,7 +66,7 @@ __all__ = [
     "WrongLoop",
 ]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
@@ -134,7 +134,8 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         name = checked_name(name)
         config = options.config(name, keeps_idle=self._keeps_idle)
         self.timeout = timeout
-        self.close_returns, self.num_workers = self._keeps_idle and close_returns, num_workers
+        self.close_returns: bool = self._keeps_idle and close_returns
+        self.num_workers: int = num_workers
         self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
         self._driver = PsycopgDriver(
             options,

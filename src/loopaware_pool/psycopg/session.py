@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PsycopgSession", "SessionSettings", "check_connection"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 # A rollback, a session reset and the user's `reset` together fail after this.
 RESET_SECONDS: Final = 30.0
@@ -149,8 +149,8 @@ class PsycopgSession(PsycopgLink):
         self._made = weakref.ref(connection)
         self._configured: _Configured | None = None
         bare._loopaware_session = self
-        self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
-        self.leaves_plainly = all(
+        self.says_goodbye: bool = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
+        self.leaves_plainly: bool = all(
             _method(layers, name) in (getattr(AsyncConnection, name), getattr(LoopAwareConnection, name))
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UpstreamPool"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 
 def _refuse_size(which: str, _: object, value: object) -> NoReturn:
