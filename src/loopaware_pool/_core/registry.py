@@ -324,6 +324,17 @@ class Registry(Generic[S]):
             max_idle_size=0 if config.idle_order is IdleOrder.NONE else min(config.max_idle_size, config.max_size),
         )
 
+    def counts(self) -> dict[str, Any]:
+        """Count connections and callers on all loops, as fields for the log. From any thread."""
+        waiting = sum(len(runner.shard.waiters) for runner in self.runners())
+        max_size = self.shared.config.max_size
+        return {
+            "pool_size": self.size(),
+            "pool_idle": self.idle_size(),
+            "pool_waiting": waiting,
+            "pool_max_size": max_size,
+        }
+
     def count_on_from(self, counters: Counters) -> None:
         """Count on from what a pool has counted whose place this one takes."""
         with self._lock:

@@ -34,6 +34,7 @@ from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.driver import HookFailed, Liveness, S
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ class PoolOfLoops(Protocol[S]):
     def idle_size(self) -> int:
         """Count the idle connections on all loops."""
 
+    def counts(self) -> dict[str, Any]:
+        """Count connections and callers on all loops, as fields for the log."""
+
     def deliver_grant(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
 
@@ -129,7 +133,8 @@ class ShardRunner(Generic[S]):
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.label: str = event_loops.label(loop)
-        self.reporter: Reporter = Reporter(core.shared, self.label)
+        counts = functools.partial(_counts, weakref.ref(core))
+        self.reporter: Reporter = Reporter(core.shared, self.label, counts)
         self.shard: Shard[S] = Shard(
             *(core.shared, core.permits, self),
             pool_size=core.size,
@@ -444,7 +449,9 @@ class ShardRunner(Generic[S]):
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - the next line aborts it
-            logger.debug("%s: a connection did not close politely", self._shared.config.name, exc_info=True)
+            name = self._shared.config.name
+            told = fields("goodbye_failed", name, loop=self.label)
+            logger.debug("%s: a connection did not close politely", name, exc_info=True, extra=told)
         self._cut(slot)
 
     def _cut(self, slot: Slot[S]) -> None:
@@ -727,7 +734,9 @@ class ShardRunner(Generic[S]):
         Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
         """
         if (core := self._core()) is not None and slot.generation == core.shared.generation:
-            logger.warning("%s: %s; replacing all connections", self._shared.config.name, BECAME_READ_ONLY)
+            name = self._shared.config.name
+            told = fields("server_became_read_only", name, loop=self.label, **core.counts())
+            logger.warning("%s: %s; replacing all connections", name, BECAME_READ_ONLY, extra=told)
             core.drain()
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
@@ -813,6 +822,11 @@ class SessionListener(Generic[S]):
         self.runner.shard.discard(self.slot, reason)
         self.runner.act()
         self.runner.notify()
+
+
+def _counts(dead_or_alive: weakref.ref[PoolOfLoops[Any]]) -> dict[str, Any]:
+    core = dead_or_alive()
+    return {} if core is None else core.counts()
 
 
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.errors import ErrorFamily, PoolClosed, PoolTimeout, TooManyWaiting
 
@@ -147,7 +148,8 @@ class FakeDriver:
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Log it."""
-        self.logger.warning("the floor was not restored: %s", error)
+        told = fields("min_size_not_restored", None, pool_error=error_type(error))
+        self.logger.warning("the floor was not restored: %s", error, extra=told)
 
     def forked(self) -> None:
         """Do nothing."""
