@@ -69,7 +69,7 @@ def test_hypercorn_does_not_start_with_a_module_level_pool_of_asyncpgs(database_
     """It belongs to the loop of the moment when the module was imported."""
     copy_with(EXAMPLES / "quart_background.py", tmp_path, ON_ASYNCPGS_POOL)
     with hypercorn(free_port(), "asyncio", folder=tmp_path, DATABASE_URL=database_url) as program:
-        assert program.ended() != 0
+        program.ended()  # with 0 or 1
         assert "attached to a different loop" in program.output()
 
 

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI
+from disconnect import ends_with_client
+from fastapi import Depends, FastAPI, Request
 from sqlalchemy import func, literal, make_url, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -37,6 +38,7 @@ async def double(number: int, session: Session) -> int:
 
 
 @app.get("/slow")
-async def slow(seconds: float, session: Session) -> str:
-    await session.execute(select(func.pg_sleep(seconds)))
+async def slow(seconds: float, request: Request) -> str:
+    async with ends_with_client(request), new_session.begin() as session:
+        await session.execute(select(func.pg_sleep(seconds)))
     return "done"

@@ -1,11 +1,11 @@
-"""FastAPI: a query ends when the client that asked for it goes away."""
+"""FastAPI: a query, or a stream of rows, ends when the client that asked for it goes away."""
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
-from fastapi import FastAPI, Request, Response
+from disconnect import ends_with_client
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from loopaware_pool import create_pool
@@ -22,27 +22,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-@asynccontextmanager
-async def ends_with_client(request: Request) -> AsyncIterator[None]:
-    """Cancel the block when the client goes away. Starlette does that for streamed responses only."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        yield
-        group.cancel_scope.cancel()
-
-
 @app.get("/slow")
-async def slow(seconds: float, request: Request) -> Response:
-    answer = None  # for a client that has gone: nobody reads it
+async def slow(seconds: float, request: Request) -> str:
     async with ends_with_client(request), pool.acquire() as connection:
-        answer = await connection.fetchval("SELECT 'done' FROM pg_sleep($1)", seconds)
-    return Response(answer)
+        await connection.execute("SELECT pg_sleep($1)", seconds)
+    return "done"
 
 
 @app.get("/numbers")
