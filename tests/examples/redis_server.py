@@ -1,0 +1,46 @@
+"""A Redis server for brokers: the installed one, or Debian's, unpacked in a folder of ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from debian import environment_of, find_program
+from examples.program import free_port, until
+from servers import ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["redis_server"]
+
+_PACKAGES = ["redis-server", "redis-tools"]
+_LIBRARIES = "libatomic|libjemalloc|liblzf|libssl|libsystemd"
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """Start one that keeps nothing; its URL. Skips the test where there is none to be had."""
+    try:
+        program = find_program("redis-server", _PACKAGES, _LIBRARIES)
+    except ServerUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no Redis server: {reason}")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="loopaware-redis-") as folder:
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+        # The program looks at the name by which it is called: it is the checker of its files, too.
+        process = subprocess.Popen([program, *options], env=environment_of(program), stdout=subprocess.PIPE, text=True)
+        try:
+            until(lambda: "Ready to accept connections" in process.stdout.readline(), lambda: "Redis is not ready")
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
