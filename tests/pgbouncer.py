@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from debian import environment_of, find_program
+from debian import environment_for, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ _DEADLINE_SECONDS = 20.0
 
 def find_pgbouncer() -> Path:
     """The installed one, or Debian's."""
-    return find_program("pgbouncer", ["pgbouncer"], "libevent|libc-ares")
+    return find_program("pgbouncer", libraries=r"libevent\S*|libc-ares\S*")
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[str
     if account:
         shutil.chown(folder, "nobody")
     command = [program, "-q", *account, settings]
-    process = subprocess.Popen(command, env=environment_of(program), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment_for(program), stderr=subprocess.DEVNULL)
     try:
         _wait_until_it_listens(process, port)
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"

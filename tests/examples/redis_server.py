@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from debian import environment_of, find_program
+from debian import environment_for, find_program
 from examples.program import free_port, until
 from servers import ServerUnavailable
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["redis_server"]
 
-_PACKAGES = ["redis-server", "redis-tools"]
-_LIBRARIES = "libatomic|libjemalloc|liblzf|libssl|libsystemd"
+# What it needs: `redis-server` is a link to a program of `redis-tools`.
+_LIBRARIES = r"redis-tools|libatomic1|libjemalloc2|liblzf1|libssl[\w.]+|libsystemd0"
 
 
 @contextmanager
 def redis_server() -> Iterator[str]:
     """Start one that keeps nothing; its URL. Skips the test where there is none to be had."""
     try:
-        program = find_program("redis-server", _PACKAGES, _LIBRARIES)
+        program = find_program("redis-server", libraries=_LIBRARIES)
     except ServerUnavailable as reason:
         if os.environ.get("CI"):
             raise
@@ -35,8 +35,7 @@ def redis_server() -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="loopaware-redis-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-        # The program looks at the name by which it is called: it is the checker of its files, too.
-        process = subprocess.Popen([program, *options], env=environment_of(program), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([program, *options], env=environment_for(program), stdout=subprocess.PIPE, text=True)
         try:
             until(lambda: "Ready to accept connections" in process.stdout.readline(), lambda: "Redis is not ready")
             yield f"redis://127.0.0.1:{port}/0"

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from examples.program import EXAMPLES, copy_with, run, sessions_in, started, until
 from examples.processes import connections_to, fds_of, processes_of
+from examples.program import EXAMPLES, copy_with, run, sessions_in, started, until
 from examples.redis_server import redis_server
 
 pytestmark = pytest.mark.examples
