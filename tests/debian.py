@@ -22,7 +22,7 @@ def find_program(package: str, *, libraries: str = "") -> Path:
 
     Args:
         package: Name of the package, and of the program in it.
-        libraries: What the names of those packages match that it, or one of them, depends on and that are needed to run it.
+        libraries: What the names of those packages match that it depends on, itself or by another, and needs to run.
     """
     for folder in (None, *(f"/{folder}" for folder in _SYSTEM_FOLDERS)):
         if installed := shutil.which(package, path=folder):

@@ -6,7 +6,7 @@ from typing import Any
 
 from loopaware_pool import create_pool
 
-pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=2, acquire_timeout=5)
+pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=2)
 
 
 async def sum_of_squares(limit: int) -> int:

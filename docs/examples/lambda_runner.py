@@ -6,8 +6,8 @@ from typing import Any
 
 from loopaware_pool import create_pool
 
-pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=2, acquire_timeout=5)
 runner = asyncio.Runner()
+pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=2)
 
 
 async def ask_for_backend() -> int:
