@@ -9,7 +9,7 @@ from celery.signals import worker_process_shutdown
 from loopaware_pool import create_pool
 
 app = Celery("celery_runner", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
-pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=4)
+pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=1)
 runner = asyncio.Runner()  # makes its loop at the first run, and that is after the fork
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from loopaware_pool import create_pool
 
 runner = asyncio.Runner()
-pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=2)
+pool = create_pool(os.environ["DATABASE_URL"], min_size=0, max_size=1)
 
 
 async def ask_for_backend() -> int:

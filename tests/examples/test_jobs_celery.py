@@ -15,12 +15,35 @@ pytestmark = pytest.mark.examples
 
 TO_ASYNCPG = {"from loopaware_pool import create_pool": "from asyncpg import create_pool"}
 TO_SQLALCHEMY = {"from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import"}
+# The pool is made by the first task of each process.
+MADE_BY_A_TASK = {
+    "pool = create_pool(": "make_pool = lambda: create_pool(",
+    "    await pool\n": "    global pool\n    pool = globals().get('pool') or await make_pool()\n",
+}
 SECONDS = 30
 # What somebody adds to a module of tasks who wants the pool to be warm when the worker starts.
 WARM_UP = """
 loop = asyncio.new_event_loop()
 loop.run_until_complete(sum_of_squares(1))
 print("warm in", os.getpid(), flush=True)
+"""
+
+# Tells that `close` has run: both are called when a process ends, in their order.
+TELL = """
+@worker_process_shutdown.connect
+def tell(**_):
+    os.write(1, f"closed: {pool.is_closing()}\\n".encode())  # what is printed, Celery takes apart
+"""
+SLOW = """
+@app.task
+def slow():
+    return runner.run(wait_in_the_server())
+
+
+async def wait_in_the_server():
+    await pool
+    print("in the server", flush=True)
+    return await pool.fetchval("SELECT 'done' FROM pg_sleep(1)")
 """
 
 
@@ -100,9 +123,16 @@ def test_connections_opened_before_the_fork_stay_the_parents(at_work, database_u
         assert {pid for pid, _ in connections_to(database_url, processes_of(worker))} == {worker.process.pid}
 
 
-def test_a_loop_for_each_process_keeps_its_connections(at_work, database_url):
-    """A process asks the same session at each of its tasks."""
-    with at_work("celery_runner") as (worker, sender):
+def test_on_asyncpgs_pool_a_kept_loop_does_not_help(at_work):
+    """The pool was made when the module was imported, before there was that loop."""
+    with at_work("celery_runner", changes=TO_ASYNCPG) as (_, sender):
+        assert ["different loop" in str(error) for error in sender.send("backend", times=4)] == [True] * 4
+
+
+@pytest.mark.parametrize("changes", [{}, TO_ASYNCPG | MADE_BY_A_TASK], ids=["ours", "asyncpgs-made-by-a-task"])
+def test_a_loop_for_each_process_keeps_its_connections(at_work, database_url, changes):
+    """A process asks the same session at each of its tasks; on asyncpg's pool, if it is made on that loop."""
+    with at_work("celery_runner", changes=changes) as (worker, sender):
         seen = {tuple(pair) for pair in sender.send("backend", times=20)}
         assert len(seen) == len({pid for pid, _ in seen}) == len({backend for _, backend in seen})
         worker.ask_to_stop()
@@ -112,8 +142,8 @@ def test_a_loop_for_each_process_keeps_its_connections(at_work, database_url):
 
 
 def test_a_process_that_is_replaced_leaves_nothing(at_work, database_url):
-    """Each process ends after three tasks, and says goodbye to the server."""
-    with at_work("celery_runner", "--max-tasks-per-child", "3") as (worker, sender):
+    """Each process ends after three tasks, and closes its pool before."""
+    with at_work("celery_runner", "--max-tasks-per-child", "3", appended=TELL) as (worker, sender):
         seen = {tuple(pair) for pair in sender.send("backend", times=12)}
         assert len({pid for pid, _ in seen}) >= 4
         until(
@@ -122,28 +152,19 @@ def test_a_process_that_is_replaced_leaves_nothing(at_work, database_url):
         )
         worker.ask_to_stop()
         assert worker.ended() == 0
+        assert worker.output().count("closed: True") >= 4
     until(lambda: not sessions_in(database_url), lambda: "sessions are left")
 
 
 def test_a_warm_shutdown_waits_for_the_task_that_runs(at_work, database_url):
     """What it asks the server for is answered, and then everything is closed."""
-    slow = """
-@app.task
-def slow():
-    return runner.run(wait_in_the_server())
-
-
-async def wait_in_the_server():
-    await pool
-    print("in the server", flush=True)
-    return await pool.fetchval("SELECT 'done' FROM pg_sleep(1)")
-"""
-    with at_work("celery_runner", appended=slow) as (worker, sender):
+    with at_work("celery_runner", appended=SLOW + TELL) as (worker, sender):
         sent = sender.start("slow")
         worker.wait_until_written("in the server")
         worker.ask_to_stop()
         assert sent.get(timeout=SECONDS) == "done"
         assert worker.ended() == 0
+        assert worker.output().count("closed: True") == 2
     until(lambda: not sessions_in(database_url), lambda: "sessions are left")
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.examples
 
 TO_ASYNCPG = {"from loopaware_pool import create_pool": "from asyncpg import create_pool"}
 TO_SQLALCHEMY = {"from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import"}
-WITH_THE_LOOP = {"max_size=2)": "max_size=2, loop=runner.get_loop())"}
+WITH_THE_LOOP = {"max_size=1)": "max_size=1, loop=runner.get_loop())"}
 # What Lambda's runtime does: it imports the module once, and calls the handler for each event.
 RUNTIME = """
 import importlib, json, sys
