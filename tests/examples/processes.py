@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,14 +20,21 @@ def processes_of(program: Program) -> list[psutil.Process]:
 
 
 def connections_to(dsn: str, processes: list[psutil.Process]) -> list[tuple[int, int]]:
-    """The pid and fd of each socket of those processes that leads to the server."""
+    """The pid and fd of each socket of those processes that leads to the server; none of one that has ended."""
     port = urlsplit(dsn).port
     return [
         (process.pid, connection.fd)
         for process in processes
-        for connection in process.net_connections("tcp")
+        for connection in _connections(process)
         if connection.raddr and connection.raddr.port == port
     ]
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def fds_of(processes: list[psutil.Process]) -> dict[int, int]:

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.examples
 
 TO_ASYNCPG = {"from loopaware_pool import create_pool": "from asyncpg import create_pool"}
 TO_SQLALCHEMY = {"from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import"}
-# The pool is made by the first task of each process.
-MADE_BY_A_TASK = {
+# The pool is made in each process, on the loop that it will be used on.
+MADE_ON_THE_LOOP = {
     "pool = create_pool(": "make_pool = lambda: create_pool(",
-    "    await pool\n": "    global pool\n    pool = globals().get('pool') or await make_pool()\n",
+    "    await pool\n": "    global pool\n    pool = await make_pool()\n",
 }
 SECONDS = 30
 # What somebody adds to a module of tasks who wants the pool to be warm when the worker starts.
@@ -28,7 +28,7 @@ loop.run_until_complete(sum_of_squares(1))
 print("warm in", os.getpid(), flush=True)
 """
 
-# Tells that `close` has run: both are called when a process ends, in their order.
+# Tells that `stop` has run: both are called when a process ends, in their order.
 TELL = """
 @worker_process_shutdown.connect
 def tell(**_):
@@ -41,7 +41,6 @@ def slow():
 
 
 async def wait_in_the_server():
-    await pool
     print("in the server", flush=True)
     return await pool.fetchval("SELECT 'done' FROM pg_sleep(1)")
 """
@@ -129,7 +128,7 @@ def test_on_asyncpgs_pool_a_kept_loop_does_not_help(at_work):
         assert ["different loop" in str(error) for error in sender.send("backend", times=4)] == [True] * 4
 
 
-@pytest.mark.parametrize("changes", [{}, TO_ASYNCPG | MADE_BY_A_TASK], ids=["ours", "asyncpgs-made-by-a-task"])
+@pytest.mark.parametrize("changes", [{}, TO_ASYNCPG | MADE_ON_THE_LOOP], ids=["ours", "asyncpgs-made-on-the-loop"])
 def test_a_loop_for_each_process_keeps_its_connections(at_work, database_url, changes):
     """A process asks the same session at each of its tasks; on asyncpg's pool, if it is made on that loop."""
     with at_work("celery_runner", changes=changes) as (worker, sender):
