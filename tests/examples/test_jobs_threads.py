@@ -19,11 +19,11 @@ SWAPS = {
     "threads_sqlalchemy": {"from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import"},
 }
 ONE_THREAD = {"max_workers=3": "max_workers=1"}
-SECONDS_FOR_A_HANG = 10
+SECONDS_FOR_A_HANG = 8
 # The program looks at itself when it has done its work.
 LOOK = """
-    import os
-    print([link for fd in os.listdir("/proc/self/fd") if (link := os.path.realpath(f"/proc/self/fd/{fd}")) and "socket" in link])
+    links = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    print([link for link in links if "socket" in link])
 """
 
 
@@ -55,11 +55,3 @@ def test_on_asyncpgs_and_sqlalchemys_pool_loops_in_turn_fail(name, database_url,
     code, output = run(copy, DATABASE_URL=database_url)
     assert code == 1
     assert "attached to a different loop" in output or "is bound to a different event loop" in output
-
-
-def test_on_psycopgs_pool_loops_in_turn_work(database_url, tmp_path):
-    """Its connections can be used by another loop, while nobody else uses them and no new one is needed."""
-    copy = copy_with(EXAMPLES / "threads_psycopg.py", tmp_path, SWAPS["threads_psycopg"] | ONE_THREAD)
-    code, output = run(copy, DATABASE_URL=database_url)
-    assert code == 0
-    assert SUMS in output
