@@ -347,7 +347,8 @@ class ShardRunner(Generic[S]):
             task.cancel()
         if politely and slot.session.says_goodbye and self.loop.is_running():
             slot.session.unpark()
-            self._spawn(slot, self._say_goodbye(slot))
+            # `farewell` waits for it, and cuts it when its time is up.
+            event_loops.keep_from_shutdown(self._spawn(slot, self._say_goodbye(slot)))
         else:
             self._cut(slot)
 
