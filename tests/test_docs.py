@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "loopaware_pool"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 # Tells of what was, under the names that it had.
 PRESENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
-FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 DOTTED = re.compile(r"`(loopaware_pool(?:\.\w+)+)")
