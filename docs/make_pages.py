@@ -88,9 +88,7 @@ from loopaware_pool.errors import PoolError, PoolTimeout
 async with create_pool("postgresql://postgres@localhost/postgres", min_size=0, max_size=1) as pool:
     async with pool.acquire():
         try:
-            await pool.fetchval("SELECT 1", timeout=1)
-            async with pool.acquire(timeout=0.1):
-                ...
+            await pool.acquire(timeout=0.1)
         except PoolTimeout as error:
             print([(lease.task, lease.held_seconds, lease.where) for lease in error.holders])
         except PoolError as error:
