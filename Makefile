@@ -115,9 +115,10 @@ examples: .venv-examples/.ready  ## start the programs of docs/examples and talk
 	@echo "== tests of docs/examples"
 	@.venv-examples/bin/python -m pytest $(WORKERS) -m examples $(if $(NAME),-k "$(NAME)") tests/examples
 
-docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warning is an error
+docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warning, or a link that leads nowhere, is an error
 	@echo "== documentation"
 	@.venv-docs/bin/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs build/site
+	@.venv-docs/bin/python docs/check_site.py build/site && echo "The site is in build/site."
 
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
 	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
@@ -145,8 +146,8 @@ bench: $(BENCH)  ## measure and plot, against other pools, with both kinds of he
 		PYTHONPATH=$(BENCH) $(PY) -m benchmarks --heap $$heap --out build/bench/$$heap $(if $(QUICK),--quick) || exit; done
 
 screens: .venv/.ready  ## draw what commands look like on a terminal, for the docs
-	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool doctor --pool-size 30 --processes 4" docs/screens/doctor.svg \
-		$(PY) -m loopaware_pool doctor --pool-size 30 --processes 4
+	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool doctor --pool-size 30 --processes 4 --rate 1200 --hold 0.02" docs/screens/doctor.svg \
+		$(PY) -m loopaware_pool doctor --pool-size 30 --processes 4 --rate 1200 --hold 0.02
 	@$(PY) docs/make_screens.py --columns 110 --title "loopaware-pool audit --script docs/screens/leaky.py" docs/screens/audit.svg \
 		$(PY) -m loopaware_pool audit --script docs/screens/leaky.py
 	@$(PY) docs/make_screens.py --columns 90 --title "loopaware-pool top shop.sock --once" docs/screens/top.svg \
@@ -164,7 +165,8 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-tracers.lock --python-version 3.11 -
 	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
 		--group build --constraint requirements.lock pyproject.toml -
-	$(COMPILE) requirements-docs.lock --python-version 3.11 --group docs --group build --constraint requirements.lock pyproject.toml
+	$(COMPILE) requirements-docs.lock --python-version 3.11 --extra psycopg --extra sqlalchemy --extra prometheus --extra otel \
+		--group docs --group build --constraint requirements.lock pyproject.toml
 	$(COMPILE) requirements-release.lock --python-version 3.11 --extra cli --extra psycopg --extra sqlalchemy --extra prometheus \
 		--extra otel --group release --group build --constraint requirements.lock pyproject.toml
 	for major in $(OLDER_POSTGRES); do \

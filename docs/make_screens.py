@@ -1,7 +1,7 @@
 """
 Show what a command looks like on a terminal, as an image: `python docs/make_screens.py [options] OUT.svg COMMAND ...`.
 
-The command runs on a terminal of its own, `--columns` wide, and what it has printed is drawn by rich. Needs rich, and a
+The command runs on a terminal of its own, `--columns` wide, and what it has printed is drawn. Needs rich, and a
 system with pseudo-terminals. Exit code 0: drawn; 1: the command took too long, or printed nothing; what the command's
 own exit code was does not matter, as commands that find something say so with it.
 """
@@ -19,15 +19,32 @@ import sys
 import termios
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from xml.sax.saxutils import escape
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.style import Style
+from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.segment import Segment
 
 LINES: Final = 200
 TIMEOUT_SECONDS: Final = 120.0
-# Rich has browsers fetch its font from elsewhere. Whatever is monospaced will do.
-_FETCHED_FONT: Final = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+THEME: Final = SVG_EXPORT_THEME
+BUTTONS: Final = ("#ff5f57", "#febc2e", "#28c840")
+FONTS: Final = "'DejaVu Sans Mono', 'Liberation Mono', Menlo, Consolas, monospace"
+# In pixels. Most monospaced fonts are some 0.6 of their size wide.
+FONT_SIZE: Final = 15
+CELL: Final = 9.05
+LINE: Final = 20
+BASELINE: Final = 15
+MARGIN: Final = 14
+TOP: Final = 42
 
 
 class NothingToShow(Exception):
@@ -92,11 +109,44 @@ def _read(terminal: int, deadline: float) -> str:
 
 
 def draw(printed: str, title: str, columns: int) -> str:
-    """Draw what was *printed* on a terminal of so many *columns*, as SVG."""
-    console = Console(record=True, width=columns, file=io.StringIO(), highlight=False, color_system="truecolor")
-    console.print(Text(f"$ {title}\n"), Text.from_ansi(printed), sep="\n")
-    svg = console.export_svg(title=title, unique_id="screen")
-    return _FETCHED_FONT.sub("", svg)
+    """
+    Draw what was *printed* on a terminal of so many *columns*, as SVG.
+
+    Each word has a place of its own. A renderer may know no `white-space`, no `textLength` and no font of ours, and
+    still the columns stand.
+    """
+    console = Console(width=columns, file=io.StringIO(), highlight=False, color_system="truecolor", force_terminal=True)
+    lines = console.render_lines(Text.assemble(f"$ {title}\n\n", Text.from_ansi(printed)), pad=False)
+    width, height = round(columns * CELL + 2 * MARGIN), round(len(lines) * LINE + TOP + MARGIN)
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
+        f'  font-family="{FONTS}" font-size="{FONT_SIZE}">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{width}" height="{height}" rx="8" fill="{THEME.background_color.hex}"/>',
+        *(f'<circle cx="{MARGIN + 8 + 22 * n}" cy="20" r="7" fill="{fill}"/>' for n, fill in enumerate(BUTTONS)),
+    ]
+    for number, line in enumerate(lines):
+        drawn += _draw_line(line, TOP + number * LINE)
+    return "\n".join([*drawn, "</svg>", ""])
+
+
+def _draw_line(line: list[Segment], top: float) -> Iterator[str]:
+    """Draw the words of a line where they stand."""
+    column = 0
+    for text, style, _ in line:
+        look = style or Style()
+        fill, ground = (colour and colour.get_truecolor(THEME) for colour in (look.color, look.bgcolor))
+        if look.reverse:
+            fill, ground = ground or THEME.background_color, fill or THEME.foreground_color
+        if ground is not None:
+            at = f'x="{MARGIN + column * CELL:.1f}" y="{top:.1f}" width="{cell_len(text) * CELL:.1f}" height="{LINE}"'
+            yield f'<rect {at} fill="{ground.hex}"/>'
+        for word in re.finditer(r"\S+", text):
+            start, cells = column + cell_len(text[: word.start()]), cell_len(word[0])
+            weight = ' font-weight="bold"' if look.bold else ""
+            at = f'x="{MARGIN + start * CELL:.1f}" y="{top + BASELINE:.1f}" textLength="{cells * CELL:.1f}"'
+            yield f'<text {at} fill="{(fill or THEME.foreground_color).hex}"{weight}>{escape(word[0])}</text>'
+        column += cell_len(text)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "src" / "loopaware_pool"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), *DOCS.rglob("*.md")])
 # Tells of what was, under the names that it had.
 PRESENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
-FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 DOTTED = re.compile(r"`(loopaware_pool(?:\.\w+)+)")
@@ -113,7 +113,7 @@ def test_the_architecture_page_says_what_each_module_is_for(path):
 
 
 def test_the_pages_say_what_the_code_says():
-    """The states and the options. To write them anew: `python docs/make_pages.py`."""
+    """States, options, exceptions, events, statistics. To write them anew: `python docs/make_pages.py`."""
     done = subprocess.run([sys.executable, DOCS / "make_pages.py", "--check"], timeout=60, check=False)
     assert done.returncode == 0
 
@@ -123,21 +123,35 @@ def test_the_pages_say_what_the_code_says():
     [
         ("architecture.md", "abandoned (IDLE)", "abandoned (GONE)"),
         ("options.md", "`keepalive` | `0`", "`keepalive` | `1`"),
+        ("exceptions.md", "| `pool` | `str` | Name of the pool. |", "| `pool` | `int` | Name of the pool. |"),
+        ("events.md", "## `LoopEnded`", "## `LoopEnds`"),
+        ("statistics.md", "| `totals` | `Counters` |", "| `totals` | `Counter` |"),
+        ("guide/life-cycle.svg", ">claimed<", ">taken<"),
     ],
 )
 def test_a_page_that_is_out_of_date_is_noticed(monkeypatch, tmp_path, page, said, otherwise):
     """And written as it should be."""
     monkeypatch.syspath_prepend(DOCS)
     script = importlib.import_module("make_pages")
+    for path, text in [*script.pages()]:
+        (tmp_path / path.relative_to(DOCS)).parent.mkdir(exist_ok=True)
+        (tmp_path / path.relative_to(DOCS)).write_text(text)
     monkeypatch.setattr(script, "DOCS", tmp_path)
-    for name in ("architecture.md", "options.md"):
-        (tmp_path / name).write_text((DOCS / name).read_text())
     current = (DOCS / page).read_text()
     assert said in current
     (tmp_path / page).write_text(current.replace(said, otherwise))
     assert script.main(["--check"]) == 1
     assert script.main([]) == 0
     assert (tmp_path / page).read_text() == current
+
+
+def test_a_move_that_is_not_drawn_is_noticed(monkeypatch):
+    """The drawing shows what the code permits, or none is made."""
+    monkeypatch.syspath_prepend(DOCS)
+    script = importlib.import_module("life_cycle")
+    monkeypatch.delitem(script.MOVES, ("RESERVED", "abandoned"))
+    with pytest.raises(ValueError, match="abandoned"):
+        script.draw_life_cycle()
 
 
 def test_a_page_without_its_markers_is_refused(monkeypatch):

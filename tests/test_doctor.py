@@ -300,7 +300,7 @@ def test_json_has_versions_and_findings():
     """A finding with all of its parts."""
     facts = Facts(Plan(10, 20), HOST, WAY, SERVER)
     told = json.loads(doctor_output.as_json(facts, doctor.diagnose(facts)))
-    assert told["plan"] == {"pool_size": 10, "processes": 20}
+    assert told["plan"] == {"pool_size": 10, "processes": 20, "work": None}
     assert told["versions"]["PostgreSQL"] == "17.2"
     (found,) = [each for each in told["findings"] if each["code"] == "connections"]
     assert found["severity"] == "problem"

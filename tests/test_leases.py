@@ -200,6 +200,20 @@ def test_a_nested_query_of_the_pools_own_is_named_in_the_timeout(dsn, run):
     run(main())
 
 
+def test_a_nested_acquire_that_is_awaited_is_named_in_the_timeout(dsn, run):
+    """Without a block Python leaves the caller's frame out of the stack when the error is thrown."""
+
+    async def ask(pool):
+        await pool.acquire(timeout=0.01)
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1) as client, client.lend():
+            with pytest.raises(PoolTimeout, match=f"nested acquire from .*{line_of(ask, 1)}"):
+                await ask(client.pool)
+
+    run(main())
+
+
 def test_what_other_tasks_hold_is_not_named_as_nested(dsn, flavour, run):
     """Nor is what the task itself has returned."""
 

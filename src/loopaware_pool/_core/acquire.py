@@ -6,18 +6,23 @@ import asyncio
 import functools
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias
 
-from loopaware_pool._core.leases import leases_of, line_outside
+from loopaware_pool._core.leases import leases_of, line_of, line_outside
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool.driver import S
 from loopaware_pool.errors import Overloaded, PoolTimeout
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from loopaware_pool._core.registry import Registry
     from loopaware_pool._core.runner import ShardRunner
 
 __all__ = ["Queue"]
+
+# Where a caller asked: a code object, and an offset in it.
+Line: TypeAlias = "tuple[CodeType | None, int]"
 
 # How often to look whether a caller whose time is up still has a connection opened for it, where connecting has no
 # timeout.
@@ -35,13 +40,14 @@ class Queue(Generic[S]):
     def __init__(self, registry: Registry[S]) -> None:
         self._registry = registry
 
-    async def wait(self, runner: ShardRunner[S], timeout: float | None) -> Slot[S]:
+    async def wait(self, runner: ShardRunner[S], timeout: float | None, line: Line | None = None) -> Slot[S]:
         """
         Queue for a connection.
 
         Args:
             runner: The running loop's runner.
             timeout: Seconds; None waits as long as it takes.
+            line: Where the caller asked, as `acquiring_line` gives it; None looks for it on the stack.
 
         Raises:
             PoolTimeout: No connection came in time.
@@ -76,7 +82,7 @@ class Queue(Generic[S]):
                     runner.act()
                     slot = await waiter
                 except BaseException:
-                    self._gave_up(runner, waiter, monotonic() - began, is_counted=is_counted)
+                    self._gave_up(runner, waiter, monotonic() - began, line, is_counted=is_counted)
                     raise
                 finally:
                     if tick is not None:
@@ -137,7 +143,13 @@ class Queue(Generic[S]):
         return error
 
     def _gave_up(
-        self, runner: ShardRunner[S], waiter: asyncio.Future[Slot[S]], waited_seconds: float, *, is_counted: bool
+        self,
+        runner: ShardRunner[S],
+        waiter: asyncio.Future[Slot[S]],
+        waited_seconds: float,
+        line: Line | None,
+        *,
+        is_counted: bool,
     ) -> None:
         """Take a caller out of the queue. A connection that it was handed at that instant goes to the next caller."""
         shard = runner.shard
@@ -146,7 +158,7 @@ class Queue(Generic[S]):
             shard.counters.gave_up_seconds += waited_seconds
         told = waiter.exception() if waiter.done() and not waiter.cancelled() else None
         if isinstance(told, PoolTimeout):
-            _add_own(told, runner)
+            _add_own(told, runner, line)
         elif told is not None:
             shard.counters.failed += not isinstance(told, Overloaded)
         else:
@@ -159,7 +171,7 @@ class Queue(Generic[S]):
         runner.reporter.emit_acquire_failed(told, waited_seconds)
 
 
-def _add_own(error: PoolTimeout, runner: ShardRunner[Any]) -> None:
+def _add_own(error: PoolTimeout, runner: ShardRunner[Any], line: Line | None = None) -> None:
     """
     Point out in a timeout what the waiting task holds itself. In a timer's callback there is no task; the task adds it
     later.
@@ -167,4 +179,5 @@ def _add_own(error: PoolTimeout, runner: ShardRunner[Any]) -> None:
     task = asyncio.current_task(runner.loop)
     own = [] if task is None else leases_of(task, list(runner.shard.slots), monotonic())
     if own:
-        error.add_own(tuple(own), line_outside(sys._getframe()))  # noqa: SLF001
+        where = line_outside(sys._getframe()) if line is None else line_of(*line)  # noqa: SLF001
+        error.add_own(tuple(own), where)

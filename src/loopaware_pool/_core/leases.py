@@ -10,9 +10,9 @@ from loopaware_pool.stats import LeaseInfo
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
-__all__ = ["lease_of", "leases", "leases_of", "line_outside", "stack_of"]
+__all__ = ["lease_of", "leases", "leases_of", "line_of", "line_outside", "stack_of"]
 
 # The most lines of a stack that are reported, the innermost.
 DEEPEST: Final = 20
@@ -34,8 +34,10 @@ def lease_of(slot: Slot, now: float, *, has_stack: bool = False) -> LeaseInfo:
     task = holder() if holder is not None else None
     held_seconds = max(now - slot.since, 0.0)
     if task is None:
-        return LeaseInfo(held_seconds, None, _line(slot))
-    return LeaseInfo(held_seconds, task.get_name(), _line(slot), stack_of(task) if has_stack else ())
+        return LeaseInfo(held_seconds, None, line_of(slot.code, slot.instruction))
+    return LeaseInfo(
+        held_seconds, task.get_name(), line_of(slot.code, slot.instruction), stack_of(task) if has_stack else ()
+    )
 
 
 def leases(slots: Iterable[Slot], now: float) -> list[LeaseInfo]:
@@ -50,10 +52,16 @@ def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> lis
 
 
 def line_outside(frame: FrameType | None) -> str | None:
-    """Return the line of the caller's own code that has led to *frame*; None if there is none."""
+    """
+    Return the line of the caller's own code that has led to *frame*; None if there is none.
+
+    When an error is thrown into a coroutine through an object that is no coroutine, Python leaves out the frames of
+    those that await that object. Then the first frame may be the loop's.
+    """
     while frame is not None and is_library(frame):
         frame = frame.f_back
-    return None if frame is None else _where(frame)
+    is_known = frame is not None and not str(frame.f_globals.get("__name__")).startswith("asyncio.")
+    return _where(frame) if frame is not None and is_known else None
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
@@ -80,10 +88,9 @@ def _where(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
-def _line(slot: Slot) -> str | None:
-    """Return where a lease was acquired, from the code object and instruction that were kept."""
-    code = slot.code
+def line_of(code: CodeType | None, instruction: int) -> str | None:
+    """Return a line, from the code object and the offset that `acquiring_line` has given."""
     if code is None:
         return None
-    lines = [line for start, end, line in code.co_lines() if start <= slot.instruction < end and line is not None]
+    lines = [line for start, end, line in code.co_lines() if start <= instruction < end and line is not None]
     return f"{code.co_filename}:{lines[0] if lines else '?'} in {code.co_name}"

@@ -227,7 +227,7 @@ class Pool(UpstreamPool):
         if runner.decided:
             runner.act()
         if slot is None:
-            slot = await core.queue.wait(runner, timeout)
+            slot = await core.queue.wait(runner, timeout, (context.code, context.instruction))
         session = slot.session
         session.reset_timeout = timeout
         slot.lent_to(asyncio.current_task(runner.loop), context.code, context.instruction)

@@ -144,8 +144,7 @@ class LoopAwareConnection(AsyncConnection[Row]):
             psycopg.OperationalError: The connection was closed, or returned to its pool, meanwhile.
 
         Cancellation: cancels the query on the server, and waits for its end, for 5 seconds each. The connection is then
-        ready for
-            the next query. If that fails, or is cancelled once more, it is closed.
+        ready for the next query. If that fails, or is cancelled once more, it is closed.
         """
         watch = self.watch
         watch.check_use()

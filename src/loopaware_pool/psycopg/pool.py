@@ -322,8 +322,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             UnsupportedLoop: No loop is running, or one that cannot watch sockets.
 
         Cancellation: loses nothing. A connection handed over at that moment goes to the next waiter; one that is being
-        opened joins
-            the pool.
+        opened joins the pool.
         """
         if timeout is None:
             timeout = self.timeout

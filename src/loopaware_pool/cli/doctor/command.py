@@ -8,17 +8,19 @@ a note; 1: a warning or a problem; 2: it could not look.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
-from loopaware_pool.cli.doctor.facts import Facts, Plan
+from loopaware_pool.cli.doctor.facts import Facts, Plan, Work
 from loopaware_pool.cli.doctor.findings import Severity
 from loopaware_pool.cli.doctor.host import look_at_host
 from loopaware_pool.cli.doctor.host_checks import check_host
 from loopaware_pool.cli.doctor.output import as_json, show
 from loopaware_pool.cli.doctor.server import look_at_server
 from loopaware_pool.cli.doctor.server_checks import check_server
+from loopaware_pool.cli.doctor.size_checks import check_size
 from loopaware_pool.cli.doctor.way_checks import check_way
 from loopaware_pool.cli.target import CONNECT_ERRORS, explain, open_target
 
@@ -58,13 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"processes that have such a pool (default: {_DEFAULT_PROCESSES})",
     )
+    parser.add_argument(
+        "--rate", metavar="N", help="leases a second that all processes are to serve together; needs --hold"
+    )
+    parser.add_argument("--hold", metavar="SECONDS", help="how long a lease lasts on average, such as 0.02")
     parser.add_argument("--json", action="store_true", help="write an object instead of lines")
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
     try:
-        plan = Plan(_count("--pool-size", options.pool_size), _count("--processes", options.processes))
+        plan = Plan(
+            _count("--pool-size", options.pool_size),
+            _count("--processes", options.processes),
+            _work(options.rate, options.hold),
+        )
         with open_target(options.dsn) as target:
             facts = _look(target.dsn, plan)
     except ValueError as error:
@@ -79,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 def diagnose(facts: Facts) -> list[Finding]:
     """Judge what was seen: one finding for each check, in the order of docs/doctor.md."""
-    return [*check_host(facts), *check_server(facts), *check_way(facts.way)]
+    return [*check_host(facts), *check_size(facts.plan), *check_server(facts), *check_way(facts.way)]
 
 
 def _look(dsn: str, plan: Plan) -> Facts:
@@ -88,6 +98,36 @@ def _look(dsn: str, plan: Plan) -> Facts:
     except CONNECT_ERRORS as error:
         raise Unusable(explain(error, dsn)) from None
     return Facts(plan, look_at_host(), way, server)
+
+
+def _work(rate: str | None, hold: str | None) -> Work | None:
+    """
+    Read what the pools are to do.
+
+    Raises:
+        ValueError: One of the two is missing, or is no number above 0.
+    """
+    if rate is None and hold is None:
+        return None
+    if rate is None or hold is None:
+        raise ValueError("--rate and --hold go together: leases a second, and the seconds that one lasts")
+    return Work(_positive("--rate", rate), _positive("--hold", hold))
+
+
+def _positive(name: str, text: str) -> float:
+    """
+    Read a number.
+
+    Raises:
+        ValueError: It is none, or not above 0, or not finite.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} {text}: expected a number above 0")
+    return number
 
 
 def _count(name: str, text: str) -> int:

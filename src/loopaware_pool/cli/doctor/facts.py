@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Facts", "Host", "Plan", "Pooling", "Server", "Way"]
+__all__ = ["Facts", "Host", "Plan", "Pooling", "Server", "Way", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the pools of all processes are to do together."""
+
+    rate: float  # leases begun a second
+    hold_seconds: float  # how long one lasts, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +26,7 @@ class Plan:
 
     pool_size: int  # max_size of each pool
     processes: int
+    work: Work | None = None  # None if it is not known
 
     @property
     def wanted(self) -> int:

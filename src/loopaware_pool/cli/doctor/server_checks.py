@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from loopaware_pool.cli.doctor.findings import Finding, Severity
 from loopaware_pool.cli.doctor.host_checks import judge_version
+from loopaware_pool.cli.doctor.sizing import largest_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,9 @@ class _Limit:
         if wanted <= free:
             title = f"{wanted} connections find room at the {self.what}"
             return Finding(self.code, Severity.OK, title, f"{evidence} <= {free}")
-        severity, remedy = Severity.PROBLEM, self.remedy
+        largest = largest_pool(free, plan.processes)
+        remedy = f"{self.remedy}; or --pool-size {largest} at most" if largest else self.remedy
+        severity = Severity.PROBLEM
         title = f"{wanted} connections are more than the {self.what} can give"
         if wanted <= self.usable:
             severity, remedy = Severity.WARNING, f"if those are the pools' own, nothing; else {remedy}"
@@ -74,7 +77,7 @@ def _connections(server: Server) -> _Limit:
         usable=usable,
         taken=server.taken,
         evidence=f"max_connections {server.max_connections}{terms} = {usable} for role {server.role}",
-        remedy="a smaller --pool-size, fewer processes, a higher max_connections, or a proxy such as PgBouncer",
+        remedy="fewer processes, a higher max_connections, or a proxy such as PgBouncer",
     )
 
 
@@ -92,7 +95,7 @@ def _own_limits(server: Server, plan: Plan) -> Iterator[_Limit]:
             taken=taken,
             evidence=f"CONNECTION LIMIT of {what} {name} is {limit}"
             + (f"; {server.role} is a superuser, and exempt" if server.is_superuser else ""),
-            remedy=f"ALTER {what.upper()} {_quote(name)} CONNECTION LIMIT {plan.wanted}; or smaller pools",
+            remedy=f"ALTER {what.upper()} {_quote(name)} CONNECTION LIMIT {plan.wanted}",
         )
 
 

@@ -1,0 +1,83 @@
+"""
+Runs the Python blocks of a page, one after the other, in one namespace: `python tests/page_programs.py PAGE DSN`.
+
+A block with `await` outside of a function runs in an `asyncio.run` of its own. The address of the server in a block is
+replaced. What a block takes for granted, as a pool of the reader's, is made before: see `GIVEN`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+EXAMPLE = "postgresql://postgres@localhost/postgres"
+# What pages show of a reader's own program.
+GIVEN = {
+    "docs/audit.md": "async def handle_a_request(): ...",
+    "docs/choosing.md": "import loopaware_pool\nfrom loopaware_pool.psycopg import AsyncConnectionPool",
+    "docs/live-view.md": """
+from loopaware_pool import create_pool
+orders, invoices = create_pool(dsn, name="orders"), create_pool(dsn, name="invoices")
+async def serve_customers(): ...
+""",
+    "docs/metrics.md": "from loopaware_pool import create_pool\npool = create_pool(dsn, name='shop')",
+    "docs/sqlalchemy.md": "",
+}
+# The number of a block that fails on purpose, and a part of its error.
+FAILS = {("README.md", 0): "attached to a different loop"}
+
+
+def blocks(page):
+    """Each block with the number of its first line."""
+    text = page.read_text()
+    for block in BLOCK.finditer(text):
+        yield text.count("\n", 0, block.start()) + 1, textwrap.dedent(block[2])
+
+
+def with_addresses(code, dsn, folder):
+    """The code, with a server and a folder that exist."""
+    server = urlsplit(dsn)
+    written = f'"localhost", 5432, "postgres", None, "{server.path[1:]}"'
+    there = f'"{server.hostname}", {server.port}, "{server.username}", {server.password!r}, "{server.path[1:]}"'
+    for driver in ("", "+asyncpg", "+psycopg"):
+        code = code.replace(
+            EXAMPLE.replace(":", f"{driver}:", 1), dsn.replace("postgresql:", f"postgresql{driver}:", 1)
+        )
+    return code.replace(written, there).replace("/run/shop", folder)
+
+
+def run(code, place, namespace):
+    compiled = compile(code, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    if compiled.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(eval(compiled, namespace))
+    else:
+        exec(compiled, namespace)
+
+
+def main(name, dsn):
+    namespace = {"__name__": "page", "dsn": dsn}
+    run(GIVEN.get(name, ""), "given", namespace)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (line, code) in enumerate(blocks(ROOT / name)):
+            expected = FAILS.get((name, number))
+            try:
+                run("\n" * line + with_addresses(code, dsn, folder), name, namespace)
+            except Exception as error:
+                if expected is None or expected not in str(error):
+                    raise
+            else:
+                if expected is not None:
+                    raise AssertionError(f"{name}: block {number} does not fail")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
