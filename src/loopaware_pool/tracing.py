@@ -23,6 +23,7 @@ except ImportError as _missing:
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
+    from loopaware_pool._core.acquire import Line
     from loopaware_pool._core.runner import ShardRunner
     from loopaware_pool._core.shard import Shard
     from loopaware_pool._core.slot import Slot
@@ -72,7 +73,7 @@ class _TracedQueue(Queue[S]):
         super().__init__(core)
         self._tracer = tracer
 
-    async def wait(self, runner: ShardRunner[S], timeout: float | None) -> Slot[S]:
+    async def wait(self, runner: ShardRunner[S], timeout: float | None, line: Line | None = None) -> Slot[S]:
         """Queue for a connection, as the base class does."""
         began = monotonic()
         waiting = len(runner.shard.waiters)
@@ -83,7 +84,7 @@ class _TracedQueue(Queue[S]):
         }
         with self._tracer.start_as_current_span(_SPAN, attributes=attributes) as span:
             try:
-                slot = await super().wait(runner, timeout)
+                slot = await super().wait(runner, timeout, line)
             except BaseException as error:
                 span.set_attribute(_WAITED_FOR, _vainly_waited_for(runner.shard))
                 span.set_attribute(_ERROR, type(error).__qualname__)
