@@ -449,6 +449,41 @@ def test_what_was_made_with_an_asyncpg_lease_keeps_it(dsn, run, uncounted, no_co
     run(main())
 
 
+async def open_transaction(connection):
+    """Begin a transaction, and forget it: asyncpg's connection refers to it."""
+    await connection.transaction().start()
+
+
+async def statement_in_a_wrapper(connection):
+    """Prepare a statement where a tracer returns something of its own."""
+    return await connection.prepare("SELECT 42")
+
+
+@pytest.mark.parametrize("make", [open_transaction, statement_in_a_wrapper])
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "not counted"])
+def test_a_lease_that_may_be_in_use_is_kept(dsn, run, monkeypatch, make, counts):
+    """Nothing tells whether somebody has the transaction, or what is in the wrapper."""
+    prepare = asyncpg.Connection.prepare
+
+    async def traced(*args, **kwargs):
+        return [await prepare(*args, **kwargs)]
+
+    monkeypatch.setattr(asyncpg.Connection, "prepare", traced)
+    if not counts:
+        monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+    async def leave(client):
+        return await make(await take(client))
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0) as client:
+            left = await leave(client)
+            await wait_in_vain(client)
+            del left
+
+    run(main())
+
+
 async def listener(connection):
     await connection.add_listener("news", print)
 
