@@ -146,7 +146,7 @@ def started(*arguments: object, folder: Path = EXAMPLES, **environment: object) 
             process = subprocess.Popen(
                 [sys.executable, *map(str, arguments)],
                 cwd=folder,
-                env=_environment(environment),
+                env=_environment(scratch, environment),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -167,9 +167,9 @@ def run(*arguments: object, folder: Path = EXAMPLES, **environment: object) -> t
         return program.ended(), program.output()
 
 
-def _environment(more: Mapping[str, object]) -> dict[str, str]:
-    # Nothing is cached beside the programs, and what is written is there at once.
-    own = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+def _environment(scratch: str, more: Mapping[str, object]) -> dict[str, str]:
+    # No file is left beside the programs or in the user's home, and what is written is there at once.
+    own = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "XDG_RUNTIME_DIR": scratch}
     return os.environ | own | {name: str(value) for name, value in more.items()}
 
 

@@ -27,24 +27,16 @@ pytestmark = pytest.mark.examples
 
 FOLDER = EXAMPLES / "fastapi_shop"
 UVICORN = ["uvicorn", "--host", "127.0.0.1", "--port", "{port}"]
-GUNICORN = [
-    "gunicorn",
-    "--bind",
-    "127.0.0.1:{port}",
-    "--workers",
-    "4",
-    "--worker-class",
-    "uvicorn.workers.UvicornWorker",
-]
-GUNICORN_ASGI = ["gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4", "--worker-class", "asgi"]
+GUNICORN = ["gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4", "--worker-class"]
+GUNICORN_UVICORN, GUNICORN_ASGI = [*GUNICORN, "uvicorn.workers.UvicornWorker"], [*GUNICORN, "asgi"]
 # The command, its workers, and its exit code: without workers, uvicorn ends by the signal once all is closed.
 SERVERS = {
     "uvicorn": ([*UVICORN, "--loop", "asyncio"], 1, -15),
     "uvicorn, uvloop": ([*UVICORN, "--loop", "uvloop"], 1, -15),
     "uvicorn, 4 workers": ([*UVICORN, "--loop", "asyncio", "--workers", "4"], 4, 0),
     "uvicorn, 4 workers, uvloop": ([*UVICORN, "--loop", "uvloop", "--workers", "4"], 4, 0),
-    "gunicorn": (GUNICORN, 4, 0),
-    "gunicorn --preload": ([*GUNICORN, "--preload"], 4, 0),
+    "gunicorn": (GUNICORN_UVICORN, 4, 0),
+    "gunicorn --preload": ([*GUNICORN_UVICORN, "--preload"], 4, 0),
     "gunicorn's asgi": (GUNICORN_ASGI, 4, 0),
     "gunicorn's asgi --preload": ([*GUNICORN_ASGI, "--preload"], 4, 0),
 }
@@ -74,8 +66,8 @@ def served(how, module, database_url, folder=FOLDER):
     starting, port = start(how, module, database_url, folder)
     with starting as program:
         program.wait_until_listening(port)
-        if "asgi" not in how:  # it says nothing when it is ready
-            program.wait_until_written("Application startup complete", SERVERS[how][1])
+        ready = "ASGI server listening" if "asgi" in how else "Application startup complete"
+        program.wait_until_written(ready, SERVERS[how][1])
         yield program, port
 
 
