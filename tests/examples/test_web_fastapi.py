@@ -40,9 +40,10 @@ SERVERS = {
     "gunicorn's asgi": (GUNICORN_ASGI, 4, 0),
     "gunicorn's asgi --preload": ([*GUNICORN_ASGI, "--preload"], 4, 0),
 }
-WITH_SQLALCHEMY = ["uvicorn", "uvicorn, uvloop", "gunicorn --preload"]
+SOME_SERVERS = ["uvicorn", "uvicorn, uvloop", "gunicorn --preload"]
 ON_THEIR_POOLS = {
     "from loopaware_pool import": "from asyncpg import",
+    "from loopaware_pool.psycopg import": "from psycopg_pool import",
     "from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import",
     ', name="shop"': "",
     ', name="reports"': "",
@@ -84,7 +85,12 @@ def until_queries_run(database_url, count):
 
 
 @pytest.mark.parametrize(
-    ("how", "module"), [*((how, "app") for how in SERVERS), *((how, "app_sqlalchemy") for how in WITH_SQLALCHEMY)]
+    ("how", "module"),
+    [
+        *((how, "app") for how in SERVERS),
+        *((how, "app_psycopg") for how in SOME_SERVERS),
+        *((how, "app_sqlalchemy") for how in SOME_SERVERS),
+    ],
 )
 def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(how, module, database_url):
     """Whoever waits for a query gets its answer, and every session on the server is ended by a goodbye."""
@@ -122,12 +128,13 @@ def test_a_pool_of_asyncpgs_that_the_lifespan_makes_works(database_url, tmp_path
         stop(program, "uvicorn", database_url)
 
 
-def test_sqlalchemys_own_pool_serves_one_loop(database_url, tmp_path):
-    """The engine connects when it is first used, on the server's loop."""
-    folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
-    with served("uvicorn", "app_sqlalchemy", database_url, folder) as (program, port):
+@pytest.mark.parametrize("module", ["app_psycopg", "app_sqlalchemy"])
+@pytest.mark.parametrize("how", ["uvicorn", "gunicorn --preload"])
+def test_module_level_pools_of_psycopg_and_sqlalchemy_serve_one_loop(how, module, database_url, tmp_path):
+    """They connect when they are opened, or first used: on the server's loop."""
+    with served(how, module, database_url, copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)) as (program, port):
         assert get(port, "/double/21") == Answer(200, "42")
-        stop(program, "uvicorn", database_url)
+        stop(program, how, database_url)
 
 
 def ask_and_leave(port, path, *, after):
@@ -144,7 +151,7 @@ def leave_queries(port, database_url, times):
         until_queries_run(database_url, 0)
 
 
-@pytest.mark.parametrize("module", ["reports", "app_sqlalchemy"])
+@pytest.mark.parametrize("module", ["reports", "app_psycopg", "app_sqlalchemy"])
 @pytest.mark.parametrize("how", ["uvicorn", "uvicorn, uvloop", "gunicorn's asgi"])
 def test_a_query_ends_when_its_client_goes_away(how, module, database_url):
     """More often than the pool has places: each is free for the next request."""
