@@ -40,6 +40,8 @@ SERVERS = {
     "gunicorn's asgi": (GUNICORN_ASGI, 4, 0),
     "gunicorn's asgi --preload": ([*GUNICORN_ASGI, "--preload"], 4, 0),
 }
+# They import the program before there is a loop.
+WITHOUT_A_LOOP = ["uvicorn", "uvicorn, uvloop", "gunicorn", "gunicorn --preload", "gunicorn's asgi --preload"]
 SOME_SERVERS = ["uvicorn", "uvicorn, uvloop", "gunicorn --preload"]
 ON_THEIR_POOLS = {
     "from loopaware_pool import": "from asyncpg import",
@@ -102,9 +104,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
         assert [request.result() for request in under_way] == [Answer(200, '"done"')] * 3
 
 
-@pytest.mark.parametrize(
-    "how", ["uvicorn", "uvicorn, uvloop", "gunicorn", "gunicorn --preload", "gunicorn's asgi --preload"]
-)
+@pytest.mark.parametrize("how", WITHOUT_A_LOOP)
 def test_a_module_level_pool_of_asyncpgs_belongs_to_a_loop_that_never_runs(how, database_url, tmp_path):
     """The module is imported before the server's loop is there, so no worker starts."""
     folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
@@ -121,11 +121,12 @@ def test_a_module_level_pool_of_asyncpgs_works_where_the_loop_imports_the_module
         assert get(port, "/double/21") == Answer(200, "42")
 
 
-def test_a_pool_of_asyncpgs_that_the_lifespan_makes_works(database_url, tmp_path):
+@pytest.mark.parametrize("how", WITHOUT_A_LOOP)
+def test_a_pool_of_asyncpgs_that_the_lifespan_makes_works(how, database_url, tmp_path):
     """There is one loop in each worker, so this program needs no other pool."""
-    with served("uvicorn", "app", database_url, copy_with(FOLDER, tmp_path, MADE_BY_THE_LIFESPAN)) as (program, port):
+    with served(how, "app", database_url, copy_with(FOLDER, tmp_path, MADE_BY_THE_LIFESPAN)) as (program, port):
         assert get(port, "/double/21") == Answer(200, "42")
-        stop(program, "uvicorn", database_url)
+        stop(program, how, database_url)
 
 
 @pytest.mark.parametrize("module", ["app_psycopg", "app_sqlalchemy"])
@@ -149,6 +150,14 @@ def leave_queries(port, database_url, times):
     for _ in range(times):
         ask_and_leave(port, "/slow?seconds=60", after=lambda _: until_queries_run(database_url, 1))
         until_queries_run(database_url, 0)
+
+
+def test_a_plain_handler_is_not_told_that_its_client_has_gone(database_url):
+    """Its query runs on, for nobody."""
+    with served("uvicorn", "app", database_url) as (_, port):
+        ask_and_leave(port, "/slow?seconds=600", after=lambda _: until_queries_run(database_url, 1))
+        assert [get(port, "/double/21").status for _ in range(10)] == [200] * 10
+        assert running_queries(database_url) == 1
 
 
 @pytest.mark.parametrize("module", ["reports", "app_psycopg", "app_sqlalchemy"])

@@ -67,6 +67,13 @@ def test_prometheus_has_the_series_of_every_worker(how, database_url, prometheus
         assert len(list(tmp_path.iterdir())) == WORKERS
         monitor.until_values('up{job="shop"}', *[1] * WORKERS)
 
+        if how == "gunicorn":  # the new workers start before the old ones end
+            program.ask_to_stop(signal.SIGHUP)
+            program.wait_until_written("Application startup complete", 2 * WORKERS + 1)
+            program.wait_until_written("Finished server process", WORKERS)
+            until(lambda: len(list(tmp_path.iterdir())) == WORKERS, program.output)
+            monitor.until_values('up{job="shop"}', *[1] * WORKERS)
+
         program.ask_to_stop()
         assert program.ended() == 0
         assert list(tmp_path.iterdir()) == []
