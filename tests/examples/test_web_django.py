@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -40,18 +41,30 @@ MADE_BY_THE_FIRST_REQUEST = ON_ASYNCPGS_POOL | {
 }
 
 
-def served(how, database_url, folder=FOLDER):
-    port = free_port()
-    arguments = [word.format(port=port) for word in SERVERS[how][0]]
-    return port, started("-m", *arguments, folder=folder, DATABASE_URL=database_url)
+@pytest.fixture
+def serve(database_url, tmp_path):
+    """Starts a server, and gives the program that runs, once all of its workers serve, and its port."""
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text("def post_worker_init(worker):\n    worker.log.info('Ready to serve')\n")
+
+    @contextlib.contextmanager
+    def serve(how, folder=FOLDER):
+        port = free_port()
+        command = [word.format(port=port) for word in SERVERS[how][0]]
+        environment = {"DATABASE_URL": database_url, "GUNICORN_CMD_ARGS": f"--config {hooks}"}
+        with started("-m", *command, folder=folder, **environment) as program:
+            program.wait_until_listening(port)
+            if "gunicorn" in how:
+                program.wait_until_written("Ready to serve", 2)
+            yield program, port
+
+    return serve
 
 
 @pytest.mark.parametrize("how", SERVERS)
-def test_views_of_either_kind_share_the_pool(how, database_url):
+def test_views_of_either_kind_share_the_pool(how, serve, database_url):
     """On the server's loop, on loops that last for a request, and from threads; a request under way is finished."""
-    port, starting = served(how, database_url)
-    with starting as program, ThreadPoolExecutor(8) as clients:
-        program.wait_until_listening(port)
+    with serve(how) as (program, port), ThreadPoolExecutor(8) as clients:
         for path in ("/double/{}", "/double/{}/in-sync"):
             answers = list(clients.map(lambda number, path=path: get(port, path.format(number)), range(20)))
             assert answers == [Answer(200, f'{{"answer": {2 * number}}}') for number in range(20)]
@@ -65,26 +78,20 @@ def test_views_of_either_kind_share_the_pool(how, database_url):
 
 
 @pytest.mark.parametrize("how", ["uvicorn", "gunicorn, ASGI", "gunicorn, WSGI"])
-def test_a_module_level_pool_of_asyncpgs_fails_each_request(how, database_url, tmp_path):
+def test_a_module_level_pool_of_asyncpgs_fails_each_request(how, serve, tmp_path):
     """It belongs to the loop of the moment when the module was imported."""
-    port, starting = served(how, database_url, copy_with(FOLDER, tmp_path, ON_ASYNCPGS_POOL))
-    with starting as program:
-        program.wait_until_listening(port)
+    with serve(how, copy_with(FOLDER, tmp_path, ON_ASYNCPGS_POOL)) as (_, port):
         for path in ("/double/1", "/double/1/in-sync"):
             status, text = get(port, path)
             assert (status, "attached to a different loop" in text) == (500, True)
 
 
-def test_a_pool_of_asyncpgs_that_the_first_request_makes_serves_one_loop(database_url, tmp_path):
+def test_a_pool_of_asyncpgs_that_the_first_request_makes_serves_one_loop(serve, tmp_path):
     """So it works under ASGI; under WSGI each worker serves one request."""
     folder = copy_with(FOLDER, tmp_path, MADE_BY_THE_FIRST_REQUEST)
-    port, starting = served("gunicorn, ASGI", database_url, folder)
-    with starting as program:
-        program.wait_until_listening(port)
+    with serve("gunicorn, ASGI", folder) as (_, port):
         assert {get(port, f"/double/{number}").status for number in range(10)} == {200}
-    port, starting = served("gunicorn, WSGI", database_url, folder)
-    with starting as program:
-        program.wait_until_listening(port)
+    with serve("gunicorn, WSGI", folder) as (_, port):
         answers = [get(port, f"/double/{number}") for number in range(10)]
         assert sum(answer.status == 200 for answer in answers) <= 2
         assert "Event loop is closed" in answers[-1].text

@@ -27,30 +27,25 @@ pytestmark = pytest.mark.examples
 
 FOLDER = EXAMPLES / "fastapi_shop"
 UVICORN = ["uvicorn", "--host", "127.0.0.1", "--port", "{port}"]
-GUNICORN = [
-    "gunicorn",
-    "--bind",
-    "127.0.0.1:{port}",
-    "--workers",
-    "4",
-    "--worker-class",
-    "uvicorn.workers.UvicornWorker",
-]
-GUNICORN_ASGI = ["gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4", "--worker-class", "asgi"]
+GUNICORN = ["gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4", "--worker-class"]
+GUNICORN_UVICORN, GUNICORN_ASGI = [*GUNICORN, "uvicorn.workers.UvicornWorker"], [*GUNICORN, "asgi"]
 # The command, its workers, and its exit code: without workers, uvicorn ends by the signal once all is closed.
 SERVERS = {
     "uvicorn": ([*UVICORN, "--loop", "asyncio"], 1, -15),
     "uvicorn, uvloop": ([*UVICORN, "--loop", "uvloop"], 1, -15),
     "uvicorn, 4 workers": ([*UVICORN, "--loop", "asyncio", "--workers", "4"], 4, 0),
     "uvicorn, 4 workers, uvloop": ([*UVICORN, "--loop", "uvloop", "--workers", "4"], 4, 0),
-    "gunicorn": (GUNICORN, 4, 0),
-    "gunicorn --preload": ([*GUNICORN, "--preload"], 4, 0),
+    "gunicorn": (GUNICORN_UVICORN, 4, 0),
+    "gunicorn --preload": ([*GUNICORN_UVICORN, "--preload"], 4, 0),
     "gunicorn's asgi": (GUNICORN_ASGI, 4, 0),
     "gunicorn's asgi --preload": ([*GUNICORN_ASGI, "--preload"], 4, 0),
 }
-WITH_SQLALCHEMY = ["uvicorn", "uvicorn, uvloop", "gunicorn --preload"]
+# They import the program before there is a loop.
+WITHOUT_A_LOOP = ["uvicorn", "uvicorn, uvloop", "gunicorn", "gunicorn --preload", "gunicorn's asgi --preload"]
+SOME_SERVERS = ["uvicorn", "uvicorn, uvloop", "gunicorn --preload"]
 ON_THEIR_POOLS = {
     "from loopaware_pool import": "from asyncpg import",
+    "from loopaware_pool.psycopg import": "from psycopg_pool import",
     "from loopaware_pool.sqlalchemy import": "from sqlalchemy.ext.asyncio import",
     ', name="shop"': "",
     ', name="reports"': "",
@@ -74,8 +69,8 @@ def served(how, module, database_url, folder=FOLDER):
     starting, port = start(how, module, database_url, folder)
     with starting as program:
         program.wait_until_listening(port)
-        if "asgi" not in how:  # it says nothing when it is ready
-            program.wait_until_written("Application startup complete", SERVERS[how][1])
+        ready = "ASGI server listening" if "asgi" in how else "Application startup complete"
+        program.wait_until_written(ready, SERVERS[how][1])
         yield program, port
 
 
@@ -92,7 +87,12 @@ def until_queries_run(database_url, count):
 
 
 @pytest.mark.parametrize(
-    ("how", "module"), [*((how, "app") for how in SERVERS), *((how, "app_sqlalchemy") for how in WITH_SQLALCHEMY)]
+    ("how", "module"),
+    [
+        *((how, "app") for how in SERVERS),
+        *((how, "app_psycopg") for how in SOME_SERVERS),
+        *((how, "app_sqlalchemy") for how in SOME_SERVERS),
+    ],
 )
 def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(how, module, database_url):
     """Whoever waits for a query gets its answer, and every session on the server is ended by a goodbye."""
@@ -104,9 +104,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
         assert [request.result() for request in under_way] == [Answer(200, '"done"')] * 3
 
 
-@pytest.mark.parametrize(
-    "how", ["uvicorn", "uvicorn, uvloop", "gunicorn", "gunicorn --preload", "gunicorn's asgi --preload"]
-)
+@pytest.mark.parametrize("how", WITHOUT_A_LOOP)
 def test_a_module_level_pool_of_asyncpgs_belongs_to_a_loop_that_never_runs(how, database_url, tmp_path):
     """The module is imported before the server's loop is there, so no worker starts."""
     folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
@@ -123,19 +121,21 @@ def test_a_module_level_pool_of_asyncpgs_works_where_the_loop_imports_the_module
         assert get(port, "/double/21") == Answer(200, "42")
 
 
-def test_a_pool_of_asyncpgs_that_the_lifespan_makes_works(database_url, tmp_path):
+@pytest.mark.parametrize("how", WITHOUT_A_LOOP)
+def test_a_pool_of_asyncpgs_that_the_lifespan_makes_works(how, database_url, tmp_path):
     """There is one loop in each worker, so this program needs no other pool."""
-    with served("uvicorn", "app", database_url, copy_with(FOLDER, tmp_path, MADE_BY_THE_LIFESPAN)) as (program, port):
+    with served(how, "app", database_url, copy_with(FOLDER, tmp_path, MADE_BY_THE_LIFESPAN)) as (program, port):
         assert get(port, "/double/21") == Answer(200, "42")
-        stop(program, "uvicorn", database_url)
+        stop(program, how, database_url)
 
 
-def test_sqlalchemys_own_pool_serves_one_loop(database_url, tmp_path):
-    """The engine connects when it is first used, on the server's loop."""
-    folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
-    with served("uvicorn", "app_sqlalchemy", database_url, folder) as (program, port):
+@pytest.mark.parametrize("module", ["app_psycopg", "app_sqlalchemy"])
+@pytest.mark.parametrize("how", ["uvicorn", "gunicorn --preload"])
+def test_module_level_pools_of_psycopg_and_sqlalchemy_serve_one_loop(how, module, database_url, tmp_path):
+    """They connect when they are opened, or first used: on the server's loop."""
+    with served(how, module, database_url, copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)) as (program, port):
         assert get(port, "/double/21") == Answer(200, "42")
-        stop(program, "uvicorn", database_url)
+        stop(program, how, database_url)
 
 
 def ask_and_leave(port, path, *, after):
@@ -152,7 +152,15 @@ def leave_queries(port, database_url, times):
         until_queries_run(database_url, 0)
 
 
-@pytest.mark.parametrize("module", ["reports", "app_sqlalchemy"])
+def test_a_plain_handler_is_not_told_that_its_client_has_gone(database_url):
+    """Its query runs on, for nobody."""
+    with served("uvicorn", "app", database_url) as (_, port):
+        ask_and_leave(port, "/slow?seconds=600", after=lambda _: until_queries_run(database_url, 1))
+        assert [get(port, "/double/21").status for _ in range(10)] == [200] * 10
+        assert running_queries(database_url) == 1
+
+
+@pytest.mark.parametrize("module", ["reports", "app_psycopg", "app_sqlalchemy"])
 @pytest.mark.parametrize("how", ["uvicorn", "uvicorn, uvloop", "gunicorn's asgi"])
 def test_a_query_ends_when_its_client_goes_away(how, module, database_url):
     """More often than the pool has places: each is free for the next request."""

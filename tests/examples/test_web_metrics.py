@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from examples.program import free_port, get, run, started
-from prometheus_server import prometheus
+from examples.program import EXAMPLES, free_port, get, run, started, until
+from prometheus_server import find_promtool, prometheus
 
 pytestmark = pytest.mark.examples
 
@@ -20,6 +21,8 @@ SERVERS = {
     "uvicorn": ["uvicorn", "--port", "{port}"],
     "gunicorn": ["gunicorn", "--worker-class", "uvicorn.workers.UvicornWorker", "--bind", "127.0.0.1:{port}"],
 }
+PAGE = (EXAMPLES.parent / "recipes" / "metrics-of-several-workers.md").read_text()
+QUERIES = re.findall(r"^sum .*$", PAGE, re.MULTILINE)
 # What prometheus_client's documentation has programs do that have several workers.
 MULTIPROCESS = """
     import asyncio, os
@@ -55,11 +58,21 @@ def test_prometheus_has_the_series_of_every_worker(how, database_url, prometheus
         monitor.until_values('sum(loopaware_pool_acquires_total{pool="shop"})', REQUESTS)
         monitor.until_values('count(loopaware_pool_max_size{pool="shop"})', WORKERS)
         monitor.until_values("count(count by (instance) (loopaware_pool_acquires_total))", WORKERS)
+        assert len(QUERIES) == 3
+        for query in QUERIES:
+            until(lambda query=query: monitor.query(query), lambda query=query: f"no data: {query}")
 
         os.kill(int(re.findall(r"Started server process \[(\d+)\]", program.output())[0]), signal.SIGKILL)
         program.wait_until_written("Application startup complete", WORKERS + 1)
         assert len(list(tmp_path.iterdir())) == WORKERS
         monitor.until_values('up{job="shop"}', *[1] * WORKERS)
+
+        if how == "gunicorn":  # the new workers start before the old ones end
+            program.ask_to_stop(signal.SIGHUP)
+            program.wait_until_written("Application startup complete", 2 * WORKERS + 1)
+            program.wait_until_written("Finished server process", WORKERS)
+            until(lambda: len(list(tmp_path.iterdir())) == WORKERS, program.output)
+            monitor.until_values('up{job="shop"}', *[1] * WORKERS)
 
         program.ask_to_stop()
         assert program.ended() == 0
@@ -73,3 +86,12 @@ def test_multiprocess_mode_does_not_carry_a_pools_metrics(database_url, tmp_path
     assert code == 0
     assert "requests_total 1.0" in output
     assert "loopaware_pool" not in output
+
+
+def test_prometheus_takes_the_configuration_of_the_page(prometheus_program, tmp_path):
+    """By its own checker, promtool."""
+    settings = tmp_path / "prometheus.yml"
+    settings.write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
+    command = [find_promtool(), "check", "config", settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
