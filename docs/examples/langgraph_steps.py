@@ -8,6 +8,7 @@ import loopaware_pool
 
 loopaware_pool.install()  # before psycopg_pool is imported, here and in langgraph
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
@@ -31,7 +32,7 @@ async def prepare() -> None:
 
 async def take_step(thread: str) -> int:
     saver = AsyncPostgresSaver(pool)
-    config = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
+    config: RunnableConfig = {"configurable": {"thread_id": thread, "checkpoint_ns": ""}}
     last = await saver.aget_tuple(config)
     step = last.metadata["step"] + 1 if last else 1
     await saver.aput(config, empty_checkpoint(), {"source": "loop", "step": step, "parents": {}}, {})
