@@ -12,7 +12,9 @@ pool = AsyncConnectionPool(os.environ["DATABASE_URL"], min_size=0, max_size=4, t
 async def square(number: int) -> int:
     async with pool.connection() as connection:
         cursor = await connection.execute("SELECT %s::int * %s::int", [number, number])
-        return (await cursor.fetchone())[0]
+        row = await cursor.fetchone()
+        assert row is not None
+        return row[0]
 
 
 async def sum_of_squares(limit: int) -> int:

@@ -10,11 +10,11 @@ import sys
 from contextlib import contextmanager
 
 import psutil
-import psycopg
 import pytest
 
 from examples.processes import connections_to
 from examples.program import EXAMPLES, copy_with, sessions_in
+from examples.sessions import end_all_sessions
 from running import child_process
 
 pytestmark = pytest.mark.examples
@@ -76,16 +76,6 @@ def function(database_url, tmp_path):
             assert process.wait(30) == 0
 
     return function
-
-
-def end_all_sessions(database_url):
-    """End the sessions of the function, as a server does that restarts; how many that were."""
-    query = """
-        SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid()
-    """
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        return connection.execute(query).fetchone()[0]
 
 
 @pytest.mark.parametrize(
