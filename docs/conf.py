@@ -112,7 +112,35 @@ def find_by_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, c
     return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{node_id}")
 
 
+class PlainSentences:
+    """Keeps napoleon from reading "Whether it is closed: if ..." as the type and the meaning of a property."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[str]] = {}
+
+    def keep(self, *event: Any) -> None:
+        """Note the docstring of a property, before napoleon has it."""
+        _, what, name, _, _, lines = event
+        if what in ("property", "attribute"):
+            self._kept[name] = list(lines)
+
+    def restore(self, *event: Any) -> None:
+        """Put it back."""
+        _, _, name, _, _, lines = event
+        lines[:] = self._kept.pop(name, lines)
+
+
+def with_public_names(*event: Any) -> tuple[str, str]:
+    """Show a default by the name that users know."""
+    signature, returned = event[-2:]
+    return (signature or "").replace("_DEFAULT_CLASS", "LoopAwareConnection"), returned
+
+
 def setup(app: Sphinx) -> None:
+    plain = PlainSentences()
+    app.connect("autodoc-process-docstring", plain.keep, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", plain.restore, priority=600)
+    app.connect("autodoc-process-signature", with_public_names)
     app.add_lexer("mermaid", TextLexer)
     app.connect("source-read", read_root_page)
     app.connect("missing-reference", find_by_short_name)
