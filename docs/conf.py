@@ -130,10 +130,10 @@ class PlainSentences:
         lines[:] = self._kept.pop(name, lines)
 
 
-def with_public_names(*event: Any) -> tuple[str, str]:
+def with_public_names(*event: Any) -> tuple[str, str] | None:
     """Show a default by the name that users know."""
     signature, returned = event[-2:]
-    return (signature or "").replace("_DEFAULT_CLASS", "LoopAwareConnection"), returned
+    return (signature.replace("_DEFAULT_CLASS", "LoopAwareConnection"), returned) if signature else None
 
 
 def setup(app: Sphinx) -> None:
