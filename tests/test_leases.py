@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 import flavours
 import helpers
 from loopaware_pool._core.leases import DEEPEST, stack_of
+from loopaware_pool.asyncpg import session as asyncpg_session
 from loopaware_pool.errors import PoolClosed, PoolTimeout
 from loopaware_pool.stats import AcquireFailed, ConnectionClosed, LeaseDropped, LeaseOverdue, LeaseReturned
 
@@ -261,6 +264,19 @@ async def take(client):
     return await lend()
 
 
+async def wait_in_vain(client):
+    """Wait for a connection: none comes free, as no lease is taken for dropped."""
+    with pytest.raises(PoolTimeout):
+        await client.value("SELECT 1", 0.01)
+    assert client.pool._core.stats().loops[0].counters.dropped == 0
+
+
+@pytest.fixture
+def uncounted(monkeypatch):
+    """No reference is counted, as with the Pythons that do not count all of them."""
+    monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+
 @pytest.fixture
 def no_collector():
     """What is dropped is to be noticed without it."""
@@ -270,7 +286,7 @@ def no_collector():
     gc.enable()
 
 
-def test_a_dropped_lease_is_reclaimed_for_who_waits(dsn, flavour, run, caplog, no_collector, zero_fd_delta):
+def test_a_dropped_lease_is_reclaimed_for_who_waits(dsn, flavour, run, caplog, uncounted, no_collector, zero_fd_delta):
     """Its session ends, its place is free, and all that is known of who had it is told; the collector is off."""
 
     async def main():
@@ -293,7 +309,7 @@ def test_a_dropped_lease_is_reclaimed_for_who_waits(dsn, flavour, run, caplog, n
     assert f"leaky: closing a connection that was dropped without being returned by {dropped.lease}" in caplog.text
 
 
-def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run):
+def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run, uncounted):
     """As long as the error is there, its traceback has the connection; then nobody has."""
 
     async def fail(client):
@@ -305,8 +321,7 @@ def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run):
         async with flavour(dsn, max_size=1) as client:
             task = asyncio.create_task(fail(client))
             await asyncio.wait([task])
-            with pytest.raises(PoolTimeout):
-                await client.value("SELECT 1", 0.01)
+            await wait_in_vain(client)
             assert isinstance(task.exception(), ZeroDivisionError)
             del task
             await client.value("SELECT 1", AMPLE)
@@ -314,7 +329,7 @@ def test_a_lease_lost_in_a_failed_task_is_reclaimed(dsn, flavour, run):
     run(main())
 
 
-def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, run):
+def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, run, uncounted):
     """The connections of the process are one number; who waits has all loops asked."""
     stop = threading.Event()
     ready = threading.Event()
@@ -344,7 +359,7 @@ def test_leases_dropped_on_one_loop_are_reclaimed_for_another(dsn, flavour, run)
     run(main())
 
 
-def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, zero_fd_delta):
+def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, uncounted, zero_fd_delta):
     """They would never come back."""
 
     async def main():
@@ -355,7 +370,7 @@ def test_closing_does_not_wait_for_dropped_leases(dsn, flavour, run, zero_fd_del
     run(main())
 
 
-def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
+def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run, uncounted):
     """However he got hold of it: by a variable, a context manager, a query under way, another task."""
 
     async def use(client, connection, started):
@@ -372,8 +387,7 @@ def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
             task = asyncio.create_task(use(client, await take(client), started))
             await started.wait()
             async with client.lend():
-                with pytest.raises(PoolTimeout):
-                    await client.value("SELECT 1", 0.01)
+                await wait_in_vain(client)
             assert of(LeaseDropped, told) == []
             task.cancel()
             await asyncio.wait([task])
@@ -384,39 +398,148 @@ def test_what_somebody_still_refers_to_is_not_reclaimed(dsn, flavour, run):
     run(main())
 
 
-@pytest.mark.parametrize("what", ["listener", "log listener", "termination listener", "statement", "transaction"])
-def test_what_a_dropped_asyncpg_lease_has_left_at_work_is_not_reclaimed(dsn, run, what):
-    """Who listens, or has prepared a statement, need not keep the connection itself."""
+async def open_cursor(connection):
+    """Make a cursor, and end the transaction that it needs: while that goes on, asyncpg's connection refers to it."""
+    async with connection.transaction():
+        return await connection.cursor("SELECT 42")
+
+
+async def rows_of_statement(connection):
+    async with connection.transaction():
+        return aiter((await connection.prepare("SELECT 42")).cursor())
+
+
+async def transaction(connection):
+    return connection.transaction()
+
+
+async def cursor_factory(connection):
+    return connection.cursor("SELECT 42")
+
+
+async def statement(connection):
+    return await connection.prepare("SELECT 42")
+
+
+async def call_not_begun(connection):
+    return connection.fetchval("SELECT 42")
+
+
+MADE = (open_cursor, rows_of_statement, transaction, cursor_factory, statement, call_not_begun)
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_what_was_made_with_an_asyncpg_lease_keeps_it(dsn, run, uncounted, no_collector, make):
+    """Whoever has a prepared statement need not keep the connection; when both are gone, the lease is reclaimed."""
 
     async def leave(client):
-        connection = await take(client)
-        if what == "statement":
-            return await connection.prepare("SELECT 42")
-        if what == "transaction":
-            return connection.transaction()
-        if what == "listener":
-            await connection.add_listener("news", print)
-        elif what == "log listener":
-            connection.add_log_listener(print)
-        else:
-            connection.add_termination_listener(print)
-        return None
+        return await make(await take(client))
 
     async def main():
         async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0) as client:
             left = await leave(client)
-            with pytest.raises(PoolTimeout):
-                await client.value("SELECT 1", 0.01)
-            if what == "statement":
+            await wait_in_vain(client)
+            if make is statement:
                 assert await left.fetchval() == 42
-            if left is not None:
-                del left
-                await client.value("SELECT 1", AMPLE)
+            if make is call_not_begun:
+                assert await left == 42
+            del left
+            await client.value("SELECT 1", AMPLE)
 
     run(main())
 
 
-def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run):
+async def listener(connection):
+    await connection.add_listener("news", print)
+
+
+async def log_listener(connection):
+    connection.add_log_listener(print)
+
+
+async def termination_listener(connection):
+    connection.add_termination_listener(print)
+
+
+@pytest.mark.parametrize("listen", [listener, log_listener, termination_listener])
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "not counted"])
+def test_what_an_asyncpg_lease_listens_for_keeps_it(dsn, run, monkeypatch, listen, counts):
+    """Whoever listens need not keep the connection itself."""
+    if not counts:
+        monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+    async def leave(client):
+        await listen(await take(client))
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0) as client:
+            await leave(client)
+            await wait_in_vain(client)
+
+    run(main())
+
+
+class OwnConnection(asyncpg.Connection):
+    """A connection with a method of its own, which only the connection behind the proxy has."""
+
+    async def nap(self, started):
+        started.set()
+        return await self.fetchval("SELECT 42 FROM pg_sleep(0.05)")
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "not counted"])
+def test_a_method_of_a_class_of_the_programs_own_keeps_its_lease(dsn, run, monkeypatch, counts):
+    """While it runs, it refers to the connection behind the proxy only."""
+    if not counts:
+        monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+    async def nap(client, started):
+        return await (await take(client)).nap(started)
+
+    async def main():
+        options = {"max_size": 1, "close_timeout": 0, "connection_class": OwnConnection}
+        async with flavours.asyncpg_flavour(dsn, **options) as client:
+            started = asyncio.Event()
+            task = asyncio.create_task(nap(client, started))
+            await started.wait()
+            await wait_in_vain(client)
+            assert await task == 42
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(sys.version_info >= (3, 14), reason="not all references count")),
+        False,
+    ],
+    ids=["counted", "not counted"],
+)
+@pytest.mark.parametrize("shows", [True, False], ids=["connection shown", "class of its own"])
+def test_a_lease_that_asyncpg_refers_to_is_reclaimed_if_references_are_counted(dsn, run, monkeypatch, counts, shows):
+    """Where they are not, it might be in use, and is kept."""
+    if not counts:
+        monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+    async def leave(client):
+        connection = await take(client)
+        if shows:
+            assert isinstance(connection._con, asyncpg.Connection)
+
+    async def main():
+        options = {} if shows else {"connection_class": OwnConnection}
+        async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0, **options) as client:
+            await leave(client)
+            if counts:
+                await client.value("SELECT 1", AMPLE)
+            else:
+                await wait_in_vain(client)
+
+    run(main())
+
+
+def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run, uncounted):
     """It is called in the middle of a look at all leases, and in the middle of an acquire."""
 
     async def main():

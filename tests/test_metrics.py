@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import flavours
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
-from loopaware_pool.metrics import METRICS, Spent, Total
+from loopaware_pool.metrics import METRICS, Spent, Times, Total, Totals
 from loopaware_pool.metrics.prometheus import PREFIX, register
-from loopaware_pool.stats import PoolStats
+from loopaware_pool.stats import Counters, Histogram, PoolStats
 from loopaware_pool.testing import FakeDriver
 from running import LoopThread, end_abruptly, end_politely, eventually_async, make_pool
 
@@ -83,6 +83,7 @@ def test_a_pool_is_seen_as_it_is(flavour, dsn, run, registry):
                 assert seen["acquire_gave_up_seconds_sum",] > 0
                 assert seen["connect_seconds_count",] == seen["connections_opened_total",] == 2
                 assert seen["connect_seconds_sum",] > 0
+                assert seen["connect_seconds_bucket", "30.0"] == seen["connect_seconds_bucket", "+Inf"] == 2
                 assert seen["fd_leak_total",] == 0
                 assert ("process_fds",) not in seen
             await waiter
@@ -90,8 +91,15 @@ def test_a_pool_is_seen_as_it_is(flavour, dsn, run, registry):
             seen = scrape(registry)
             assert (seen["acquires_total",], seen["connections", "idle"]) == (3, 2)
             # The two that found nothing idle waited for their connects, the third for one of these.
-            assert seen["acquire_wait_seconds_count",] == 3
-            assert seen["use_seconds_total",] > 0
+            assert seen["acquire_wait_seconds_count",] == seen["acquires_waited_total",] == 3
+            assert seen["acquire_wait_seconds_bucket", "0.00025"] == 0
+            assert seen["use_seconds_count",] == seen["use_seconds_bucket", "+Inf"] == 3
+            assert seen["use_seconds_sum",] > 0
+            await client.value("SELECT 1")
+            seen = scrape(registry)
+            # A caller that finds a connection idle has waited, too: not at all.
+            assert seen["acquire_wait_seconds_bucket", "0.00025"] == 1
+            assert seen["acquire_wait_seconds_count",] == 4
 
     run(story())
 
@@ -105,7 +113,8 @@ def test_every_metric_is_of_its_kind_and_written_down(registry):
     assert list(families) == [PREFIX + metric.name for metric in METRICS]
     for metric in METRICS:
         family = families[PREFIX + metric.name]
-        kind = {Spent: "summary", Total: "counter"}.get(type(metric), "gauge")
+        kinds = {Spent: "summary", Times: "histogram", Total: "counter", Totals: "counter"}
+        kind = kinds.get(type(metric), "gauge")
         assert family.type == kind
         assert family.documentation == metric.help
         assert family.unit == ("seconds" if metric.name.endswith("_seconds") else "")
@@ -114,14 +123,35 @@ def test_every_metric_is_of_its_kind_and_written_down(registry):
 
 def test_there_is_a_metric_for_every_counter():
     """What the pool counts can be seen: each counter, made to stand out, shows in some metric."""
-    plain = PoolStats("x", 0, 1, (), FakePool().stats().ended)
-    names = type(plain.ended).__slots__
+    plain = PoolStats("x", 0, 1, (), Counters())
     unseen = []
-    for name in names:
-        raised = PoolStats("x", 0, 1, (), type(plain.ended)(**{name: 1}))
+    for name in Counters.__slots__:
+        more = {Histogram: Histogram([1] * 17), dict: {"idle": 1}}.get(type(getattr(Counters(), name)), 1)
+        raised = PoolStats("x", 0, 1, (), Counters(**{name: more}))
         if all(metric.read(raised) == metric.read(plain) for metric in METRICS):
             unseen.append(name)
-    assert unseen == []
+    assert unseen == ["closed"]  # the sum of those by reason
+
+
+def test_closes_and_resets_are_told_apart(dsn, run, registry):
+    """By reason, and by what was sent when."""
+
+    async def story():
+        async with make_pool(dsn, min_size=0, max_size=1) as pool:
+            register(pool, registry)
+            assert await pool.fetchval("SELECT 1") == 1
+            await pool.execute("SET application_name = 'x'")
+            await pool.expire_connections()
+            await pool.fetchval("SELECT 1")
+            await pool.settled()
+            return scrape(registry)
+
+    seen = run(story())
+    assert seen["connections_closed_total", "expired"] == 1
+    assert seen["resets_total", "pipelined"] + seen["resets_total", "confirmed"] == 3
+    assert seen["resets_total", "confirmed"] >= 1
+    assert seen["resets_total", "awaited"] == 0
+    assert seen["permits_moved_total",] == 0
 
 
 def test_several_pools_are_told_apart_by_their_names(registry):
@@ -209,7 +239,7 @@ def test_counters_do_not_fall_when_loops_end(end, dsn, loop_factory, registry):
         end(loop_factory, ask())
         seen = scrape(registry)
         assert seen["acquires_total",] == seen["connections_opened_total",] == turn
-        assert seen["connections_closed_total",] == turn
+        assert sum(count for key, count in seen.items() if key[0] == "connections_closed_total") == turn
         assert (seen["loops",], seen["connections", "idle"]) == (0, 0)
     end_politely(loop_factory, use())
 

@@ -29,7 +29,7 @@ from loopaware_pool.cli.top import screen as top_screen
 from loopaware_pool.cli.top.page import Room, make_page
 from loopaware_pool.live import serve_live
 from loopaware_pool.live.snapshot import SCHEMA, ForeignSnapshot, PoolSnapshot, Snapshot
-from loopaware_pool.stats import ConnectionReport, Counters, LeaseInfo, LoopStats, PoolStats
+from loopaware_pool.stats import ConnectionReport, Counters, Histogram, LeaseInfo, LoopStats, PoolStats
 from loopaware_pool.testing import FakeDriver
 from running import DEADLINE_SECONDS, child_process
 
@@ -58,6 +58,11 @@ def snapshot(*pools, at=100.0, pid=1234):
     return Snapshot(SCHEMA, pid, 0.0, at, tuple(PoolSnapshot(stats, tuple(rows)) for stats, rows in pools))
 
 
+def counters(acquired, waited=0, **others):
+    """So many leases, of which so many had waited."""
+    return Counters(began_at_once=acquired - waited, wait_times=Histogram([waited] + [0] * 16), **others)
+
+
 def told(now, before=None, room=EVERYTHING, *, width=1000):
     console = VisibleConsole(io.StringIO(), width=width, color_system=None)
     console.print(make_page(now, before, "/run/pool.sock", room))
@@ -69,8 +74,8 @@ def told(now, before=None, room=EVERYTHING, *, width=1000):
 
 def test_a_first_look_tells_of_states_and_of_all_that_has_happened():
     """Since the pool was made: there is nothing to compare with."""
-    counters = Counters(acquired=12, waited=4, waited_seconds=0.01, used_seconds=1.0, timed_out=1, refused=2, shed=3)
-    stats = pool_stats(loop_stats(lent=2, idle=1, waiting=3, counters=counters), ended=Counters(opened=1500))
+    so_far = counters(acquired=12, waited=4, waited_seconds=0.01, used_seconds=1.0, timed_out=1, refused=2, shed=3)
+    stats = pool_stats(loop_stats(lent=2, idle=1, waiting=3, counters=so_far), ended=Counters(opened=1500))
     assert told(snapshot((stats, []))).partition("\n")[2] == (
         """
 pool orders
@@ -85,8 +90,8 @@ no connection is lent"""
 
 def test_a_second_look_tells_what_happened_in_between():
     """Per second of the pool's own clock; means of what was new."""
-    first = Counters(acquired=100, waited=10, waited_seconds=5.0, used_seconds=50.0)
-    second = Counters(acquired=3100, waited=20, waited_seconds=5.5, used_seconds=53.0, timed_out=1, connect_failures=4)
+    first = counters(acquired=100, waited=10, waited_seconds=5.0, used_seconds=50.0)
+    second = counters(acquired=3100, waited=20, waited_seconds=5.5, used_seconds=53.0, timed_out=1, connect_failures=4)
     before = snapshot((pool_stats(loop_stats(counters=first)), []))
     now = snapshot((pool_stats(loop_stats(counters=second)), []), at=102.0)
     assert told(now, before).splitlines()[3:8] == [
@@ -100,7 +105,7 @@ def test_a_second_look_tells_what_happened_in_between():
 
 def test_what_a_loop_that_ends_has_done_is_not_undone():
     """Its numbers are in neither place for a moment."""
-    before = snapshot((pool_stats(loop_stats(counters=Counters(acquired=100))), []))
+    before = snapshot((pool_stats(loop_stats(counters=counters(acquired=100))), []))
     now = snapshot((pool_stats(), []), at=101.0)
     assert "       0       0          0        0       0       0       0  per second" in told(now, before)
 
@@ -110,7 +115,7 @@ def test_what_a_loop_that_ends_has_done_is_not_undone():
 )
 def test_only_what_belongs_together_is_compared(other):
     """A process of the same address may be another one by now."""
-    stats = pool_stats(loop_stats(counters=Counters(acquired=5)))
+    stats = pool_stats(loop_stats(counters=counters(acquired=5)))
     name = other.pop("name", "orders")
     now = snapshot((replace(stats, name=name), []), **{"at": 101.0} | other)
     assert "so far" in told(now, snapshot((stats, [])))
@@ -118,7 +123,7 @@ def test_only_what_belongs_together_is_compared(other):
 
 def test_pools_of_one_name_are_compared_in_their_order():
     """The first with the first."""
-    counts = [pool_stats(loop_stats(counters=Counters(acquired=count))) for count in (10, 20, 11, 22)]
+    counts = [pool_stats(loop_stats(counters=counters(acquired=count))) for count in (10, 20, 11, 22)]
     before, now = snapshot(*((one, []) for one in counts[:2])), snapshot(*((one, []) for one in counts[2:]), at=101.0)
     rates = [line.split()[0] for line in told(now, before).splitlines() if line.endswith("per second")]
     assert rates == ["1.0", "2.0"]
@@ -126,7 +131,7 @@ def test_pools_of_one_name_are_compared_in_their_order():
 
 def test_loops_are_told_apart_if_there_are_several():
     """A row each; with one, that of the pool tells it."""
-    one, other = loop_stats(lent=1), loop_stats("loop-2 (worker)", waiting=2, counters=Counters(acquired=7))
+    one, other = loop_stats(lent=1), loop_stats("loop-2 (worker)", waiting=2, counters=counters(acquired=7))
     text = told(snapshot((pool_stats(one, other), [])))
     assert "   1     0           0          0        0        0         0  loop-1 (MainThread)" in text
     assert "   0     0           0          0        0        2         7  loop-2 (worker)" in text
@@ -293,8 +298,8 @@ def test_one_look_on_a_terminal_stays_there(view):
 @pytest.mark.parametrize("width", [100, 60, 50, 40, 30])
 def test_a_narrow_terminal_cuts_no_figure(width):
     """Those of a pool are put below each other; the words about who holds what have less room."""
-    counters = Counters(acquired=1234, waited=5678)
-    stats = pool_stats(loop_stats(lent=2, waiting=97, counters=counters), loop_stats("loop-2"))
+    so_far = counters(acquired=5678, waited=1234)
+    stats = pool_stats(loop_stats(lent=2, waiting=97, counters=so_far), loop_stats("loop-2"))
     now = snapshot((stats, [lease(12.3, "Task-1 of a long name", "/srv/app/shop/orders.py:123 in take_the_order")]))
     said = told(now, room=Room(9, top_screen._place(width)), width=width)
     for word in ("lent", "idle", "2/10", "connecting", "97", "mean use", "1,234", "5,678", "errors", "12.3 s", "fd"):

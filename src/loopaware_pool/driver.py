@@ -33,7 +33,10 @@ class ReturnCheck(Enum):
     """What a connection needs when it comes back from a caller."""
 
     READY = "ready"
-    """Nothing: it may be lent again at once. A guarded reset may be on its way already."""
+    """Nothing: it may be lent again at once."""
+
+    RESET_PIPELINED = "reset pipelined"
+    """Nothing: it may be lent again at once. A guarded reset is on its way, ahead of all that the next caller sends."""
 
     RESET_SENT = "reset sent"
     """The server's answer to a reset that has just been sent; `Owner.settled` is called when it has come."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from loopaware_pool.stats import LeaseInfo, PoolStats
@@ -114,6 +114,7 @@ class PoolTimeout(PoolError, TimeoutError):
         complaint: How the message begins, with a place for the seconds.
     """
 
+    args: tuple[Any, ...]
     complaint: ClassVar[str] = "couldn't get a connection in {:.2f} s"
     timeout: float
     stats: PoolStats

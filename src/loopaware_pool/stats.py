@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from loopaware_pool._platform.sockets import SocketIdentity
 
 __all__ = [
+    "BUCKETS_SECONDS",
     "AcquireFailed",
     "ConnectFailed",
     "ConnectionClosed",
@@ -19,6 +21,7 @@ __all__ = [
     "EventHook",
     "FdLeaked",
     "FdLost",
+    "Histogram",
     "LeaseDropped",
     "LeaseInfo",
     "LeaseOverdue",
@@ -32,39 +35,104 @@ __all__ = [
 ]
 
 
+# The upper bounds of a histogram's buckets, each included, in seconds. One more bucket has what took longer.
+BUCKETS_SECONDS: Final = (
+    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0),
+)
+
+# Why a connection was closed whose permit another loop needed.
+GIVEN_AWAY: Final = "given to another loop"
+
+
+@dataclass(slots=True)
+class Histogram:
+    """
+    How many times something took how long.
+
+    Attributes:
+        counts: How many durations fell into each bucket of `BUCKETS_SECONDS`, and how many were longer than all. Not
+            cumulative.
+
+    Raises:
+        ValueError: There are not as many counts as buckets.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_SECONDS) + 1))
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(BUCKETS_SECONDS) + 1:
+            raise ValueError(f"counts={self.counts!r}: expected {len(BUCKETS_SECONDS) + 1} numbers")
+
+    @property
+    def count(self) -> int:
+        """How many durations there are."""
+        return sum(self.counts)
+
+    def plus(self, other: Histogram) -> Histogram:
+        """Return the sums."""
+        return Histogram([one + another for one, another in zip(self.counts, other.counts, strict=True)])
+
+    def minus(self, other: Histogram) -> Histogram:
+        """Return the differences, none below zero."""
+        return Histogram([max(one - another, 0) for one, another in zip(self.counts, other.counts, strict=True)])
+
+    def percentile(self, percent: float) -> float | None:
+        """
+        Estimate the duration that *percent* of the durations do not exceed, in seconds.
+
+        It is the upper bound of the bucket in which that duration lies; infinity if it is longer than all bounds. None
+        if there are no durations.
+        """
+        at_most = list(accumulate(self.counts))
+        if not at_most[-1]:
+            return None
+        rank = at_most[-1] * percent / 100
+        return next(
+            bound for bound, count in zip((*BUCKETS_SECONDS, float("inf")), at_most, strict=True) if count >= rank
+        )
+
+
 @dataclass(slots=True)
 class Counters:
     """
     What happened on one loop since its first acquire. Only that loop writes it.
 
     Attributes:
-        acquired: Leases begun.
-        waited: Leases begun after waiting in the queue. A null pool's caller for which a connection can be opened is
-            not counted here, nor in the next three.
-        waited_seconds: Time that those callers spent in the queue, in seconds.
+        began_at_once: Leases begun without waiting in the queue. Those of a null pool's callers for which a connection
+            can be opened are counted here, not in the next three.
+        wait_times: How long the others waited in the queue.
+        waited_seconds: The sum of that, in seconds.
         queued: Acquires that had to queue, served or not.
         gave_up_seconds: Time spent in the queue by callers that left it without a connection, in seconds.
         failed: Acquires that got an error while they waited, other than a timeout and `Overloaded`.
         refused: Acquires refused because of `max_waiting`.
         shed: Acquires refused, after they had waited, because of `shed_after`.
-        used_seconds: Time connections were lent, in seconds, for leases that have ended.
+        used_seconds: Time connections were lent, in seconds, for leases that have ended by a return.
+        use_times: The same, lease by lease.
         timed_out: Acquires that ended at their deadline.
         cancelled: Acquires cancelled while they waited.
         opened: Connections opened.
         connect_seconds: Time that took, in seconds.
+        connect_times: The same, connection by connection.
         connect_failures: Connects that failed.
         closed: Connections closed, for whatever reason.
+        closed_because: The same by reason, in the words of `ConnectionClosed.reason`.
         found_dead: Connections that the server had closed while they were idle.
         returned_dead: Connections that were closed, or in use, when they came back from a caller.
+        resets_pipelined: Resets sent at a return, so that the connection could be lent again at once.
+        resets_confirmed: Resets sent at a return, whose answer came before the connection was lent again.
+        resets_awaited: Resets made by a task of the pool, and rollbacks.
         reset_failures: Connections closed because their session could not be reset.
+        overdue: Leases that lasted for longer than `leak_threshold`.
         dropped: Connections closed because their holder dropped them without returning them.
         fds_leaked: Sockets found open some time after their connections had been closed, by `fd_check`.
         fds_lost: Idle connections found without their sockets: the fd was closed, or another file. By `fd_check`.
         registrations_left: Entries found in the loop's selector for sockets that were gone, by `fd_check`.
     """
 
-    acquired: int = 0
-    waited: int = 0
+    began_at_once: int = 0
+    wait_times: Histogram = field(default_factory=Histogram)
     waited_seconds: float = 0.0
     queued: int = 0
     gave_up_seconds: float = 0.0
@@ -72,23 +140,71 @@ class Counters:
     refused: int = 0
     shed: int = 0
     used_seconds: float = 0.0
+    use_times: Histogram = field(default_factory=Histogram)
     timed_out: int = 0
     cancelled: int = 0
     opened: int = 0
     connect_seconds: float = 0.0
+    connect_times: Histogram = field(default_factory=Histogram)
     connect_failures: int = 0
     closed: int = 0
+    closed_because: dict[str, int] = field(default_factory=dict)
     found_dead: int = 0
     returned_dead: int = 0
+    resets_pipelined: int = 0
+    resets_confirmed: int = 0
+    resets_awaited: int = 0
     reset_failures: int = 0
+    overdue: int = 0
     dropped: int = 0
     fds_leaked: int = 0
     fds_lost: int = 0
     registrations_left: int = 0
 
+    @property
+    def acquired(self) -> int:
+        """Leases begun."""
+        return self.began_at_once + self.waited
+
+    @property
+    def waited(self) -> int:
+        """Leases begun after waiting in the queue."""
+        return self.wait_times.count
+
+    @property
+    def acquire_times(self) -> Histogram:
+        """How long all leases waited before they began; those that did not wait are in the first bucket."""
+        first, *others = self.wait_times.counts
+        return Histogram([first + self.began_at_once, *others])
+
+    @property
+    def permits_moved(self) -> int:
+        """Connections closed because another loop needed the permit."""
+        return self.closed_because.get(GIVEN_AWAY, 0)
+
     def plus(self, other: Counters) -> Counters:
         """Return the sums."""
-        return Counters(*(getattr(self, name) + getattr(other, name) for name in Counters.__slots__))
+        return Counters(*(_sum(getattr(self, name), getattr(other, name)) for name in Counters.__slots__))
+
+    def minus(self, other: Counters) -> Counters:
+        """Return the differences, none below zero."""
+        return Counters(*(_difference(getattr(self, name), getattr(other, name)) for name in Counters.__slots__))
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, Histogram):
+        return one.plus(other)
+    if isinstance(one, dict):
+        return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
+    return one + other
+
+
+def _difference(one: Any, other: Any) -> Any:
+    if isinstance(one, Histogram):
+        return one.minus(other)
+    if isinstance(one, dict):
+        return {key: max(count - other.get(key, 0), 0) for key, count in one.items()}
+    return max(one - other, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +251,7 @@ class PoolStats:
         ended: The counters of the loops that have ended.
         state: Where the pool is in its life: "new", "opening", "open", "closing" or "closed".
         process_fds: Fds that the whole process had open at the last `fd_check`; None if not known.
+        max_idle_size: Most connections that may be idle at once; None if not known.
     """
 
     name: str
@@ -144,6 +261,7 @@ class PoolStats:
     ended: Counters
     state: str = "open"
     process_fds: int | None = None
+    max_idle_size: int | None = None
 
     @property
     def totals(self) -> Counters:

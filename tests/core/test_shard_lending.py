@@ -8,7 +8,10 @@ from fakes import FakeFuture
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool.driver import Liveness, ReturnCheck
+from loopaware_pool.stats import BUCKETS_SECONDS
 from shard_stories import BROKEN, PATIENCE, READY, RESET, WORN_OUT, give_back, kill
+
+BOUNDS = (*BUCKETS_SECONDS, "longer")
 
 
 class TestLending:
@@ -169,6 +172,24 @@ class TestLending:
             shard.claim(waiter.result, seconds, pool.now)
         counters = shard.counters
         assert (counters.waited, counters.waited_seconds, counters.used_seconds) == (2, 0.75, 0.75)
+
+    def test_every_lease_is_in_one_bucket_of_each_histogram(self, make):
+        """By its length; a caller that found a connection idle, or had one opened for it alone, did not wait."""
+        pool, shard = make(max_size=1)
+        (slot,) = pool.with_idle(shard, 1)
+        for seconds in (0.0002, 0.0003, 60.0):
+            shard.take(pool.now)
+            pool.now += seconds
+            give_back(pool, shard, slot)
+        shard.take(pool.now)
+        waiter = pool.wait(shard)
+        give_back(pool, shard, slot)
+        shard.claim(waiter.result, 0.3, pool.now)
+        uses, waits = shard.counters.use_times.counts, shard.counters.acquire_times.counts
+        assert [(bound, count) for bound, count in zip(BOUNDS, uses, strict=True) if count] == [
+            *((0.00025, 2), (0.0005, 1), ("longer", 1))
+        ]
+        assert [(bound, count) for bound, count in zip(BOUNDS, waits, strict=True) if count] == [(0.00025, 4), (0.5, 1)]
 
     def test_every_caller_that_waits_counts_as_queued(self, make):
         """Also one for whom a connection is opened at once."""

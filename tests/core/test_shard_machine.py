@@ -470,6 +470,10 @@ class PoolMachine(RuleBasedStateMachine):
             assert stats.size == shard.size == sum(state in {SlotState.IDLE, *HELD} for state in states)
             assert stats.size + stats.connecting + stats.closing == len(states)
             assert stats.waiting == len(shard.waiters)
+            counters = stats.counters
+            assert counters.acquire_times.count == counters.acquired
+            assert counters.connect_times.count == counters.opened
+            assert sum(counters.closed_because.values()) == counters.closed
             assert shard.spare in (0, len(shard.idle) + len(shard.unanswered) + len(shard.closing))
 
     def the_queue_holds_those_who_wait(self):

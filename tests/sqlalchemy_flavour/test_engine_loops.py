@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import threading
 
 import pytest
@@ -133,6 +134,27 @@ def test_a_loop_that_ends_takes_its_connections_along(engines, loop_factory, end
     kept.clear()  # what the caller had is useless since, and its collection harms nobody
     gc.collect()
     assert len(engine.pool.fd_report()) == 0
+
+
+@pytest.mark.usefixtures("zero_fd_delta")
+def test_a_loop_that_ends_lets_a_connection_say_goodbye(engines, runner_factory, loop_factory, caplog):
+    """Its tasks are cancelled, but not that goodbye: SQLAlchemy would log that the close has failed."""
+    engine = engines.make(pool_size=1)
+
+    async def lose_it_to_another_loop():
+        assert await ask(engine) == 42
+        asking.append(thread.start(ask(engine)))
+        while not any(loop.closing for loop in engine.pool.stats().loops):
+            await asyncio.sleep(0)
+        # The goodbye begins in the iteration in which the run ends.
+
+    asking = []
+    with LoopThread(loop_factory) as thread:
+        with runner_factory() as runner:
+            runner.run(lose_it_to_another_loop())
+        assert asking[0].result(10) == 42
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    eventually(lambda: engines.sessions() == 0, "the server has no session left")
 
 
 @pytest.mark.filterwarnings("ignore:The garbage collector is trying")

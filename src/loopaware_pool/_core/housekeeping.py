@@ -172,6 +172,7 @@ class Housekeeper(Generic[S]):
         for slot in self._shard.slots:
             if slot.state is SlotState.LENT and slot.reported is None:
                 if now - slot.since >= threshold:
+                    self._shard.counters.overdue += 1
                     self._effects.report_overdue(slot)
                 else:
                     self._shard.wake_by(slot.since + threshold)

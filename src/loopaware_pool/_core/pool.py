@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.registry import Registry
+from loopaware_pool._core.slot import SlotState
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._platform import event_loops, frames
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.driver import S
 
 if TYPE_CHECKING:
@@ -227,6 +229,7 @@ class PoolCore(Registry[S]):
             self.shared.config.name,
             self.shared.config.close_timeout,
             held,
+            extra=self._log_fields("close_cut_short", pool_close_timeout=self.shared.config.close_timeout),
         )
         for runner in self.runners():
             self._terminate(runner)
@@ -276,8 +279,13 @@ class PoolCore(Registry[S]):
     def _warn_of_long_close(self) -> None:
         self.driver.logger.warning(
             "Pool.close() is taking over 60 seconds to complete. Check if you have any unreleased connections left. "
-            "Use asyncio.wait_for() to set a timeout for Pool.close()."
+            "Use asyncio.wait_for() to set a timeout for Pool.close().",
+            extra=self._log_fields("close_takes_long"),
         )
+
+    def _log_fields(self, event: str, **facts: Any) -> dict[str, Any]:
+        lent = len(self.slots(*(state for state in SlotState if state is not SlotState.LENT)))
+        return fields(event, self.shared.config.name, pool_lent=lent, **self.counts(), **facts)
 
     def closing_error(self) -> errors.PoolClosed:
         """Make the error for a caller that comes, or waits, while the pool closes."""

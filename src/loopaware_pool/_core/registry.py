@@ -16,6 +16,7 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
+from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.runner import ShardRunner
@@ -320,7 +321,19 @@ class Registry(Generic[S]):
             ended=ended,
             state=self.state.value,
             process_fds=self.ledger.process_fds,
+            max_idle_size=0 if config.idle_order is IdleOrder.NONE else min(config.max_idle_size, config.max_size),
         )
+
+    def counts(self) -> dict[str, Any]:
+        """Count connections and callers on all loops, as fields for the log. From any thread."""
+        waiting = sum(len(runner.shard.waiters) for runner in self.runners())
+        max_size = self.shared.config.max_size
+        return {
+            "pool_size": self.size(),
+            "pool_idle": self.idle_size(),
+            "pool_waiting": waiting,
+            "pool_max_size": max_size,
+        }
 
     def count_on_from(self, counters: Counters) -> None:
         """Count on from what a pool has counted whose place this one takes."""

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loopaware_pool._core.leases import lease_of
 from loopaware_pool._core.slot import Slot, SlotState
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool._platform.sockets import is_watched
 from loopaware_pool.stats import (
     AcquireFailed,
@@ -29,6 +30,8 @@ from loopaware_pool.stats import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from loopaware_pool._core.state import SharedState
     from loopaware_pool._platform.sockets import ClosedSocket, SocketIdentity
     from loopaware_pool.stats import LeaseInfo
@@ -45,11 +48,13 @@ class Reporter:
     Args:
         shared: What the pool's loops share, its settings among it.
         label: The loop's name for people.
+        counts: Counts the pool's connections and callers, for the log.
     """
 
-    def __init__(self, shared: SharedState, label: str) -> None:
+    def __init__(self, shared: SharedState, label: str, counts: Callable[[], Mapping[str, Any]] = dict) -> None:
         self._shared = shared
         self.label = label
+        self._counts = counts
 
     def emit_opened(self, seconds: float) -> None:
         """Report a new connection, which took *seconds* to open."""
@@ -73,18 +78,28 @@ class Reporter:
 
     def emit_overdue(self, lease: LeaseInfo) -> None:
         """Report and log a lease that lasts too long."""
-        logger.warning("%s: a connection is still held by %s", self._shared.config.name, lease)
+        logger.warning(
+            "%s: a connection is still held by %s",
+            *(self._shared.config.name, lease),
+            extra=self._lease_fields("lease_overdue", lease),
+        )
         self._emit(LeaseOverdue, lease)
 
     def emit_late_return(self, lease: LeaseInfo) -> None:
         """Report and log that a lease has ended which was reported as overdue."""
-        logger.warning("%s: a connection came back that was held by %s", self._shared.config.name, lease)
+        logger.warning(
+            "%s: a connection came back that was held by %s",
+            *(self._shared.config.name, lease),
+            extra=self._lease_fields("lease_returned", lease),
+        )
         self._emit(LeaseReturned, lease)
 
     def emit_dropped(self, lease: LeaseInfo) -> None:
         """Report and log a lease that will never be ended."""
         logger.warning(
-            "%s: closing a connection that was dropped without being returned by %s", self._shared.config.name, lease
+            "%s: closing a connection that was dropped without being returned by %s",
+            *(self._shared.config.name, lease),
+            extra=self._lease_fields("lease_dropped", lease),
         )
         self._emit(LeaseDropped, lease)
 
@@ -94,9 +109,13 @@ class Reporter:
 
     def emit_fd_leaked(self, found: ClosedSocket) -> None:
         """Report and log a socket that has outlived its connection."""
+        fd, seconds = found.identity.fd, monotonic() - found.closed_at
         logger.warning(
             "%s: fd %d is still open, %.1f s after its connection on %s was closed (%s)",
-            *(self._shared.config.name, found.identity.fd, monotonic() - found.closed_at, found.loop, found.reason),
+            *(self._shared.config.name, fd, seconds, found.loop, found.reason),
+            extra=self._fields(
+                "fd_leaked", loop=found.loop, pool_fd=fd, pool_closed_seconds=seconds, pool_close_reason=found.reason
+            ),
         )
         self._emit(FdLeaked, found.identity, found.loop, found.reason)
 
@@ -105,6 +124,7 @@ class Reporter:
         logger.warning(
             "%s: fd %d of an idle connection is closed, or another file by now: some code closes fds by number",
             *(self._shared.config.name, identity.fd),
+            extra=self._fields("fd_lost", pool_fd=identity.fd),
         )
         self._emit(FdLost, identity)
 
@@ -113,6 +133,7 @@ class Reporter:
         logger.warning(
             "%s: %s still watches fd %d of a connection that was closed (%s)",
             *(self._shared.config.name, self.label, found.identity.fd, found.reason),
+            extra=self._fields("registration_left", pool_fd=found.identity.fd, pool_close_reason=found.reason),
         )
         self._emit(RegistrationLeft, found.identity, found.reason)
 
@@ -139,7 +160,25 @@ class Reporter:
         try:
             listener(kind(config.name, self.label, *facts))
         except (Exception, asyncio.CancelledError) as error:  # a plain call cannot be cancelled: the listener raised it
-            logger.exception("%s: on_event raised", config.name, exc_info=without_context(error, handled))
+            logger.exception(
+                "%s: on_event raised",
+                config.name,
+                exc_info=without_context(error, handled),
+                extra=self._fields("listener_failed", pool_error=error_type(error)),
+            )
+
+    def _lease_fields(self, event: str, lease: LeaseInfo) -> dict[str, Any]:
+        return self._fields(
+            event,
+            pool_held_seconds=lease.held_seconds,
+            pool_holder_task=lease.task,
+            pool_holder_line=lease.where,
+            pool_holder_stack=list(lease.stack),
+            **self._counts(),
+        )
+
+    def _fields(self, event: str, loop: str | None = None, **facts: Any) -> dict[str, Any]:
+        return fields(event, self._shared.config.name, loop=loop or self.label, **facts)
 
 
 def without_context(error: BaseException, handled: BaseException | None) -> BaseException:

@@ -34,6 +34,7 @@ from loopaware_pool._core.sqlstate import BECAME_READ_ONLY
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.driver import HookFailed, Liveness, S
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from loopaware_pool._core.permits import Claimant, Permits
     from loopaware_pool._core.state import SharedState
     from loopaware_pool.driver import Driver
+    from loopaware_pool.errors import ErrorFamily
     from loopaware_pool.stats import ConnectionReport, LeaseInfo
 
 __all__ = ["SessionListener", "ShardRunner"]
@@ -84,6 +86,9 @@ class PoolOfLoops(Protocol[S]):
 
     def idle_size(self) -> int:
         """Count the idle connections on all loops."""
+
+    def counts(self) -> dict[str, Any]:
+        """Count connections and callers on all loops, as fields for the log."""
 
     def deliver_grant(self, claimant: Claimant) -> None:
         """Tell the loop of *claimant* that a permit is its own now."""
@@ -127,8 +132,9 @@ class ShardRunner(Generic[S]):
 
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.label = event_loops.label(loop)
-        self.reporter = Reporter(core.shared, self.label)
+        self.label: str = event_loops.label(loop)
+        counts = functools.partial(_counts, weakref.ref(core))
+        self.reporter: Reporter = Reporter(core.shared, self.label, counts)
         self.shard: Shard[S] = Shard(
             *(core.shared, core.permits, self),
             pool_size=core.size,
@@ -139,21 +145,21 @@ class ShardRunner(Generic[S]):
         self._core = weakref.ref(core)
         self._shared = core.shared
         self._driver = core.driver
-        self.errors = core.driver.errors
+        self.errors: ErrorFamily = core.driver.errors
         self.decided: deque[Callable[[], object]] = deque()
         self._acting: set[int] = set()  # threads in the middle of `act`
         self._tasks: dict[Slot[S], asyncio.Task[BaseException | None]] = {}
         self._abandoned: weakref.WeakSet[asyncio.Task[BaseException | None]] = weakref.WeakSet()
         parks_at_once = core.shared.config.parks_at_once
         self._parking = Parking(loop, self.shard.is_in_use, self.notify, is_at_once=parks_at_once)
-        self.park_when_idle = self._parking.park_when_idle
+        self.park_when_idle: Callable[[Slot[S]], None] = self._parking.park_when_idle
         self._leak_check = LeakCheck(loop, self.shard, self.reporter, core.ledger, core.shared.config.fd_check)
         self._timer: asyncio.TimerHandle | None = None
-        self.deadlines = Deadlines(loop)
-        self.changes = event_loops.Condition(loop)
+        self.deadlines: Deadlines = Deadlines(loop)
+        self.changes: event_loops.Condition = event_loops.Condition(loop)
         self.callers = 0
         self.hasty_callers = 0
-        self.errands = event_loops.Errands(loop)
+        self.errands: event_loops.Errands = event_loops.Errands(loop)
         self._openers: dict[Slot[S], asyncio.Future[None]] = {}
         self._myself = weakref.ref(self)
         self._end = event_loops.LoopShutdownHook(loop, functools.partial(_farewell, self._myself))
@@ -341,7 +347,8 @@ class ShardRunner(Generic[S]):
             task.cancel()
         if politely and slot.session.says_goodbye and self.loop.is_running():
             slot.session.unpark()
-            self._spawn(slot, self._say_goodbye(slot))
+            # `farewell` waits for it, and cuts it when its time is up.
+            event_loops.keep_from_shutdown(self._spawn(slot, self._say_goodbye(slot)))
         else:
             self._cut(slot)
 
@@ -443,7 +450,9 @@ class ShardRunner(Generic[S]):
         try:
             await within(GOODBYE_SECONDS, slot.session.close, slot.session.abort)
         except Exception:  # noqa: BLE001 - the next line aborts it
-            logger.debug("%s: a connection did not close politely", self._shared.config.name, exc_info=True)
+            name = self._shared.config.name
+            told = fields("goodbye_failed", name, loop=self.label)
+            logger.debug("%s: a connection did not close politely", name, exc_info=True, extra=told)
         self._cut(slot)
 
     def _cut(self, slot: Slot[S]) -> None:
@@ -726,7 +735,9 @@ class ShardRunner(Generic[S]):
         Close a connection whose server has become read-only, and replace all that were opened before, on every loop.
         """
         if (core := self._core()) is not None and slot.generation == core.shared.generation:
-            logger.warning("%s: %s; replacing all connections", self._shared.config.name, BECAME_READ_ONLY)
+            name = self._shared.config.name
+            told = fields("server_became_read_only", name, loop=self.label, **core.counts())
+            logger.warning("%s: %s; replacing all connections", name, BECAME_READ_ONLY, extra=told)
             core.drain()
         self.shard.discard(slot, BECAME_READ_ONLY)
         self.act()
@@ -756,8 +767,8 @@ class SessionListener(Generic[S]):
     __slots__ = ("runner", "slot")
 
     def __init__(self, runner: ShardRunner[S], slot: Slot[S]) -> None:
-        self.runner = runner
-        self.slot = slot
+        self.runner: ShardRunner[S] = runner
+        self.slot: Slot[S] = slot
 
     async def finished(self, patience: float | None = None) -> None:
         """
@@ -812,6 +823,11 @@ class SessionListener(Generic[S]):
         self.runner.shard.discard(self.slot, reason)
         self.runner.act()
         self.runner.notify()
+
+
+def _counts(dead_or_alive: weakref.ref[PoolOfLoops[Any]]) -> dict[str, Any]:
+    core = dead_or_alive()
+    return {} if core is None else core.counts()
 
 
 def _sweep(myself: weakref.ref[ShardRunner[Any]]) -> None:

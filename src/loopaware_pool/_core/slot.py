@@ -40,7 +40,8 @@ class SlotState(Enum):
     """Where a slot is in its life."""
 
     # Enum hashes by name, in Python: that costs more than the whole move.
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     CONNECTING = "connecting"
     IDLE = "idle"
@@ -54,7 +55,8 @@ class SlotState(Enum):
 class SlotEvent(Enum):
     """What can happen to a slot."""
 
-    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__
 
     CONNECTED = "connected"
     CONNECT_FAILED = "connect failed"
@@ -101,6 +103,7 @@ LIBRARY_MODULES: Final = frozenset(
         "loopaware_pool.psycopg.lending",
         "loopaware_pool.sqlalchemy.pool",
         "loopaware_pool._core.acquire",
+        "loopaware_pool.tracing",
     }
 )
 
@@ -160,15 +163,15 @@ class Slot(Generic[S_co]):
     session: S_co
 
     def __init__(self, generation: int, now: float) -> None:
-        self.state = SlotState.CONNECTING
-        self.generation = generation
-        self.opened_at = now
-        self.since = now
-        self.expires_at = float("inf")
+        self.state: SlotState = SlotState.CONNECTING
+        self.generation: int = generation
+        self.opened_at: float = now
+        self.since: float = now
+        self.expires_at: float = float("inf")
         self.reported: LeaseInfo | None = None
         self.holder: weakref.ref[Any] | None = None
         self.code: CodeType | None = None
-        self.instruction = 0
+        self.instruction: int = 0
 
     def move(self, event: SlotEvent) -> None:
         """

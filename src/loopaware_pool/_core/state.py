@@ -35,6 +35,6 @@ class SharedState:
     __slots__ = ("config", "generation", "is_suspended")
 
     def __init__(self, config: PoolConfig) -> None:
-        self.config = config
-        self.generation = 0
-        self.is_suspended = False
+        self.config: PoolConfig = config
+        self.generation: int = 0
+        self.is_suspended: bool = False

@@ -44,11 +44,13 @@ class ClientMemory:
 
     __slots__ = ("_codecs", "_kept_codecs", "can_restore_codecs", "expected", "reported")
 
+    expected: dict[str, str]
+
     def __init__(self, con: Connection) -> None:
         settings = con.get_settings()
-        self.reported = _reported_settings(settings)
+        self.reported: dict[str, str] | None = _reported_settings(settings)
         self._codecs = _table_of_codecs(settings)
-        self.can_restore_codecs = self._codecs is not None
+        self.can_restore_codecs: bool = self._codecs is not None
         self.expect_this()
         self.keep_codecs()
 

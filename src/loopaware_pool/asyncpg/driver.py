@@ -16,13 +16,14 @@ from loopaware_pool._core.reporter import logger
 from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from loopaware_pool.asyncpg.options import Options
 
@@ -66,6 +67,7 @@ class AsyncpgDriver:
     Makes connections with asyncpg.
 
     Attributes:
+        name: The pool's name.
         args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
         connect_hook, init, reset_hook: The user's callbacks.
         session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
@@ -73,21 +75,22 @@ class AsyncpgDriver:
         clean_answers: What the server answers to each reset when there was nothing to reset.
     """
 
-    logger = logging.getLogger("asyncpg.pool")
-    errors = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
+    logger: logging.Logger = logging.getLogger("asyncpg.pool")
+    errors: errors.ErrorFamily = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
 
-    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], options: Options) -> None:
+    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], options: Options, *, name: str) -> None:
         check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
+        self.name: str = name
         self.args = args
         self.kwargs = kwargs
-        self.connection_class = options.connection_class
-        self.record_class = options.record_class
-        self.connect_hook = options.connect
-        self.init = options.init
-        self.reset_hook = options.reset
-        self.max_queries = options.max_queries
+        self.connection_class: type[Any] = options.connection_class
+        self.record_class: type[Any] = options.record_class
+        self.connect_hook: Callable[..., Awaitable[Any]] | None = options.connect
+        self.init: Callable[[Any], Awaitable[Any]] | None = options.init
+        self.reset_hook: Callable[[Any], Awaitable[Any]] | None = options.reset
+        self.max_queries: int = options.max_queries
         self.session_reset: str = options.session_reset
-        self.resets_always = self.session_reset != "when_dirty"
+        self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False
@@ -157,7 +160,9 @@ class AsyncpgDriver:
     def floor_not_restored(self, error: BaseException) -> None:
         """Log it in asyncpg's words."""
         self.logger.warning(
-            "Failed to restore the pool connection floor; retrying", exc_info=error if error.__traceback__ else None
+            "Failed to restore the pool connection floor; retrying",
+            exc_info=error if error.__traceback__ else None,
+            extra=fields("min_size_not_restored", self.name, pool_error=error_type(error)),
         )
 
     async def _initialise(self, con: Connection) -> SessionUser | None:
@@ -182,7 +187,8 @@ class AsyncpgDriver:
         """Log why resets are not made as requested, once per pool."""
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("%s", warning)
+            told = fields("session_reset_replaced", self.name, pool_session_reset=self.session_reset)
+            logger.warning("%s", warning, extra=told)
 
 
 def _full_name(kind: type) -> str:

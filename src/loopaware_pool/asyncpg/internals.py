@@ -65,8 +65,8 @@ class Internals:
         self.plain: Any = self.transport
         if self.transport is not None and self.transport.get_extra_info("ssl_object") is not None:
             self.plain = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
-        self.is_connected = self._find_connected(con)
-        self.is_busy = self._find_busy()
+        self.is_connected: Callable[[], bool] = self._find_connected(con)
+        self.is_busy: Callable[[], bool] | None = self._find_busy()
         self.is_reading: Callable[[], bool] = getattr(self.transport, "is_reading", lambda: True)
 
     def _find_connected(self, con: Connection) -> Callable[[], bool]:

@@ -40,7 +40,7 @@ class AsyncpgLink:
         self._loop = loop
         self._internals = internals = Internals(con)
         internals.read_less_at_once()
-        self.is_parked = False
+        self.is_parked: bool = False
         fd = internals.socket_fd
         self._identity = None if fd is None else SocketIdentity.of(fd)
         self._probe = None if fd is None else SocketProbe(fd)

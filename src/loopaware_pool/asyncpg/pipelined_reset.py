@@ -103,9 +103,9 @@ class ResetProtocol(asyncio.Protocol):
     def __init__(
         self, session: _Session, transport: Any, protocol: Any, clean_answers: MutableMapping[bytes, bytes]
     ) -> None:
-        self.is_due = False
-        self.is_on_guard = False
-        self.is_wanted = True
+        self.is_due: bool = False
+        self.is_on_guard: bool = False
+        self.is_wanted: bool = True
         self._session = session
         self._transport = transport
         self._protocol = protocol
@@ -113,7 +113,7 @@ class ResetProtocol(asyncio.Protocol):
         self._reset = _NOTHING
         self._held: bytes | None = None
         # uvloop's transports have no dictionary.
-        self.can_hold = isinstance(transport, asyncio.Transport) and hasattr(transport, "__dict__")
+        self.can_hold: bool = isinstance(transport, asyncio.Transport) and hasattr(transport, "__dict__")
         self._clean: bytes | None = None
         self._buffer = bytearray()  # appended to in place: copying it for each byte that drips in would be quadratic
         self._received_bytes = 0
@@ -318,7 +318,7 @@ class BackendPidCheck(ResetProtocol):
 
     def __init__(self, transport: Any, protocol: Any, answered: asyncio.Future[None]) -> None:
         super().__init__(self, transport, protocol, {})
-        self.row = b""
+        self.row: bytes = b""
         self._answered = answered
 
     def ask(self) -> None:

@@ -27,6 +27,7 @@ from loopaware_pool._core.slot import acquiring_line
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS
 from loopaware_pool._platform.event_loops import running
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
 from loopaware_pool.asyncpg.options import Options, SessionReset, check_connect_arguments
 from loopaware_pool.asyncpg.proxy import DirtyTrackingProxy, PoolConnectionProxy
@@ -35,7 +36,7 @@ from loopaware_pool.driver import ReturnCheck
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from types import FrameType, TracebackType
+    from types import CodeType, FrameType, TracebackType
     from typing import Self
 
     from loopaware_pool._core.runner import SessionListener, ShardRunner
@@ -110,13 +111,14 @@ class Pool(UpstreamPool):
             )
         check_connect_arguments(connect_kwargs, takes_any=connect is not None, own=["dsn", *Options.names()])
         self._max_inactive_connection_lifetime = max_inactive_connection_lifetime
-        self._driver = AsyncpgDriver(connect_args, connect_kwargs, options)
+        config = options.config()
+        self._driver = AsyncpgDriver(connect_args, connect_kwargs, options, name=config.name)
         self._proxy_class = DirtyTrackingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
         self._setup = setup
         self._acquire_timeout = acquire_timeout
         self._home = None if loop is None else weakref.ref(loop)
-        self._core = PoolCore(options.config(), self._driver, self)
-        self.reference = weakref.ref(self)
+        self._core = PoolCore(config, self._driver, self)
+        self.reference: weakref.ref[Self] = weakref.ref(self)
 
     # ---- opening and closing ----
 
@@ -411,6 +413,9 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
     pool: Pool
     timeout: float | None
     connection: PoolConnectionProxy | None
+    code: CodeType | None
+    instruction: int
+    done: bool
 
     def __init__(self, pool: Pool, timeout: float | None, frame: FrameType) -> None:
         self.pool = pool
@@ -452,7 +457,11 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
             if exc_val is None:
                 raise
             # The block's error says more than a failed reset after it.
-            logger.warning("releasing a connection failed after an error", exc_info=without_context(error, exc_val))
+            logger.warning(
+                "releasing a connection failed after an error",
+                exc_info=without_context(error, exc_val),
+                extra=fields("release_failed", pool.name, pool_error=error_type(error)),
+            )
 
 
 @documented(Options)

@@ -46,6 +46,8 @@ _CALL_BACK = (
 _SELF_CONTAINED = ("execute", "fetch", "fetchrow", "fetchval")
 # Methods that only touch the client's side: that look, and that change callbacks.
 _LOOKING = ("get_reset_query", "get_server_pid", "get_server_version", "get_settings", "is_closed", "is_in_transaction")
+# Methods whose callbacks are called with the proxy.
+_LISTENING = ("add_listener", "add_log_listener", "add_termination_listener")
 _CHANGING_CALLBACKS = (
     *("add_log_listener", "add_query_logger", "add_termination_listener"),
     *("remove_log_listener", "remove_query_logger", "remove_termination_listener"),
@@ -92,6 +94,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
     is_prepare = name == "prepare"
     sets_codecs = name in CODEC_METHODS
     calls_back = name in _CALL_BACK
+    listens = name in _LISTENING
 
     async def do(proxy: PoolConnectionProxy, con: Connection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if proxy._connection is not con:
@@ -102,6 +105,8 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
         if not is_self_contained:
             session.is_exposed = True
             session.may_have_set_codecs |= sets_codecs
+            if listens:
+                proxy.show_asyncpg()
         if reads and not session.is_dirty:
             session.is_dirty = not is_statement or _may_leave_something(args, kwargs)
         session.calls += 1
@@ -113,7 +118,7 @@ def _on_its_loop(name: str, method: Callable[..., Any], *, reads: bool) -> Calla
             raise
         finally:
             session.calls -= 1
-        return bound_to_lease(result) if is_prepare else result
+        return bound_to_lease(result, proxy) if is_prepare else result
 
     do.__name__, do.__qualname__ = name, f"Connection.{name}"  # for the warning that it was never awaited
 
@@ -141,13 +146,14 @@ def _making(name: str, method: Callable[..., Any], *, reads: bool) -> Callable[.
         session.is_exposed = True
         if may_leave_something:
             session.is_dirty = True
-        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs))
+        return bound_to_lease(getattr(con.__class__, name)(con, *args, **kwargs), self)
 
     return call
 
 
 def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     changes_callbacks = name in _CHANGING_CALLBACKS
+    listens = name in _LISTENING
 
     @functools.wraps(method)
     def call(self: PoolConnectionProxy, *args: Any, **kwargs: Any) -> Any:
@@ -155,6 +161,8 @@ def _on_any_loop(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         if con is None:
             raise _released(name)
         self._holder.is_exposed |= changes_callbacks
+        if listens:
+            self.show_asyncpg()
         return getattr(con.__class__, name)(con, *args, **kwargs)
 
     return call
@@ -177,7 +185,7 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
     own.
     """
 
-    __slots__ = ("_connection", "_pool_reference")
+    __slots__ = ("__weakref__", "_connection", "_pool_reference")
 
     _holder: AsyncpgSession
 
@@ -185,6 +193,16 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         self._pool_reference = pool.reference  # weak: a proxy that has been released keeps no pool alive
         self._holder = session
         self._connection: Connection | None = session.lend(self, pool)
+
+    def show_asyncpg(self) -> None:
+        """
+        Have asyncpg refer to this proxy for the rest of its lease, in place of the session.
+
+        Listeners are called with it. Code that has the connection itself may add some.
+        """
+        con = self._connection
+        if con is not None:
+            con._proxy = self
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: a copy would outlive its lease."""
@@ -195,6 +213,7 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         """The connection, under the name that asyncpg's proxy has for it. Code that reads this may bypass the proxy."""
         session = self._holder
         session.is_exposed = session.is_dirty = session.may_have_set_codecs = True
+        self.show_asyncpg()
         return self._connection
 
 

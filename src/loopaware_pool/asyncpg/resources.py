@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import asyncpg
 from asyncpg.connresource import ConnectionResource
@@ -53,11 +53,33 @@ _SESSION_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InternalClientError)
 _MAKERS: Final = {PreparedStatement: "cursor", CursorFactory: "__aiter__"}
 
 
-def bound_to_lease(resource: Any) -> Any:
-    """Make *resource*, new from asyncpg, refuse a first step after its lease or on another loop."""
+class _Proxy(Protocol):
+    """What the caller has of a connection."""
+
+    def show_asyncpg(self) -> None:
+        """Have asyncpg refer to it."""
+
+
+class _LeaseNumber(int):
+    """
+    asyncpg's number of a lease, which each resource keeps to compare it. This one refers to the lease's proxy, too.
+
+    So a lease is not taken for dropped while there is a resource of it. The resources' classes have slots, and none to
+    spare.
+    """
+
+    proxy: _Proxy
+
+
+def bound_to_lease(resource: Any, proxy: _Proxy) -> Any:
+    """Make *resource*, new from asyncpg, refuse a first step after its lease or on another loop, and keep *proxy*."""
     bound = _BOUND.get(type(resource))
-    if bound is not None:
+    if bound is None:
+        proxy.show_asyncpg()
+    else:
         resource.__class__ = bound
+        number = resource._con_release_ctr = _LeaseNumber(resource._con_release_ctr)
+        number.proxy = proxy
     return resource
 
 
@@ -139,7 +161,7 @@ def _check_first_step(kind: type, resource: Any, name: str, steps: Any) -> None:
 def _binds(kind: type, name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(kind, name))
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return bound_to_lease(getattr(kind, name)(self, *args, **kwargs))
+        return bound_to_lease(getattr(kind, name)(self, *args, **kwargs), self._con_release_ctr.proxy)
 
     return call
 
@@ -152,7 +174,7 @@ def _open(factory: Any) -> Generator[Any, Any, Any]:
 def _opening(factory: Any) -> Generator[Any, Any, Any]:
     _check_loop(CursorFactory, factory, "__await__")
     try:
-        return bound_to_lease((yield from CursorFactory.__await__(factory)))
+        return bound_to_lease((yield from CursorFactory.__await__(factory)), factory._con_release_ctr.proxy)
     except _SESSION_ERRORS as error:
         _tell_session(factory, error)
         raise_if_ended(error)

@@ -51,13 +51,15 @@ RESET_SECONDS: Final = 30.0
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 
-# References to a lent proxy: asyncpg's, this session's, and the one made by counting. Its connection has as many.
+# References to a lent proxy that asyncpg refers to: asyncpg's, and two while they are counted. Its connection has one
+# more: the proxy's.
 _REFERENCES: Final = 3
-# From CPython 3.14 on, some references are borrowed, and not counted.
+# From CPython 3.14 on, a local variable may borrow its reference, which is not counted then.
 _ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
 
 # Bound once: see shard.py.
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
+_RESET_PIPELINED = ReturnCheck.RESET_PIPELINED
 
 
 @contextlib.contextmanager
@@ -100,7 +102,6 @@ class AsyncpgSession(AsyncpgLink):
 
     Attributes:
         owner: Listens to what happens to the session.
-        proxy: The caller's proxy, while the connection is lent.
         pool: The pool, while the connection is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next reset may take; None for `RESET_SECONDS`.
         is_dirty: Whether the lease may have left something to reset, as far as its statements show.
@@ -116,6 +117,7 @@ class AsyncpgSession(AsyncpgLink):
         "_can_be_followed",
         "_ending",
         "_guarded",
+        "_lease",
         "_memory",
         "_plain",
         "_query",
@@ -133,19 +135,21 @@ class AsyncpgSession(AsyncpgLink):
         "may_have_set_codecs",
         "owner",
         "pool",
-        "proxy",
         "reset_timeout",
     )
+
+    is_dirty: bool
+    is_exposed: bool
 
     def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(con, loop)
         self.owner: SessionListener[AsyncpgSession] | None = None
-        self.proxy: upstream.PoolConnectionProxy | None = None
+        self._lease: weakref.ref[upstream.PoolConnectionProxy] | None = None
         self.pool: upstream.Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = self._starts_dirty = True
-        self.may_have_set_codecs = False
-        self.calls = 0
+        self.may_have_set_codecs: bool = False
+        self.calls: int = 0
         self.is_exposed = self._starts_exposed = type(con) is not Connection
         self._settings = settings
         self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
@@ -257,19 +261,22 @@ class AsyncpgSession(AsyncpgLink):
 
     def is_dropped(self) -> bool:
         """
-        Whether nothing refers to the caller's proxy, nor to the connection, as a prepared statement does.
+        Whether nothing refers to the caller's proxy, nor to what was made with it, such as a prepared statement.
 
-        asyncpg has to refer to the proxy, because listeners are called with it. So no weak reference can tell when the
-        caller drops it, and references are counted instead. A lease with listeners is never dropped: the connection is
-        held for them.
+        The session refers to the proxy weakly, and what is made with the proxy refers to it. For some leases, asyncpg
+        has to refer to the proxy, too (see `PoolConnectionProxy.show_asyncpg`). Then references are counted, where
+        Python counts all of them; where it does not, such a lease is never taken for dropped. A lease with listeners is
+        not dropped: the connection is held for them.
         """
-        con = self._con
-        return (
+        con, lease = self._con, self._lease
+        if con is None or lease is None:
+            return False
+        proxy = lease()
+        return proxy is None or (
             _ARE_REFERENCES_COUNTED
-            and con is not None
-            and self.proxy is not None
-            and sys.getrefcount(self.proxy) <= _REFERENCES
-            and sys.getrefcount(con) <= _REFERENCES + 1 + self._count_own_callbacks(con)  # here
+            and con._proxy is proxy
+            and sys.getrefcount(proxy) <= _REFERENCES
+            and sys.getrefcount(con) <= _REFERENCES + 1 + self._count_own_callbacks(con)
             and not (con._listeners or con._log_listeners)
             and con._termination_listeners == self._termination_listeners
         )
@@ -334,7 +341,7 @@ class AsyncpgSession(AsyncpgLink):
             answer.send(self._plain)
             return _RESET_SENT
         answer.send(self._guarded, is_held=is_wanted)
-        return _READY
+        return _RESET_PIPELINED
 
     def _is_busy(self) -> bool:
         """
@@ -516,14 +523,18 @@ class AsyncpgSession(AsyncpgLink):
 
     @property
     def _in_use(self) -> upstream.PoolConnectionProxy | None:
-        return self.proxy
+        return None if self._lease is None else self._lease()
+
+    @property
+    def _holder(self) -> AsyncpgSession:
+        return self
 
     _inactive_callback = None
     says_goodbye = True
 
     def is_idle(self) -> bool:
         """Whether no caller has it."""
-        return self.proxy is None
+        return self._lease is None
 
     def _release_on_close(self) -> None:
         """Called by asyncpg when the connection is closed by anything but `abort`."""
@@ -548,12 +559,12 @@ class AsyncpgSession(AsyncpgLink):
             self._take_transport()
         if con._proxy is not None:  # a `connect` of the user's has returned one connection twice
             raise asyncpg.InterfaceError("connection is lent already")
-        self.proxy = proxy
+        self._lease = weakref.ref(proxy)
         self.pool = pool
         # The calls of a user's own class are not seen.
         self.may_have_set_codecs = self._starts_exposed
         self.is_exposed = self._starts_exposed or bool(con._listeners or con._log_listeners)
-        con._proxy = proxy
+        con._proxy = proxy if self.is_exposed or self._termination_listeners else self
         return con
 
     def call_failed(self, error: BaseException, *, is_hearsay: bool) -> None:
@@ -593,13 +604,14 @@ class AsyncpgSession(AsyncpgLink):
 
     def end_lease(self) -> None:
         """Make the caller's proxy useless."""
-        proxy, self.proxy = self.proxy, None
-        self._ending = proxy
+        lease, self._lease = self._lease, None
+        self._ending = proxy = None if lease is None else lease()
         self.pool = None
+        con = self._con
         if proxy is not None:
             con, proxy._connection = proxy._connection, None
-            if con is not None:
-                con._proxy = None
+        if lease is not None and con is not None:
+            con._proxy = None
 
     def invalidate_derivatives(self) -> None:
         """
@@ -620,8 +632,8 @@ class AsyncpgSession(AsyncpgLink):
         End a lease whose `setup` failed. The proxy keeps the connection, and the caller of this must see that it
         closes.
         """
-        self._ending = self.proxy
-        self.proxy = self.pool = None
+        self._ending = self._in_use
+        self._lease = self.pool = None
         if self._con is not None:
             self._con._set_proxy(None)
 
@@ -635,7 +647,7 @@ class AsyncpgSession(AsyncpgLink):
 
     def answer_complete(self) -> None:
         """The reset is done. The settings reported by now are those of an unchanged session."""
-        if self.proxy is None:
+        if self._lease is None:
             self._memory.expect_this()
         if self.owner is not None:
             self.owner.settled()

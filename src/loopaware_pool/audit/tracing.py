@@ -46,8 +46,8 @@ class Added:
     __slots__ = ("identity", "line")
 
     def __init__(self, identity: SocketIdentity | None, line: str | None) -> None:
-        self.identity = identity
-        self.line = line
+        self.identity: SocketIdentity | None = identity
+        self.line: str | None = line
 
 
 class _Book:

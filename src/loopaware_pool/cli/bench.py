@@ -16,7 +16,7 @@ __all__ = ["add_arguments", "main", "run"]
 
 _HERE: Final = Path(__file__).resolve()
 # In an installed package, and in a clone.
-_PLACES: Final = (_HERE.parents[1] / "shipped", _HERE.parents[3])
+_PLACES: Final = (_HERE.parents[1] / "_shipped", _HERE.parents[3])
 
 
 def main(arguments: list[str] | None = None) -> int:

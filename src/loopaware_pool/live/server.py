@@ -27,6 +27,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._platform import event_loops
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.live.address import HostPort, SocketPath, parse_address
 from loopaware_pool.live.snapshot import Snapshot, Viewed
 from loopaware_pool.live.wire import UntilDeadline
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveView", "serve_live"]
 
-logger = logging.getLogger("loopaware_pool")
+logger: logging.Logger = logging.getLogger("loopaware_pool")
 
 # How long a client may take to send its request, and again to read the answer. `close()` waits for that long.
 REQUEST_SECONDS: Final = 1.0
@@ -104,7 +105,7 @@ class LiveView:
                 undo.callback(self._socket_file.remove)
             self._spare = undo.enter_context(self._listener.dup())
             self._waker, self._woken = (undo.enter_context(end) for end in socket.socketpair())
-            self.address = str(_bound(where, self._listener))
+            self.address: str = str(_bound(where, self._listener))
             self._thread = threading.Thread(target=self._serve, name=f"live view at {self.address}", daemon=True)
             self._thread.start()
             undo.pop_all()
@@ -219,8 +220,9 @@ class _Answer(BaseHTTPRequestHandler):
     def _send_snapshot(self) -> None:
         try:
             body = self._view.snapshot().to_json().encode()
-        except Exception:
-            logger.exception("the live view could not look at a pool")
+        except Exception as error:
+            told = fields("live_view_failed", None, pool_error=error_type(error))
+            logger.exception("the live view could not look at a pool", extra=told)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "A pool could not be looked at; the log says why")
             return
         self.send_response(HTTPStatus.OK)

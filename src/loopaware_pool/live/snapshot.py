@@ -107,14 +107,16 @@ def _read(kind: Any, data: Any) -> Any:
     Make a *kind*, a dataclass or another annotation, of parsed JSON. Fields that this release lacks are left out.
 
     Raises:
-        AttributeError, TypeError: The data does not fit. A stranger may send anything, and the values are used in
-            arithmetic.
+        AttributeError, TypeError, ValueError: The data does not fit. A stranger may send anything, and the values are
+            used in arithmetic.
     """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         return kind(**{name: _read(hints[name], value) for name, value in data.items() if name in hints})
-    if get_origin(kind) is tuple:
-        return tuple(_read(get_args(kind)[0], each) for each in data)
+    if get_origin(kind) in (tuple, list):
+        return get_origin(kind)(_read(get_args(kind)[0], each) for each in data)
+    if get_origin(kind) is dict:
+        return {_read(str, key): _read(get_args(kind)[1], each) for key, each in data.items()}
     if get_origin(kind) is UnionType:
         return None if data is None else _read(get_args(kind)[0], data)
     if not isinstance(data, (int, float) if kind is float else kind) or (

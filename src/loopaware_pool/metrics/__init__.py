@@ -6,6 +6,6 @@ An exporter reads `pool.stats()` and events, nothing else. It imports its packag
 
 from __future__ import annotations
 
-from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Total
+from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Times, Total, Totals
 
-__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Total"]
+__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Times", "Total", "Totals"]

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Total
-from loopaware_pool.stats import PoolStats
+from loopaware_pool.metrics.pools import HasStats, WatchedPools, stats_of
+from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Times, Total, Totals
+from loopaware_pool.stats import BUCKETS_SECONDS, Histogram, PoolStats
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
-except ImportError as missing:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        SummaryMetricFamily,
+    )
+except ImportError as _missing:
     raise ImportError(
-        f"loopaware_pool.metrics.prometheus needs prometheus_client ({missing}): "
+        f"loopaware_pool.metrics.prometheus needs prometheus_client ({_missing}): "
         "pip install 'loopaware-pool[prometheus]'"
-    ) from missing
+    ) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +39,10 @@ _FAMILIES: Final[dict[type, type]] = {
     Level: GaugeMetricFamily,
     Levels: GaugeMetricFamily,
     Total: CounterMetricFamily,
+    Totals: CounterMetricFamily,
+    Times: HistogramMetricFamily,
     Spent: SummaryMetricFamily,
 }
-
-
-class _HasStats(Protocol):
-    def stats(self) -> PoolStats: ...
 
 
 class PoolCollector:
@@ -48,10 +53,9 @@ class PoolCollector:
     """
 
     def __init__(self) -> None:
-        self._pools: weakref.WeakValueDictionary[str, _HasStats] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
+        self._pools = WatchedPools()
 
-    def add(self, pool: _HasStats) -> None:
+    def add(self, pool: HasStats) -> None:
         """
         Collect from *pool* from now on. Adding it again does nothing.
 
@@ -59,21 +63,11 @@ class PoolCollector:
             TypeError: It is not one of our pools.
             ValueError: Another pool of this name, that is not closed, is there already.
         """
-        stats = _stats_of(pool)
-        with self._lock:
-            other = self._pools.get(stats.name)
-            if other is not None and other is not pool and other.stats().state != "closed":
-                raise ValueError(
-                    f"name={stats.name!r}: another pool of that name is registered; "
-                    "give each pool a name of its own, or close the other first"
-                )
-            self._pools[stats.name] = pool
+        self._pools.add(pool)
 
     def collect(self) -> Iterator[Any]:
         """Read every pool that is not closed, once, and yield Prometheus's metric families."""
-        with self._lock:
-            pools = list(self._pools.values())
-        every = [stats for pool in pools if (stats := pool.stats()).state != "closed"]
+        every = self._pools.stats()
         if every:
             for metric in METRICS:
                 yield _family(metric, every)
@@ -88,7 +82,7 @@ _collectors: weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector] = weakr
 _lock = threading.Lock()
 
 
-def register(pool: _HasStats, registry: CollectorRegistry = REGISTRY) -> None:
+def register(pool: HasStats, registry: CollectorRegistry = REGISTRY) -> None:
     """
     Include *pool*'s metrics in every scrape of *registry*, until it is closed. From any thread; the pool need not be
     open.
@@ -104,7 +98,7 @@ def register(pool: _HasStats, registry: CollectorRegistry = REGISTRY) -> None:
         ValueError: Another pool of this name is registered, and not closed; or *registry* has other metrics of these
             names.
     """
-    _stats_of(pool)
+    stats_of(pool)
     with _lock:
         collector = _collectors.get(registry)
         if collector is None:
@@ -115,17 +109,9 @@ def register(pool: _HasStats, registry: CollectorRegistry = REGISTRY) -> None:
     collector.add(pool)
 
 
-def _stats_of(pool: _HasStats) -> PoolStats:
-    ask = getattr(pool, "stats", None)
-    stats = ask() if callable(ask) else None
-    if not isinstance(stats, PoolStats):
-        raise TypeError(f"pool={pool!r}: expected a pool of loopaware_pool")
-    return stats
-
-
 def _family(metric: Metric, every: list[PoolStats]) -> Any:
     """Make the family of one metric, for all pools."""
-    labels = ["pool", metric.label] if isinstance(metric, Levels) else ["pool"]
+    labels = ["pool", metric.label] if isinstance(metric, Levels | Totals) else ["pool"]
     unit = "seconds" if metric.name.endswith("_seconds") else ""
     family: Any = _FAMILIES[type(metric)](PREFIX + metric.name, metric.help, labels=labels, unit=unit)
     for stats in every:
@@ -134,11 +120,19 @@ def _family(metric: Metric, every: list[PoolStats]) -> Any:
     return family
 
 
-def _samples(metric: Metric, stats: PoolStats) -> list[tuple[list[str], tuple[float, ...]]]:
+def _samples(metric: Metric, stats: PoolStats) -> list[tuple[list[str], tuple[Any, ...]]]:
     """Read a metric. Returns the values of further labels, and what `add_metric` takes."""
+    if isinstance(metric, Times):
+        histogram, seconds = metric.read(stats)
+        return [([], (_cumulative(histogram), seconds))]
     if isinstance(metric, Spent):
         return [([], metric.read(stats))]
-    if isinstance(metric, Levels):
-        return [([value], (level,)) for value, level in metric.read(stats).items()]
+    if isinstance(metric, Levels | Totals):
+        return [([value], (number,)) for value, number in metric.read(stats).items()]
     number = metric.read(stats)
     return [] if number is None else [([], (number,))]
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, int]]:
+    bounds = [*map(str, BUCKETS_SECONDS), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from loopaware_pool.stats import PoolStats
+    from loopaware_pool.stats import Histogram, PoolStats
 
-__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Total"]
+__all__ = ["METRICS", "Level", "Levels", "Metric", "Spent", "Times", "Total", "Totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,40 @@ class Total:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """
+    Several counters, told apart by a label.
+
+    Attributes:
+        name: Their common name.
+        help: What they count, in one sentence.
+        label: Name of the label.
+        read: Reads them, by the label's value. A value appears when it is first counted.
+    """
+
+    name: str
+    help: str
+    label: str
+    read: Callable[[PoolStats], Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """
+    How long something took, each time: a histogram.
+
+    Attributes:
+        name: Its name; ends in `seconds`.
+        help: What took that time, in one sentence.
+        read: Reads the counts by bucket, and how many seconds all took together.
+    """
+
+    name: str
+    help: str
+    read: Callable[[PoolStats], tuple[Histogram, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Spent:
     """
     Time spent, and how many times: a summary without quantiles.
@@ -84,7 +118,7 @@ class Spent:
     read: Callable[[PoolStats], tuple[int, float]]
 
 
-Metric = Level | Levels | Total | Spent
+Metric = Level | Levels | Total | Totals | Times | Spent
 
 
 def _connections(stats: PoolStats) -> Mapping[str, float]:
@@ -94,6 +128,15 @@ def _connections(stats: PoolStats) -> Mapping[str, float]:
 
 def _counted(name: str, help: str, counter: str) -> Total:  # noqa: A002 - what monitoring systems call it
     return Total(name, help, lambda stats: getattr(stats.totals, counter))
+
+
+def _resets(stats: PoolStats) -> Mapping[str, int]:
+    totals = stats.totals
+    return {
+        "pipelined": totals.resets_pipelined,
+        "confirmed": totals.resets_confirmed,
+        "awaited": totals.resets_awaited,
+    }
 
 
 def _gave_up(stats: PoolStats) -> tuple[int, float]:
@@ -115,24 +158,32 @@ METRICS: Final[tuple[Metric, ...]] = (
     _counted("acquires_shed", "Acquires refused, after they had waited, because of shed_after.", "shed"),
     _counted("acquires_cancelled", "Acquires cancelled while they waited.", "cancelled"),
     _counted("acquires_failed", "Acquires that were told of another error while they waited.", "failed"),
-    Spent(
-        "acquire_wait_seconds",
-        "Time in the queue of acquires that were served after it.",
-        lambda stats: (stats.totals.waited, stats.totals.waited_seconds),
+    _counted("acquires_waited", "Leases begun after waiting in the queue.", "waited"),
+    Times(
+        *("acquire_wait_seconds", "Time that acquires waited before their lease began; most of them not at all."),
+        lambda stats: (stats.totals.acquire_times, stats.totals.waited_seconds),
     ),
     Spent("acquire_gave_up_seconds", "Time in the queue of acquires that left it without a connection.", _gave_up),
-    _counted("use_seconds", "Time that connections were lent, of leases that have ended.", "used_seconds"),
-    Spent(
-        "connect_seconds",
-        "Time that opening connections took.",
-        lambda stats: (stats.totals.opened, stats.totals.connect_seconds),
+    Times(
+        *("use_seconds", "Time that leases lasted that have ended by a return."),
+        lambda stats: (stats.totals.use_times, stats.totals.used_seconds),
+    ),
+    Times(
+        *("connect_seconds", "Time that opening connections took."),
+        lambda stats: (stats.totals.connect_times, stats.totals.connect_seconds),
     ),
     _counted("connections_opened", "Connections opened.", "opened"),
-    _counted("connections_closed", "Connections closed, for whatever reason.", "closed"),
+    Totals("connections_closed", "Connections closed, by reason.", "reason", lambda stats: stats.totals.closed_because),
+    Total(
+        *("permits_moved", "Connections closed because another loop needed the permit."),
+        lambda stats: stats.totals.permits_moved,
+    ),
     _counted("connect_failures", "Connects that failed.", "connect_failures"),
     _counted("connections_found_dead", "Connections that the server had closed while they were idle.", "found_dead"),
     _counted("connections_returned_dead", "Connections that came back closed, or in use.", "returned_dead"),
+    Totals("resets", "Sessions reset, by how: pipelined, confirmed or awaited.", "kind", _resets),
     _counted("reset_failures", "Connections closed because their session could not be reset.", "reset_failures"),
+    _counted("leases_overdue", "Leases that lasted for longer than leak_threshold.", "overdue"),
     _counted("leases_dropped", "Connections closed because their holder let go of them.", "dropped"),
     _counted("fd_leak", "Sockets found open after their connections were closed, by fd_check.", "fds_leaked"),
     _counted("fd_lost", "Idle connections found without their sockets, by fd_check.", "fds_lost"),

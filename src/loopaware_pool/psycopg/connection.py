@@ -16,6 +16,7 @@ from psycopg.rows import Row
 
 from loopaware_pool._platform.event_loops import post, running
 from loopaware_pool._platform.frames import let_go_of_frames
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.psycopg.socket_waiter import INTERVAL_SECONDS, ConnectionUse, SocketWaiter
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["LoopAwareConnection"]
 
 RV = TypeVar("RV")
 
-logger = logging.getLogger("psycopg")
+logger: logging.Logger = logging.getLogger("psycopg")
 
 # Seconds for the server to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
@@ -64,8 +65,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     def __init__(self, pgconn: Any, row_factory: Any = psycopg.rows.tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.watch = SocketWaiter(pgconn, asyncio.get_running_loop())
-        self.lock = _OwnersLock(self.watch)
+        self.watch: SocketWaiter = SocketWaiter(pgconn, asyncio.get_running_loop())
+        self.lock: _OwnersLock = _OwnersLock(self.watch)
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
@@ -165,13 +166,18 @@ class LoopAwareConnection(AsyncConnection[Row]):
             try:
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
             except Exception as error:  # noqa: BLE001 - the query may end by itself
-                logger.warning("query cancellation failed: %s", error)
+                told = fields("cancel_failed", self.watch.pool_name, pool_error=error_type(error))
+                logger.warning("query cancellation failed: %s", error, extra=told)
             if not self.closed:  # else psycopg's generators in C would go on with what libpq has freed meanwhile
                 await self.watch.drive(gen, has_begun=True, timeout=CANCEL_SECONDS)
         except psycopg.errors.QueryCanceled:
             pass
         except BaseException as error:
-            logger.warning("query not ended after its cancellation (%s): closing connection", type(error).__name__)
+            logger.warning(
+                "query not ended after its cancellation (%s): closing connection",
+                type(error).__name__,
+                extra=fields("cancelled_query_not_ended", self.watch.pool_name, pool_error=error_type(error)),
+            )
             self._finish()
             if not isinstance(error, Exception):
                 raise

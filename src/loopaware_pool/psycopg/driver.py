@@ -16,6 +16,7 @@ from loopaware_pool import errors
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.psycopg.session import PsycopgSession
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection
+    from psycopg_pool.abc import AsyncConnectionCB, AsyncConninfoParam, AsyncKwargsParam
 
     from loopaware_pool.psycopg.options import Options
     from loopaware_pool.stats import LeaseInfo, PoolStats
@@ -111,8 +113,8 @@ class PsycopgDriver:
         fault: The error of the last connect, if the program caused it and another connect would fail, too.
     """
 
-    logger = logging.getLogger("psycopg.pool")
-    errors = errors.ErrorFamily(
+    logger: logging.Logger = logging.getLogger("psycopg.pool")
+    errors: errors.ErrorFamily = errors.ErrorFamily(
         PoolClosed,
         PoolTimeout,
         TooManyRequests,
@@ -134,15 +136,15 @@ class PsycopgDriver:
         connecting: Callable[[], None],
     ) -> None:
         self.name = name
-        self.conninfo = options.conninfo
-        self.kwargs = options.kwargs
+        self.conninfo: AsyncConninfoParam = options.conninfo
+        self.kwargs: AsyncKwargsParam | None = options.kwargs
         self.connection_class = connection_class
-        self.configure = options.configure
-        self.reset_hook = options.reset
+        self.configure: AsyncConnectionCB[Any] | None = options.configure
+        self.reset_hook: AsyncConnectionCB[Any] | None = options.reset
         self.ping = ping
         self.session_reset: str = options.session_reset
         self.tells_errors = tells_errors
-        self.reconnect_seconds = options.reconnect_timeout
+        self.reconnect_seconds: float = options.reconnect_timeout
         self._outlasted = weakref.WeakMethod(outlasted)
         self._connecting = weakref.WeakMethod(connecting)
         self.fault: BaseException | None = None
@@ -168,7 +170,7 @@ class PsycopgDriver:
                 raise HookFailed from (self.fault or error)
             raise
         if is_told and not self.tells_errors:  # a null pool does not log that
-            self.logger.info("adding new connection to the pool")
+            self.logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
         self._failing_since = self.fault = None
         self._failures = 0
         return session
@@ -213,7 +215,8 @@ class PsycopgDriver:
         self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
         self._failures += 1
         if self._failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
-            self.logger.warning("error connecting in %r: %s", self.name, error)
+            told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=self._failures)
+            self.logger.warning("error connecting in %r: %s", self.name, error, extra=told)
         if self._failing_since is None:
             self._failing_since = since = monotonic()
             if self.reconnect_seconds != float("inf"):
@@ -232,7 +235,9 @@ class PsycopgDriver:
         outlasted = self._outlasted()
         if outlasted is not None:
             self.logger.warning(
-                "reconnection attempt in pool %r failed after %s sec", self.name, self.reconnect_seconds
+                "reconnection attempt in pool %r failed after %s sec",
+                *(self.name, self.reconnect_seconds),
+                extra=fields("reconnect_given_up", self.name, pool_reconnect_timeout=self.reconnect_seconds),
             )
             outlasted()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
 from psycopg_pool.abc import ACT
 
 from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS, patience_after, within
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.errors import PoolTimeout
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkup", "Lease"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 # psycopg_pool's pace: at once, then after a second or so, then twice as long each time.
 FIRST_PAUSE_SECONDS: Final = 1.0
@@ -48,6 +49,7 @@ class Lender(Protocol[ACT]):
 
     _core: PoolCore[PsycopgSession]
     _rechecks: int
+    name: str
 
     def getconn(self, timeout: float | None = None) -> Awaitable[ACT]:
         """Lend a connection."""
@@ -118,7 +120,8 @@ class Checkup:
         if not connection.closed:
             self._pool._take_back(connection)
         elif listener is not None and listener.slot.is_lent():
-            logger.info("not serving connection found broken")
+            told = fields("found_broken", self._pool.name)
+            logger.info("not serving connection found broken", extra=told)
             self._runner.shard.counters.found_dead += 1
             self._runner.shard.retire(listener.slot, "failed its check", politely=False)
             self._runner.shard.drop_dead()
@@ -155,7 +158,8 @@ class Checkup:
         try:
             await within(left, lambda: self._check(connection), self._pool._session_of(connection).abort)
         except Exception as error:  # noqa: BLE001 - any error fails the check
-            logger.info("connection failed check: %s", error)
+            told = fields("check_failed", self._pool.name, pool_error=error_type(error))
+            logger.info("connection failed check: %s", error, extra=told)
             return False
         except BaseException:
             self._pool._take_back(connection)

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool.base import BasePool
 
-from loopaware_pool._core.checks import check_number, check_whole, number
+from loopaware_pool._core.checks import Check, check_number, check_whole, number
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def check_seconds(name: str, value: object) -> None:
     check_number(name, value, "a number of seconds")
 
 
-check_span = number("a number of seconds, 0 or more; infinity turns it off", lambda value: value >= 0)
+check_span: Check = number("a number of seconds, 0 or more; infinity turns it off", lambda value: value >= 0)
 
 
 def span(seconds: float) -> float:

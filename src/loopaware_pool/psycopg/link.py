@@ -144,7 +144,7 @@ class PsycopgLink:
         pool_name: str,
         dropped: Callable[[object], object] | None = None,
     ) -> None:
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
         self._pgconn = pgconn = bare.pgconn
         self._reference = weakref.ref(bare, dropped)
         fd = pgconn.socket

@@ -26,6 +26,7 @@ from loopaware_pool._core.slot import SlotState, acquiring_line
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.timeouts import patience_after
 from loopaware_pool._platform.event_loops import running
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.driver import (
@@ -65,7 +66,7 @@ __all__ = [
     "WrongLoop",
 ]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 _DEFAULT_CLASS: Final[Any] = LoopAwareConnection
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
@@ -133,7 +134,8 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         name = checked_name(name)
         config = options.config(name, keeps_idle=self._keeps_idle)
         self.timeout = timeout
-        self.close_returns, self.num_workers = self._keeps_idle and close_returns, num_workers
+        self.close_returns: bool = self._keeps_idle and close_returns
+        self.num_workers: int = num_workers
         self._check, self._reconnect_failed, self._discard_expired = check, reconnect_failed, discard_expired
         self._driver = PsycopgDriver(
             options,
@@ -204,7 +206,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         runner = self._core.runner()
         if self._is_full():
             return
-        logger.info("waiting for pool %r initialization", self.name)
+        logger.info("waiting for pool %r initialization", self.name, extra=fields("opening", self.name))
         runner.callers += 1
         driver, old_fault = self._driver, self._driver.fault
         try:
@@ -212,7 +214,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         finally:
             runner.callers -= 1
         if is_ready:
-            logger.info("pool %r is ready to use", self.name)
+            logger.info("pool %r is ready to use", self.name, extra=fields("ready", self.name))
             return
         error = driver.new_fault(old_fault) or self._init_timeout(runner, seconds)
         await self.close()
@@ -327,7 +329,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         else:
             check_number("timeout", timeout, _SECONDS)
         if is_logged := logger.isEnabledFor(logging.INFO):
-            logger.info("connection requested from %r", self.name)
+            logger.info("connection requested from %r", self.name, extra=fields("connection_requested", self.name))
         core = self._core
         if core.state is not _OPEN or self._is_to_warn:
             self._check_open()
@@ -342,7 +344,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         if self._check is not None:
             connection = await Checkup(self, runner, self._check, timeout, began).first_that_passes(connection)
         if is_logged:
-            logger.info("connection given by %r", self.name)
+            logger.info("connection given by %r", self.name, extra=fields("connection_given", self.name))
         return connection
 
     async def putconn(self, conn: ACT) -> None:
@@ -368,7 +370,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
             whose = f"it comes from pool {lender.name!r}" if lender else "it doesn't come from any pool"
             raise ValueError(f"can't return connection to pool {self.name!r}, {whose}: {conn}")
         if logger.isEnabledFor(logging.INFO):
-            logger.info("returning connection to %r", self.name)
+            logger.info("returning connection to %r", self.name, extra=fields("connection_returned", self.name))
         lent: Any = conn  # with its session, which no class of connections declares
         session: PsycopgSession = lent._loopaware_session
         listener = session.owner
@@ -414,7 +416,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     def _log_growth(self) -> None:
         size = self._core.size()
         if self._keeps_idle and size > self._core.shared.config.min_size:
-            logger.info("growing pool %r to %s", self.name, size)
+            logger.info("growing pool %r to %s", self.name, size, extra=fields("growing", self.name, pool_size=size))
 
     def _take_back_at_home(self, conn: ACT, listener: SessionListener[PsycopgSession]) -> None:
         """Take a connection back on its own loop, or for that loop if it is not running."""
@@ -443,7 +445,8 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
     def _reconnect_task_done(self, task: asyncio.Task[None]) -> None:
         self._reconnect_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s: reconnect_failed raised", self.name, exc_info=error)
+            told = fields("reconnect_callback_failed", self.name, pool_error=error_type(error))
+            logger.error("%s: reconnect_failed raised", self.name, exc_info=error, extra=told)
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullConnectionPool[ACT]):
@@ -474,7 +477,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
             try:
                 async with asyncio.timeout(left):
                     await runner.open_one()
-                logger.info("adding new connection to the pool")
+                logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
                 return True
             except Exception as error:  # noqa: BLE001 - it becomes the cause of the timeout
                 runner.shard.last_error = error

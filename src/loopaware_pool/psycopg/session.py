@@ -13,7 +13,8 @@ from psycopg.adapt import AdaptersMap
 
 from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
 from loopaware_pool._core.timeouts import within
-from loopaware_pool._platform.event_loops import post
+from loopaware_pool._platform.event_loops import label, post
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.link import PsycopgLink
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PsycopgSession", "SessionSettings", "check_connection"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 # A rollback, a session reset and the user's `reset` together fail after this.
 RESET_SECONDS: Final = 30.0
@@ -148,8 +149,8 @@ class PsycopgSession(PsycopgLink):
         self._made = weakref.ref(connection)
         self._configured: _Configured | None = None
         bare._loopaware_session = self
-        self.says_goodbye = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
-        self.leaves_plainly = all(
+        self.says_goodbye: bool = _method(layers, "close") not in (AsyncConnection.close, LoopAwareConnection.close)
+        self.leaves_plainly: bool = all(
             _method(layers, name) in (getattr(AsyncConnection, name), getattr(LoopAwareConnection, name))
             for name in ("__aenter__", "__aexit__", "commit", "rollback")
         )
@@ -167,13 +168,13 @@ class PsycopgSession(PsycopgLink):
         if status == _UNKNOWN or self._server_state is ServerState.GOODBYE:
             return self._discard()
         if status == _ACTIVE or self._watch.is_waited_for() or pgconn.pipeline_status != _NO_PIPELINE:
-            logger.warning("closing returned connection: %s", self.connection)
+            self._warn("returned_in_use", "closing returned connection: %s")
             return self._close_used()
         self._watch.detach_others()
         self._watch.use = _UNUSED
         if status != _IDLE:
             if not self._is_rollback_expected:
-                logger.warning("rolling back returned connection: %s", self.connection)
+                self._warn("returned_in_transaction", "rolling back returned connection: %s")
             self._is_rollback_expected = False
             return _RESET
         return (
@@ -192,8 +193,11 @@ class PsycopgSession(PsycopgLink):
         return self._discard()
 
     def _discard(self) -> ReturnCheck:
-        logger.warning("discarding closed connection: %s", self.connection)
+        self._warn("returned_closed", "discarding closed connection: %s")
         return ReturnCheck.BROKEN
+
+    def _warn(self, event: str, text: str) -> None:
+        logger.warning(text, self.connection, extra=fields(event, self._settings.name, loop=label(self.loop)))
 
     async def reset(self) -> None:
         """Roll back, reset the session and call the user's `reset`, as far as each is needed."""
@@ -251,7 +255,11 @@ class PsycopgSession(PsycopgLink):
         try:
             await connection.rollback()
         except Exception as error:
-            logger.warning("rollback failed: %s: %s. Discarding connection %s", type(error).__name__, error, connection)
+            logger.warning(
+                "rollback failed: %s: %s. Discarding connection %s",
+                *(type(error).__name__, error, connection),
+                extra=fields("rollback_failed", self._settings.name, pool_error=error_type(error)),
+            )
             raise
 
     async def _reset(self) -> None:
@@ -261,7 +269,8 @@ class PsycopgSession(PsycopgLink):
             if self._settings.reset_hook is not None:
                 await self.show_to(self._settings.reset_hook, "reset")
         except Exception as error:
-            logger.warning("error resetting connection: %s", error)
+            told = fields("reset_failed", self._settings.name, pool_error=error_type(error))
+            logger.warning("error resetting connection: %s", error, extra=told)
             raise
 
     def _restore_client_side(self, configured: _Configured) -> None:
@@ -335,7 +344,7 @@ class PsycopgSession(PsycopgLink):
         try:
             await self._settings.ping(self._kept())
         except Exception:
-            logger.warning("discarding broken connection: %s", self.connection)
+            self._warn("ping_failed", "discarding broken connection: %s")
             raise
         finally:
             self._watch.use = _UNUSED

@@ -139,11 +139,11 @@ class SocketWaiter:
     )
 
     def __init__(self, pgconn: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
         self.fd: int = pgconn.socket
-        self.use = _NONE
-        self.pool_name = "?"
-        self.is_shared = False
+        self.use: ConnectionUse = _NONE
+        self.pool_name: str = "?"
+        self.is_shared: bool = False
         self._pgconn = pgconn
         self._keys = selector_keys(loop)
         self._handle: Any = _UNSEEN

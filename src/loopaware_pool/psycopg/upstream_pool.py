@@ -12,6 +12,7 @@ import psycopg_pool
 from psycopg_pool.abc import ACT
 
 from loopaware_pool._core.surface import PoolSurface
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.psycopg.likeness import (
     as_given,
     check_seconds,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UpstreamPool"]
 
-logger = logging.getLogger("psycopg.pool")
+logger: logging.Logger = logging.getLogger("psycopg.pool")
 
 
 def _refuse_size(which: str, _: object, value: object) -> NoReturn:
@@ -64,7 +65,8 @@ class UpstreamPool(PoolSurface, psycopg_pool.AsyncConnectionPool[ACT]):
             ValueError, TypeError: The sizes make no sense; nothing has changed.
         """
         max_size = check_sizes(min_size, max_size, keeps_idle=self._keeps_idle)
-        logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size)
+        told = fields("resizing", self.name, pool_min_size=min_size, pool_max_size=max_size)
+        logger.info("resizing %r to min_size=%s max_size=%s", self.name, min_size, max_size, extra=told)
         self._core.resize(min_size, max_size or sys.maxsize)
 
     async def check(self) -> None:

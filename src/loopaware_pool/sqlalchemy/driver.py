@@ -48,9 +48,10 @@ class PoolTimeout(errors.PoolTimeout, exc.TimeoutError):
     """No connection came free in time. SQLAlchemy's `TimeoutError`, with its code, and Python's."""
 
     complaint = "QueuePool limit reached, connection timed out, timeout {:.2f}"
-    code = QUEUE_EXHAUSTED
+    code: str | None = QUEUE_EXHAUSTED
 
-    __str__ = exc.TimeoutError.__str__
+    def __str__(self) -> str:
+        return exc.TimeoutError.__str__(self)
 
 
 class TooManyWaiting(errors.TooManyWaiting, exc.TimeoutError):
@@ -81,8 +82,8 @@ class SqlalchemyDriver:
             `record_info` is kept.
     """
 
-    logger = logging.getLogger("sqlalchemy.pool")
-    errors = errors.ErrorFamily(
+    logger: logging.Logger = logging.getLogger("sqlalchemy.pool")
+    errors: errors.ErrorFamily = errors.ErrorFamily(
         PoolClosed, PoolTimeout, TooManyWaiting, unsupported_loop=UnsupportedLoop, overloaded=Overloaded
     )
 

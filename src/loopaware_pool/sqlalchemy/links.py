@@ -75,7 +75,11 @@ class OpaqueLink:
     def park(self) -> None:
         """Do nothing: the socket is not known."""
 
-    unpark = lend = park
+    def unpark(self) -> None:
+        """Do nothing, as `park`."""
+
+    def lend(self) -> None:
+        """Do nothing: there is no socket to prepare."""
 
     def take_back(self) -> bool:
         """Assume the best."""

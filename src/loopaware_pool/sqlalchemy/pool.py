@@ -26,8 +26,9 @@ from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._core.slot import SlotState, is_library
 from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.surface import PoolSurface
-from loopaware_pool._platform.event_loops import is_idle, post, running
+from loopaware_pool._platform.event_loops import is_idle, label, post, running
 from loopaware_pool._platform.frames import has_interrupted_a_decision
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.sqlalchemy.driver import (
     Overloaded,
@@ -233,7 +234,8 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         if loop is None or (loop is here and in_greenlet()):
             super()._close_connection(connection, terminate=terminate)
             return
-        self.logger.debug("Hard-closing connection %r", connection)
+        told = fields("hard_close", self._config.name, loop=label(loop))
+        self.logger.debug("Hard-closing connection %r", connection, extra=told)
         if loop is here or is_idle(loop) or not post(loop, cut, connection, loop):
             cut(connection, loop)
 
@@ -258,7 +260,8 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             await_only(core.close_unused(DISPOSE_SECONDS))
         else:
             core.shut_unused()
-        self.logger.info("Pool disposed. %s", self.status())
+        told = fields("disposed", self._config.name, **core.counts())
+        self.logger.info("Pool disposed. %s", self.status(), extra=told)
 
     def recreate(self) -> LoopAwareQueuePool:
         """
@@ -267,7 +270,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         If this one has been disposed of, the other takes its place. Callers that still wait here are served, with
         connections that are not kept.
         """
-        self.logger.info("Pool recreating")
+        self.logger.info("Pool recreating", extra=fields("recreating", self._config.name))
         if self._is_disposed_of:
             self._is_replaced = True
             self._core.reconfigure(max_idle_size=0)

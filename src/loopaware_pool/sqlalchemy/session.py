@@ -68,6 +68,7 @@ class RecordSession:
     """
 
     liveness: Callable[[], Liveness]
+    needs_care: bool
 
     __slots__ = ("_is_abandoned", "_pool", "connection", "link", "liveness", "loop", "needs_care", "owner", "record")
 
@@ -75,8 +76,8 @@ class RecordSession:
 
     def __init__(self, pool: RecordKeeper, record: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.owner: SessionListener[RecordSession] | None = None
-        self.record = record
-        self.loop = loop
+        self.record: Any = record
+        self.loop: asyncio.AbstractEventLoop = loop
         self._pool = pool
         self._is_abandoned = False
         self._look_below()

@@ -27,8 +27,8 @@ class QueueView:
     """
 
     def __init__(self, options: Options, records: Callable[[], list[Any]]) -> None:
-        self.maxsize = options.pool_size
-        self.use_lifo = options.use_lifo
+        self.maxsize: int = options.pool_size
+        self.use_lifo: bool = options.use_lifo
         self._records = records
 
     @property

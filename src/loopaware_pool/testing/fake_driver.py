@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.errors import ErrorFamily, PoolClosed, PoolTimeout, TooManyWaiting
 
@@ -38,12 +39,12 @@ class FakeSession:
 
     def __init__(self) -> None:
         self.owner: Owner | None = None
-        self.is_settled = True
-        self.life = Liveness.ALIVE
+        self.is_settled: bool = True
+        self.life: Liveness = Liveness.ALIVE
         self.was_dropped = False
         self.check = ReturnCheck.READY
         self.failure: Exception | None = None
-        self.is_parked = False
+        self.is_parked: bool = False
         self.calls: list[str] = []
 
     def liveness(self) -> Liveness:
@@ -120,12 +121,12 @@ class FakeDriver:
         session_class: The class of its sessions.
     """
 
-    logger = logging.getLogger(__name__)
+    logger: logging.Logger = logging.getLogger(__name__)
     session_class: type[FakeSession] = FakeSession
-    errors = ErrorFamily(closed=PoolClosed, timeout=PoolTimeout, too_many_waiting=TooManyWaiting)
+    errors: ErrorFamily = ErrorFamily(closed=PoolClosed, timeout=PoolTimeout, too_many_waiting=TooManyWaiting)
 
     def __init__(self) -> None:
-        self.connect_seconds = 0.0
+        self.connect_seconds: float = 0.0
         self.failures: list[Exception] = []
         self.sessions: list[FakeSession] = []
 
@@ -147,7 +148,8 @@ class FakeDriver:
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Log it."""
-        self.logger.warning("the floor was not restored: %s", error)
+        told = fields("min_size_not_restored", None, pool_error=error_type(error))
+        self.logger.warning("the floor was not restored: %s", error, extra=told)
 
     def forked(self) -> None:
         """Do nothing."""

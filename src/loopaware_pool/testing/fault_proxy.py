@@ -86,8 +86,8 @@ class FaultProxy:
         parts = urlsplit(dsn)
         if not parts.scheme or not parts.hostname or "," in parts.netloc:  # not shown: it may have a password
             raise ValueError("dsn: expected a URL with one host, as in 'postgresql://user@host:5432/database'")
-        self.dsn = dsn
-        self.port = 0
+        self.dsn: str = dsn
+        self.port: int = 0
         self._parts = parts
         self._target = parts.hostname, parts.port or _DEFAULT_PORT
         self._links: set[_Link] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rich.columns import Columns
@@ -188,17 +188,7 @@ def _passed(stats: PoolStats, earlier: PoolStats | None) -> Counters:
 
     Never below zero: the numbers of a loop that is ending are, for a moment, in neither place.
     """
-    now, then = _total(stats), Counters() if earlier is None else _total(earlier)
-    return Counters(**{name: max(getattr(now, name) - getattr(then, name), 0) for name in _names()})
-
-
-def _total(stats: PoolStats) -> Counters:
-    parts = [stats.ended, *(loop.counters for loop in stats.loops)]
-    return Counters(**{name: sum(getattr(part, name) for part in parts) for name in _names()})
-
-
-def _names() -> Iterable[str]:
-    return (field.name for field in fields(Counters))
+    return stats.totals.minus(Counters() if earlier is None else earlier.totals)
 
 
 def _rate(count: int, seconds: float) -> str:

@@ -41,7 +41,7 @@ class Source:
     """
 
     def __init__(self, address: str, timeout: float) -> None:
-        self.address = parse_address(address)
+        self.address: Address = parse_address(address)
         self._timeout = timeout
         self._pid: int | None = None
 
