@@ -201,7 +201,8 @@ def options(taken_by: Any, kind: type[SharedOptions]) -> str:
 
 def sections(docstring: str) -> tuple[str, dict[str, str]]:
     """Take a docstring apart: what it says, and the attributes that it describes."""
-    told, _, listed = inspect.cleandoc(docstring).partition("\nAttributes:\n")
+    told, _, rest = inspect.cleandoc(docstring).partition("\nAttributes:\n")
+    listed = re.split(r"^(?=\S)", rest, maxsplit=1, flags=re.MULTILINE)[0]
     described: dict[str, str] = {}
     for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n {5,})+)", listed, re.MULTILINE):
         described |= dict.fromkeys(names.split(", "), " ".join(text.split()))
