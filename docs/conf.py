@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from docutils import nodes
-from pygments.lexers.special import TextLexer
 
 import loopaware_pool
 
@@ -143,6 +142,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", plain.keep, priority=400)  # napoleon's is 500
     app.connect("autodoc-process-docstring", plain.restore, priority=600)
     app.connect("autodoc-process-signature", with_public_names)
-    app.add_lexer("mermaid", TextLexer)
     app.connect("source-read", read_root_page)
     app.connect("missing-reference", find_type)

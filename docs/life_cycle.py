@@ -9,7 +9,7 @@ from loopaware_pool._core.slot import TRANSITIONS, SlotState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["draw_life_cycle"]
+__all__ = ["GROUND", "INK", "LINE", "draw_life_cycle"]
 
 
 class Move(NamedTuple):
