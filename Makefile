@@ -117,6 +117,7 @@ examples: .venv-examples/.ready  ## start the programs of docs/examples and talk
 
 docs: .venv-docs/.ready  ## build the documentation site, in build/site; a warning, or a link that leads nowhere, is an error
 	@echo "== documentation"
+	@rm -rf build/site
 	@.venv-docs/bin/python -m sphinx --quiet --nitpicky --fail-on-warning --keep-going docs build/site
 	@.venv-docs/bin/python docs/check_site.py build/site && echo "The site is in build/site."
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from docutils import nodes
-from pygments.lexers.special import TextLexer
 
 import loopaware_pool
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 DOCS: Final = Path(__file__).parent
 ROOT: Final = DOCS.parent
 # Pages of the site that are files of the project's root.
-FROM_ROOT: Final = {"security": "SECURITY.md", "changelog": "CHANGELOG.md", "limits": "README.md"}
+FROM_ROOT: Final = {"security": "SECURITY.md", "changelog": "CHANGELOG.md", "features": "README.md"}
 # The parts of the README that are a page.
-README_PARTS: Final = ("What it does not do", "Supported versions")
+README_PARTS: Final = ("What you get", "What it does not do", "Supported versions")
 
 project = "loopaware-pool"
 author = "the loopaware-pool authors"
@@ -56,8 +55,6 @@ toc_object_entries_show_parents = "hide"
 # No other project's index is read, so that the site can be built without a network. Ours must be complete.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!loopaware_pool).*"),
-    ("py:.*", r"loopaware_pool(\.\w+)*\._\w+(\.\w+)*"),  # private, as are those that follow
-    ("py:.*", r"loopaware_pool\.(asyncpg\.pool\.PoolAcquireContext|psycopg\.lending\.Lease|driver\.S_co)"),
 ]
 # Two flavours have errors of the same names; the nearest is taken.
 suppress_warnings = ["ref.python"]
@@ -80,7 +77,7 @@ def read_root_page(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname in FROM_ROOT:
         path = ROOT / FROM_ROOT[docname]
         app.env.note_dependency(path)
-        text = _readme_parts(path.read_text()) if docname == "limits" else path.read_text()
+        text = _readme_parts(path.read_text()) if docname == "features" else path.read_text()
         source[0] = re.sub(r"\]\((?:\./)?docs/", "](", text)
     if docname == "index":  # a pattern that matches no page is a warning, and warnings are errors
         source[0] = re.sub(r"^\S+\*$", lambda line: line[0] * any(DOCS.glob(f"{line[0]}.md")), source[0], flags=re.M)
@@ -91,28 +88,59 @@ def read_root_page(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def _readme_parts(text: str) -> str:
     parts = dict(re.findall(r"^## (.*)\n((?:.|\n)*?)(?=^## |\Z)", text, re.MULTILINE))
-    return "\n".join(["# Limits and supported versions", *(f"\n## {name}\n{parts[name]}" for name in README_PARTS)])
+    return "\n".join(["# Features, limits, versions", *(f"\n## {name}\n{parts[name]}" for name in README_PARTS)])
 
 
-def find_by_short_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
-    """Link what an annotation names without its module, or in a private one, if only one public thing has that name."""
+def find_type(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: TextElement) -> Element | None:
+    """
+    Link a type that an annotation names without its module, or in a module that is private, if only one public thing
+    has that name. A private type is no link, and no broken one.
+    """
     if node.get("refdomain") != "py":
         return None
     domain: Any = env.get_domain("py")
-    name = node["reftarget"].rpartition(".")[2]
+    module, _, name = node["reftarget"].rpartition(".")
     found = {
         (entry.docname, entry.node_id)
         for path, entry in domain.objects.items()
         if path.rpartition(".")[2] == name and not entry.aliased and entry.objtype in ("class", "exception")
     }
-    if len(found) != 1:
-        return None
-    docname, node_id = found.pop()
-    uri = app.builder.get_relative_uri(node.get("refdoc", env.docname), docname)
-    return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{node_id}")
+    if len(found) == 1:
+        docname, node_id = found.pop()
+        uri = app.builder.get_relative_uri(node.get("refdoc", env.docname), docname)
+        return nodes.reference("", "", content, internal=True, refuri=f"{uri}#{node_id}")
+    is_private = module.startswith("loopaware_pool.") and (name.startswith("_") or module not in domain.modules)
+    return content if is_private or name.endswith("_co") else None
+
+
+class PlainSentences:
+    """Keeps napoleon from reading "Whether it is closed: if ..." as the type and the meaning of a property."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[str]] = {}
+
+    def keep(self, *event: Any) -> None:
+        """Note the docstring of a property, before napoleon has it."""
+        _, what, name, _, _, lines = event
+        if what in ("property", "attribute"):
+            self._kept[name] = list(lines)
+
+    def restore(self, *event: Any) -> None:
+        """Put it back."""
+        _, _, name, _, _, lines = event
+        lines[:] = self._kept.pop(name, lines)
+
+
+def with_public_names(*event: Any) -> tuple[str, str] | None:
+    """Show a default by the name that users know."""
+    signature, returned = event[-2:]
+    return (signature.replace("_DEFAULT_CLASS", "LoopAwareConnection"), returned) if signature else None
 
 
 def setup(app: Sphinx) -> None:
-    app.add_lexer("mermaid", TextLexer)
+    plain = PlainSentences()
+    app.connect("autodoc-process-docstring", plain.keep, priority=400)  # napoleon's is 500
+    app.connect("autodoc-process-docstring", plain.restore, priority=600)
+    app.connect("autodoc-process-signature", with_public_names)
     app.connect("source-read", read_root_page)
-    app.connect("missing-reference", find_by_short_name)
+    app.connect("missing-reference", find_type)

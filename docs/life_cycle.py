@@ -9,7 +9,7 @@ from loopaware_pool._core.slot import TRANSITIONS, SlotState
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["draw_life_cycle"]
+__all__ = ["GROUND", "INK", "LINE", "draw_life_cycle"]
 
 
 class Move(NamedTuple):
@@ -39,14 +39,14 @@ MOVES: Final = {
     ("CONNECTING", "connected"): Move("M144,130 L232,130", 188, 122),
     ("CONNECTING", "connect failed"): Move("M82,150 L82,404 L780,404 L780,356", 660, 398),
     ("IDLE", "taken"): Move("M362,124 L712,124", 455, 117),
-    ("IDLE", "reserved"): Move("M345,110 C390,75 420,58 472,54", 372, 68, "end"),
+    ("IDLE", "reserved"): Move("M345,110 C390,75 420,58 472,54", 394, 68, "end"),
     ("IDLE", "reset started"): Move("M345,150 C395,185 420,200 472,212", 428, 188, "start"),
     ("IDLE", "close started"): Move("M270,150 C272,270 380,320 472,330", 282, 285, "end"),
     ("RESERVED", "claimed"): Move("M602,54 C660,60 700,75 738,106", 706, 70, "start"),
     ("RESERVED", "abandoned"): Move("M500,30 C440,0 310,10 300,104", 360, 20, "end"),
     ("RESERVED", "close started"): Move("M580,70 C630,140 640,250 584,306", 612, 100, "start"),
     ("LENT", "returned"): Move("M718,138 L368,138", 455, 154),
-    ("LENT", "reset started"): Move("M745,150 C715,200 680,216 608,220", 690, 190, "end"),
+    ("LENT", "reset started"): Move("M745,150 C715,200 680,216 608,220", 664, 238, "start"),
     ("LENT", "close started"): Move("M780,150 C782,260 720,312 608,324", 784, 262, "start"),
     ("RESETTING", "reset finished"): Move("M478,230 C400,232 325,215 312,156", 400, 240, "end"),
     ("RESETTING", "close started"): Move("M540,240 L540,304", 532, 276, "end"),

@@ -5,7 +5,7 @@ Write the parts of the pages that are taken from the code: `python docs/make_pag
   Read from `TRANSITIONS` in `loopaware_pool._core.slot`.
 * docs/options.md: every option of all flavours. Read from their `Options`.
 * docs/exceptions.md, docs/events.md, docs/statistics.md: every public class, with its attributes. Read from docstrings.
-* docs/guide/life-cycle.svg: the states once more, drawn.
+* docs/guide/life-cycle.svg: the states once more, drawn; docs/guide/lease.svg: the way of a lease.
 
 With `--check` nothing is written. Exit code 0: the pages are up to date; 1: one is not, and was only looked at.
 """
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lease_sequence import draw_lease
 from life_cycle import draw_life_cycle
 
 from loopaware_pool import asyncpg, errors, psycopg, sqlalchemy, stats
@@ -201,7 +202,8 @@ def options(taken_by: Any, kind: type[SharedOptions]) -> str:
 
 def sections(docstring: str) -> tuple[str, dict[str, str]]:
     """Take a docstring apart: what it says, and the attributes that it describes."""
-    told, _, listed = inspect.cleandoc(docstring).partition("\nAttributes:\n")
+    told, _, rest = inspect.cleandoc(docstring).partition("\nAttributes:\n")
+    listed = re.split(r"^(?=\S)", rest, maxsplit=1, flags=re.MULTILINE)[0]
     described: dict[str, str] = {}
     for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n {5,})+)", listed, re.MULTILINE):
         described |= dict.fromkeys(names.split(", "), " ".join(text.split()))
@@ -283,6 +285,7 @@ def classes(kinds: Iterable[type], inherited: Iterable[str] = ()) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Make each page as it should be."""
     yield DOCS / "guide" / "life-cycle.svg", draw_life_cycle()
+    yield DOCS / "guide" / "lease.svg", draw_lease()
     yield DOCS / "exceptions.md", EXCEPTIONS_PAGE.format(table=exceptions_table(), classes=classes(public_exceptions()))
     base = class_section(stats.PoolEvent).partition("\n\n| ")[2]
     yield DOCS / "events.md", EVENTS_PAGE.format(base=f"| {base}", classes=classes(public_events(), ("pool", "loop")))

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 EXAMPLE = "postgresql://postgres@localhost/postgres"
+POOL = "from loopaware_pool import create_pool\npool = create_pool(dsn, name='shop')"
 # What pages show of a reader's own program.
 GIVEN = {
     "docs/audit.md": "async def handle_a_request(): ...",
@@ -29,8 +30,9 @@ from loopaware_pool import create_pool
 orders, invoices = create_pool(dsn, name="orders"), create_pool(dsn, name="invoices")
 async def serve_customers(): ...
 """,
-    "docs/metrics.md": "from loopaware_pool import create_pool\npool = create_pool(dsn, name='shop')",
-    "docs/sqlalchemy.md": "",
+    "docs/dashboards.md": POOL,
+    "docs/metrics.md": POOL,
+    "docs/tracing.md": POOL,
 }
 # The number of a block that fails on purpose, and a part of its error.
 FAILS = {("README.md", 0): "attached to a different loop"}

@@ -452,7 +452,7 @@ async def fd_leak_per(
     count: int, operation: Callable[[], Awaitable[object] | object], *, runs: int | None = None, tasks: int = 1
 ) -> float:
     """
-    Measure how many fds are lost per so many runs of something: the article's figure is 5 per 10,000 queries.
+    Measure how many fds are lost per so many runs of something.
 
     What is opened to be kept is no leak, such as the connections of a growing pool. So each task runs *operation* once
     before the count starts. If something is left, the count is repeated up to twice, and the lowest result is returned:

@@ -105,7 +105,7 @@ def _show_burst(console: Console, playground: Playground) -> None:
     )
     theirs, ours = playground.for_asyncpg()
     rounds = _run_rounds(console, theirs, ours, scenes.QUERIES)
-    console.print(f"  the article's design is stopped after {STUCK_SECONDS:.0f} s if it gets stuck ...")
+    console.print(f"  FixedAsyncPGPool, as printed, is stopped after {STUCK_SECONDS:.0f} s if it gets stuck ...")
     deadlock = asyncio.run(scenes.run_article_design(playground))
     console.print(_burst_table(theirs, ours, rounds, deadlock))
     for paragraph in _burst_notes(deadlock):
@@ -162,7 +162,7 @@ def _burst_table(
     )
     table.add_row(theirs.name, *_medians(their_bursts), *_left_by(theirs))
     if deadlock is not None and deadlock.is_stuck:
-        table.add_row("the article's design", "[red]DEADLOCK[/red]", *"-----")
+        table.add_row("FixedAsyncPGPool,\nas printed", "[red]DEADLOCK[/red]", *"-----")
     table.add_row(f"[bold]{ours.name}[/bold]", *_medians(our_bursts), *_left_by(ours))
     table.add_row(
         "ours / theirs",
@@ -193,9 +193,10 @@ def _burst_notes(deadlock: scenes.Deadlock) -> list[str]:
     ]
     if deadlock.is_stuck:
         notes.append(
-            f"The article's design answered {deadlock.answered:,} queries in {deadlock.last_answer_seconds * 1e3:.0f} "
-            f"ms, then none, and was stopped after {STUCK_SECONDS:.0f} s. Its acquire() waits for a connection "
-            "while it holds the lock that release() needs: the first task that finds none stops them all."
+            f"FixedAsyncPGPool, as an article printed it, answered {deadlock.answered:,} queries in "
+            f"{deadlock.last_answer_seconds * 1e3:.0f} ms, then none, and was stopped after {STUCK_SECONDS:.0f} s. Its "
+            "acquire() waits for a connection while it holds the lock that release() needs: the first task that finds "
+            "none stops them all."
         )
     return notes
 
