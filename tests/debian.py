@@ -22,7 +22,7 @@ def find_program(package: str, *, libraries: str = "") -> Path:
 
     Args:
         package: Name of the package, and of the program in it.
-        libraries: What the names of those packages match that it depends on and that are needed to run it.
+        libraries: What the names of those packages match that it depends on, itself or by another, and needs to run.
     """
     for folder in (None, *(f"/{folder}" for folder in _SYSTEM_FOLDERS)):
         if installed := shutil.which(package, path=folder):
@@ -50,8 +50,8 @@ def _download(scratch: Path, package: str, libraries: str) -> Path:
     options = [f"Dir::State::Lists={scratch}/lists", f"Dir::Cache={scratch}/cache", "APT::Sandbox::User=root"]
     flags = ["-qq", *(word for option in options for word in ("-o", option))]
     _run(scratch, package, "apt-get", *flags, "update")
-    needed = re.findall(r"Depends: (\S+)", _run(scratch, package, "apt-cache", *flags, "depends", package))
-    wanted = [name for name in needed if re.fullmatch(libraries, name)]
+    needed = _run(scratch, package, "apt-cache", *flags, "depends", "--recurse", package)
+    wanted = {name for name in re.findall(r"Depends: (\S+)", needed) if re.fullmatch(libraries, name)}
     _run(scratch / "packages", package, "apt-get", *flags, "download", package, *wanted)
     for file in (scratch / "packages").glob("*.deb"):
         _run(scratch, package, "dpkg-deb", "-x", str(file), str(scratch / "unpacked"))
