@@ -28,6 +28,14 @@ loop.run_until_complete(sum_of_squares(1))
 print("warm in", os.getpid(), flush=True)
 """
 
+# Keeps a process busy, so that each of them gets one of two.
+BUSY = """
+@app.task
+def busy():
+    import time
+    time.sleep(1)
+    return asyncio.run(sum_of_squares(2))
+"""
 # Tells that `stop` has run: both are called when a process ends, in their order.
 TELL = """
 @worker_process_shutdown.connect
@@ -91,13 +99,13 @@ class Sender:
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_tasks_run_on_one_pool_each_in_a_loop_of_its_own(at_work, database_url, pool):
     """In forked processes as in threads; between tasks no connection is open, and no fd is left at the end."""
-    with at_work("celery_tasks", "--pool", pool) as (worker, sender):
-        assert sender.send("squares", 10, times=4) == [385] * 4
+    with at_work("celery_tasks", "--pool", pool, appended=BUSY) as (worker, sender):
+        assert sender.send("busy", times=2) == [5] * 2
         before = fds_of(processes_of(worker))
         assert sender.send("squares", 10, times=20) == [385] * 20
         until(lambda: not sessions_in(database_url), lambda: f"sessions are left:\n{worker.output()}")
-        assert connections_to(database_url, processes_of(worker)) == []
-        assert fds_of(processes_of(worker)) == before
+        until(lambda: fds_of(processes_of(worker)) == before, lambda: f"fds are left: {before}")
+        until(lambda: not connections_to(database_url, processes_of(worker)), lambda: "connections are left")
         worker.ask_to_stop()
         assert worker.ended() == 0
         assert "Traceback" not in worker.output()
@@ -108,8 +116,7 @@ def test_on_asyncpgs_pool_every_task_fails(at_work):
     with at_work("celery_tasks", changes=TO_ASYNCPG) as (_, sender):
         failed = sender.send("squares", 10, times=4)
         assert [type(error) for error in failed] == [RuntimeError] * 4
-        assert "attached to a different loop" in str(failed[0])
-        assert "is bound to a different event loop" in str(failed[-1])
+        assert all("different loop" in str(error) or "different event loop" in str(error) for error in failed)
 
 
 def test_connections_opened_before_the_fork_stay_the_parents(at_work, database_url):
@@ -119,13 +126,17 @@ def test_connections_opened_before_the_fork_stay_the_parents(at_work, database_u
         assert warm == len(connections_to(database_url, [psutil.Process(worker.process.pid)])) > 0
         assert sender.send("squares", 10, times=20) == [385] * 20
         until(lambda: sessions_in(database_url) == warm, lambda: f"not the parent's alone:\n{worker.output()}")
-        assert {pid for pid, _ in connections_to(database_url, processes_of(worker))} == {worker.process.pid}
+        until(
+            lambda: {pid for pid, _ in connections_to(database_url, processes_of(worker))} == {worker.process.pid},
+            lambda: "children have connections",
+        )
 
 
 def test_on_asyncpgs_pool_a_kept_loop_does_not_help(at_work):
     """The pool was made when the module was imported, before there was that loop."""
     with at_work("celery_runner", changes=TO_ASYNCPG) as (_, sender):
-        assert ["different loop" in str(error) for error in sender.send("backend", times=4)] == [True] * 4
+        failed = sender.send("backend", times=4)
+        assert all("different loop" in str(error) or "different event loop" in str(error) for error in failed)
 
 
 @pytest.mark.parametrize("changes", [{}, TO_ASYNCPG | MADE_ON_THE_LOOP], ids=["ours", "asyncpgs-made-on-the-loop"])
@@ -172,7 +183,7 @@ def test_an_engine_serves_all_tasks(at_work, database_url):
     with at_work("celery_sqlalchemy") as (worker, sender):
         assert sender.send("square", 7, times=20) == [49] * 20
         until(lambda: not sessions_in(database_url), lambda: f"sessions are left:\n{worker.output()}")
-        assert connections_to(database_url, processes_of(worker)) == []
+        until(lambda: not connections_to(database_url, processes_of(worker)), lambda: "connections are left")
         worker.ask_to_stop()
         assert worker.ended() == 0
         assert "Traceback" not in worker.output()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def cells(database_url, tmp_path, home):
-    """Run a copy of the notebook; what each cell shows, or the name of its error."""
+    """Run a copy of the notebook; what each cell shows, or the name of its error; None if a changed one has crashed."""
 
     def cells(changes=None):
         notebook = tmp_path / "notebook.ipynb"
@@ -51,6 +52,8 @@ def cells(database_url, tmp_path, home):
             text = text.replace(old, new)
         notebook.write_text(text)
         code, output = run(*EXECUTE, notebook, DATABASE_URL=database_url, **home)
+        if changes and "DeadKernelError" in output:
+            return None
         assert code == 0, output
         return [shown(cell) for cell in json.loads(notebook.read_text())["cells"]]
 
@@ -69,10 +72,12 @@ def answers(database_url, tmp_path, home):
     def answers(changes=None, typed_before_the_end=""):
         lines = copy_session(tmp_path, changes).splitlines(keepends=True)
         typed = "".join([*lines[:-1], typed_before_the_end, lines[-1]])
-        environment = os.environ | {name: str(value) for name, value in home.items()} | {"DATABASE_URL": database_url}
+        own = {name: str(value) for name, value in home.items()} | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | own | {"DATABASE_URL": database_url}
         done = subprocess.run(
-            IPYTHON, input=typed, env=environment, capture_output=True, text=True, timeout=SECONDS, check=True
+            IPYTHON, input=typed, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
+        assert done.returncode == 0 or (changes and done.returncode == -signal.SIGSEGV), done.stderr
         return dict(re.findall(r"Out\[(\d+)\]: (.*)", done.stdout)), done.stdout
 
     return answers
@@ -95,8 +100,8 @@ def test_a_notebook_uses_one_pool_in_cells_in_a_thread_and_in_a_nested_loop(cell
 
 
 def test_on_asyncpgs_pool_the_thread_fails(cells):
-    """It is given a connection of the kernel's loop."""
-    assert cells(TO_ASYNCPG) == ["42", "[0, 1, 4, 9, 16]", "InterfaceError", "64", ""]
+    """It is given a connection of the kernel's loop. Two threads in one of asyncpg's connections may end the kernel."""
+    assert cells(TO_ASYNCPG) in (["42", "[0, 1, 4, 9, 16]", "InterfaceError", "64", ""], None)
 
 
 def test_ipython_awaits_at_its_prompt(answers, database_url):
@@ -120,7 +125,7 @@ def test_on_asyncpgs_pool_a_pool_that_is_awaited_at_another_prompt_fails(answers
 
 
 def test_on_asyncpgs_pool_the_thread_of_ipython_fails(answers):
-    """As in a notebook."""
+    """As in a notebook, or IPython itself crashes."""
     shown, output = answers(TO_ASYNCPG | AWAITED_AT_ONCE)
     assert (shown["5"], shown["6"]) == ("42", "[0, 1, 2, 3, 4]"), output
     assert "7" not in shown
