@@ -160,3 +160,20 @@ def test_a_page_without_its_markers_is_refused(monkeypatch):
     script = importlib.import_module("make_pages")
     with pytest.raises(ValueError, match="lacks one of the markers"):
         script.with_states("# Architecture\n")
+
+
+def public_modules():
+    """Those of the first level; commands have pages of their own, and pytest calls its plugin."""
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    return sorted(name for name in names if not name.startswith("_") and name not in ("cli", "pytest_plugin"))
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_every_public_module_has_an_api_page(name):
+    """In the list of pages; with all of its public names, where the page lists them one by one."""
+    page = (DOCS / "api" / f"{name}.rst").read_text()
+    assert f"   {name}\n" in (DOCS / "api" / "index.rst").read_text()
+    assert f".. automodule:: loopaware_pool.{name}\n" in page
+    if ":no-members:" in page.partition("\n\n.. auto")[2].partition("\n\n")[0]:
+        shown = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
+        assert shown == set(importlib.import_module(f"loopaware_pool.{name}").__all__)
