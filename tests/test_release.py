@@ -152,7 +152,7 @@ def test_the_page_names_every_public_module():
     package = ROOT / "src/loopaware_pool"
     found = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
     found |= {f"metrics.{path.stem}" for path in package.glob("metrics/*.py")} - {"metrics.__init__"}
-    public = {name for name in found if not re.match("_[a-z]", name)} - NOT_PUBLIC - {"__init__"}
+    public = {name for name in found if not re.search(r"(^|\.)_[a-z]", name)} - NOT_PUBLIC - {"__init__"}
     named = {name.removeprefix("loopaware_pool").removeprefix(".") for name in promised()}
     assert {name for name in public if name not in named} == set()
     assert "" in named

@@ -13,13 +13,13 @@ import weakref
 from time import time_ns
 from typing import TYPE_CHECKING, Final
 
-from loopaware_pool.metrics.pools import HasStats, WatchedPools, stats_of
+from loopaware_pool.metrics._pools import HasStats, WatchedPools, stats_of
 from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Times, Totals
 
 try:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
 
-    from loopaware_pool.metrics.otel_times import SCOPE, TimedPool, TimesExporter
+    from loopaware_pool.metrics._otel_times import SCOPE, TimedPool, TimesExporter
 except ImportError as _missing:
     raise ImportError(
         f"loopaware_pool.metrics.otel needs OpenTelemetry's SDK ({_missing}): pip install 'loopaware-pool[otel]'"

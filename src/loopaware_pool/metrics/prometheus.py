@@ -11,7 +11,7 @@ import weakref
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from loopaware_pool.metrics.pools import HasStats, WatchedPools, stats_of
+from loopaware_pool.metrics._pools import HasStats, WatchedPools, stats_of
 from loopaware_pool.metrics.table import METRICS, Level, Levels, Metric, Spent, Times, Total, Totals
 from loopaware_pool.stats import BUCKETS_SECONDS, Histogram, PoolStats
 
