@@ -25,6 +25,7 @@ README_PARTS: Final = ("What you get", "What it does not do", "Supported version
 
 project = "loopaware-pool"
 author = "the loopaware-pool authors"
+copyright = f"2026, {author}"  # noqa: A001 - the name that Sphinx reads
 version = release = loopaware_pool.__version__
 extensions = [
     "myst_parser",
