@@ -574,6 +574,59 @@ def test_a_lease_that_asyncpg_refers_to_is_reclaimed_if_references_are_counted(d
     run(main())
 
 
+class InACycle:
+    """Has a lease, and refers to itself, so that only the garbage collector notices that nobody has it any more."""
+
+    def __init__(self, connection, use):
+        self.connection = connection
+        self.use = use
+        self.myself = self
+
+    def __del__(self):
+        self.use(self.connection)
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["counted", "not counted"])
+def test_a_lease_that_a_finalizer_brings_back_is_kept(dsn, run, monkeypatch, no_collector, counts):
+    """By then the garbage collector has cleared all weak references to it. It ends as any other does."""
+    if not counts:
+        monkeypatch.setattr(asyncpg_session, "_ARE_REFERENCES_COUNTED", False)
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1, close_timeout=0) as client:
+            left = []
+            InACycle(await take(client), left.append)
+            gc.collect()
+            await wait_in_vain(client)
+            connection = left.pop()
+            assert await connection.fetchval("SELECT 42") == 42
+            await client.pool.release(connection)
+            with pytest.raises(asyncpg.InterfaceError, match="released"):
+                await connection.fetchval("SELECT 42")
+            async with client.lend() as other:
+                await client.pool.release(connection)  # does nothing
+                assert await other.fetchval("SELECT 42") == 42
+            assert client.pool._core.stats().totals.dropped == 0
+
+    run(main())
+
+
+def test_what_a_finalizer_releases_may_be_closed_already(dsn, run, no_collector):
+    """Then nothing is left to do, here or on another loop."""
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1) as client:
+            left = []
+            InACycle(await take(client), left.append)
+            gc.collect()
+            client.pool.terminate()
+            await client.pool.release(left[0])
+            await asyncio.to_thread(asyncio.run, client.pool.release(left[0]))
+            await client.pool.settled()
+
+    run(main())
+
+
 def test_a_listener_may_terminate_the_pool_at_a_dropped_lease(dsn, run, uncounted):
     """It is called in the middle of a look at all leases, and in the middle of an acquire."""
 

@@ -311,8 +311,8 @@ class Pool(UpstreamPool):
             )
         con, session = proxy._connection, proxy._holder
         listener = session.owner
-        if con is None or listener is None:  # released already, or the parent process's
-            return None
+        if con is None or listener is None or session.lease is None:
+            return None  # released already, closed, or the parent process's
         if con._loop is not running():
             listener.runner.errands.add(functools.partial(self._release_at_home, proxy, listener, timeout))
             return None
@@ -325,7 +325,7 @@ class Pool(UpstreamPool):
             if session.is_exposed:
                 session.invalidate_derivatives()
         finally:  # it warns about listeners, and warnings may be errors
-            session.end_lease()
+            session.end_lease(proxy)
             try:
                 # An expired one is closed without a reset, as in asyncpg's pool.
                 is_outdated = runner.shard.is_outdated(slot)
@@ -344,8 +344,8 @@ class Pool(UpstreamPool):
         """Take a connection back on its own loop, or for that loop if it is not running."""
         if listener.runner.is_here():
             self._release(proxy, timeout)
-        elif proxy._connection is not None:
-            proxy._holder.end_lease()
+        elif proxy._connection is not None and proxy._holder.lease is not None:
+            proxy._holder.end_lease(proxy)
             listener.runner.shard.returned(listener.slot, ReturnCheck.STRANDED, monotonic())
             listener.runner.act()
 

@@ -54,8 +54,11 @@ _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 # References to a lent proxy that asyncpg refers to: asyncpg's, and two while they are counted. Its connection has one
 # more: the proxy's.
 _REFERENCES: Final = 3
+_IS_CPYTHON: Final = sys.implementation.name == "cpython"
 # From CPython 3.14 on, a local variable may borrow its reference, which is not counted then.
-_ARE_REFERENCES_COUNTED: Final = sys.implementation.name == "cpython" and sys.version_info < (3, 14)
+_ARE_REFERENCES_COUNTED: Final = _IS_CPYTHON and sys.version_info < (3, 14)
+# References to a connection whose proxy is gone: the session's, and the one that `getrefcount` is called with.
+_REFERENCES_WITHOUT_PROXY: Final = 2
 
 # Bound once: see shard.py.
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
@@ -102,6 +105,7 @@ class AsyncpgSession(AsyncpgLink):
 
     Attributes:
         owner: Listens to what happens to the session.
+        lease: A weak reference to the caller's proxy, while the connection is lent; it may be dead (see `is_dropped`).
         pool: The pool, while the connection is lent; nothing else keeps a pool alive.
         reset_timeout: Seconds the next reset may take; None for `RESET_SECONDS`.
         is_dirty: Whether the lease may have left something to reset, as far as its statements show.
@@ -117,7 +121,6 @@ class AsyncpgSession(AsyncpgLink):
         "_can_be_followed",
         "_ending",
         "_guarded",
-        "_lease",
         "_memory",
         "_plain",
         "_query",
@@ -132,6 +135,7 @@ class AsyncpgSession(AsyncpgLink):
         "calls",
         "is_dirty",
         "is_exposed",
+        "lease",
         "may_have_set_codecs",
         "owner",
         "pool",
@@ -144,7 +148,7 @@ class AsyncpgSession(AsyncpgLink):
     def __init__(self, settings: SessionSettings, con: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(con, loop)
         self.owner: SessionListener[AsyncpgSession] | None = None
-        self._lease: weakref.ref[upstream.PoolConnectionProxy] | None = None
+        self.lease: weakref.ref[upstream.PoolConnectionProxy] | None = None
         self.pool: upstream.Pool | None = None
         self.reset_timeout: float | None = None
         self.is_dirty = self._starts_dirty = True
@@ -267,12 +271,20 @@ class AsyncpgSession(AsyncpgLink):
         has to refer to the proxy, too (see `PoolConnectionProxy.show_asyncpg`). Then references are counted, where
         Python counts all of them; where it does not, such a lease is never taken for dropped. A lease with listeners is
         not dropped: the connection is held for them.
+
+        The garbage collector clears the reference to a proxy in a cycle before it calls finalizers. One of them may
+        still use the proxy, as a suspended async generator does when it is closed. A proxy that lives has a reference
+        to the connection.
         """
-        con, lease = self._con, self._lease
+        con, lease = self._con, self.lease
         if con is None or lease is None:
             return False
         proxy = lease()
-        return proxy is None or (
+        if proxy is None:
+            own = _REFERENCES_WITHOUT_PROXY + self._count_own_callbacks(con)
+            del con  # no version counts it then
+            return not _IS_CPYTHON or sys.getrefcount(self._con) <= own
+        return (
             _ARE_REFERENCES_COUNTED
             and con._proxy is proxy
             and sys.getrefcount(proxy) <= _REFERENCES
@@ -523,7 +535,7 @@ class AsyncpgSession(AsyncpgLink):
 
     @property
     def _in_use(self) -> upstream.PoolConnectionProxy | None:
-        return None if self._lease is None else self._lease()
+        return None if self.lease is None else self.lease()
 
     @property
     def _holder(self) -> AsyncpgSession:
@@ -534,7 +546,7 @@ class AsyncpgSession(AsyncpgLink):
 
     def is_idle(self) -> bool:
         """Whether no caller has it."""
-        return self._lease is None
+        return self.lease is None
 
     def _release_on_close(self) -> None:
         """Called by asyncpg when the connection is closed by anything but `abort`."""
@@ -559,7 +571,7 @@ class AsyncpgSession(AsyncpgLink):
             self._take_transport()
         if con._proxy is not None:  # a `connect` of the user's has returned one connection twice
             raise asyncpg.InterfaceError("connection is lent already")
-        self._lease = weakref.ref(proxy)
+        self.lease = weakref.ref(proxy)
         self.pool = pool
         # The calls of a user's own class are not seen.
         self.may_have_set_codecs = self._starts_exposed
@@ -602,10 +614,17 @@ class AsyncpgSession(AsyncpgLink):
         ):
             self._server_state = ServerState.HEARSAY
 
-    def end_lease(self) -> None:
-        """Make the caller's proxy useless."""
-        lease, self._lease = self._lease, None
-        self._ending = proxy = None if lease is None else lease()
+    def end_lease(self, proxy: upstream.PoolConnectionProxy | None = None) -> None:
+        """
+        Make the caller's proxy useless.
+
+        Args:
+            proxy: The proxy; None if only the session's reference to it is known (see `is_dropped`).
+        """
+        lease, self.lease = self.lease, None
+        if proxy is None and lease is not None:
+            proxy = lease()
+        self._ending = proxy
         self.pool = None
         con = self._con
         if proxy is not None:
@@ -633,7 +652,7 @@ class AsyncpgSession(AsyncpgLink):
         closes.
         """
         self._ending = self._in_use
-        self._lease = self.pool = None
+        self.lease = self.pool = None
         if self._con is not None:
             self._con._set_proxy(None)
 
@@ -647,7 +666,7 @@ class AsyncpgSession(AsyncpgLink):
 
     def answer_complete(self) -> None:
         """The reset is done. The settings reported by now are those of an unchanged session."""
-        if self._lease is None:
+        if self.lease is None:
             self._memory.expect_this()
         if self.owner is not None:
             self.owner.settled()
