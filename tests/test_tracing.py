@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -258,3 +259,22 @@ def test_pools_do_not_import_opentelemetry():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_wait_that_ends_with_its_loop_ends_its_span(dsn, seen, caplog):
+    """Its coroutine is closed outside the context that it ran in, so it must not have changed that."""
+
+    async def leave_waiting():
+        pool = await create_pool(dsn, min_size=0, max_size=1)
+        trace_acquires(pool, seen.provider)
+        left = [pool, await pool.acquire(), asyncio.ensure_future(pool.acquire())]
+        await eventually_async(lambda: pool.stats().waiting == 1, "a caller in the queue")
+        return left
+
+    loop = asyncio.new_event_loop()
+    left = loop.run_until_complete(leave_waiting())
+    loop.close()
+    del left
+    gc.collect()
+    assert seen.waited_for() == ["connect", "queue"]
+    assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []

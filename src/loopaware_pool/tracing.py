@@ -14,7 +14,7 @@ from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.driver import S
 
 try:
-    from opentelemetry.trace import TracerProvider, get_tracer
+    from opentelemetry.trace import StatusCode, TracerProvider, get_tracer
 except ImportError as _missing:
     raise ImportError(
         f"loopaware_pool.tracing needs opentelemetry-api ({_missing}): pip install 'loopaware-pool[otel]'"
@@ -82,16 +82,23 @@ class _TracedQueue(Queue[S]):
             _POOL: self._registry.shared.config.name,
             _WAITING: waiting,
         }
-        with self._tracer.start_as_current_span(_SPAN, attributes=attributes) as span:
-            try:
-                slot = await super().wait(runner, timeout, line)
-            except BaseException as error:
-                span.set_attribute(_WAITED_FOR, _vainly_waited_for(runner.shard))
-                span.set_attribute(_ERROR, type(error).__qualname__)
-                raise
+        # Not the current span: a coroutine that is closed together with its loop cannot restore the one before.
+        span = self._tracer.start_span(_SPAN, attributes=attributes)
+        try:
+            slot = await super().wait(runner, timeout, line)
+        except BaseException as error:
+            span.set_attribute(_WAITED_FOR, _vainly_waited_for(runner.shard))
+            span.set_attribute(_ERROR, type(error).__qualname__)
+            if isinstance(error, Exception):
+                span.record_exception(error)
+                span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            raise
+        else:
             is_new = slot.holder is None and slot.opened_at >= began
             span.set_attribute(_WAITED_FOR, "connect" if is_new else "queue")
             return slot
+        finally:
+            span.end()
 
 
 def _vainly_waited_for(shard: Shard[Any]) -> str:
