@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import uvloop
 
 import flavours
 import helpers
@@ -212,6 +214,29 @@ def test_a_nested_acquire_that_is_awaited_is_named_in_the_timeout(dsn, run):
                 await ask(client.pool)
 
     run(main())
+
+
+class AwaitedFor:
+    """Awaits a coroutine, and is none itself: Python leaves out the frames of those that await it."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+
+    def __await__(self):
+        return self.coroutine.__await__()
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_the_line_that_starts_the_loop_is_not_taken_for_a_nested_acquire(dsn, new_loop):
+    """Of uvloop there is no frame between the two."""
+
+    async def main():
+        async with flavours.psycopg_flavour(dsn, max_size=1) as client, client.lend():
+            with pytest.raises(PoolTimeout, match="nested acquire from unknown"):
+                await AwaitedFor(client.pool.getconn(0.01))
+
+    with contextlib.closing(new_loop()) as loop:
+        loop.run_until_complete(main())
 
 
 def test_what_other_tasks_hold_is_not_named_as_nested(dsn, flavour, run):

@@ -178,6 +178,6 @@ def _add_own(error: PoolTimeout, runner: ShardRunner[Any], line: Line | None = N
     """
     task = asyncio.current_task(runner.loop)
     own = [] if task is None else leases_of(task, list(runner.shard.slots), monotonic())
-    if own:
-        where = line_outside(sys._getframe()) if line is None else line_of(*line)  # noqa: SLF001
+    if task is not None and own:
+        where = line_outside(sys._getframe(), task) if line is None else line_of(*line)  # noqa: SLF001
         error.add_own(tuple(own), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._core.slot import Slot, SlotState, is_library
@@ -16,6 +17,8 @@ __all__ = ["lease_of", "leases", "leases_of", "line_of", "line_outside", "stack_
 
 # The most lines of a stack that are reported, the innermost.
 DEEPEST: Final = 20
+# The flags of the code of coroutines and async generators. Such code is part of a task.
+_AWAITS: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # The attributes with the frame of something suspended, and with what it awaits: of coroutines, generators and async
 # generators.
 _SUSPENDED: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
@@ -51,17 +54,25 @@ def leases_of(task: asyncio.Task[Any], slots: Iterable[Slot], now: float) -> lis
     return leases([slot for slot in slots if slot.holder is not None and slot.holder() is task], now)
 
 
-def line_outside(frame: FrameType | None) -> str | None:
+def line_outside(frame: FrameType | None, task: asyncio.Task[Any]) -> str | None:
     """
-    Return the line of the caller's own code that has led to *frame*; None if there is none.
+    Return the line of the caller's own code in *task* that has led to *frame*; None if it cannot be told.
 
     When an error is thrown into a coroutine through an object that is no coroutine, Python leaves out the frames of
-    those that await that object. Then the first frame may be the loop's.
+    those that await that object. Then the next frame may be the loop's, or that of the code that has started the loop.
     """
-    while frame is not None and is_library(frame):
+    while frame is not None and (is_library(frame) or str(frame.f_globals.get("__name__")).startswith("asyncio.")):
         frame = frame.f_back
-    is_known = frame is not None and not str(frame.f_globals.get("__name__")).startswith("asyncio.")
-    return _where(frame) if frame is not None and is_known else None
+    if frame is None or not (frame.f_code.co_flags & _AWAITS or _is_below(frame, next(_frames_of(task), None))):
+        return None
+    return _where(frame)
+
+
+def _is_below(frame: FrameType | None, outermost: FrameType | None) -> bool:
+    """Whether *frame* was called, in however many steps, by *outermost*, or is that one."""
+    while frame is not None and frame is not outermost:
+        frame = frame.f_back
+    return frame is not None
 
 
 def stack_of(task: asyncio.Task[Any]) -> tuple[str, ...]:
