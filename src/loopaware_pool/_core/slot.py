@@ -94,6 +94,7 @@ TRANSITIONS: Final[dict[SlotState, dict[SlotEvent, SlotState]]] = {
 # Modules whose frames are skipped when looking for the caller's own line.
 LIBRARY_MODULES: Final = frozenset(
     {
+        "asyncio.tasks",
         "asyncpg.pool",
         "contextlib",
         "loopaware_pool.asyncpg.pool",
