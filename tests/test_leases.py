@@ -216,6 +216,24 @@ def test_a_nested_acquire_that_is_awaited_is_named_in_the_timeout(dsn, run):
     run(main())
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="older Pythons wait for a task of its own")
+def test_a_lease_is_traced_to_the_line_that_waits_for_it(dsn, run):
+    """Not to a line of asyncio's."""
+
+    async def lend(client):
+        return await asyncio.wait_for(client.pool.getconn(), AMPLE)
+
+    async def main():
+        async with flavours.psycopg_flavour(dsn, max_size=1) as client:
+            connection = await lend(client)
+            with pytest.raises(PoolTimeout) as caught:
+                await client.pool.getconn(0.01)
+            await client.pool.putconn(connection)
+        return caught.value.holders[0].where
+
+    assert run(main()).endswith(line_of(lend, 1))
+
+
 class AwaitedFor:
     """Awaits a coroutine, and is none itself: Python leaves out the frames of those that await it."""
 
@@ -595,6 +613,30 @@ def test_a_lease_that_asyncpg_refers_to_is_reclaimed_if_references_are_counted(d
                 await client.value("SELECT 1", AMPLE)
             else:
                 await wait_in_vain(client)
+
+    run(main())
+
+
+async def printed(connection):
+    assert repr(connection).startswith("<PoolConnectionProxy <asyncpg.connection.Connection object at 0x")
+
+
+async def printed_when_released(connection):
+    await connection._holder.pool.release(connection)
+    assert repr(connection).startswith("<PoolConnectionProxy [released] 0x")
+
+
+@pytest.mark.parametrize("look", [printed, printed_when_released])
+def test_to_print_a_lease_is_not_to_use_it(dsn, run, uncounted, look):
+    """Nor has asyncpg to refer to it for that."""
+
+    async def leave(client):
+        await look(await take(client))
+
+    async def main():
+        async with flavours.asyncpg_flavour(dsn, max_size=1) as client:
+            await leave(client)
+            await client.value("SELECT 1", AMPLE)
 
     run(main())
 

@@ -208,6 +208,11 @@ class PoolConnectionProxy(upstream.PoolConnectionProxy, metaclass=_ProxyMeta):
         """Refuse to be pickled or copied: a copy would outlive its lease."""
         raise TypeError("a connection cannot be pickled or copied")
 
+    def __repr__(self) -> str:
+        """Show it as asyncpg's does. To print a connection is not to use it."""
+        con = self._connection
+        return f"<{type(self).__name__} {'[released]' if con is None else repr(con)} {id(self):#x}>"
+
     @property
     def _con(self) -> Connection | None:
         """The connection, under the name that asyncpg's proxy has for it. Code that reads this may bypass the proxy."""
