@@ -101,7 +101,9 @@ def test_a_notebook_uses_one_pool_in_cells_in_a_thread_and_in_a_nested_loop(cell
 
 def test_on_asyncpgs_pool_the_thread_fails(cells):
     """It is given a connection of the kernel's loop. Two threads in one of asyncpg's connections may end the kernel."""
-    assert cells(TO_ASYNCPG) in (["42", "[0, 1, 4, 9, 16]", "InterfaceError", "64", ""], None)
+    shown = cells(TO_ASYNCPG)
+    assert shown is None or shown[:2] == ["42", "[0, 1, 4, 9, 16]"]
+    assert shown is None or shown[2] in ("InterfaceError", "RuntimeError")
 
 
 def test_ipython_awaits_at_its_prompt(answers, database_url):
