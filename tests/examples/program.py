@@ -169,7 +169,7 @@ def run(*arguments: object, folder: Path = EXAMPLES, **environment: object) -> t
 
 
 def _environment(scratch: str, more: Mapping[str, object]) -> dict[str, str]:
-    # No file is left beside the programs, in the user's home or among temporary files. What is written is there at once.
+    # No file is left beside the programs, in the home or among temporary files. What is written is there at once.
     places = {"TMPDIR": scratch, "XDG_RUNTIME_DIR": scratch}
     own = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"} | places
     return os.environ | own | {name: str(value) for name, value in more.items()}
