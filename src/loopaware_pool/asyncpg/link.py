@@ -23,7 +23,7 @@ _ALIVE, _DEAD, _UNREAD = Liveness
 
 class AsyncpgLink:
     """
-    What every pool does with an asyncpg connection, whoever lends it.
+    What the pools of all flavours do with an asyncpg connection.
 
     Args:
         con: The connection.

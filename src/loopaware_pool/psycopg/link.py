@@ -123,7 +123,7 @@ class ForeignWatch:
 
 class PsycopgLink:
     """
-    What every pool does with a psycopg connection, whoever lends it.
+    What the pools of all flavours do with a psycopg connection.
 
     Args:
         bare: psycopg's connection, without a tracer's wrapper. No reference to it is kept.
