@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import asyncpg
 import psycopg
 import pytest
 
 from loopaware_pool.testing import FakeServer, LoopThread, end_abruptly, end_politely, loop_factories, loop_harness
+from loopaware_pool.testing.fake_server import READY, completed, error, row
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -133,13 +136,46 @@ def test_a_loop_that_cannot_be_made_is_told_of():
 
 
 def test_a_client_that_says_what_the_server_does_not_know_is_told(loop_factory):
-    """By an error that says what it knows, and the end of the connection."""
+    """By an error that says what it was, and the end of the connection."""
 
     async def story():
         async with FakeServer() as server:
-            async with await psycopg.AsyncConnection.connect(server.dsn) as connection:
-                with pytest.raises(psycopg.errors.FeatureNotSupported, match="knows simple queries only, not b'P'"):
-                    await connection.execute("SELECT %s", [1])
-            assert server.session.has_left
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(struct.pack("!II", 8, 3 << 16) + b"F\0\0\0\4")
+            assert b"the fake server knows no message b'F'" in await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    end_politely(loop_factory, story())
+
+
+def answer_by_script(client, query):
+    """A row of each type there is, and an error in the middle of a session."""
+    if query == "fail":
+        return completed("SET") + error("22012") + READY
+    return row("a", 7, True, None) + READY
+
+
+def test_a_prepared_statement_is_answered_like_a_simple_query(loop_factory):
+    """In the binary format, too, and once for each execution. A failed one leaves the connection in use."""
+
+    async def story():
+        async with FakeServer(answer_by_script) as server:
+            connection = await asyncpg.connect(server.asyncpg_dsn)
+            for _ in range(3):
+                assert [*await connection.fetchrow("SELECT $1", "x")] == ["a", 7, True, None]
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await connection.fetchrow("fail")
+            assert [*await connection.fetchrow("SELECT $1", "y")] == ["a", 7, True, None]
+            assert server.session.queries == ["SELECT $1"] * 3 + ["fail", "SELECT $1"]
+            connection.terminate()
+            async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
+                for _ in range(7):  # prepared from the sixth on
+                    assert await (await connection.execute("SELECT %s", ["x"])).fetchone() == ("a", 7, True, None)
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    await connection.execute("fail", prepare=True)
+                cursor = connection.cursor(binary=True)
+                assert await (await cursor.execute("SELECT %s", ["x"])).fetchone() == ("a", 7, True, None)
+            assert server.session.queries == ["SELECT $1"] * 7 + ["fail", "SELECT $1"]
 
     end_politely(loop_factory, story())
