@@ -133,10 +133,11 @@ async def execute_unanswered(server, pool):
 
 
 async def query_of_a_followed_reset(server, pool):
-    """Lend and release once; return the reset that comes after a lease which has left nothing."""
+    """Lend and release; return the reset that comes after a lease which has left nothing, and after another reset."""
     helpers.make_known("SELECT 1")
-    await pool.execute("SELECT 1")
-    await pool.settled()
+    for _ in range(2):
+        await pool.execute("SELECT 1")
+        await pool.settled()
     return server.session.queries[-1]
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
 _WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
+_RESET_REFUSED: Final = (
+    "each lease costs its connection, because its reset failed: {}. Set reset_query to what this server knows, such as "
+    '"RESET ALL", or to "" for nothing'
+)
 _PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConfigurationError)
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # Characters that end a password for asyncpg, which parses URIs like urllib.
@@ -74,6 +78,7 @@ class AsyncpgDriver:
         reset_query: What the user has sent as a reset; None for the pool's own.
         resets_always: Whether a session is reset whatever its lease has done.
         clean_answers: What the server answers to each reset when there was nothing to reset.
+        has_reset: Whether a reset has succeeded.
     """
 
     logger: logging.Logger = logging.getLogger("asyncpg.pool")
@@ -95,7 +100,8 @@ class AsyncpgDriver:
         self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
-        self._has_warned = False
+        self.has_reset = False
+        self._warned: set[str] = set()
 
     async def connect(self) -> AsyncpgSession:
         """Open and initialise a connection on the running loop."""
@@ -198,9 +204,16 @@ class AsyncpgDriver:
 
     def warn_once(self, warning: str) -> None:
         """Log why resets are not made as requested, once per pool."""
-        if not self._has_warned:
-            self._has_warned = True
-            told = fields("session_reset_replaced", self.name, pool_session_reset=self.session_reset)
+        self._log_once(warning, fields("session_reset_replaced", self.name, pool_session_reset=self.session_reset))
+
+    def reset_refused(self, reason: str) -> None:
+        """Log, once per pool, that no reset has succeeded."""
+        told = fields("session_reset_refused", self.name, pool_session_reset=self.session_reset)
+        self._log_once(_RESET_REFUSED.format(reason), told)
+
+    def _log_once(self, warning: str, told: dict[str, Any]) -> None:
+        if told["pool_event"] not in self._warned:
+            self._warned.add(told["pool_event"])
             logger.warning("%s", warning, extra=told)
 
 

@@ -63,6 +63,8 @@ __all__ = ["BackendPidCheck", "ResetProtocol"]
 # when it ends, and until then every byte costs memory or time.
 LONGEST_ANSWER_BYTES: Final = 1 << 20
 _HEADER_BYTES: Final = 5
+# Characters of a server's error that are repeated.
+_LONGEST_REASON: Final = 200
 # What is replaced on a transport while a reset is held back, unless a tracer has replaced it already.
 _REPLACED: Final = frozenset({"write", "writelines"})
 # To join larger data would cost more than to write it by itself.
@@ -255,7 +257,7 @@ class ResetProtocol(asyncio.Protocol):
             # A notice of the reset is for no caller. An error after the last statement comes after the commit.
             self._is_exemplary = False
         elif kind not in b"TDI" and not (kind in b"12" and self._completed < self._reset.ahead):
-            self._fail("the server refused it" if kind == b"E" else f"unexpected message {kind!r}")
+            self._fail(_refusal(message) if kind == b"E" else f"unexpected message {kind!r}")
             return False
         return True
 
@@ -300,6 +302,13 @@ class ResetProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Pass it on."""
         self._protocol.resume_writing()
+
+
+def _refusal(message: bytes) -> str:
+    """Say in one line what an ErrorResponse says."""
+    said = {part[:1]: part[1:].decode(errors="replace") for part in message[_HEADER_BYTES:].split(b"\0")}
+    reason = " ".join(said.get(b"M", "").split())[:_LONGEST_REASON]
+    return f"the server refused it: {reason} ({said.get(b'C', 'no SQLSTATE')})"
 
 
 class BackendPidCheck(ResetProtocol):

@@ -96,6 +96,7 @@ class SessionSettings(Protocol):
         init, connect_hook, reset_hook: The user's callbacks.
         max_queries: How many queries a connection may run.
         clean_answers: What the server answers to each reset when there was nothing to reset.
+        has_reset: Whether a reset has succeeded.
     """
 
     session_reset: str
@@ -106,9 +107,13 @@ class SessionSettings(Protocol):
     reset_hook: Callable[[Any], Awaitable[Any]] | None
     max_queries: int
     clean_answers: dict[bytes, bytes]
+    has_reset: bool
 
     def warn_once(self, warning: str) -> None:
         """Log why resets are not made as requested, once per pool."""
+
+    def reset_refused(self, reason: str) -> None:
+        """Log, once per pool, that no reset has succeeded."""
 
 
 class AsyncpgSession(AsyncpgLink):
@@ -362,8 +367,9 @@ class AsyncpgSession(AsyncpgLink):
             return _READY
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
-        # To follow a reset, but not in the same write, costs the server the guard and saves it nothing.
-        if is_dirty or self._guarded is None or (is_wanted and not answer.can_hold):
+        # To follow a reset, but not in the same write, costs the server the guard and saves it nothing. The first reset
+        # of a pool is not followed: a server that refuses it would cost the next caller its query.
+        if is_dirty or self._guarded is None or not self._settings.has_reset or (is_wanted and not answer.can_hold):
             answer.send(self._plain)
             return _RESET_SENT
         answer.send(self._guarded, is_held=is_wanted)
@@ -680,6 +686,7 @@ class AsyncpgSession(AsyncpgLink):
 
     def answer_complete(self) -> None:
         """The reset is done. The settings reported by now are those of an unchanged session."""
+        self._settings.has_reset = True
         if self.lease is None:
             self._memory.expect_this()
         if self.owner is not None:
@@ -692,6 +699,8 @@ class AsyncpgSession(AsyncpgLink):
 
     def answer_failed(self, reason: str) -> None:
         """The reset has failed."""
+        if not self._settings.has_reset:
+            self._settings.reset_refused(reason)
         if self.owner is not None:
             self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))
             self.owner.lost("reset failed")
