@@ -222,14 +222,18 @@ _ANSWERS: Final[tuple[tuple[str, Callable[[DialectServer], bytes]], ...]] = (
     ("session_user", lambda _: row("me")),
     ("pg_is_in_recovery", lambda server: row(server.is_read_only)),
     ("pg_backend_pid", lambda server: row(server.dialect.pid)),
-    ("^SHOW server_version", lambda server: row(server.dialect.reports["server_version"])),
-    ("^SELECT", lambda _: row(1)),
+    ("(?i)^SHOW server_version", lambda server: row(server.dialect.reports["server_version"])),
+    ("(?i)^SHOW standard_conforming_strings", lambda _: row("on")),
+    ("(?i)^SHOW transaction isolation level", lambda _: row("read committed")),
+    (r"version\(\)", lambda server: row(f"PostgreSQL {server.dialect.reports['server_version']}")),
+    (r"current_schema\(\)", lambda _: row("public")),
+    ("(?i)^SELECT", lambda _: row(1)),
 )
 
 
 class DialectServer(FakeServer):
     """
-    A scripted server of one dialect.
+    A scripted server of one dialect. To `RAISE 42601` it answers that error.
 
     Args:
         dialect: What it is.
@@ -248,7 +252,7 @@ class DialectServer(FakeServer):
 
     @property
     def statements(self) -> list[str]:
-        """All statements so far, on whichever connection, without those of the programs."""
+        """All statements so far, in their order on each connection."""
         return [one for session in self.sessions for query in session.queries for one in _split(query)]
 
     @property
@@ -256,7 +260,7 @@ class DialectServer(FakeServer):
         """The statements that would have pinned a session of RDS Proxy's."""
         return [statement for statement in self.statements if PINS.search(statement)]
 
-    def _answer(self, client: FakeClient, query: str) -> bytes:
+    def _answer(self, client: FakeClient, query: str) -> bytes | None:
         said = b""
         for statement in _split(query) or [""]:
             one = self._answer_one(client, statement)
@@ -267,7 +271,7 @@ class DialectServer(FakeServer):
                 if b"FATAL" in one:
                     client.send(said)
                     client.hang_up()
-                    return b""
+                    return None
                 break
         return said + message(b"Z", self._open.get(client, b"I"))
 
@@ -278,6 +282,8 @@ class DialectServer(FakeServer):
         if not statement:
             return message(b"I")
         verb = statement.split()[0].upper()
+        if verb == "RAISE":
+            return error(statement.split()[1])
         if verb in ("INSERT", "UPDATE") and self.is_read_only:
             return error("25006", text=f"cannot execute {verb} in a read-only transaction")
         if self.dialect.has_transactions and verb in ("BEGIN", "COMMIT", "ROLLBACK"):

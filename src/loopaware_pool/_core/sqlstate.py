@@ -5,15 +5,31 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-__all__ = ["BECAME_READ_ONLY", "IS_READ_ONLY_QUERY", "ServerState", "classify"]
+__all__ = [
+    "BECAME_READ_ONLY",
+    "IS_READ_ONLY_QUERY",
+    "RESET_REFUSED",
+    "ROLE_REFUSED",
+    "ServerState",
+    "classify",
+    "is_not_understood",
+]
 
 # Asks what a new session would find, whatever this one has set: a standby, or a server that no longer takes writes, as
-# failover tools set it.
+# failover tools set it. Only asked where the server has said at the connect that it was neither.
 IS_READ_ONLY_QUERY: Final = (
     "SELECT pg_catalog.pg_is_in_recovery() OR reset_val = 'on' FROM pg_catalog.pg_settings "
     "WHERE name = 'default_transaction_read_only'"
 )
 BECAME_READ_ONLY: Final = "the server became read-only"
+RESET_REFUSED: Final = (
+    "each lease costs its connection, because its reset failed: {}. Set reset_query to what this server knows, such as "
+    '"RESET ALL", or to "" for nothing'
+)
+ROLE_REFUSED: Final = (
+    "a reset restores the role that {} has set, but this server refuses to tell it: {}. Set reset_query to what it "
+    'knows, such as "RESET ALL", or to "" for nothing'
+)
 
 
 class ServerState(Enum):
@@ -35,6 +51,15 @@ _OMENS: Final = {
     "57P03": ServerState.GOODBYE,  # cannot_connect_now
     "25006": ServerState.READ_ONLY,  # read_only_sql_transaction
 }
+
+
+# Syntax errors and unknown names; features that are not there; errors of other servers that have no class.
+_NOT_UNDERSTOOD: Final = ("42", "0A", "XX")
+
+
+def is_not_understood(error: BaseException) -> bool:
+    """Whether a driver's *error* says that the server does not know what it was asked."""
+    return str(getattr(error, "sqlstate", None)).startswith(_NOT_UNDERSTOOD)
 
 
 def classify(error: BaseException) -> ServerState | None:

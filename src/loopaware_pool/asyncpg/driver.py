@@ -13,6 +13,7 @@ from asyncpg.connection import Connection
 from loopaware_pool import errors
 from loopaware_pool._core.checks import check_secret
 from loopaware_pool._core.reporter import logger
+from loopaware_pool._core.sqlstate import RESET_REFUSED, ROLE_REFUSED, is_not_understood
 from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncpgDriver", "Overloaded", "PoolClosed", "PoolTimeout", "TooManyWaiting"]
 
 _WHO: Final = "SELECT pg_catalog.current_setting('role'), session_user::pg_catalog.text"
-_RESET_REFUSED: Final = (
-    "each lease costs its connection, because its reset failed: {}. Set reset_query to what this server knows, such as "
-    '"RESET ALL", or to "" for nothing'
-)
 _PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConfigurationError)
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # Characters that end a password for asyncpg, which parses URIs like urllib.
@@ -193,11 +190,20 @@ class AsyncpgDriver:
         Args:
             con: The connection.
             began_as: The session user before `init`.
+
+        Raises:
+            HookFailed: The server knows no roles.
         """
         if self.init is None and self.connect_hook is None:
             return None
-        with without_query_loggers(con):
-            role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
+        try:
+            with without_query_loggers(con):
+                role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
+        except asyncpg.PostgresError as error:
+            if not is_not_understood(error):
+                raise
+            setter = "connect" if self.init is None else "init"
+            raise HookFailed from asyncpg.InterfaceError(ROLE_REFUSED.format(setter, error))
         # It is not known who has logged in on a connection that `connect` has made.
         is_unchanged = self.connect_hook is None and user == began_as
         return SessionUser(authorization=None if is_unchanged else str(user), role=str(role))
@@ -209,7 +215,7 @@ class AsyncpgDriver:
     def reset_refused(self, reason: str) -> None:
         """Log, once per pool, that no reset has succeeded."""
         told = fields("session_reset_refused", self.name, pool_session_reset=self.session_reset)
-        self._log_once(_RESET_REFUSED.format(reason), told)
+        self._log_once(RESET_REFUSED.format(reason), told)
 
     def _log_once(self, warning: str, told: dict[str, Any]) -> None:
         if told["pool_event"] not in self._warned:

@@ -468,7 +468,8 @@ class AsyncpgSession(AsyncpgLink):
             return
         self._server_state = None
         with without_query_loggers(con):
-            is_read_only = await Connection.fetchval(con, IS_READ_ONLY_QUERY)
+            query = IS_READ_ONLY_QUERY if self._was_writable else "SELECT 1"  # other servers refuse the former
+            is_read_only = await Connection.fetchval(con, query)
         if is_read_only and self._was_writable and self.owner is not None:
             self.owner.demoted()
 

@@ -13,6 +13,8 @@ import psycopg
 import psycopg_pool
 
 from loopaware_pool import errors
+from loopaware_pool._core.reporter import logger
+from loopaware_pool._core.sqlstate import RESET_REFUSED
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
@@ -109,6 +111,7 @@ class PsycopgDriver:
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
         session_reset: "never" or "awaited".
         reset_query: What the user has sent as a reset; None for the pool's own.
+        has_reset: Whether the reset of a session has succeeded.
         tells_errors: Whether a waiting caller gets a connect's error at once, instead of a timeout at its deadline.
         reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
         fault: The error of the last connect, if the program caused it and another connect would fail, too.
@@ -145,6 +148,8 @@ class PsycopgDriver:
         self.ping = ping
         self.session_reset: str = options.session_reset
         self.reset_query: str | None = options.reset_query
+        self.has_reset = False
+        self._has_warned = False
         self.tells_errors = tells_errors
         self.reconnect_seconds: float = options.reconnect_timeout
         self._outlasted = weakref.WeakMethod(outlasted)
@@ -246,6 +251,13 @@ class PsycopgDriver:
     def pool(self) -> Any:
         """Return the pool; None if it has been dropped."""
         return getattr(self._outlasted(), "__self__", None)
+
+    def reset_refused(self, error: Exception) -> None:
+        """Log, once per pool, that no reset of a session has succeeded."""
+        if not self._has_warned:
+            self._has_warned = True
+            told = fields("session_reset_refused", self.name, pool_session_reset=self.session_reset)
+            logger.warning("%s", RESET_REFUSED.format(error), extra=told)
 
     def floor_not_restored(self, error: BaseException) -> None:
         """Do nothing: each failed connect has been logged."""

@@ -11,11 +11,11 @@ import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.adapt import AdaptersMap
 
-from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ROLE_REFUSED, ServerState, classify, is_not_understood
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.event_loops import label, post
 from loopaware_pool._platform.log_fields import error_type, fields
-from loopaware_pool.driver import ReturnCheck
+from loopaware_pool.driver import HookFailed, ReturnCheck
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.link import PsycopgLink
 from loopaware_pool.psycopg.socket_waiter import ConnectionUse
@@ -83,11 +83,13 @@ class SessionSettings(Protocol):
         name: The pool's name.
         reset_query: What the user has sent as a reset; None for the pool's own.
         resets: Whether a connection that comes back idle must still be reset.
+        has_reset: Whether the reset of a session has succeeded.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
     """
 
     name: str
     reset_query: str | None
+    has_reset: bool
     configure: Callable[[Any], Awaitable[None]] | None
     reset_hook: Callable[[Any], Awaitable[None]] | None
     ping: Callable[[Any], Awaitable[None]]
@@ -97,6 +99,9 @@ class SessionSettings(Protocol):
 
     def pool(self) -> Any:
         """The pool."""
+
+    def reset_refused(self, error: Exception) -> None:
+        """Log, once per pool, that no reset of a session has succeeded."""
 
 
 class PsycopgSession(PsycopgLink):
@@ -228,7 +233,8 @@ class PsycopgSession(PsycopgLink):
         connection = self._bare()
         was_autocommit = connection.autocommit
         await connection.set_autocommit(True)
-        is_read_only = await _first_value(connection, IS_READ_ONLY_QUERY.encode())
+        query = IS_READ_ONLY_QUERY if self._was_writable else "SELECT 1"  # other servers refuse the former
+        is_read_only = await _first_value(connection, query.encode())
         await connection.set_autocommit(was_autocommit)
         return is_read_only == b"t"
 
@@ -267,13 +273,22 @@ class PsycopgSession(PsycopgLink):
     async def _reset(self) -> None:
         try:
             if self._configured is not None:
-                await self._reset_session(self._configured)
+                await self._reset_and_note(self._configured)
             if self._settings.reset_hook is not None:
                 await self.show_to(self._settings.reset_hook, "reset")
         except Exception as error:
             told = fields("reset_failed", self._settings.name, pool_error=error_type(error))
             logger.warning("error resetting connection: %s", error, extra=told)
             raise
+
+    async def _reset_and_note(self, configured: _Configured) -> None:
+        try:
+            await self._reset_session(configured)
+        except psycopg.Error as error:
+            if not self._settings.has_reset:
+                self._settings.reset_refused(error)
+            raise
+        self._settings.has_reset = True
 
     def _restore_client_side(self, configured: _Configured) -> None:
         """Make psycopg forget what it remembers of the lease. This comes first, because the other steps use it."""
@@ -304,14 +319,24 @@ class PsycopgSession(PsycopgLink):
             backlog.clear()  # last, as notifications may have come with the answers
 
     async def remember_configured(self) -> None:
-        """Note the state that an awaited session reset restores."""
+        """
+        Note the state that an awaited session reset restores.
+
+        Raises:
+            HookFailed: The server knows no roles.
+        """
         connection = self._bare()
         user: list[tuple[bytes, str]] = []
         if self._settings.configure is not None and self._settings.reset_query is None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
-            name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
-            role = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')") or b"none"
+            try:
+                name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
+                role = await _first_value(connection, b"SELECT pg_catalog.current_setting('role')") or b"none"
+            except psycopg.DatabaseError as error:
+                if not is_not_understood(error):
+                    raise
+                raise HookFailed from psycopg.ProgrammingError(ROLE_REFUSED.format("configure", error))
             # The session user comes first: setting it ends the role. A reset would bring back the role that the
             # connection began with.
             found = [(b"session_authorization", name)] if name != self._began_as else []
