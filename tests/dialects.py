@@ -233,7 +233,7 @@ _ANSWERS: Final[tuple[tuple[str, Callable[[DialectServer], bytes]], ...]] = (
 
 class DialectServer(FakeServer):
     """
-    A scripted server of one dialect. To `RAISE 42601` it answers that error.
+    A scripted server of one dialect. To `RAISE 42601` it answers that error. None of them tells of its sessions.
 
     Args:
         dialect: What it is.
@@ -282,6 +282,8 @@ class DialectServer(FakeServer):
         if not statement:
             return message(b"I")
         verb = statement.split()[0].upper()
+        if "pg_stat_" in statement:
+            return error("42P01", text='relation "pg_stat_activity" does not exist')
         if verb == "RAISE":
             return error(statement.split()[1])
         if verb in ("INSERT", "UPDATE") and self.is_read_only:

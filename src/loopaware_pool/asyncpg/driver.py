@@ -193,12 +193,13 @@ class AsyncpgDriver:
 
         Raises:
             HookFailed: The server knows no roles.
+            TimeoutError: There was no answer for `RESET_SECONDS`.
         """
         if self.init is None and self.connect_hook is None:
             return None
         try:
             with without_query_loggers(con):
-                role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
+                role, user = await Connection.fetchrow(con, _WHO, timeout=RESET_SECONDS, record_class=asyncpg.Record)
         except asyncpg.PostgresError as error:
             if not is_not_understood(error):
                 raise

@@ -21,7 +21,7 @@ import asyncpg
 from loopaware_pool.audit import AuditUnavailable, FdAudit
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.output import in_one_line
-from loopaware_pool.cli.target import CONNECT_ERRORS, explain, refuse_malformed
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, is_unreadable, refuse_malformed
 
 if TYPE_CHECKING:
     import argparse
@@ -74,9 +74,9 @@ async def probe(dsn: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> ProbeR
     try:
         async with asyncio.timeout(timeout):
             await _ask(dsn)
-    except _MISUNDERSTOOD as error:
-        raise ValueError(explain(error, dsn)) from None
-    except (*CONNECT_ERRORS, TimeoutError) as error:
+    except (*CONNECT_ERRORS, *_MISUNDERSTOOD, TimeoutError) as error:
+        if isinstance(error, _MISUNDERSTOOD) and not is_unreadable(error):
+            raise ValueError(explain(error, dsn)) from None
         return ProbeResult(False, perf_counter() - started, _reason(error, dsn, timeout))
     return ProbeResult(True, perf_counter() - started)
 

@@ -18,7 +18,7 @@ from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "open_target", "refuse_malformed"]
+__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "is_unreadable", "open_target", "refuse_malformed"]
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 
@@ -32,7 +32,10 @@ def _psycopg_error() -> type[Exception]:
 
 
 # What a server, or the way to it, may answer at any moment.
-CONNECT_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, _psycopg_error())
+CONNECT_ERRORS = (
+    *(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, _psycopg_error()),
+    *(asyncpg.InternalClientError, LookupError),  # see `is_unreadable`
+)
 
 _EXPECTED = "postgresql://user:password@host:port/database"
 _MALFORMED = (
@@ -48,6 +51,7 @@ _KEY_AND_VALUE = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|servic
 _PORT = re.compile(r":(\d{1,20})$", re.ASCII)
 _ENDS_PASSWORD = "/?#[]@"
 
+_NOT_POSTGRESQL = "the server at {where} does not know what it was asked: {reason}; is it PostgreSQL?"
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     (
         asyncpg.InvalidAuthorizationSpecificationError,
@@ -67,8 +71,11 @@ _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
     ),
     (TimeoutError, "no answer from {where} within {seconds:.0f} s; check host and port"),
     (OSError, "no connection to {where}: {reason}; is a server running there?"),
+    (asyncpg.SyntaxOrAccessError, _NOT_POSTGRESQL),
+    (asyncpg.FeatureNotSupportedError, _NOT_POSTGRESQL),
     (BaseException, "the server at {where} answered: {reason}"),
 )
+_UNREADABLE = "the server at {where} says of itself what asyncpg cannot read: {reason}; is it PostgreSQL?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +135,20 @@ async def _ask_version(dsn: str) -> str:
 
 def explain(error: BaseException, dsn: str) -> str:
     """Say in one line what *error* means for the user who gave *dsn*."""
-    if isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
-        return _why_malformed(dsn)
     reason = " ".join(str(error).split()) or type(error).__name__
-    template = next(template for kind, template in _ADVICE if isinstance(error, kind))
+    if is_unreadable(error):
+        template = _UNREADABLE
+    elif isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
+        return _why_malformed(dsn)
+    else:
+        template = next(template for kind, template in _ADVICE if isinstance(error, kind))
     return template.format(where=_address(dsn), reason=reason, seconds=CONNECT_TIMEOUT_SECONDS)
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether a connect has failed because asyncpg cannot read what the server reports, such as its version."""
+    kinds = (asyncpg.InternalClientError, LookupError, UnicodeError)
+    return isinstance(error, kinds) or (isinstance(error, ValueError) and "Postgres version" in str(error))
 
 
 def refuse_malformed(dsn: str) -> None:

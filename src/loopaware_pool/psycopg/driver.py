@@ -15,12 +15,13 @@ import psycopg_pool
 from loopaware_pool import errors
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED
+from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
-from loopaware_pool.psycopg.session import PsycopgSession
+from loopaware_pool.psycopg.session import RESET_SECONDS, PsycopgSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -197,7 +198,7 @@ class PsycopgDriver:
             if self.configure is not None:
                 await session.show_to(self.configure, "configure")
             if self.session_reset == "awaited":
-                await session.remember_configured()
+                await within(RESET_SECONDS, session.remember_configured, session.abort)
             session.begin()
         except BaseException:
             session.abort()
