@@ -9,6 +9,7 @@ import functools
 import gc
 import pickle
 import threading
+import traceback
 import weakref
 from datetime import timedelta
 
@@ -490,7 +491,42 @@ def test_arguments_that_make_no_sense_are_refused(options, says):
         Expiring("CANARY", expires_at=dt.datetime(2030, 1, 1))
 
 
-# ---- nothing is said ----
+# ---- nothing is said, nothing is left ----
+
+
+def test_no_variable_of_a_fetch_that_failed_is_kept(run):
+    """Whoever reports the error with its variables does not report what the service was asked with."""
+    namespace = {}
+    exec("def fetch():\n    key = 'CANARY'\n    raise RuntimeError", namespace)
+
+    async def main():
+        with pytest.raises(FetchFailed) as caught:
+            await RenewedSecret(namespace["fetch"], lifetime=5)()
+        frames = [frame for frame, _ in traceback.walk_tb(caught.value.__cause__.__traceback__)]
+        assert len(frames) >= 2
+        assert "CANARY" not in repr([frame.f_locals for frame in frames])
+
+    run(main())
+
+
+def test_a_fetch_that_goes_with_its_loop_is_no_failure(loop_factory, caplog):
+    """Its coroutine is closed by the garbage collector, at any moment: it must not say anything then, nor lock."""
+    service = Service(is_async=True)
+    service.held.clear()
+    secret = RenewedSecret(service.fetch, lifetime=900)
+
+    async def ask_and_leave():
+        asking = asyncio.ensure_future(secret())
+        await eventually_async(lambda: service.at_once == 1, "a fetch is under way")
+        return asking
+
+    end_abruptly(loop_factory, ask_and_leave())
+    with secret._lock:
+        secret._fetch = None
+        credentials._tasks.clear()
+        gc.collect()
+    assert service.at_once == 0, "the coroutine is closed"
+    assert not warnings(caplog)
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])

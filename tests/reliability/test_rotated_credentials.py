@@ -17,6 +17,7 @@ from loopaware_pool import errors
 from loopaware_pool._core import asking
 from loopaware_pool.credentials import Expiring, RenewedSecret
 from loopaware_pool.sqlalchemy import create_async_engine
+from loopaware_pool.stats import ConnectFailed
 from rotating import FLAVOURS, WAYS, Account, Asked, ask_by
 from running import LoopThread, eventually_async
 
@@ -247,6 +248,49 @@ def test_user_and_password_change_together(dsn, vault, run, flavour):
             assert await client.value("SELECT current_user") == vault.accounts[0].role
             await client.expire()
             assert await client.value("SELECT current_user") == vault.accounts[1].role
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("flavour", "options"), [("asyncpg", {}), ("psycopg", {"discard_expired": "always", "max_size": 1})]
+)
+def test_connections_end_before_their_user_is_revoked(dsn, vault, run, flavour, options):
+    """With a `max_lifetime` that is no longer than `renew_before`; the lease here is ten times what it takes."""
+    lease, renew_before, lifetime = 8.0, 7.6, 0.3
+    issued = {}
+
+    def fetch():
+        answer = vault.fetch().value
+        issued[answer["user"]] = time.monotonic()
+        return Expiring(answer, lifetime=lease)
+
+    async def main():
+        secret = RenewedSecret(fetch, renew_before=renew_before)
+        async with ask_by(flavour, "all", dsn, secret, max_lifetime=lifetime, **options) as client:
+            while len(issued) < 3:
+                user = await client.value("SELECT current_user")
+                assert time.monotonic() - issued[user] < lease / 2
+                await asyncio.sleep(0.01)
+
+    run(main())
+
+
+@pytest.mark.parametrize("flavour", ["asyncpg", "psycopg"])
+def test_a_password_that_is_changed_ahead_of_time_is_fetched_when_the_old_one_is_refused(role, run, flavour):
+    """By a listener that expires the secret; the caller that has met with the refusal is served."""
+    secret = RenewedSecret(lambda: role.password, lifetime=900)
+
+    def heard(event):
+        if isinstance(event, ConnectFailed) and "authentication failed" in str(event.error):
+            secret.expire()
+
+    async def main():
+        async with ask_by(flavour, "password", role.dsn, secret, on_event=heard) as client:
+            assert await client.value("SELECT 1") == 1
+            role.rotate()
+            await client.expire()
+            assert await client.value("SELECT current_user") == role.role
 
     run(main())
 
