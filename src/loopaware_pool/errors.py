@@ -20,8 +20,8 @@ __all__ = [
     "reason",
 ]
 
-# How a note begins that names the argument whose function, given by the user, has raised an error.
-RAISED_FOR: Final = "raised by the function given as "
+# What a note has that names the argument in whose place the user has given a function.
+FUNCTION_GIVEN: Final = "the function given as "
 
 
 class PoolError(Exception):
@@ -72,7 +72,7 @@ def reason(error: BaseException) -> str:
         if not fatal:
             text = getattr(error, "strerror", None) or ""
     words = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_FOR)]
+    notes = [note for note in getattr(error, "__notes__", ()) if FUNCTION_GIVEN in note]
     return f"{name}{f': {words}' if words else ''}{''.join(f' ({note})' for note in notes)}"
 
 

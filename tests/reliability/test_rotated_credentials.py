@@ -437,16 +437,24 @@ def test_a_function_that_always_raises_is_named_within_the_callers_deadline(role
     run(main())
 
 
-@all_ways
+def takes_none(flavour, way):
+    """asyncpg's `password` does, where the server asks for none."""
+    return flavour.endswith("asyncpg") and way == "password"
+
+
 @pytest.mark.parametrize(
-    "wrong",
-    [None, pytest.param(5, marks=pytest.mark.thorough), pytest.param(b"CANARY", marks=pytest.mark.thorough)],
-    ids=["None", "int", "bytes"],
+    ("flavour", "way", "wrong"),
+    [
+        *((*key, None) for key in WAYS if not takes_none(*key)),
+        *(pytest.param(*key, wrong, marks=pytest.mark.thorough) for key in WAYS for wrong in (5, b"CANARY")),
+    ],
 )
 def test_a_function_that_returns_something_else_is_told_at_once(role, run, flavour, way, wrong):
     """By one `TypeError` that names the argument, and the type, not the value."""
     asked = Asked(lambda: wrong)
     expected = "a dict" if way == "all" else "a string"
+    if takes_none(flavour, way):
+        expected += ", or None where the server asks for no password"
 
     async def main():
         async with ask_by(flavour, way, role.dsn, asked.awaited) as client:
@@ -456,6 +464,27 @@ def test_a_function_that_returns_something_else_is_told_at_once(role, run, flavo
             assert str(caught.value) == f"{WAYS[flavour, way]}: the function returned {returned}, expected {expected}"
             asked.then = lambda: role.answer(way)
             assert await client.value("SELECT current_user") == role.role
+
+    run(main())
+
+
+@pytest.mark.parametrize("flavour", ["asyncpg", "sqlalchemy-asyncpg"])
+def test_no_password_is_one_for_a_server_that_asks_for_none(role, run, flavour, private_server):
+    """As with asyncpg. If the server does ask, the refusal says that the function has returned none."""
+    asked = Asked(lambda: None)
+    name = WAYS[flavour, "password"]
+
+    async def main():
+        async with ask_by(flavour, "password", role.dsn, asked.plain) as client:
+            with pytest.raises(Exception, match="password authentication failed") as caught:
+                await client.value("SELECT 1", timeout=0.2)
+            note = f"the function given as {name} returned None"
+            if flavour == "asyncpg":
+                assert f"({note})" in str(caught.value)
+            else:
+                assert caught.value.orig.__cause__.__notes__ == [note]
+        async with ask_by(flavour, "password", private_server.unix_dsn, asked.plain) as client:
+            assert await client.value("SELECT 1") == 1
 
     run(main())
 
@@ -532,9 +561,10 @@ def test_a_caller_that_is_cancelled_while_a_function_is_asked_loses_nothing(role
     run(main())
 
 
-@pytest.mark.parametrize("flavour", ["asyncpg", "psycopg"])
+@all_flavours
 def test_a_function_that_uses_its_own_pool_is_told(role, run, flavour):
     """It waits for a connection, which waits for it: until its own deadline, and then the caller's."""
+    options = {"pool_timeout": 0.1, "pool_size": 1} if "sqlalchemy" in flavour else {"max_size": 1}
     clients = []
 
     async def ask_the_pool():
@@ -543,11 +573,13 @@ def test_a_function_that_uses_its_own_pool_is_told(role, run, flavour):
     asked = Asked(ask_the_pool)
 
     async def main():
-        async with ask_by(flavour, "password", role.dsn, asked.awaited, max_size=1) as client:
+        async with ask_by(flavour, "password", role.dsn, asked.awaited, **options) as client:
             clients.append(client)
-            with pytest.raises(errors.PoolTimeout, match=r"PoolTimeout \(raised by the function given as") as caught:
+            with pytest.raises(errors.PoolTimeout) as caught:
                 await client.value("SELECT 1", timeout=0.5)
-            assert isinstance(caught.value.__cause__, errors.PoolTimeout)
+            told = caught.value if "sqlalchemy" in flavour else caught.value.__cause__
+            assert isinstance(told, errors.PoolTimeout)
+            assert told.__notes__ == [f"raised by the function given as {WAYS[flavour, 'password']}"]
             asked.then = lambda: role.password
             assert await client.value("SELECT current_user") == role.role
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from loopaware_pool._platform.event_loops import is_cancelled
-from loopaware_pool.errors import RAISED_FOR
+from loopaware_pool.errors import FUNCTION_GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Asking"]
+__all__ = ["AskedPassword", "Asking"]
 
 # How long a function may take. It is asyncpg's default for a whole connect.
 ASK_SECONDS: Final = 60.0
+# Of a server that asks for a password and gets none, or a wrong one.
+_REFUSALS: Final = ("28P01", "28000")
 
 
 class Asking:
@@ -84,7 +87,38 @@ class Asking:
         return answer
 
 
+class AskedPassword:
+    """
+    A function for a password, as asyncpg calls it: for each host.
+
+    It may return None, as with asyncpg: a server may want no password.
+
+    Args:
+        asking: Asks it.
+        name: The argument in whose place it was given.
+        function: The user's.
+    """
+
+    def __init__(self, asking: Asking, name: str, function: Callable[[], Any]) -> None:
+        self._asking = asking
+        self._name = name
+        self._function = function
+        self._was_none = False
+
+    async def __call__(self) -> str | None:
+        password: str | None = await self._asking.ask(
+            self._name, self._function, (str, NoneType), "a string, or None where the server asks for no password"
+        )
+        self._was_none = password is None
+        return password
+
+    def explain(self, error: Exception) -> None:
+        """Note on a connect's error that there was no password, if the server has asked for one."""
+        if self._was_none and getattr(error, "sqlstate", None) in _REFUSALS:
+            error.add_note(f"{FUNCTION_GIVEN}{self._name} returned None")
+
+
 def _name_argument(error: Exception, name: str) -> None:
-    note = f"{RAISED_FOR}{name}"
+    note = f"raised by {FUNCTION_GIVEN}{name}"
     if note not in getattr(error, "__notes__", ()):  # a function may raise the same error again
         error.add_note(note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from types import NoneType
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 
+from loopaware_pool._core.asking import AskedPassword
 from loopaware_pool._core.checks import check_secret
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ConnectArguments:
             args, kwargs = _replaced(args, kwargs, {"dsn": dsn}, has_hook=True)
         password = kwargs.get("password")
         if callable(password) and not has_hook:  # asyncpg itself asks it, for each host
-            kwargs = {**kwargs, "password": functools.partial(asking.ask, "password", password, str, "a string")}
+            kwargs = {**kwargs, "password": AskedPassword(asking, "password", password)}
         return args, kwargs
 
 

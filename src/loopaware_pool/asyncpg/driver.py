@@ -10,7 +10,7 @@ import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool import errors
-from loopaware_pool._core.asking import Asking
+from loopaware_pool._core.asking import AskedPassword, Asking
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
@@ -132,6 +132,10 @@ class AsyncpgDriver:
             dsn = args[0] if args else kwargs.get("dsn")
             if type(error) is ValueError and isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD):
                 redact(error)
+            raise
+        except asyncpg.PostgresError as error:
+            if isinstance(password := kwargs.get("password"), AskedPassword):
+                password.explain(error)
             raise
 
     @property

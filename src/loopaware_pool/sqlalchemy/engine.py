@@ -48,5 +48,5 @@ def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
                 "connect_args: a function is not asked where creator or async_creator makes the connections"
             )
     else:
-        kw["connect_args"] = with_functions(connect_args, make_url(url).get_driver_name() in _PSYCOPG)
+        kw["connect_args"] = with_functions(connect_args, is_psycopg=make_url(url).get_driver_name() in _PSYCOPG)
     return upstream.create_async_engine(url, **kw)
