@@ -291,7 +291,7 @@ def test_a_forked_child_fetches_by_itself(service, loop_factory):
     with LoopThread(loop_factory) as parent:
         waiting = parent.start(secret())
         eventually(lambda: service.at_once == 1, "a fetch is under way")
-        with secret._lock:
+        with secret._renewal._lock:
             assert in_child(child).startswith("token")
         service.held.set()
         assert waiting.result(20) == "token 1"
@@ -349,7 +349,7 @@ def test_a_renewal_that_fails_is_logged_once_and_the_old_secret_used(service, ru
         clock.passed = 800
         for attempt in range(2, 5):
             assert await secret() == "token 1"
-            await eventually_async(lambda attempt=attempt: secret._failures == attempt - 1, "it fails")
+            await eventually_async(lambda attempt=attempt: secret._renewal._failures == attempt - 1, "it fails")
             assert await secret() == "token 1"
             assert service.answered == attempt, "not before a pause"
             clock.passed += 30
@@ -521,8 +521,8 @@ def test_a_fetch_that_goes_with_its_loop_is_no_failure(loop_factory, caplog):
         return asking
 
     end_abruptly(loop_factory, ask_and_leave())
-    with secret._lock:
-        secret._fetch = None
+    with secret._renewal._lock:
+        secret._renewal._fetch = None
         credentials._tasks.clear()
         gc.collect()
     assert service.at_once == 0, "the coroutine is closed"
@@ -536,7 +536,7 @@ def test_a_secret_is_not_shown_pickled_or_copied(run, duplicate):
     assert repr(secret) == "<RenewedSecret 'rds': nothing fetched>"
     assert run(secret()) == "CANARY"
     assert repr(secret) == "<RenewedSecret 'rds': 900 s left>"
-    assert "CANARY" not in repr(vars(secret)) + repr(Expiring("CANARY", lifetime=3))
+    assert "CANARY" not in repr(vars(secret)) + repr(vars(secret._renewal)) + repr(Expiring("CANARY", lifetime=3))
     for one in (secret, Expiring("CANARY", lifetime=3)):
         with pytest.raises(TypeError, match="cannot be pickled or copied"):
             duplicate(one)

@@ -16,6 +16,7 @@ import functools
 import inspect
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -185,49 +186,25 @@ class _AnswerRefused(TypeError):
     """A fetch function has returned what is no secret. The text is ours."""
 
 
-class RenewedSecret:
+class _Renewal:
     """
-    A function that returns a secret which is valid now, for all loops and threads of the process.
+    What a `RenewedSecret` does.
 
-    It is async, and takes no arguments. The secret is fetched when the first caller asks for it. One that is about to
-    run out is renewed in the background while callers still get it. There is one fetch at a time.
-
-    If a renewal fails, the old secret is used while it lives. That is logged, once until a renewal succeeds.
-
-    A forked child keeps the secret, and renews it by itself.
-
-    Args:
-        fetch: Called without arguments. It returns the secret, or an `Expiring`. A plain function is called in a thread
-            of its own; an async one in a task of its own, on the loop of the caller that found the secret missing or
-            due, which need not be the loop of the call before.
-        lifetime: Seconds that a secret lives, unless *fetch* returns an `Expiring`.
-        renew_before: Seconds before its end from which on a secret is renewed; None for a fifth of its lifetime, or 300
-            if that is less.
-        fetch_timeout: Seconds after which a fetch has failed. A thread cannot be ended: it is left to itself.
-        name: In errors and logs; None for the name of *fetch*.
-
-    Raises:
-        TypeError, ValueError: An argument makes no sense.
+    Attributes:
+        name: The secret's name.
     """
 
     def __init__(
         self,
-        fetch: Callable[[], object],
-        *,
-        lifetime: float | None = None,
-        renew_before: float | None = None,
-        fetch_timeout: float = 30.0,
-        name: str | None = None,
+        function: Callable[[], Any],
+        lifetime: float | None,
+        renew_before: float | None,
+        fetch_timeout: float,
+        name: str,
     ) -> None:
-        if not callable(fetch):
-            raise TypeError(f"fetch: expected a function, not {type(fetch).__name__}")
-        _seconds_or_none("lifetime", lifetime)
-        or_none(_not_negative)("renew_before", renew_before)
-        _more_than_zero("fetch_timeout", fetch_timeout)
-        or_none(check_name)("name", name)
-        self.name: str = name or str(getattr(fetch, "__qualname__", type(fetch).__qualname__))
-        self._function: Callable[[], Any] = fetch
-        self._is_async = _is_async(fetch)
+        self.name = name
+        self._function = function
+        self._is_async = _is_async(function)
         self._lifetime = lifetime
         self._renew_before = renew_before
         self._fetch_timeout = fetch_timeout
@@ -237,30 +214,24 @@ class RenewedSecret:
 
     def start_afresh_in_child(self) -> None:
         """In a forked child, forget the fetch under way: it goes on in the parent only."""
-        self._lock = threading.Lock()  # guards what follows; never held while waiting
+        self._lock = threading.Lock()  # guards what follows, and `_kept`; never held while waiting
         self._fetch: _Fetch | None = None
         self._failures = 0  # in a row
         self._retry_at = 0.0  # monotonic seconds; no renewal before it while the old secret lives
         self._to_be_logged: BaseException | None = None
 
-    def __repr__(self) -> str:
+    def left(self) -> float | None:
+        """How many seconds the secret lives; None if there is none."""
         kept = self._kept
-        state = "nothing fetched" if kept is None else f"{max(0.0, kept.left()):.0f} s left"
-        return f"<{type(self).__name__} {self.name!r}: {state}>"
+        return None if kept is None else max(0.0, kept.left())
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"{self!r} cannot be pickled or copied")
+    def expire(self) -> None:
+        """Forget the secret."""
+        with self._lock:
+            self._kept = self._fetch = None
 
-    async def __call__(self) -> Any:
-        """
-        Return a secret that is valid now.
-
-        Raises:
-            FetchFailed: It could not be fetched.
-            TypeError: Likewise, and the fetch function is to blame: it would fail again.
-
-        Cancellation: ends the waiting. The fetch goes on for others.
-        """
+    async def valid(self) -> Any:
+        """Return a secret that is valid now; as `RenewedSecret.__call__`."""
         fetch: _Fetch | None = None
         while True:
             with self._lock:
@@ -280,11 +251,6 @@ class RenewedSecret:
             finally:
                 fetch.waiting.discard(future)
 
-    def expire(self) -> None:
-        """Forget the secret: whoever asks next waits for a new one. From any thread."""
-        with self._lock:
-            self._kept = self._fetch = None
-
     # ---- with the lock ----
 
     def _look(self, waited_for: _Fetch | None) -> _Kept | _Fetch:
@@ -297,7 +263,8 @@ class RenewedSecret:
         if kept is None or kept.left() <= 0:
             return self._fetch_under_way()
         if kept.is_due() and time.monotonic() >= self._retry_at:
-            self._fetch_under_way()
+            with suppress(FetchFailed):
+                self._fetch_under_way()
         return kept
 
     def _fetch_under_way(self) -> _Fetch:
@@ -311,8 +278,11 @@ class RenewedSecret:
     def _begin(self) -> _Fetch:
         fetch: _Fetch = _Fetch(time.monotonic() + self._fetch_timeout)
         if self._is_async:
+            loop = asyncio.get_running_loop()
+            if event_loops.is_shutting_down(loop):  # it has cancelled its tasks already, and would not this one
+                raise FetchFailed(f"{self.name}: the secret cannot be fetched on an event loop that shuts down")
             # Not `create_task`: an eager task factory would call the fetch function here, with the lock held.
-            fetch.task = asyncio.Task(self._run_in_task(fetch), loop=asyncio.get_running_loop())
+            fetch.task = asyncio.Task(self._run_in_task(fetch), loop=loop)
             _tasks.difference_update([task for task in list(_tasks) if task.get_loop().is_closed()])
             _tasks.add(fetch.task)
             fetch.task.add_done_callback(_tasks.discard)
@@ -410,14 +380,82 @@ class RenewedSecret:
         return str(error) if isinstance(error, _AnswerRefused) else reason(error)
 
     def _log_failure(self) -> None:
-        error, self._to_be_logged = self._to_be_logged, None
+        with self._lock:
+            error, self._to_be_logged = self._to_be_logged, None
         if error is None:
             return
-        kept = self._kept
-        left = 0.0 if kept is None else max(0.0, kept.left())
+        left = self.left()
         then = f"the old one is used for another {left:.0f} s" if left else "there is no other"
         told = fields("secret_not_renewed", None, pool_secret=self.name, pool_error=error_type(error))
         logger.warning("%s: the secret could not be fetched: %s; %s", self.name, self._words(error), then, extra=told)
+
+
+class RenewedSecret:
+    """
+    A function that returns a secret which is valid now, for all loops and threads of the process.
+
+    It is async, and takes no arguments. The secret is fetched when the first caller asks for it. One that is about to
+    run out is renewed in the background while callers still get it. There is one fetch at a time.
+
+    If a renewal fails, the old secret is used while it lives. That is logged, once until a renewal succeeds.
+
+    A forked child keeps the secret, and renews it by itself.
+
+    Args:
+        fetch: Called without arguments. It returns the secret, or an `Expiring`. A plain function is called in a thread
+            of its own; an async one in a task of its own, on the loop of the caller that found the secret missing or
+            due, which need not be the loop of the call before.
+        lifetime: Seconds that a secret lives, unless *fetch* returns an `Expiring`.
+        renew_before: Seconds before its end from which on a secret is renewed; None for a fifth of its lifetime, or 300
+            if that is less.
+        fetch_timeout: Seconds after which a fetch has failed. A thread cannot be ended: it is left to itself.
+        name: In errors and logs; None for the name of *fetch*.
+
+    Raises:
+        TypeError, ValueError: An argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        fetch: Callable[[], object],
+        *,
+        lifetime: float | None = None,
+        renew_before: float | None = None,
+        fetch_timeout: float = 30.0,
+        name: str | None = None,
+    ) -> None:
+        if not callable(fetch):
+            raise TypeError(f"fetch: expected a function, not {type(fetch).__name__}")
+        _seconds_or_none("lifetime", lifetime)
+        or_none(_not_negative)("renew_before", renew_before)
+        _more_than_zero("fetch_timeout", fetch_timeout)
+        or_none(check_name)("name", name)
+        self.name: str = name or str(getattr(fetch, "__qualname__", type(fetch).__qualname__))
+        self._renewal = _Renewal(fetch, lifetime, renew_before, fetch_timeout, self.name)
+
+    def __repr__(self) -> str:
+        left = self._renewal.left()
+        state = "nothing fetched" if left is None else f"{left:.0f} s left"
+        return f"<{type(self).__name__} {self.name!r}: {state}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} cannot be pickled or copied")
+
+    async def __call__(self) -> Any:
+        """
+        Return a secret that is valid now.
+
+        Raises:
+            FetchFailed: It could not be fetched.
+            TypeError: Likewise, and the fetch function is to blame: it would fail again.
+
+        Cancellation: ends the waiting. The fetch goes on for others.
+        """
+        return await self._renewal.valid()
+
+    def expire(self) -> None:
+        """Forget the secret: whoever asks next waits for a new one. From any thread."""
+        self._renewal.expire()
 
 
 # Tasks that fetch: a loop itself refers to its tasks weakly.

@@ -7,13 +7,14 @@ import datetime as dt
 import logging
 import threading
 import time
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
-from loopaware_pool import errors
+from loopaware_pool import credentials, errors
 from loopaware_pool._core import asking
 from loopaware_pool.credentials import Expiring, RenewedSecret
 from loopaware_pool.sqlalchemy import create_async_engine
@@ -388,6 +389,32 @@ def test_loops_and_threads_share_a_secret_and_a_pool(role, loop_factory):
         assert len(fetched) == 3
 
     asyncio.run(main())
+
+
+@all_flavours
+def test_a_fetch_that_the_end_of_its_loop_cancels_is_not_begun_again_there(role, loop_factory, flavour):
+    """A connect may outlive the other tasks for a moment; what it would begin, nobody would end."""
+    begun = []
+
+    async def fetch():
+        begun.append(1)
+        await asyncio.get_running_loop().create_future()
+
+    secret = RenewedSecret(fetch, lifetime=900)
+    stack = AsyncExitStack()
+
+    async def main():
+        client = await stack.enter_async_context(ask_by(flavour, "password", role.dsn, secret))
+        waiting = asyncio.create_task(client.value("SELECT 1"))
+        await eventually_async(lambda: begun, "it is asked")
+        return waiting
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+    assert not [task for task in credentials._tasks if not task.done()]
+    assert len(begun) == 1
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(stack.aclose())
 
 
 # ---- functions that fail ----

@@ -202,3 +202,4 @@ def look_at(pool: Pool) -> None:
 
 asyncio.run(open_and_close())
 look_at(module_level)
+pools_that_ask(RenewedSecret(plain_dsn, lifetime=900))
