@@ -100,6 +100,13 @@ def tls_server() -> Iterator[servers.TlsServer]:
         yield secured
 
 
+@pytest.fixture(scope="session")
+def certified_server() -> Iterator[servers.CertifiedServer]:
+    """PostgreSQL 17 that knows its clients by their certificates."""
+    with servers.certified_server(older_binaries(17)) as certified:
+        yield certified
+
+
 def found_program(find: Callable[[], Path]) -> Path:
     try:
         return find()

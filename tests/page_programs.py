@@ -21,10 +21,57 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 EXAMPLE = "postgresql://postgres@localhost/postgres"
 POOL = "from loopaware_pool import create_pool\npool = create_pool(dsn, name='shop')"
+# Stand-ins for the packages of providers, which give the password of the server that is there.
+PROVIDERS = """
+import datetime, sys, time, types
+from urllib.parse import unquote, urlsplit
+
+def made(name, **names):
+    parent, _, last = name.rpartition(".")
+    if parent and parent not in sys.modules:
+        made(parent)
+    module = sys.modules[name] = types.ModuleType(name)
+    vars(module).update(names)
+    if parent:
+        setattr(sys.modules[parent], last, module)
+
+password = unquote(urlsplit(dsn).password or "")
+
+class Rds:
+    def generate_db_auth_token(self, *, DBHostname, Port, DBUsername):
+        return password
+
+class Google:
+    token = expiry = None
+    def refresh(self, request):
+        self.token = password
+        self.expiry = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=1)
+
+class Azure:
+    async def __aenter__(self):
+        return self
+    async def __aexit__(self, *_):
+        pass
+    async def get_token(self, scope):
+        return types.SimpleNamespace(token=password, expires_on=int(time.time()) + 3600)
+
+class Database:
+    def generate_credentials(self, *, name):
+        return {"lease_duration": 3600, "data": {"username": urlsplit(dsn).username, "password": password}}
+
+made("boto3", client=lambda service, region_name: Rds())
+made("google.auth", default=lambda scopes: (Google(), "project"))
+made("google.auth.transport.requests", Request=object)
+made("azure.identity.aio", DefaultAzureCredential=Azure)
+secrets = types.SimpleNamespace(database=Database())
+made("hvac", Client=lambda url: types.SimpleNamespace(secrets=secrets))
+open(folder + "/password", "w").write(password)
+"""
 # What pages show of a reader's own program.
 GIVEN = {
     "docs/audit.md": "async def handle_a_request(): ...",
     "docs/choosing.md": "import loopaware_pool\nfrom loopaware_pool.psycopg import AsyncConnectionPool",
+    "docs/credentials.md": PROVIDERS,
     "docs/live-view.md": """
 from loopaware_pool import create_pool
 orders, invoices = create_pool(dsn, name="orders"), create_pool(dsn, name="invoices")
@@ -66,9 +113,9 @@ def run(code, place, namespace):
 
 
 def main(name, dsn):
-    namespace = {"__name__": "page", "dsn": dsn}
-    run(GIVEN.get(name, ""), "given", namespace)
     with tempfile.TemporaryDirectory() as folder:
+        namespace = {"__name__": "page", "dsn": dsn, "folder": folder}
+        run(GIVEN.get(name, ""), "given", namespace)
         for number, (line, code) in enumerate(blocks(ROOT / name)):
             expected = FAILS.get((name, number))
             try:

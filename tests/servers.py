@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 import trustme
+from cryptography import x509
 
 from loopaware_pool.testing import embedded_server as embedded
 from loopaware_pool.testing.embedded_server import EmbeddedServer, TlsFiles
@@ -64,6 +65,32 @@ class TlsServer:
     def verified_dsn(self) -> str:
         """For psycopg: insists on TLS and on the certificate."""
         return f"{self.dsn}?sslmode=verify-full&sslrootcert={quote(str(self.ca_file))}"
+
+
+@dataclass(frozen=True)
+class CertifiedServer:
+    """
+    A server that knows its clients by their certificates.
+
+    Attributes:
+        dsn: With TLS verified, and the files of a client's certificate and key named; as its role "certified".
+        files: These two files, which `renew` replaces.
+        trusted: The authorities that the server's certificate is verified by.
+    """
+
+    server: EmbeddedServer
+    dsn: str
+    files: TlsFiles
+    trusted: Path
+    authority: trustme.CA
+
+    def renew(self) -> str:
+        """Issue another certificate in place of the last one; its serial number, as `pg_stat_ssl` shows it."""
+        issued = self.authority.issue_cert("certified.test", common_name="certified")
+        for path, blob in zip(self.files, (issued.cert_chain_pems[0], issued.private_key_pem), strict=True):
+            blob.write_to_path(path)
+        self.files.key.chmod(0o600)
+        return str(x509.load_pem_x509_certificate(self.files.certificate.read_bytes()).serial_number)
 
 
 def dsn_of_role(dsn: str, role: str, password: str | None = None) -> str:
@@ -147,5 +174,40 @@ def tls_server(bindir: Path) -> Iterator[TlsServer]:
         authority.cert_pem.write_to_path(ca_file)
         with EmbeddedServer(bindir=bindir, tls=TlsFiles(certificate, key)) as server:
             yield TlsServer(server, context, ca_file)
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def certified_server(bindir: Path) -> Iterator[CertifiedServer]:
+    """A server with a certificate for 127.0.0.1, which wants one of the same authority of its role "certified"."""
+    authority = trustme.CA()
+    identity = authority.issue_cert("127.0.0.1")
+    folder = Path(tempfile.mkdtemp(prefix="loopaware-certified-"))
+    folder.chmod(0o755)  # the server may run as another user
+    try:
+        names = ("server.crt", "server.key", "client.crt", "client.key", "ca.crt", "hba.conf")
+        certificate, key, client_certificate, client_key, trusted, hba = (folder / name for name in names)
+        identity.cert_chain_pems[0].write_to_path(certificate)
+        identity.private_key_pem.write_to_path(key)
+        authority.cert_pem.write_to_path(trusted)
+        hba.write_text(
+            "hostssl all certified 127.0.0.1/32 cert\nlocal all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
+        for path in (trusted, hba):
+            path.chmod(0o644)
+        settings = {"ssl_ca_file": str(trusted), "hba_file": str(hba)}
+        with EmbeddedServer(bindir=bindir, tls=TlsFiles(certificate, key), settings=settings) as server:
+            with psycopg.connect(server.dsn, autocommit=True) as admin:
+                admin.execute("CREATE ROLE certified LOGIN")
+            named = {
+                "sslmode": "verify-full",
+                "sslrootcert": trusted,
+                "sslcert": client_certificate,
+                "sslkey": client_key,
+            }
+            options = "&".join(f"{name}={quote(str(value))}" for name, value in named.items())
+            dsn = f"{dsn_of_role(server.dsn, 'certified')}?{options}"
+            yield CertifiedServer(server, dsn, TlsFiles(client_certificate, client_key), trusted, authority)
     finally:
         shutil.rmtree(folder)

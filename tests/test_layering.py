@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "psycopg": FLAVOUR,
     "sqlalchemy": {*FLAVOUR, "asyncpg", "psycopg"},
     "compat": {"asyncpg"},
+    "credentials": {*PRIVATE, "driver", "errors"},
     "swapping": set(),  # it imports the flavours by name, when their drivers are imported
     "audit": {"_platform"},
     "pytest_plugin": {"audit"},

@@ -18,9 +18,11 @@ import pytest
 
 from loopaware_pool._platform.conninfo import MISREAD, hide_passwords, may_be_misread
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.credentials import RenewedSecret
 from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.stats import AcquireFailed, ConnectFailed, LeaseDropped, LeaseOverdue
+from rotating import WAYS, ask_by
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
@@ -295,6 +297,67 @@ def test_no_variable_of_a_failed_connect_shows_the_password(dsn, run, host, is_f
                     await (pool.acquire if hasattr(pool, "acquire") else pool.getconn)(timeout=0.3)
             assert refused.value.__cause__ is not None
             assert "CANARY" not in with_variables(refused.value)
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("fails", ["refused by the server", "nobody there", "of a wrong type", "raised"])
+def test_no_variable_shows_what_a_function_has_returned(dsn, run, way, fails):
+    """For a password or for all arguments, in every flavour; nor what the function itself had in its variables."""
+    host = "127.0.0.2" if fails == "nobody there" else "127.0.0.1"
+    without_password = dsn_of_role(dsn, "postgres").replace("127.0.0.1", host)
+    answers = {
+        "password": "CANARY",
+        "dsn": dsn_of_role(dsn, "postgres", "CANARY").replace("127.0.0.1", host),
+        "all": {"password": "CANARY"},
+    }
+    namespace = {"answer": ["CANARY"] if fails == "of a wrong type" else answers[way[1]], "fails": fails}
+    # In a file of its own: variables of this one are not looked at.
+    exec(compile(FUNCTION, "function.py", "exec"), namespace)
+
+    async def main():
+        async with ask_by(*way, without_password, namespace["function"]) as client:
+            with pytest.raises((Exception, ExceptionGroup)) as refused:
+                await client.value("SELECT 1", timeout=0.2)
+            assert "CANARY" not in with_variables(refused.value)
+            assert "CANARY" not in in_full(refused.value)
+            assert "CANARY" not in repr(client.pool)
+
+    run(main())
+
+
+FUNCTION = """
+async def function():
+    secret = answer
+    if fails == "raised":
+        raise RuntimeError
+    return secret
+"""
+
+
+@pytest.mark.parametrize("fails", ["refused by the server", "raised"])
+def test_no_variable_shows_what_a_renewed_secret_has(dsn, run, fails):
+    """Although the pool keeps the helper, and the helper the secret."""
+    namespace = {"answer": "CANARY", "fails": fails}
+    exec(compile(FUNCTION, "function.py", "exec"), namespace)
+    secret = RenewedSecret(namespace["function"], lifetime=900)
+    heard = []
+
+    async def main():
+        for way in WAYS:
+            if way[1] != "password":
+                continue
+            options = {} if way[0].startswith("sqlalchemy") else {"on_event": heard.append}
+            async with ask_by(*way, dsn_of_role(dsn, "postgres"), secret, **options) as client:
+                with pytest.raises(Exception) as refused:
+                    await client.value("SELECT 1", timeout=0.2)
+            assert "CANARY" not in with_variables(refused.value) + in_full(refused.value)
+        assert any(isinstance(event, ConnectFailed) for event in heard)
+        for event in heard:
+            assert "CANARY" not in repr(event)
+            if (error := getattr(event, "error", None)) is not None:
+                assert "CANARY" not in with_variables(error) + in_full(error)
 
     run(main())
 

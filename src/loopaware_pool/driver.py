@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from logging import Logger
 
     from loopaware_pool._platform.sockets import SocketIdentity
@@ -150,10 +151,14 @@ class Driver(Protocol[S_co]):
     Attributes:
         logger: The logger of the pool that this one replaces.
         errors: The errors that callers catch.
+        asked: The arguments whose functions, given by the user, have been asked and have not answered yet.
     """
 
     logger: Logger
     errors: ErrorFamily
+
+    @property
+    def asked(self) -> Sequence[str]: ...
 
     async def connect(self) -> S_co:
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from loopaware_pool.stats import LeaseInfo, PoolStats
@@ -19,6 +19,9 @@ __all__ = [
     "WrongLoop",
     "reason",
 ]
+
+# What a note has that names the argument in whose place the user has given a function.
+FUNCTION_GIVEN: Final = "the function given as "
 
 
 class PoolError(Exception):
@@ -69,7 +72,8 @@ def reason(error: BaseException) -> str:
         if not fatal:
             text = getattr(error, "strerror", None) or ""
     words = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return f"{name}: {words}" if words else name
+    notes = [note for note in getattr(error, "__notes__", ()) if FUNCTION_GIVEN in note]
+    return f"{name}{f': {words}' if words else ''}{''.join(f' ({note})' for note in notes)}"
 
 
 class Overloaded(TooManyWaiting):

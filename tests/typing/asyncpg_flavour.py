@@ -7,6 +7,7 @@ import loopaware_pool
 from loopaware_pool import errors
 from loopaware_pool._platform.sockets import SocketIdentity
 from loopaware_pool.asyncpg import Pool, PoolClosed, PoolConnectionProxy, PoolTimeout, TooManyWaiting, create_pool
+from loopaware_pool.credentials import RenewedSecret
 from loopaware_pool.stats import (
     ConnectFailed,
     ConnectionReport,
@@ -159,6 +160,26 @@ async def open_and_close() -> None:
     opened.terminate()
 
 
+def plain_dsn() -> str:
+    return "postgresql://other/app"
+
+
+async def async_dsn() -> str:
+    return plain_dsn()
+
+
+async def user() -> dict[str, str]:
+    return {"user": "me", "password": "mine"}
+
+
+def pools_that_ask(secret: RenewedSecret) -> None:
+    create_pool(plain_dsn, password=plain_dsn)
+    create_pool(async_dsn, credentials=user)
+    pool = create_pool(plain_dsn, password=secret, credentials=secret)
+    pool.set_connect_args(async_dsn, credentials=user, password=secret)
+    create_pool(credentials=plain_dsn)  # type: ignore[arg-type]
+
+
 def look_at(pool: Pool) -> None:
     assert_type(pool.name, str)
     assert_type(pool.is_closing(), bool)
@@ -182,3 +203,4 @@ def look_at(pool: Pool) -> None:
 
 asyncio.run(open_and_close())
 look_at(module_level)
+pools_that_ask(RenewedSecret(plain_dsn, lifetime=900))

@@ -132,6 +132,9 @@ class Queue(Generic[S]):
 
     def timeout_error(self, runner: ShardRunner[S], timeout: float, during: str = "") -> PoolTimeout:
         """Make the error for a caller whose *timeout* (seconds) has passed."""
+        asked = self._registry.driver.asked
+        if asked and not during:
+            during = f" (connecting waits for the function given as {', '.join(asked)})"
         error = self._registry.driver.errors.timeout(
             timeout=timeout,
             stats=self._registry.stats(),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from asyncpg.connection import Connection
 
 from loopaware_pool import errors
-from loopaware_pool._core.checks import check_secret
+from loopaware_pool._core.asking import AskedPassword, Asking
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED, ROLE_REFUSED, is_not_understood
 from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool.asyncpg.connect_arguments import ConnectArguments
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
@@ -69,7 +69,7 @@ class AsyncpgDriver:
 
     Attributes:
         name: The pool's name.
-        args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
+        arguments: What is passed to `connect`; replaced by `Pool.set_connect_args`.
         connect_hook, init, reset_hook: The user's callbacks.
         session_reset: One of "auto", "pipelined", "when_dirty", "confirmed", "awaited", "never".
         reset_query: What the user has sent as a reset; None for the pool's own.
@@ -82,10 +82,9 @@ class AsyncpgDriver:
     errors: errors.ErrorFamily = errors.ErrorFamily(PoolClosed, PoolTimeout, TooManyWaiting, overloaded=Overloaded)
 
     def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], options: Options, *, name: str) -> None:
-        check_secret("dsn", args[0] if args else None, (str, NoneType), "a string, or None")
         self.name: str = name
-        self.args = args
-        self.kwargs = kwargs
+        self.asking: Asking = Asking(asyncpg.InterfaceError)
+        self.arguments: ConnectArguments = ConnectArguments(args, kwargs, options.credentials)
         self.connection_class: type[Any] = options.connection_class
         self.record_class: type[Any] = options.record_class
         self.connect_hook: Callable[..., Awaitable[Any]] | None = options.connect
@@ -103,20 +102,10 @@ class AsyncpgDriver:
     async def connect(self) -> AsyncpgSession:
         """Open and initialise a connection on the running loop."""
         loop = asyncio.get_running_loop()
-        connect = self.connect_hook or asyncpg.connect
         try:
-            opening = connect(
-                *self.args,
-                loop=loop,
-                connection_class=self.connection_class,
-                record_class=self.record_class,
-                **self.kwargs,
-            )
-            con = await with_stray_cancellation_as(asyncpg.InterfaceError, opening)
+            con = await with_stray_cancellation_as(asyncpg.InterfaceError, self._open(loop))
         except BaseException as error:
             let_go_of_frames(error)
-            if type(error) is ValueError and self._may_be_misread():
-                redact(error)
             if isinstance(error, Exception) and self._is_programming_error(error):
                 raise HookFailed from error
             raise
@@ -131,6 +120,34 @@ class AsyncpgDriver:
             cut(con, loop)
             raise
 
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> Any:
+        """Connect. Only this frame, and those it calls, hold the arguments: they are cleared if connecting fails."""
+        has_hook = self.connect_hook is not None
+        args, kwargs = await self.arguments.now(self.asking, has_hook=has_hook)
+        connect = self.connect_hook or asyncpg.connect
+        try:
+            return await connect(
+                *args,
+                loop=loop,
+                connection_class=self.connection_class,
+                record_class=self.record_class,
+                **kwargs,
+            )
+        except ValueError as error:
+            dsn = args[0] if args else kwargs.get("dsn")
+            if type(error) is ValueError and isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD):
+                redact(error)
+            raise
+        except asyncpg.PostgresError as error:
+            if isinstance(password := kwargs.get("password"), AskedPassword):
+                password.explain(error)
+            raise
+
+    @property
+    def asked(self) -> list[str]:
+        """The arguments whose functions have not answered yet."""
+        return self.asking.unanswered
+
     def _is_programming_error(self, error: Exception) -> bool:
         """
         Whether a connect failed because of the program and not of the server, so that another connect would fail, too.
@@ -139,14 +156,10 @@ class AsyncpgDriver:
         """
         if isinstance(error, OSError):  # a rejected certificate is a `ValueError`, too
             return False
-        has_callback = self.connect_hook is not None or callable(self.kwargs.get("password"))
+        has_callback = self.connect_hook is not None or self.arguments.have_functions()
         if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
             return True
         return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
-
-    def _may_be_misread(self) -> bool:
-        dsn = self.args[0] if self.args else self.kwargs.get("dsn")
-        return isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD)
 
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)
@@ -160,7 +173,8 @@ class AsyncpgDriver:
         return session
 
     def forked(self) -> None:
-        """Forget, in a child process, the connections that `init` is working on."""
+        """Forget, in a child process, the connections that `init` is working on, and the functions that were asked."""
+        self.asking.forked()
         while self._unready:
             self._unready.pop().discard(forked=True)
 

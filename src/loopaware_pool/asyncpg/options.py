@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from asyncio import AbstractEventLoop
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import asyncpg
@@ -16,6 +15,7 @@ from loopaware_pool._core.checks import (
     check_name,
     check_number,
     check_query,
+    check_secret,
     check_whole,
     choice,
     count,
@@ -28,9 +28,11 @@ from loopaware_pool._core.options import SharedOptions, option
 from loopaware_pool.asyncpg.internals import has_own_reset
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["Options", "SessionReset", "check_connect_arguments"]
+    from loopaware_pool.asyncpg.connect_arguments import Credentials
+
+__all__ = ["Options", "SessionReset", "check_credentials"]
 
 SessionReset = Literal["auto", "pipelined", "when_dirty", "confirmed", "awaited", "never"]
 
@@ -41,6 +43,11 @@ _seconds_or_none: Final = or_none(seconds("None turns it off"))
 def _check_loop(name: str, loop: object) -> None:
     if loop is not None and not isinstance(loop, AbstractEventLoop):
         raise TypeError(f"{name}={loop!r}: expected an event loop, or None")
+
+
+def check_credentials(name: str, function: object) -> None:
+    """Refuse a value that is neither None nor a function. The `TypeError` names the type, not the value."""
+    check_secret(name, function, (NoneType,), "a function that returns a dict, or None")
 
 
 def _is_subclass(kind: object, base: type) -> bool:
@@ -77,6 +84,13 @@ class Options(SharedOptions):
     )
     connect: Callable[..., Awaitable[Any]] | None = option(
         "Called instead of `asyncpg.connect`, with its arguments.", check=check_callback, default=None
+    )
+    credentials: Credentials | None = option(
+        "A function, plain or async, called without arguments before each connect. It returns a dict of arguments of "
+        "`asyncpg.connect`, such as *user*, *password*, *dsn* or *ssl*, which are used in place of those given here.",
+        check=check_credentials,
+        default=None,
+        repr=False,  # it may be bound to a password
     )
     setup: Callable[[Any], Awaitable[Any]] | None = option(
         "Called with each connection before it is lent.", check=check_callback, default=None
@@ -207,31 +221,3 @@ class Options(SharedOptions):
             max_waiting=self.max_waiting,
             close_timeout=self.close_timeout,
         )
-
-
-def check_connect_arguments(
-    given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
-) -> None:
-    """
-    Refuse arguments that no connect takes, without showing a value, which may be a password.
-
-    Args:
-        given: What is passed to each connect, besides the DSN.
-        takes_any: Whether connecting is a function of the user's.
-        own: The pool's own arguments, to suggest one that may have been meant.
-        taken: Arguments that the pool passes itself.
-
-    Raises:
-        TypeError: There is such an argument.
-    """
-    for name in given:
-        if name in taken:
-            raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
-    known = inspect.signature(asyncpg.connect).parameters
-    is_traced = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())  # a tracer's wrapper
-    for name in [] if takes_any or is_traced else given:
-        if name not in known:
-            takers = "asyncpg.connect does not take it" if not own else "neither the pool nor asyncpg.connect takes it"
-            near = difflib.get_close_matches(name, [*own, *known], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"unexpected argument {name!r}: {takers}{hint}")

@@ -28,8 +28,9 @@ from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.timeouts import LEAST_CALLBACK_SECONDS
 from loopaware_pool._platform.event_loops import running
 from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool.asyncpg.connect_arguments import TAKEN, ConnectArguments, check_connect_arguments
 from loopaware_pool.asyncpg.driver import AsyncpgDriver, Overloaded, PoolClosed, PoolTimeout, TooManyWaiting
-from loopaware_pool.asyncpg.options import Options, SessionReset, check_connect_arguments
+from loopaware_pool.asyncpg.options import Options, SessionReset, check_credentials
 from loopaware_pool.asyncpg.proxy import DirtyTrackingProxy, PoolConnectionProxy
 from loopaware_pool.asyncpg.upstream_pool import UpstreamPool
 from loopaware_pool.driver import ReturnCheck
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.runner import SessionListener, ShardRunner
     from loopaware_pool._core.slot import Slot
+    from loopaware_pool.asyncpg.connect_arguments import Credentials, Dsn
     from loopaware_pool.asyncpg.session import AsyncpgSession
     from loopaware_pool.stats import EventHook
 
@@ -58,8 +60,6 @@ __all__ = [
 _OPEN: Final = PoolState.OPEN  # bound once: see shard.py
 _RESET: Final = ReturnCheck.RESET
 _TIMEOUT: Final = "a number of seconds, or None"
-# Arguments that the pool itself passes to a connect.
-_TAKEN: Final = ("loop", "connection_class", "record_class")
 
 
 class Pool(UpstreamPool):
@@ -80,6 +80,7 @@ class Pool(UpstreamPool):
         max_queries: int,
         max_inactive_connection_lifetime: float,
         connect: Callable[..., Awaitable[Any]] | None = None,
+        credentials: Credentials | None = None,
         setup: Callable[[Any], Awaitable[Any]] | None = None,
         init: Callable[[Any], Awaitable[Any]] | None = None,
         reset: Callable[[Any], Awaitable[Any]] | None = None,
@@ -356,20 +357,22 @@ class Pool(UpstreamPool):
         """Replace every connection that is open now: at its release, or before it would be lent next."""
         self._core.expire()
 
-    def set_connect_args(self, dsn: str | None = None, **connect_kwargs: Any) -> None:
+    def set_connect_args(
+        self, dsn: Dsn | None = None, *, credentials: Credentials | None = None, **connect_kwargs: Any
+    ) -> None:
         """
         Connect with these arguments from now on, and with none of the former ones.
 
         Args:
-            dsn: As in `create_pool`.
+            dsn, credentials: As in `create_pool`.
             **connect_kwargs: The arguments of `asyncpg.connect`; with the pool's `connect`, whatever that takes.
 
         Raises:
-            TypeError: One is unknown, or cannot be changed; nothing has changed.
+            TypeError: One is unknown, or cannot be changed, or is of a wrong type; nothing has changed.
         """
-        check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=_TAKEN)
-        self._driver.args = [dsn]  # a list, as in asyncpg
-        self._driver.kwargs = connect_kwargs
+        check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=TAKEN)
+        check_credentials("credentials", credentials)
+        self._driver.arguments = ConnectArguments([dsn], connect_kwargs, credentials)
 
     def is_closing(self) -> bool:
         """Whether the pool is closed, or about to be."""
@@ -467,7 +470,7 @@ class PoolAcquireContext(upstream.PoolAcquireContext):
 
 @documented(Options)
 def create_pool(
-    dsn: str | None = None,
+    dsn: Dsn | None = None,
     *,
     init_size: int | None = None,
     min_size: int = 10,
@@ -475,6 +478,7 @@ def create_pool(
     max_queries: int = 50000,
     max_inactive_connection_lifetime: float = 300.0,
     connect: Callable[..., Awaitable[Any]] | None = None,
+    credentials: Credentials | None = None,
     setup: Callable[[Any], Awaitable[Any]] | None = None,
     init: Callable[[Any], Awaitable[Any]] | None = None,
     reset: Callable[[Any], Awaitable[Any]] | None = None,
@@ -503,9 +507,11 @@ def create_pool(
     Await it, or enter it with `async with`, before its first use. From then on any loop of any thread may use it.
 
     Args:
-        dsn: Where to connect; None leaves it to the other arguments and the environment, as in asyncpg.
+        dsn: Where to connect; or a function, plain or async, that returns it, called before each connect. None leaves
+            it to the other arguments and the environment, as in asyncpg.
         {options}
-        **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes.
+        **connect_kwargs: The arguments of `asyncpg.connect`; with *connect*, whatever that takes. As with asyncpg,
+            *password* may be a function, plain or async, called at each connect.
 
     Returns:
         A pool that has connected to nothing yet.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import weakref
+from collections.abc import Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +13,7 @@ import psycopg
 import psycopg_pool
 
 from loopaware_pool import errors
+from loopaware_pool._core.asking import Asking
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED
 from loopaware_pool._core.timeouts import within
@@ -141,6 +142,7 @@ class PsycopgDriver:
         connecting: Callable[[], None],
     ) -> None:
         self.name = name
+        self.asking: Asking = Asking(psycopg.OperationalError)
         self.conninfo: AsyncConninfoParam = options.conninfo
         self.kwargs: AsyncKwargsParam | None = options.kwargs
         self.connection_class = connection_class
@@ -209,14 +211,26 @@ class PsycopgDriver:
 
     async def _open(self) -> Any:
         """Connect. Only this frame holds the arguments, because it is cleared if connecting fails."""
-        conninfo = await _resolved(self.conninfo)
-        kwargs = await _resolved(self.kwargs)
+        ask = self.asking.ask
+        conninfo, kwargs = self.conninfo or "", self.kwargs or {}
+        if callable(conninfo):
+            conninfo = await ask("conninfo", conninfo, str, "a string")
+        if callable(kwargs):
+            kwargs = await ask("kwargs", kwargs, Mapping, "a dict")
+        password = kwargs.get("password")
+        if callable(password):
+            kwargs = {**kwargs, "password": await ask('kwargs["password"]', password, str, "a string")}
         try:
-            return await self.connection_class.connect(conninfo or "", **(kwargs or {}))
+            return await self.connection_class.connect(conninfo, **kwargs)
         except psycopg.Error as error:
-            if _is_misread(conninfo or ""):
+            if _is_misread(conninfo):
                 redact(error)
             raise
+
+    @property
+    def asked(self) -> list[str]:
+        """The arguments whose functions have not answered yet."""
+        return self.asking.unanswered
 
     def _failed(self, failure: Exception) -> None:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
@@ -264,7 +278,8 @@ class PsycopgDriver:
         """Do nothing: each failed connect has been logged."""
 
     def forked(self) -> None:
-        """Forget, in a child process, the connections that `configure` is working on."""
+        """Forget, in a child process, the connections `configure` is working on, and the functions that were asked."""
+        self.asking.forked()
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
@@ -285,11 +300,3 @@ def _is_misread(conninfo: str) -> bool:
     except psycopg.ProgrammingError:
         return may_hold_password(conninfo)
     return False
-
-
-async def _resolved(value: Any) -> Any:
-    """Call *value* if it is callable, and await the result if it is awaitable."""
-    if not callable(value):
-        return value
-    result = value()
-    return await result if inspect.isawaitable(result) else result

@@ -77,7 +77,7 @@ class Options(SharedOptions):
     )
     kwargs: AsyncKwargsParam | None = option(
         "Passed to `connection_class.connect`; or a function, plain or async, that returns them, called before each "
-        "connect.",
+        "connect. Its *password* may be such a function, too, unlike psycopg_pool's.",
         check=check_kwargs,
         default=None,
         repr=False,  # likewise

@@ -19,6 +19,8 @@ from loopaware_pool.sqlalchemy.first_connect import is_initialised
 from loopaware_pool.sqlalchemy.session import RecordSession
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from loopaware_pool.sqlalchemy.session import RecordKeeper
@@ -86,6 +88,8 @@ class SqlalchemyDriver:
     errors: errors.ErrorFamily = errors.ErrorFamily(
         PoolClosed, PoolTimeout, TooManyWaiting, unsupported_loop=UnsupportedLoop, overloaded=Overloaded
     )
+
+    asked: Sequence[str] = ()  # no timeout of the pool's covers a connect
 
     def __init__(self, pool: RecordKeeper) -> None:
         self._pool = weakref.ref(pool)

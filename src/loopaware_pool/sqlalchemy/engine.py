@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import make_url
 from sqlalchemy.ext import asyncio as upstream
 
+from loopaware_pool._core.checks import check_secret
+from loopaware_pool.sqlalchemy.asked_arguments import with_functions
 from loopaware_pool.sqlalchemy.pool import LoopAwareQueuePool
 
 if TYPE_CHECKING:
@@ -27,7 +30,9 @@ def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
 
     Args:
         url: `postgresql+asyncpg://...` or `postgresql+psycopg://...`.
-        **kw: As for SQLAlchemy's function, and the options of `LoopAwareQueuePool`.
+        **kw: As for SQLAlchemy's function, and the options of `LoopAwareQueuePool`. *connect_args* may be a function,
+            plain or async, that returns the driver's own arguments, and so may be its *password*. It is called without
+            arguments before each connect.
 
     Raises:
         ValueError, TypeError: An option makes no sense; the message names it.
@@ -35,8 +40,13 @@ def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
     """
     kw.setdefault("poolclass", LoopAwareQueuePool)
     is_made_by_caller = kw.get("async_creator") or kw.get("creator")
-    if make_url(url).get_driver_name() in _PSYCOPG and not is_made_by_caller:
-        from loopaware_pool.psycopg import LoopAwareConnection
-
-        kw["connect_args"] = {"async_creator_fn": LoopAwareConnection.connect, **(kw.get("connect_args") or {})}
+    connect_args = kw.get("connect_args") or {}
+    check_secret("connect_args", connect_args, (Mapping,), "a dict, or a function that returns one")
+    if is_made_by_caller:
+        if callable(connect_args):
+            raise TypeError(
+                "connect_args: a function is not asked where creator or async_creator makes the connections"
+            )
+    else:
+        kw["connect_args"] = with_functions(connect_args, is_psycopg=make_url(url).get_driver_name() in _PSYCOPG)
     return upstream.create_async_engine(url, **kw)

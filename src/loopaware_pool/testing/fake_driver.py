@@ -11,6 +11,8 @@ from loopaware_pool.driver import Liveness, ReturnCheck
 from loopaware_pool.errors import ErrorFamily, PoolClosed, PoolTimeout, TooManyWaiting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loopaware_pool._platform.sockets import SocketIdentity
     from loopaware_pool.driver import Owner
 
@@ -119,9 +121,11 @@ class FakeDriver:
         failures: What the next connects raise, in this order; those after them succeed.
         sessions: Every session made so far, the oldest first.
         session_class: The class of its sessions.
+        asked: Nothing: it asks no function of a user's.
     """
 
     logger: logging.Logger = logging.getLogger(__name__)
+    asked: Sequence[str] = ()
     session_class: type[FakeSession] = FakeSession
     errors: ErrorFamily = ErrorFamily(closed=PoolClosed, timeout=PoolTimeout, too_many_waiting=TooManyWaiting)
 

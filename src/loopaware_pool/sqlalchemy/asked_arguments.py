@@ -1,0 +1,61 @@
+"""Functions in place of a password, or of all the arguments of a connect, for an engine of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import import_module
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import exc
+
+from loopaware_pool._core.asking import AskedPassword, Asking
+
+__all__ = ["ConnectArgs", "with_functions"]
+
+ConnectArgs: TypeAlias = Mapping[str, Any] | Callable[[], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
+
+_CREATOR: Final = "async_creator_fn"  # SQLAlchemy's dialects take it, and pass on all that is not for them
+
+_PASSWORD: Final = 'connect_args["password"]'
+
+
+def with_functions(given: ConnectArgs, *, is_psycopg: bool) -> dict[str, Any]:
+    """
+    Return *given* as SQLAlchemy takes it: a dict, and a password that is no function.
+
+    Args:
+        given: The engine's `connect_args`, or a function that returns them.
+        is_psycopg: Which driver makes the connections; asyncpg if not.
+    """
+    connect_args = {} if callable(given) else dict(given)
+    if is_psycopg:
+        from loopaware_pool.psycopg import LoopAwareConnection
+
+        connect_args.setdefault(_CREATOR, LoopAwareConnection.connect)
+    if callable(given) or callable(connect_args.get("password")):
+        function, connect = given if callable(given) else None, connect_args.get(_CREATOR)
+        connect_args[_CREATOR] = _asking(function, connect, is_psycopg=is_psycopg)
+    return connect_args
+
+
+def _asking(function: Any, connect: Any, *, is_psycopg: bool) -> Callable[..., Awaitable[Any]]:
+    asking = Asking(exc.InvalidRequestError)
+
+    async def create(*args: Any, **kwargs: Any) -> Any:
+        if function is not None:
+            kwargs = {**kwargs, **await asking.ask("connect_args", function, Mapping, "a dict")}
+        password = kwargs.get("password")
+        if callable(password):
+            if is_psycopg:
+                kwargs["password"] = await asking.ask(_PASSWORD, password, str, "a string")
+            else:
+                kwargs["password"] = password = AskedPassword(asking, _PASSWORD, password)
+        try:
+            # Looked up when it is needed, as a tracer may replace it.
+            return await (connect or import_module("asyncpg").connect)(*args, **kwargs)
+        except Exception as error:
+            if isinstance(password, AskedPassword):
+                password.explain(error)
+            raise
+
+    return create
