@@ -17,6 +17,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool.asyncpg.hosts import HostOrder
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
@@ -94,11 +95,12 @@ class AsyncpgDriver:
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False
+        self._hosts = HostOrder()
 
     async def connect(self) -> AsyncpgSession:
         """Open and initialise a connection on the running loop."""
         loop = asyncio.get_running_loop()
-        connect = self.connect_hook or asyncpg.connect
+        connect = self.connect_hook or self._hosts.connect
         try:
             opening = connect(
                 *self.args,

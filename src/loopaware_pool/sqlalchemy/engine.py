@@ -35,8 +35,19 @@ def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
     """
     kw.setdefault("poolclass", LoopAwareQueuePool)
     is_made_by_caller = kw.get("async_creator") or kw.get("creator")
-    if make_url(url).get_driver_name() in _PSYCOPG and not is_made_by_caller:
+    if not is_made_by_caller:
+        kw["connect_args"] = {**_maker(make_url(url).get_driver_name()), **(kw.get("connect_args") or {})}
+    return upstream.create_async_engine(url, **kw)
+
+
+def _maker(driver: str) -> dict[str, Any]:
+    """Tell SQLAlchemy how the connections of a driver are made."""
+    if driver in _PSYCOPG:
         from loopaware_pool.psycopg import LoopAwareConnection
 
-        kw["connect_args"] = {"async_creator_fn": LoopAwareConnection.connect, **(kw.get("connect_args") or {})}
-    return upstream.create_async_engine(url, **kw)
+        return {"async_creator_fn": LoopAwareConnection.connect}
+    if driver == "asyncpg":
+        from loopaware_pool.asyncpg.hosts import HostOrder
+
+        return {"async_creator_fn": HostOrder().connect}
+    return {}
