@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from sqlalchemy import text
+from sqlalchemy import exc, text
 
 from engines import Engines
 from faults import connect
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loopaware_pool.testing.embedded_server import EmbeddedServer
 
 __all__ = [
+    "ERRORS",
     "FLAVOURS",
     "ON_ASYNCPG",
     "ON_PSYCOPG",
@@ -30,10 +31,11 @@ __all__ = [
     "follow",
     "frozen",
     "processes_of",
+    "replace_all",
     "until_replicated",
 ]
 
-ERRORS = (*DRIVER_ERRORS, TimeoutError)
+ERRORS = (*DRIVER_ERRORS, exc.SQLAlchemyError, TimeoutError)
 
 
 @asynccontextmanager
@@ -93,6 +95,15 @@ async def answer_of_a_host(client: Client, query: str = "SELECT inet_server_port
             assert errors < 50, "nobody is served"
 
 
+async def replace_all(client: Client) -> None:
+    """Have every connection replaced: by the flavour's own method."""
+    for name in ("expire_connections", "drain"):
+        if hasattr(client.pool, name):
+            await getattr(client.pool, name)()
+            return
+    client.pool.dispose()
+
+
 def processes_of(server: EmbeddedServer) -> list[int]:
     """The postmaster, and all that it has started."""
     postmaster = server.pid
@@ -102,13 +113,14 @@ def processes_of(server: EmbeddedServer) -> list[int]:
 
 @contextmanager
 def frozen(processes: Iterable[int]) -> Iterator[None]:
-    """Stop processes for a while."""
-    for pid in processes:
+    """Stop processes for a while. The first one goes on last: a postmaster, after its sessions."""
+    stopped = list(processes)
+    for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in processes:
+        for pid in reversed(stopped):
             os.kill(pid, signal.SIGCONT)
 
 

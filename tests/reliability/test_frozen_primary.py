@@ -7,11 +7,23 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import pytest
 
-from failovers import FLAVOURS, ON_ASYNCPG, answer_of_a_host, dsn_of_both, frozen, processes_of
-from faults import pids, within
+from failovers import (
+    ERRORS,
+    FLAVOURS,
+    ON_ASYNCPG,
+    answer_of_a_host,
+    dsn_of_both,
+    frozen,
+    processes_of,
+    replace_all,
+    until_replicated,
+)
+from faults import connect, pids, within
+from flavours import both
 from loopaware_pool._core import shard
 from loopaware_pool.psycopg import connection as psycopg_connection
 from loopaware_pool.testing import FaultProxy
+from running import eventually_async
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -68,6 +80,10 @@ class Limited:
         async with self._client.lend(timeout=15) as connection, asyncio.timeout(LIMITS["command_timeout"]):
             return await self._client.ask(connection, query)
 
+    async def do(self, statement):
+        async with self._client.lend(timeout=15) as connection, asyncio.timeout(LIMITS["command_timeout"]):
+            await self._client.run(connection, statement)
+
 
 @pytest.mark.parametrize("how", ["stopped", pytest.param("network", marks=pytest.mark.thorough)])
 def test_a_primary_that_is_frozen_costs_one_caller_its_limit(pair, run, how):
@@ -94,3 +110,40 @@ def test_a_primary_that_is_frozen_costs_one_caller_its_limit(pair, run, how):
                         assert [await answer_of_a_host(Limited(client)) for _ in range(10)] == [(standby.port, 0)] * 10
 
     run(main())
+
+
+@pytest.mark.thorough
+def test_a_primary_that_thaws_does_what_it_was_sent_before(pair, run):
+    """No pool can prevent that. Nor can it tell which of two primaries is the right one: that takes fencing."""
+    old, new = pair
+
+    async def main():
+        with connect(old.dsn) as connection:
+            connection.execute("CREATE TABLE kept (x int)")
+        await asyncio.to_thread(until_replicated, old, new)
+        dsn = dsn_of_both(old, new, **WANTS_WRITES)
+        async with AsyncExitStack() as clients:
+            users = {name: await clients.enter_async_context(open_flavour(name, dsn)) for name in both}
+            for client in users.values():
+                assert await client.value("SELECT inet_server_port()") == old.port
+            with frozen(processes_of(old)):
+                for client in users.values():
+                    with pytest.raises(ERRORS):
+                        await Limited(client).do("INSERT INTO kept VALUES (1)")
+                await asyncio.to_thread(new.control, "promote")
+                for client in users.values():
+                    assert await answer_of_a_host(Limited(client)) == (new.port, 0)
+            await eventually_async(lambda: rows(old) == 2, "the writes that had timed out")
+            assert rows(new) == 0
+            for client in users.values():
+                assert await client.value("SELECT inet_server_port()") == new.port
+                await replace_all(client)
+            assert await users["asyncpg"].value("SELECT inet_server_port()") == new.port
+            assert await users["psycopg"].value("SELECT inet_server_port()") == old.port
+
+    run(main())
+
+
+def rows(server):
+    with connect(server.dsn) as connection:
+        return connection.execute("SELECT count(*) FROM kept").fetchone()[0]
