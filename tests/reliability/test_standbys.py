@@ -7,10 +7,14 @@ from contextlib import AsyncExitStack
 
 import asyncpg
 import pytest
+from sqlalchemy import exc
 
 from failovers import ERRORS, FLAVOURS, ON_PSYCOPG, answer_of_a_host, dsn_of_both, follow, replace_all, until_replicated
-from faults import connect, pids
+from faults import connect, pids, within
+from flavours import both
 from helpers import eventually
+from loopaware_pool import errors
+from running import make_pool
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -139,5 +143,70 @@ def test_libpq_spreads_connections_over_the_hosts_and_asyncpg_takes_the_first(pa
             assert await places(client, 16) == [primary.port] * 16
             client = await stack.enter_async_context(FLAVOURS["asyncpg"](dsn, max_size=16, connect=connect_in_turn))
             assert sorted(await places(client, 16)) == sorted([primary.port, standby.port] * 8)
+
+    run(main())
+
+
+# ---- hosts that cannot serve ----
+
+
+def words_of(error):
+    """What the driver says. A pool's timeout has that as its cause, as it may quote a password."""
+    return str(error.__cause__ if isinstance(error, errors.PoolTimeout) else error)
+
+
+def test_a_standby_alone_that_is_asked_for_writes_is_named_within_the_deadline(pair, run):
+    """An engine's caller gets each connect's own error. Nothing is lost: when it is promoted, all can be lent."""
+    _, standby = pair
+
+    async def main():
+        dsn = dsn_of_both(standby, standby, target_session_attrs="read-write")
+        async with AsyncExitStack() as stack:
+            clients = await opened(stack, FLAVOURS, dsn)
+            for name, client in clients.items():
+                is_pool = name in both
+                with within(0.3), pytest.raises(errors.PoolTimeout if is_pool else exc.DBAPIError) as caught:
+                    await client.value(WHERE, 0.3)
+                words = ("session is read-only", "None of the hosts match", "TargetServerAttributeNotMatched")
+                assert any(text in str(caught.value) for text in words)
+            await asyncio.to_thread(standby.control, "promote")
+            for client in clients.values():
+                assert (await answer_of_a_host(client))[0] == standby.port
+                assert len(await pids(client, 2)) == 2
+
+    run(main())
+
+
+def test_hosts_of_which_none_answers_are_told_within_the_deadline(run):
+    """With the last refusal, and with no permit and no socket lost."""
+
+    async def main():
+        async with AsyncExitStack() as stack:
+            clients = await opened(stack, FLAVOURS, "postgresql://postgres@127.0.0.1:1,127.0.0.1:2/postgres?")
+            for name, client in clients.items():
+                for _ in range(3):
+                    with within(0.2), pytest.raises(ERRORS) as caught:
+                        await client.value(WHERE, 0.2)
+                    assert isinstance(caught.value, errors.PoolTimeout) is (name in both)
+                    assert any(text in words_of(caught.value) for text in ("Connection refused", "Connect call failed"))
+                await eventually(lambda: client.pool.stats().connecting == 0)  # noqa: B023
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("dsn", "host"), [("postgresql://app@db,/shop", None), ("postgresql://app@/shop?host=,db", None), (None, "db,,db2")]
+)
+def test_an_empty_host_is_told_at_once(run, dsn, host, monkeypatch):
+    """asyncpg's own pool says "string index out of range"."""
+    if host is not None:
+        monkeypatch.setenv("PGHOST", host)
+
+    async def main():
+        with pytest.raises(IndexError, match="string index out of range"):
+            await asyncpg.create_pool(dsn)
+        async with make_pool(dsn) as pool:
+            with within(0.0), pytest.raises(asyncpg.exceptions.ClientConfigurationError, match="a host is empty"):
+                await pool.fetchval("SELECT 1", timeout=10)
 
     run(main())

@@ -7,7 +7,9 @@ connection and says nothing, as a frozen server does, uses up all of it. So the 
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -34,6 +36,7 @@ class HostOrder:
         the hosts that will do are alike, and the order that has led to one is kept.
 
         Raises:
+            asyncpg.ClientConfigurationError: A host in a list of hosts is empty.
             Exception: What `asyncpg.connect` raises.
         """
         first = self._first
@@ -44,6 +47,13 @@ class HostOrder:
             if first == self._first:  # else another connect that began with the same host has timed out before
                 self._first += 1
             raise
+        except IndexError:
+            if not _has_empty_host(*args, **kwargs):
+                raise
+            raise asyncpg.exceptions.ClientConfigurationError(
+                "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
+                "'first-host:5432,second-host:5432'"
+            ) from None
         if not is_kept:
             self._first = 0
         return connection
@@ -65,3 +75,10 @@ def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict
         del hosts[1:]
     arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
     return arguments, wanted not in (_ANY, _PREFER_STANDBY)
+
+
+def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:
+    """Whether a list of hosts that asyncpg has read has an empty one."""
+    parts = urlsplit(dsn or "")
+    lists = [parts.netloc.rpartition("@")[2], *parse_qs(parts.query).get("host", ()), os.environ.get("PGHOST", "")]
+    return any("" in hosts.split(",") for hosts in lists if hosts)
