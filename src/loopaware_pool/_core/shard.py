@@ -120,14 +120,14 @@ class Shard(Generic[S]):
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        self._slow_start = SlowStart(_connect_ceiling(config))
+        self._slow_start = SlowStart(_connect_ceiling(config), jitter)
         self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot[S], str] = {}
         self.restoring: set[Slot[S]] = set()  # connects that are for `min_size`
-        self._min_size_slow_start = SlowStart(_connect_ceiling(config))
-        self._min_size_backoff = MinSizeBackoff()
+        self._min_size_slow_start = SlowStart(_connect_ceiling(config), jitter, waits_for_answers=True)
+        self._min_size_backoff = MinSizeBackoff(jitter)
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
 
@@ -660,7 +660,7 @@ class Shard(Generic[S]):
             self._open_for_floor(missing, now)
 
     def _open_for_floor(self, missing: int, now: float) -> None:
-        """Open a few at once, and more every few milliseconds: when a server comes back, every process reconnects."""
+        """Open one, then more with each that is open: when a server comes back, every process reconnects."""
         allowance = self._min_size_slow_start.allowance(now)
         for _ in range(min(missing, allowance - len(self.connecting))):
             slot = self.open_one(now)
@@ -668,7 +668,7 @@ class Shard(Generic[S]):
                 return
             self.restoring.add(slot)
             missing -= 1
-        if missing and allowance > 1:  # 1 means that the server has just refused: wait for the connect under way
+        if missing and allowance > 1:  # 1 means that the server has not answered yet: wait for the connect under way
             self.wake_by(now + STEP_SECONDS)
 
     def _floor_connect_failed(self, slot: Slot[S], error: BaseException, now: float) -> None:
