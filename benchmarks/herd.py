@@ -17,8 +17,11 @@ import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
+from loopaware_pool._core import shard as shard_module
 from loopaware_pool._core.config import PoolConfig
+from loopaware_pool._core.connect_pacing import PROBE_FIRST_SECONDS, MinSizeBackoff, SlowStart
 from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.permits import Permits
 from loopaware_pool._core.shard import Shard
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.slot import Slot
 
-__all__ = ["Outcome", "Scenario", "run"]
+__all__ = ["LIVES", "LOSSES", "PACES", "Outcome", "Scenario", "run"]
 
 WORKERS: Final = 4
 CONNECT_WORK_SECONDS: Final = 0.005
@@ -92,9 +95,9 @@ class Outcome:
     failed_callers: int = 0
     waits: list[float] = field(default_factory=list)
 
-    def peak(self) -> int:
-        """Count the connects of the busiest tenth of a second."""
-        buckets = Counter(int(at / BUCKET_SECONDS) for at in self.connects)
+    def peak(self, since: float = 0.0) -> int:
+        """Count the connects of the busiest tenth of a second, *since* so many seconds after the loss."""
+        buckets = Counter(int(at / BUCKET_SECONDS) for at in self.connects if at >= since)
         return max(buckets.values(), default=0)
 
 
@@ -313,9 +316,45 @@ class Process:
     report_dropped = report_opened = report_connect_failed = report_gone = _nothing
 
 
-def run(scenario: Scenario, seed: int = 1) -> Outcome:
-    """Simulate."""
-    clock, draw = Clock(), random.Random(seed)
+# ---- other ways to pace connects ----
+
+
+class _Unpaced(SlowStart):
+    """One connect for each caller that waits, and another attempt 50 ms after a refusal."""
+
+    def allowance(self, now: float) -> int:
+        return self.ceiling
+
+    def refused(self, now: float) -> None:
+        self.probe_at = now + PROBE_FIRST_SECONDS
+
+
+class _Alone(SlowStart):
+    """As if no other process used the server: neither answers nor chance matter."""
+
+    def __init__(self, ceiling: int, _: Callable[[], float], **__: Any) -> None:
+        super().__init__(ceiling, lambda: 0.0)
+
+    def allowance(self, now: float) -> int:
+        self._allowed = None
+        return super().allowance(now)
+
+
+PACES: Final = {"none": _Unpaced, "each process by itself": _Alone, "ours": SlowStart}
+
+
+def run(scenario: Scenario, pace: str = "ours", seed: int = 1) -> Outcome:
+    """Simulate a scenario, with connects paced in one of the ways of `PACES`."""
+    backoff = MinSizeBackoff if pace == "ours" else lambda _: MinSizeBackoff(lambda: 0.0)
+    with (
+        mock.patch.object(shard_module, "SlowStart", PACES[pace]),
+        mock.patch.object(shard_module, "MinSizeBackoff", backoff),
+    ):
+        return _run(scenario, random.Random(seed))
+
+
+def _run(scenario: Scenario, draw: random.Random) -> Outcome:
+    clock = Clock()
     server = Server(clock)
     processes = []
     for number in range(scenario.processes):
@@ -323,38 +362,47 @@ def run(scenario: Scenario, seed: int = 1) -> Outcome:
         clock.at(begins, lambda: processes.append(Process(scenario, clock, server, draw)))
     clock.run_until(BEGIN_SECONDS)
     server.outcome = Outcome()
-    if scenario.down_seconds:
-        server.is_up = False
-        for process in processes:
+    server.is_up = not scenario.down_seconds
+    for process in processes:
+        if scenario.down_seconds:
             process.lose_all()
-        clock.run_until(BEGIN_SECONDS + scenario.down_seconds)
-        server.is_up = True
-    else:
-        for process in processes:
+        else:
             process.drain()
+    clock.run_until(BEGIN_SECONDS + scenario.down_seconds)
+    server.is_up = True
     clock.run_until(clock.now + scenario.watch_seconds)
     return server.outcome
 
 
-def _print(scenario: Scenario, outcome: Outcome) -> None:
-    waits = sorted(outcome.waits)
-    p99 = waits[int(len(waits) * 0.99)]
-    print(
-        f"| {scenario.name} | {outcome.refused:,} | {len(outcome.connects):,} | {outcome.peak():,} | "
-        f"{outcome.most_at_once:,} | {outcome.given_up:,} | {outcome.failed_callers:,} | {p99 * 1000:,.0f} |",
-        flush=True,
-    )
-
-
-SCENARIOS: Final = (
-    Scenario("drained: idle processes", callers_per_second=0.2),
-    Scenario("drained: 3,000 callers a second"),
-    Scenario("drained: 15,000 callers a second", callers_per_second=50),
-    Scenario("restarted in 2 s: idle processes", down_seconds=2, callers_per_second=0.2),
-    Scenario("restarted in 2 s: 3,000 callers a second", down_seconds=2),
-    Scenario("restarted in 2 s: 15,000 callers a second", down_seconds=2, callers_per_second=50),
+LOSSES: Final = (
+    Scenario("drained, idle", callers_per_second=0.2),
+    Scenario("drained, 3,000 callers/s"),
+    Scenario("drained, 15,000 callers/s", callers_per_second=50),
+    Scenario("2 s down, idle", down_seconds=2, callers_per_second=0.2),
+    Scenario("2 s down, 3,000 callers/s", down_seconds=2),
+    Scenario("2 s down, 15,000 callers/s", down_seconds=2, callers_per_second=50),
 )
+# All connections are made within a second, and have half a minute each.
+LIVES: Final = [
+    Scenario(f"lifetime_jitter={jitter}", watch_seconds=40, max_lifetime=30, lifetime_jitter=jitter)
+    for jitter in (0.0, 0.1, 0.5)
+]
+
+
+def _main() -> None:
+    columns = ("refused", "connects", "in 0.1 s", "at once", "given up", "callers failed", "p99 of waits, ms")
+    print(f"| what happens | pace | {' | '.join(columns)} |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for scenario, pace in itertools.product(LOSSES, PACES):
+        outcome = run(scenario, pace)
+        counts = (outcome.refused, len(outcome.connects), outcome.peak(), outcome.most_at_once, outcome.given_up)
+        p99_ms = 1000 * sorted(outcome.waits)[int(len(outcome.waits) * 0.99)]
+        figures = " | ".join(f"{figure:,.0f}" for figure in (*counts, outcome.failed_callers, p99_ms))
+        print(f"| {scenario.name} | {pace} | {figures} |", flush=True)
+    print("\n| ends of life | connects in 0.1 s, later than 5 s |\n|---|---:|")
+    for scenario in LIVES:
+        print(f"| {scenario.name} | {run(scenario).peak(5.0):,} |", flush=True)
+
 
 if __name__ == "__main__":
-    for scenario in SCENARIOS:
-        _print(scenario, run(scenario))
+    _main()
