@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
 from benchmarks.herd import LOSSES, run
 
 # A third of the processes, so that a test takes less than a second.

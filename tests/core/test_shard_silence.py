@@ -80,6 +80,19 @@ class TestDoubt:
         shard.serviced(idle, pool.now)
         assert waiter.result is idle
 
+    def test_who_waits_for_an_answer_waits_for_no_other_caller(self, make):
+        """So the first one who comes does not count towards `max_waiting`."""
+        pool, shard = make(max_size=2)
+        pool.lend(shard, 1)
+        pool.with_idle(shard, 1)
+        pool.pass_time(SILENT_SECONDS)
+        shard.suspect(pool.now)
+        counts = []
+        for _ in range(2):
+            pool.wait(shard)
+            counts.append(shard.waiting_in_line(pool.now))
+        assert counts == [0, 1]
+
     def test_one_that_does_not_answer_at_once_lets_another_be_opened(self, make):
         """For a caller who waits."""
         pool, shard = make(max_size=3)

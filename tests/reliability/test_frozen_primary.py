@@ -113,6 +113,24 @@ def test_a_primary_that_is_frozen_costs_one_caller_its_limit(pair, run, how):
 
 
 @pytest.mark.thorough
+def test_readers_of_a_standby_that_is_frozen_are_served_by_the_primary(pair, run):
+    """asyncpg would look for a standby on all hosts, the silent one included, before it is content with a primary."""
+    primary, standby = pair
+
+    async def main():
+        dsn = dsn_of_both(primary, standby, target_session_attrs="prefer-standby")
+        async with AsyncExitStack() as clients:
+            users = {name: await clients.enter_async_context(open_flavour(name, dsn)) for name in FLAVOURS}
+            for client in users.values():
+                assert await client.value("SELECT inet_server_port()") == standby.port
+            with frozen(processes_of(standby)), within(12.0):
+                served = await asyncio.gather(*map(answer_of_a_host, map(Limited, users.values())))
+            assert {port for port, _ in served} == {primary.port}
+
+    run(main())
+
+
+@pytest.mark.thorough
 def test_a_primary_that_thaws_does_what_it_was_sent_before(pair, run):
     """No pool can prevent that. Nor can it tell which of two primaries is the right one: that takes fencing."""
     old, new = pair

@@ -428,7 +428,8 @@ class Shard(Generic[S]):
 
     def _waiting_for_server(self) -> list[tuple[Slot[S], float]]:
         """List connections that no caller has, and that wait for an answer of the server, with since when they do."""
-        return [*self.asked.items(), *((slot, slot.since) for slot in list(self.unanswered))]
+        # Copies: this may be another thread.
+        return list(self.asked.items()) + [(slot, slot.since) for slot in list(self.unanswered)]
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
@@ -764,17 +765,16 @@ class Shard(Generic[S]):
 
     def waiting_in_line(self, now: float) -> int:
         """
-        Count callers that wait for another caller to finish, not just for a reset's answer or a connect under way.
+        Count callers that wait for another caller to finish, not just for the server's answer or a connect under way.
         """
-        served_soon = 0 if self._is_silent(now) else len(self.unanswered)
+        served_soon = 0 if self._is_silent(now) else len(self.unanswered) + len(self.asked)
         if not self._shared.config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
 
     def _is_silent(self, now: float) -> bool:
-        """Whether the server has left a reset unanswered for too long."""
-        oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
-        return oldest is not None and now - oldest.since >= SILENT_SECONDS
+        """Whether the server has left a reset, or a ping, unanswered for too long."""
+        return any(now - since >= SILENT_SECONDS for _, since in self._waiting_for_server())
 
     @property
     def growth_left(self) -> int:
