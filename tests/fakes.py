@@ -203,6 +203,7 @@ DECISIONS = (
         "closed",
     ),
     *("shut", "resume", "refill", "restore_floor", "expired", "settings_changed", "keep_floor", "drop_dead"),
+    *("suspect", "left_to_pool"),
 )
 HOUSEKEEPING = ("sweep", "reclaim_dropped", "reclaim", "ping_all")
 

@@ -131,7 +131,7 @@ def test_a_loop_may_stop_between_the_end_of_a_task_and_its_callbacks(loop_factor
 
     async def begin_ping():
         await open_idle(core, 1)
-        core.runner().housekeeper.ping_all()
+        core.runner().ping_all()
         core.runner().act()
         stop_when_pinged(core.runner())
 

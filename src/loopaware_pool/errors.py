@@ -60,17 +60,27 @@ class TooManyWaiting(PoolError):
         self.max_waiting = max_waiting
 
 
+# What libpq says where `target_session_attrs` wants another kind of host.
+_WRONG_HOST: Final = (
+    "session is read-only",
+    "session is not read-only",
+    "server is in hot standby mode",
+    "server is not in hot standby mode",
+)
+
+
 def reason(error: BaseException) -> str:
     """
     Return in one line why a connect failed, in the words of the server or the operating system.
 
-    No other text is shown: a driver may quote from what it was given to connect with.
+    No other text is shown, but for some words of libpq's: a driver may quote from what it was given to connect with.
     """
-    name, text = type(error).__name__, str(error)
+    name, said = type(error).__name__, str(error)
+    text = said
     if getattr(error, "sqlstate", None) is None:
         _, fatal, text = text.partition("FATAL:")  # as libpq quotes the server
         if not fatal:
-            text = getattr(error, "strerror", None) or ""
+            text = getattr(error, "strerror", None) or next((words for words in _WRONG_HOST if words in said), "")
     words = next((line.strip() for line in text.splitlines() if line.strip()), "")
     notes = [note for note in getattr(error, "__notes__", ()) if FUNCTION_GIVEN in note]
     return f"{name}{f': {words}' if words else ''}{''.join(f' ({note})' for note in notes)}"

@@ -274,7 +274,7 @@ class TestAge:
         pool, shard = make(max_size=3)
         (lent,) = pool.lend(shard, 1)
         slots = pool.with_idle(shard, 2)
-        assert shard.housekeeper.ping_all() == slots
+        assert shard.housekeeper.ping_all(pool.now) == slots
         assert (shard.effects.pinging, shard.idle) == (slots, [])
         assert lent.state is SlotState.LENT
 

@@ -225,7 +225,7 @@ class TestStandingStill:
         pool, shard = make(max_size=1, keepalive=1.0)
         (slot,) = pool.with_idle(shard, 1)
         shard.effects.is_running = False
-        shard.housekeeper.ping_all()
+        shard.housekeeper.ping_all(pool.now)
         pool.pass_time(5.0)
         assert (shard.idle, shard.effects.pinging) == ([slot], [])
         shard.effects.is_running = True

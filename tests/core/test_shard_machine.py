@@ -26,6 +26,7 @@ WORK = ("opening", "closing", *SERVICES)
 RARE_EVENTS = [
     "expire",
     "keep_floor",
+    "leave_resets",
     "loop_ends",
     "maintenance",
     "mass_death",
@@ -364,6 +365,12 @@ class PoolMachine(RuleBasedStateMachine):
     def expire(self, data):
         self.pool.shared.generation += 1
 
+    def leave_resets(self, data):
+        """The time of callers who wait for them is up."""
+        for shard in self.pool.shards:
+            for slot in list(shard.effects.resetting):
+                shard.left_to_pool(slot, self.pool.now)
+
     def suspend_or_resume(self, data):
         if self.pool.shared.is_suspended:
             self._resume()
@@ -453,6 +460,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert all(same(place) == expected for place in places)
             assert SlotState.GONE not in {slot.state for slot in shard.slots}
             assert shard.restoring <= shard.connecting
+            assert set(shard.asked) <= set(effects.resetting) | set(effects.pinging)
 
     def each_lease_has_one_holder(self):
         lent = [slot for _, slot in self._sessions(SlotState.LENT)]
@@ -474,7 +482,8 @@ class PoolMachine(RuleBasedStateMachine):
             assert counters.acquire_times.count == counters.acquired
             assert counters.connect_times.count == counters.opened
             assert sum(counters.closed_because.values()) == counters.closed
-            assert shard.spare in (0, len(shard.idle) + len(shard.unanswered) + len(shard.closing))
+            unused = len(shard.idle) + len(shard.unanswered) + len(shard.asked) + len(shard.closing)
+            assert shard.spare in (0, unused)
 
     def the_queue_holds_those_who_wait(self):
         """In the order in which they came, those included who lost what they were handed, and came back."""

@@ -159,12 +159,14 @@ class TestAwaitingAnAnswer:
         pool.pass_time(0.05)
         assert len(shard.slots) == 2
 
-    def test_who_waits_for_the_answer_of_a_silent_server_waits_in_line(self, make):
-        """A second after the oldest reset has been sent, all its callers count."""
-        pool, shard = make(max_size=2)
-        first, second = pool.lend(shard, 2)
+    def test_who_waits_for_the_answer_of_a_slow_server_waits_in_line(self, make):
+        """A second after the oldest reset has been sent, all its callers count, although another has been answered."""
+        pool, shard = make(max_size=3)
+        first, second, third = pool.lend(shard, 3)
         give_back(pool, shard, first, RESET_SENT)
         pool.pass_time(0.5)
+        give_back(pool, shard, third)
+        assert shard.take(pool.now) is third
         give_back(pool, shard, second, RESET_SENT)
         pool.wait(shard)
         pool.wait(shard)

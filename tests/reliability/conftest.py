@@ -12,3 +12,10 @@ def private_server():
     """A server that is full with six sessions, asks one role for a password, and may be mistreated."""
     with EmbeddedServer(settings={"max_connections": 6, "superuser_reserved_connections": 0}) as server:
         yield server
+
+
+@pytest.fixture
+def pair():
+    """A primary and its standby."""
+    with EmbeddedServer() as primary, EmbeddedServer(standby_of=primary.dsn) as standby:
+        yield primary, standby

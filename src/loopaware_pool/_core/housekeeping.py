@@ -90,12 +90,13 @@ class Housekeeper(Generic[S]):
                 self._shard.wake_by(due)
             else:
                 self._shard.discard(slot, "reset not answered")
+                self._shard.suspect(now)
 
-    def ping_all(self) -> list[Slot[S]]:
+    def ping_all(self, now: float) -> list[Slot[S]]:
         """Make a round trip on each idle connection. Returns their slots."""
         slots = self._shard.idle[:]
         for slot in slots:
-            self._shard.ping_idle(slot)
+            self._shard.ping_idle(slot, now)
         return slots
 
     def _sweep_idle(self, now: float) -> None:
@@ -107,7 +108,7 @@ class Housekeeper(Generic[S]):
             if reason:
                 self._shard.retire_idle(slot, reason, politely=slot.session.is_settled)
             elif keepalive and now - slot.since >= keepalive:
-                self._shard.ping_idle(slot)
+                self._shard.ping_idle(slot, now)
             else:
                 self._shard.wake_by(self._next_look(slot))
 

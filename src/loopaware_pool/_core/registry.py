@@ -273,7 +273,7 @@ class Registry(Generic[S]):
         for runner in self.runners():
             self._sweep(runner, runner.shard.refill)
             if runner is not here:
-                self._on(runner, runner.housekeeper.ping_all)
+                self._on(runner, runner.ping_all)
         await here.check_idle()
 
     def for_each_session(self, action: Callable[[S], object]) -> None:

@@ -440,6 +440,7 @@ class ShardRunner(Generic[S]):
         except Exception as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.discard(slot, failed(error))
+                self.shard.suspect(monotonic())
                 self.act()
             return error
         self.shard.serviced(slot, monotonic())
@@ -547,13 +548,17 @@ class ShardRunner(Generic[S]):
         """Whether all connections left are lent."""
         return len(self.shard.slots) == self._lent()
 
+    def ping_all(self) -> list[Slot[S]]:
+        """Make a round trip on each idle connection. Returns their slots."""
+        return self.housekeeper.ping_all(monotonic())
+
     async def check_idle(self) -> None:
         """
         Make a round trip on each idle connection; those that fail are closed.
 
         Cancellation: ends the waiting, not the checks.
         """
-        slots = self.housekeeper.ping_all()
+        slots = self.ping_all()
         self.act()
         for slot in slots:
             await self.task_finished(slot)
@@ -575,6 +580,8 @@ class ShardRunner(Generic[S]):
         if task is not None and patience is not None:
             await asyncio.wait([task], timeout=patience)
             if not task.done():
+                self.shard.left_to_pool(slot, monotonic())
+                self.act()
                 return None
         return None if task is None else await event_loops.outcome_of(task)
 
@@ -805,6 +812,11 @@ class SessionListener(Generic[S]):
     def demoted(self) -> None:
         """Close the connection, and replace all that were opened before: their server takes no writes any more."""
         self.runner.replace_read_only(self.slot)
+
+    def silent(self) -> None:
+        """Look whether the idle connections are answered: a caller's connection is not."""
+        self.runner.shard.suspect(monotonic())
+        self.runner.act()
 
     def dropped(self) -> None:
         """Close the connection, and report its lease. The garbage collector may call this between any two lines."""

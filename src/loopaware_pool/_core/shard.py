@@ -51,8 +51,8 @@ DROPPED_LOOK_SECONDS: Final = 1.0
 
 # How long a connection may take to close politely once a waiting caller needs its permit.
 GOODBYE_GRACE_SECONDS: Final = 0.1
-# A server that leaves a reset unanswered for this long is silent, not slow. Callers that wait for its answer then count
-# towards `max_waiting`.
+# A server that leaves a reset or a ping unanswered for this long is silent, not slow. Callers that wait for its answer
+# then count towards `max_waiting`. A connection that has been idle for less than this is not pinged because of another.
 SILENT_SECONDS: Final = 1.0
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _ALIVE, _DEAD, _UNREAD = Liveness
@@ -100,6 +100,8 @@ class Shard(Generic[S]):
         self.connecting: set[Slot[S]] = set()
         self.closing: dict[Slot[S], float] = {}  # when a waiting caller may cut the close short; in order of closing
         self.unanswered: dict[Slot[S], float] = {}  # when the reset counts as failed; in order of return
+        self.asked: dict[Slot[S], float] = {}  # since when a task, and no caller, waits for an answer; in that order
+        self._heard_at = -NEVER  # when the server last showed that it is there
         self.waiters: WaitQueue = WaitQueue()
         self.counters: Counters = Counters()
         self._use_counts = self.counters.use_times.counts
@@ -118,14 +120,14 @@ class Shard(Generic[S]):
         self._lends_dead = config.lends_dead
         self._next = 0 if config.idle_order is IdleOrder.FIFO else -1
         self._due = NEVER
-        self._slow_start = SlowStart(_connect_ceiling(config))
+        self._slow_start = SlowStart(_connect_ceiling(config), jitter)
         self._shedding = None if config.shed_after is None else LoadShedding(config.shed_after)
         self._idle_look = _idle_look(config)
         self._lease_look = config.leak_threshold if config.leak_threshold is not None else NEVER
         self._reasons: dict[Slot[S], str] = {}
         self.restoring: set[Slot[S]] = set()  # connects that are for `min_size`
-        self._min_size_slow_start = SlowStart(_connect_ceiling(config))
-        self._min_size_backoff = MinSizeBackoff()
+        self._min_size_slow_start = SlowStart(_connect_ceiling(config), jitter, waits_for_answers=True)
+        self._min_size_backoff = MinSizeBackoff(jitter)
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
 
@@ -234,6 +236,7 @@ class Shard(Generic[S]):
         if self.is_ending and check is not _READY:
             check = ReturnCheck.STRANDED
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
+            self._heard_at = now
             slot.move(_RETURNED)
             self._offer(slot, now)
         elif check is _RESET_SENT:
@@ -250,7 +253,7 @@ class Shard(Generic[S]):
             self.counters.returned_dead += check is ReturnCheck.BROKEN
             self._retire(slot, check.value, politely=check is ReturnCheck.WORN_OUT)
             if check is ReturnCheck.BROKEN:
-                self.drop_dead()
+                self.suspect(now)
         if slot.reported is not None:
             self._effects.report_late_return(slot, held_seconds)
 
@@ -258,14 +261,36 @@ class Shard(Generic[S]):
         """Make a connection available again after the answer to its reset, if the shard waits for that."""
         if slot in self.unanswered:
             del self.unanswered[slot]
+            self._heard_at = now
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
 
     def serviced(self, slot: Slot[S], now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
         if slot.state is SlotState.RESETTING:
+            self._heard_at = now
+            self.asked.pop(slot, None)
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
+
+    def left_to_pool(self, slot: Slot[S], now: float) -> None:
+        """Note that the caller of *slot* does not wait for its reset any more: its time was up."""
+        if slot.state is SlotState.RESETTING:
+            self.asked[slot] = now
+            self.suspect(now)
+            self.grow(now)
+
+    def suspect(self, now: float) -> None:
+        """
+        Look which idle connections are still of use: another one was found useless.
+
+        A server that has closed them can be seen. One that is frozen, or out of reach, has to be asked; otherwise each
+        idle connection would cost a caller its time limit.
+        """
+        self.drop_dead()
+        for slot in self.idle[:]:
+            if now - slot.since >= SILENT_SECONDS:
+                self.ping_idle(slot, now)
 
     def discard(self, slot: Slot[S], reason: str) -> None:
         """Close a connection that has become useless, in whatever state it is."""
@@ -376,14 +401,14 @@ class Shard(Generic[S]):
             self.wake_by(now)
             return
         if len(self.slots) >= self._shared.config.max_size:
-            self._cut_goodbyes_short(now)
+            self._take_from_silent_server(now)
             if now >= self._look_at:
                 self._reclaim_dropped(now)
             return
         if now < self._slow_start.probe_at:
             self.wake_by(self._slow_start.probe_at)
             return
-        if self.unanswered:
+        if self.unanswered or self.asked:
             wanted -= self._about_to_be_idle(now)
         for _ in range(min(wanted, self._slow_start.allowance(now) - len(self.connecting))):
             if not self._permits.take_or_claim(self, self.waiters.oldest):
@@ -394,12 +419,17 @@ class Shard(Generic[S]):
             self.wake_by(now + STEP_SECONDS)
 
     def _about_to_be_idle(self, now: float) -> int:
-        """Count connections whose reset will be answered any moment. 0 once one of them has taken too long."""
-        late_at = next(iter(self.unanswered)).since + STEP_SECONDS
+        """Count connections that will be answered any moment. 0 once one of them has taken too long."""
+        late_at = min(since for _, since in self._waiting_for_server()) + STEP_SECONDS
         if now >= late_at:
             return 0
         self.wake_by(late_at)
-        return len(self.unanswered)
+        return len(self.unanswered) + len(self.asked)
+
+    def _waiting_for_server(self) -> list[tuple[Slot[S], float]]:
+        """List connections that no caller has, and that wait for an answer of the server, with since when they do."""
+        # Copies: this may be another thread.
+        return list(self.asked.items()) + [(slot, slot.since) for slot in list(self.unanswered)]
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
@@ -418,7 +448,7 @@ class Shard(Generic[S]):
             if slot is not None:
                 self._retire(slot, GIVEN_AWAY)
         elif self._permits.claims:
-            self._cut_goodbyes_short(now)
+            self._take_from_silent_server(now)
 
     def _take_unused(self) -> Slot[S] | None:
         try:
@@ -502,7 +532,7 @@ class Shard(Generic[S]):
             self._permits.drop_claim(self)
 
     def _look_for_donor(self, now: float) -> None:
-        self._cut_goodbyes_short(now)
+        self._take_from_silent_server(now)
         donor = self._permits.donor_for(self, now)
         if donor is not None:
             self._effects.ask_for_permit(donor)
@@ -560,18 +590,32 @@ class Shard(Generic[S]):
     def _retire(self, slot: Slot[S], reason: str, *, politely: bool = True) -> None:
         slot.move(SlotEvent.CLOSE_STARTED)
         self.unanswered.pop(slot, None)
+        self.asked.pop(slot, None)
         self.closing[slot] = NEVER
         self._reasons[slot] = reason
         self._effects.begin_close(slot, politely=politely)
 
-    def _cut_goodbyes_short(self, now: float) -> None:
+    def _take_from_silent_server(self, now: float) -> None:
         """
-        Cut polite closes short while callers wait for their permits, the oldest first.
+        Free permits that wait for a server that says nothing, while callers wait for them, the oldest first.
 
-        A healthy server hangs up within milliseconds, and then has one session less. A frozen server would keep the
-        permit for as long as a polite close may take, although a server that has replaced it could serve the callers.
+        A healthy server hangs up, and answers, within milliseconds. A frozen one would keep the permits for as long as
+        a polite close, a ping or a reset may take, although a server that has replaced it could serve the callers.
         """
-        wanted = self._permits_wanted() if self.closing else 0
+        wanted = self._permits_wanted() if self.closing or self.asked or self.unanswered else 0
+        if not wanted:
+            return
+        self._cut_goodbyes_short(wanted, now)
+        wanted -= len(self.closing)
+        for slot, since in self._waiting_for_server():
+            if now < since + SILENT_SECONDS:
+                self.wake_by(since + SILENT_SECONDS)
+            elif wanted > 0 and self._heard_at <= since:  # else it is slow, and to connect anew would make it slower
+                self._retire(slot, "did not answer", politely=False)
+                wanted -= 1
+
+    def _cut_goodbyes_short(self, wanted: int, now: float) -> None:
+        """Cut so many polite closes short, once they have had a moment."""
         for slot in list(self.closing):
             if not wanted:
                 return
@@ -617,7 +661,7 @@ class Shard(Generic[S]):
             self._open_for_floor(missing, now)
 
     def _open_for_floor(self, missing: int, now: float) -> None:
-        """Open a few at once, and more every few milliseconds: when a server comes back, every process reconnects."""
+        """Open one, then more with each that is open: when a server comes back, every process reconnects."""
         allowance = self._min_size_slow_start.allowance(now)
         for _ in range(min(missing, allowance - len(self.connecting))):
             slot = self.open_one(now)
@@ -625,7 +669,7 @@ class Shard(Generic[S]):
                 return
             self.restoring.add(slot)
             missing -= 1
-        if missing and allowance > 1:  # 1 means that the server has just refused: wait for the connect under way
+        if missing and allowance > 1:  # 1 means that the server has not answered yet: wait for the connect under way
             self.wake_by(now + STEP_SECONDS)
 
     def _floor_connect_failed(self, slot: Slot[S], error: BaseException, now: float) -> None:
@@ -659,7 +703,7 @@ class Shard(Generic[S]):
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
-            self._cut_goodbyes_short(now)
+            self._take_from_silent_server(now)
         self.grow(now)
 
     def expired(self) -> None:
@@ -691,13 +735,14 @@ class Shard(Generic[S]):
         self.idle.remove(slot)
         self._retire(slot, reason, politely=politely)
 
-    def ping_idle(self, slot: Slot[S]) -> None:
+    def ping_idle(self, slot: Slot[S], now: float) -> None:
         """Make a round trip on an idle connection, later if its loop is not running: nothing would read the answer."""
         if not self._effects.is_awake():
             self.wake_by(0.0)  # as soon as it runs
             return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
+        self.asked[slot] = now
         self._effects.begin_ping(slot)
 
     def wake_by(self, due: float) -> None:
@@ -720,17 +765,16 @@ class Shard(Generic[S]):
 
     def waiting_in_line(self, now: float) -> int:
         """
-        Count callers that wait for another caller to finish, not just for a reset's answer or a connect under way.
+        Count callers that wait for another caller to finish, not just for the server's answer or a connect under way.
         """
-        served_soon = 0 if self._is_silent(now) else len(self.unanswered)
+        served_soon = 0 if self._is_silent(now) else len(self.unanswered) + len(self.asked)
         if not self._shared.config.counts_growth:
             served_soon += len(self.connecting)
         return max(0, len(self.waiters) - served_soon)
 
     def _is_silent(self, now: float) -> bool:
-        """Whether the server has left a reset unanswered for too long."""
-        oldest = next(iter(list(self.unanswered)), None)  # a copy: this may be another thread
-        return oldest is not None and now - oldest.since >= SILENT_SECONDS
+        """Whether the server has left a reset, or a ping, unanswered for too long."""
+        return any(now - since >= SILENT_SECONDS for _, since in self._waiting_for_server())
 
     @property
     def growth_left(self) -> int:
@@ -746,7 +790,9 @@ class Shard(Generic[S]):
     @property
     def spare(self) -> int:
         """Connections that are idle, about to be, or closing, and that no caller here waits for."""
-        return len(self.idle) + len(self.unanswered) + len(self.closing) if not self.waiters else 0
+        if self.waiters:
+            return 0
+        return len(self.idle) + len(self.unanswered) + len(self.asked) + len(self.closing)
 
     def count(self, *states: SlotState) -> int:
         """Count the slots in any of *states*."""

@@ -18,6 +18,7 @@ from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.asyncpg.connect_arguments import ConnectArguments
+from loopaware_pool.asyncpg.hosts import HostOrder
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
@@ -98,6 +99,7 @@ class AsyncpgDriver:
         self._unready: set[AsyncpgSession] = set()
         self.has_reset = False
         self._warned: set[str] = set()
+        self._hosts = HostOrder()
 
     async def connect(self) -> AsyncpgSession:
         """Open and initialise a connection on the running loop."""
@@ -124,7 +126,7 @@ class AsyncpgDriver:
         """Connect. Only this frame, and those it calls, hold the arguments: they are cleared if connecting fails."""
         has_hook = self.connect_hook is not None
         args, kwargs = await self.arguments.now(self.asking, has_hook=has_hook)
-        connect = self.connect_hook or asyncpg.connect
+        connect = self.connect_hook or self._hosts.connect
         try:
             return await connect(
                 *args,

@@ -7,21 +7,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import weakref
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+from asyncpg import connect_utils
 from asyncpg import connection as upstream
 
 from loopaware_pool._platform.event_loops import close_socket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from asyncpg.connection import Connection
 
-__all__ = ["Internals", "cut", "has_own_methods", "has_own_reset", "is_refused_as_ended", "raise_if_ended"]
+__all__ = [
+    "Internals",
+    "cut",
+    "has_own_methods",
+    "has_own_reset",
+    "hosts_of",
+    "is_refused_as_ended",
+    "raise_if_ended",
+]
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
@@ -33,6 +43,8 @@ _METHODS: Final = (
 # asyncpg's error for an operation after the server has sent an unsolicited error.
 _IS_CONSUMING_AN_ERROR: Final = "another operation (2) is in progress"
 
+# For a Unix socket: its path has the number.
+_ANY_PORT: Final = 5432
 # How much asyncio's transports ask for at each read, and how much they ask for here.
 _ASYNCIO_READ_BYTES: Final = 256 * 1024
 _READ_BYTES: Final = 64 * 1024
@@ -160,6 +172,24 @@ def has_own_reset(kind: type[Connection]) -> bool:
         or kind._reset is not upstream.Connection._reset
         or kind.get_reset_query is not upstream.Connection.get_reset_query
     )
+
+
+def hosts_of(dsn: str | None, arguments: Mapping[str, Any]) -> tuple[list[tuple[str, int]], str]:
+    """
+    Find where a connect with *dsn* and *arguments* would go, as asyncpg reads them and the environment.
+
+    Returns:
+        Hosts, or the paths of Unix sockets, with their ports; and which of them will do, as `target_session_attrs`
+        says. No hosts if they are not found.
+    """
+    parse = getattr(connect_utils, "_parse_connect_dsn_and_args", None)
+    if parse is None:
+        return [], ""
+    given = {name: arguments.get(name) for name in inspect.signature(parse).parameters}
+    addresses, parameters, *_ = parse(**(given | {"dsn": dsn or arguments.get("dsn")}))
+    wanted = getattr(parameters, "target_session_attrs", None)
+    hosts = [(address, _ANY_PORT) if isinstance(address, str) else address for address in addresses]
+    return hosts, str(getattr(wanted, "value", wanted))
 
 
 def is_refused_as_ended(error: BaseException) -> bool:

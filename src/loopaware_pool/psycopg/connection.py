@@ -32,6 +32,8 @@ logger: logging.Logger = logging.getLogger("psycopg")
 
 # Seconds for the server to confirm a cancellation, and then to end the query.
 CANCEL_SECONDS: Final = 5.0
+# When the server has not done so by then, the pool looks whether it answers on other connections.
+DOUBT_SECONDS: Final = 0.5
 
 _BAD: Final = pq.ConnStatus.BAD
 _ACTIVE: Final = pq.TransactionStatus.ACTIVE
@@ -162,6 +164,8 @@ class LoopAwareConnection(AsyncConnection[Row]):
 
     async def _interrupt(self, gen: Generator[int, int, Any]) -> None:
         """Have the server end a cancelled query, and read its end; or close the connection."""
+        session = getattr(self, "_loopaware_session", None)
+        doubt = None if session is None else self.watch.loop.call_later(DOUBT_SECONDS, session.is_not_answered)
         try:
             try:
                 await self.cancel_safe(timeout=CANCEL_SECONDS)
@@ -181,6 +185,9 @@ class LoopAwareConnection(AsyncConnection[Row]):
             self._finish()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            if doubt is not None:
+                doubt.cancel()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """

@@ -124,7 +124,7 @@ class Checkup:
             logger.info("not serving connection found broken", extra=told)
             self._runner.shard.counters.found_dead += 1
             self._runner.shard.retire(listener.slot, "failed its check", politely=False)
-            self._runner.shard.drop_dead()
+            self._runner.shard.suspect(monotonic())
             self._runner.act()
 
     async def _pause(self) -> None:

@@ -411,6 +411,11 @@ class PsycopgSession(PsycopgLink):
         if server_state is ServerState.GOODBYE or (server_state is ServerState.READ_ONLY and self._was_writable):
             self._server_state = server_state
 
+    def is_not_answered(self) -> None:
+        """Look at the other connections: the server has not ended a cancelled query in time."""
+        if self.owner is not None:
+            self.owner.silent()
+
     def suspect(self, error: BaseException) -> None:
         """
         Check the server later if *error*, which has ended the caller's block, says something about a server.

@@ -15,27 +15,38 @@ __all__ = ["ConnectArgs", "with_functions"]
 ConnectArgs: TypeAlias = Mapping[str, Any] | Callable[[], Mapping[str, Any] | Awaitable[Mapping[str, Any]]]
 
 _CREATOR: Final = "async_creator_fn"  # SQLAlchemy's dialects take it, and pass on all that is not for them
-
+_PSYCOPG: Final = ("psycopg", "psycopg_async")
 _PASSWORD: Final = 'connect_args["password"]'
 
 
-def with_functions(given: ConnectArgs, *, is_psycopg: bool) -> dict[str, Any]:
+def with_functions(given: ConnectArgs, *, driver: str) -> dict[str, Any]:
     """
     Return *given* as SQLAlchemy takes it: a dict, and a password that is no function.
 
     Args:
         given: The engine's `connect_args`, or a function that returns them.
-        is_psycopg: Which driver makes the connections; asyncpg if not.
+        driver: SQLAlchemy's name of the driver that makes the connections.
     """
     connect_args = {} if callable(given) else dict(given)
-    if is_psycopg:
-        from loopaware_pool.psycopg import LoopAwareConnection
-
-        connect_args.setdefault(_CREATOR, LoopAwareConnection.connect)
+    if (connect := _connect_of(driver)) is not None:
+        connect_args.setdefault(_CREATOR, connect)
     if callable(given) or callable(connect_args.get("password")):
         function, connect = given if callable(given) else None, connect_args.get(_CREATOR)
-        connect_args[_CREATOR] = _asking(function, connect, is_psycopg=is_psycopg)
+        connect_args[_CREATOR] = _asking(function, connect, is_psycopg=driver in _PSYCOPG)
     return connect_args
+
+
+def _connect_of(driver: str) -> Callable[..., Awaitable[Any]] | None:
+    """Return what our pools connect with; None for SQLAlchemy's own choice."""
+    if driver in _PSYCOPG:
+        from loopaware_pool.psycopg import LoopAwareConnection
+
+        return LoopAwareConnection.connect
+    if driver == "asyncpg":
+        from loopaware_pool.asyncpg.hosts import HostOrder
+
+        return HostOrder().connect
+    return None
 
 
 def _asking(function: Any, connect: Any, *, is_psycopg: bool) -> Callable[..., Awaitable[Any]]:

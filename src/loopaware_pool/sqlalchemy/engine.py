@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url
 from sqlalchemy.ext import asyncio as upstream
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["create_async_engine"]
-
-_PSYCOPG: Final = ("psycopg", "psycopg_async")
 
 
 def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
@@ -48,5 +46,5 @@ def create_async_engine(url: str | URL, **kw: Any) -> AsyncEngine:
                 "connect_args: a function is not asked where creator or async_creator makes the connections"
             )
     else:
-        kw["connect_args"] = with_functions(connect_args, is_psycopg=make_url(url).get_driver_name() in _PSYCOPG)
+        kw["connect_args"] = with_functions(connect_args, driver=make_url(url).get_driver_name())
     return upstream.create_async_engine(url, **kw)

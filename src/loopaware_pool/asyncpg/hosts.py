@@ -1,0 +1,84 @@
+"""
+Which host an asyncpg connect begins with.
+
+asyncpg tries the hosts of a DSN one after the other, and its timeout is for all of them together. A host that accepts a
+connection and says nothing, as a frozen server does, uses up all of it. So the next connect begins with the next host.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from loopaware_pool.asyncpg.internals import hosts_of
+
+__all__ = ["HostOrder"]
+
+# With these, it matters which host comes first, or that all are tried.
+_ANY: Final = "any"
+_PREFER_STANDBY: Final = "prefer-standby"
+
+
+class HostOrder:
+    """Begins with another host after each connect that has timed out."""
+
+    def __init__(self) -> None:
+        self._first = 0
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Connect as `asyncpg.connect` does, with its arguments.
+
+        If any host will do, or a standby is only preferred, the connect after a successful one begins as given. If not,
+        the hosts that will do are alike, and the order that has led to one is kept.
+
+        Raises:
+            asyncpg.ClientConfigurationError: A host in a list of hosts is empty.
+            Exception: What `asyncpg.connect` raises.
+        """
+        first = self._first
+        hosts, is_kept = _hosts_from(first, *args, **kwargs) if first else ({}, True)
+        try:
+            connection = await asyncpg.connect(*args, **(kwargs | hosts))
+        except TimeoutError:
+            if first == self._first:  # else another connect that began with the same host has timed out before
+                self._first += 1
+            raise
+        except IndexError:
+            if not _has_empty_host(*args, **kwargs):
+                raise
+            raise asyncpg.exceptions.ClientConfigurationError(
+                "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
+                "'first-host:5432,second-host:5432'"
+            ) from None
+        if not is_kept:
+            self._first = 0
+        return connection
+
+
+def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict[str, Any], bool]:
+    """
+    Return arguments for a connect that is to begin with host number *first*, and whether to keep that order.
+
+    Where a standby is preferred, that host is the only one: asyncpg would try all, the silent one among them, before it
+    is content with a primary.
+    """
+    hosts, wanted = hosts_of(dsn, kwargs)
+    if len(hosts) < 2:
+        return {}, True
+    first %= len(hosts)
+    hosts = hosts[first:] + hosts[:first]
+    if wanted == _PREFER_STANDBY:
+        del hosts[1:]
+    arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
+    return arguments, wanted not in (_ANY, _PREFER_STANDBY)
+
+
+def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:
+    """Whether a list of hosts that asyncpg has read has an empty one."""
+    parts = urlsplit(dsn or "")
+    lists = [parts.netloc.rpartition("@")[2], *parse_qs(parts.query).get("host", ()), os.environ.get("PGHOST", "")]
+    return any("" in hosts.split(",") for hosts in lists if hosts)

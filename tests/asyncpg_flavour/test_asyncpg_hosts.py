@@ -1,0 +1,120 @@
+"""Which host a connect of the asyncpg flavour begins with, after one that has timed out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+from asyncpg import connect_utils
+
+from loopaware_pool.asyncpg.hosts import HostOrder
+
+pytestmark = [pytest.mark.both_drivers]
+
+HOSTS = ["a", "b", "c"]
+
+
+class Connects:
+    """Stands in for `asyncpg.connect`. Hosts in `silent` use up the time if they are first."""
+
+    def __init__(self):
+        self.hosts = []
+        self.silent = set()
+
+    async def __call__(self, dsn=None, *, host=None, port=None, **_):
+        self.hosts.append((host, port))
+        await asyncio.sleep(0)
+        if (HOSTS if host is None else host)[0] in self.silent:
+            raise TimeoutError
+        return "a connection"
+
+
+@pytest.fixture
+def connects(monkeypatch):
+    connects = Connects()
+    monkeypatch.setattr(asyncpg, "connect", connects)
+    return connects
+
+
+def dsn_for(wanted, hosts="a:1,b:2,c:3"):
+    return f"postgresql://app@{hosts}/shop?target_session_attrs={wanted}"
+
+
+async def until_connected(order, *args, **kwargs):
+    while True:
+        try:
+            return await order.connect(*args, **kwargs)
+        except TimeoutError:
+            continue
+
+
+def as_given():
+    return (None, None)
+
+
+def test_the_order_that_leads_to_a_host_is_kept(run, connects):
+    """Those of which only one will do are alike."""
+    order = HostOrder()
+    connects.silent = {"a", "b"}
+    run(until_connected(order, dsn_for("read-write")))
+    run(until_connected(order, dsn_for("read-write")))
+    from_b, from_c = (["b", "c", "a"], [2, 3, 1]), (["c", "a", "b"], [3, 1, 2])
+    assert connects.hosts == [as_given(), from_b, from_c, from_c]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "second"), [("any", (["b", "c", "a"], [2, 3, 1])), ("prefer-standby", (["b"], [2]))]
+)
+def test_an_order_that_matters_is_tried_again(run, connects, wanted, second):
+    """The first host may be the one that is meant. asyncpg looks on all for a standby, the silent one included."""
+    order = HostOrder()
+    connects.silent = {"a"}
+    run(until_connected(order, dsn_for(wanted)))
+    connects.silent = set()
+    run(until_connected(order, dsn_for(wanted)))
+    assert connects.hosts == [as_given(), second, as_given()]
+
+
+def test_connects_that_time_out_together_count_as_one(run, connects):
+    """Else every second host would be passed over."""
+    order = HostOrder()
+    connects.silent = {"a"}
+
+    async def main():
+        await asyncio.gather(*(order.connect(dsn_for("primary")) for _ in range(2)), return_exceptions=True)
+        await order.connect(dsn_for("primary"))
+
+    run(main())
+    assert connects.hosts[2:] == [(["b", "c", "a"], [2, 3, 1])]
+
+
+def test_hosts_are_found_where_asyncpg_finds_them(run, connects, monkeypatch):
+    """In arguments, or in the environment; Unix sockets by their paths."""
+    connects.silent = {"a"}
+    for kwargs, second in (
+        ({"host": ["a", "/run/db"], "port": 7, "user": "app"}, ["/run/db/.s.PGSQL.7", "a"]),
+        ({"dsn": "postgresql://app@/shop?host=a,d"}, ["d", "a"]),
+        ({"user": "app"}, ["e", "a"]),
+    ):
+        monkeypatch.setenv("PGHOST", "a,e")
+        connects.hosts.clear()
+        run(until_connected(HostOrder(), target_session_attrs="primary", **kwargs))
+        assert connects.hosts[-1][0] == second
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_single_host_and_hosts_that_are_not_found_are_left_alone(run, connects, monkeypatch, is_hidden):
+    """Then it is asyncpg's own connect."""
+    if is_hidden:
+        monkeypatch.delattr(connect_utils, "_parse_connect_dsn_and_args")
+    order = HostOrder()
+    connects.silent = {"a"}
+
+    async def main():
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await order.connect(dsn_for("read-write", "a:1,b:2" if is_hidden else "a:1"))
+
+    run(main())
+    assert connects.hosts == [as_given()] * 3

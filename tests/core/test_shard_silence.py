@@ -1,0 +1,174 @@
+"""A shard whose server says nothing: it asks on its idle connections, and frees permits that wait for an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from loopaware_pool._core.connect_pacing import STEP_SECONDS
+from loopaware_pool._core.shard import SILENT_SECONDS
+from loopaware_pool._core.slot import SlotState
+from shard_stories import BROKEN, READY, RESET, RESET_SENT, WORN_OUT, give_back, kill
+
+
+@pytest.fixture
+def three(make):
+    """Two connections that have been idle for long, and one that is lent."""
+    pool, shard = make(max_size=3)
+    (lent,) = pool.lend(shard, 1)
+    idle = pool.with_idle(shard, 2)
+    pool.pass_time(SILENT_SECONDS)
+    return pool, shard, lent, idle
+
+
+class TestDoubt:
+    def test_one_that_comes_back_broken_has_the_idle_ones_asked(self, three):
+        """Those of a server that has frozen look alive. Those that are seen dead are closed."""
+        pool, shard, lent, (dead, alive) = three
+        kill(dead)
+        give_back(pool, shard, lent, BROKEN)
+        assert (dead.state, shard.effects.pinging, shard.idle) == (SlotState.GONE, [alive], [])
+
+    @pytest.mark.parametrize("check", [READY, WORN_OUT])
+    def test_one_that_is_well_has_nobody_asked(self, three, check):
+        """A connection that has only had its time says nothing about the server."""
+        pool, shard, lent, idle = three
+        give_back(pool, shard, lent, check)
+        assert (shard.effects.pinging, shard.idle[:2]) == ([], idle)
+
+    def test_one_that_was_heard_a_moment_ago_is_not_asked(self, three):
+        """A program that closes each of its connections would else have a ping for each lease."""
+        pool, shard, lent, (first, last) = three
+        assert shard.take(pool.now) is last
+        give_back(pool, shard, last)
+        give_back(pool, shard, lent, BROKEN)
+        assert (shard.effects.pinging, shard.idle) == ([first], [last])
+
+    def test_a_reset_that_its_caller_does_not_wait_for_has_the_others_asked(self, three):
+        """The time of its caller was up, and the server has not answered since."""
+        pool, shard, lent, idle = three
+        give_back(pool, shard, lent, RESET)
+        assert shard.effects.pinging == []
+        shard.left_to_pool(lent, pool.now)
+        assert shard.effects.pinging == idle
+
+    def test_a_reset_that_is_over_leaves_no_doubt(self, three):
+        """It has ended in the moment in which its caller went."""
+        pool, shard, lent, _ = three
+        give_back(pool, shard, lent, RESET)
+        shard.serviced(lent, pool.now)
+        shard.left_to_pool(lent, pool.now)
+        assert (shard.effects.pinging, len(shard.idle)) == ([], 3)
+
+    def test_a_reset_that_is_never_answered_has_the_others_asked(self, make):
+        """Half a minute after it was sent."""
+        pool, shard = make(max_size=2)
+        (lent,) = pool.lend(shard, 1)
+        (idle,) = pool.with_idle(shard, 1)
+        give_back(pool, shard, lent, RESET_SENT)
+        pool.pass_time(30.0)
+        assert (lent.state, shard.effects.pinging) == (SlotState.GONE, [idle])
+
+    def test_one_that_answers_serves_a_caller_who_came_meanwhile(self, make):
+        """Nothing is opened in its place, although it could be: an answer comes within milliseconds."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        (idle,) = pool.with_idle(shard, 1)
+        pool.pass_time(SILENT_SECONDS)
+        give_back(pool, shard, lent, BROKEN)
+        waiter = pool.wait(shard)
+        assert shard.effects.opening == []
+        shard.serviced(idle, pool.now)
+        assert waiter.result is idle
+
+    def test_who_waits_for_an_answer_waits_for_no_other_caller(self, make):
+        """So the first one who comes does not count towards `max_waiting`."""
+        pool, shard = make(max_size=2)
+        pool.lend(shard, 1)
+        pool.with_idle(shard, 1)
+        pool.pass_time(SILENT_SECONDS)
+        shard.suspect(pool.now)
+        counts = []
+        for _ in range(2):
+            pool.wait(shard)
+            counts.append(shard.waiting_in_line(pool.now))
+        assert counts == [0, 1]
+
+    def test_one_that_does_not_answer_at_once_lets_another_be_opened(self, make):
+        """For a caller who waits."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        pool.with_idle(shard, 1)
+        pool.pass_time(SILENT_SECONDS)
+        give_back(pool, shard, lent, BROKEN)
+        pool.wait(shard)
+        pool.pass_time(STEP_SECONDS)
+        assert len(shard.effects.opening) == 1
+
+
+class TestSilence:
+    def test_callers_get_the_permits_of_those_that_do_not_answer(self, three):
+        """After a second, the one first that was asked first, and no more than they need."""
+        pool, shard, lent, (first, last) = three
+        give_back(pool, shard, lent, RESET)
+        shard.left_to_pool(lent, pool.now)
+        for _ in range(2):
+            pool.wait(shard)
+        pool.pass_time(SILENT_SECONDS - STEP_SECONDS)
+        assert shard.effects.opening == []
+        pool.pass_time(STEP_SECONDS)
+        assert [slot.state for slot in (lent, first, last)] == [SlotState.GONE, SlotState.GONE, SlotState.RESETTING]
+        assert shard.effects.reasons == ["did not answer"] * 2
+        assert len(shard.effects.opening) == 2
+
+    def test_a_reset_in_passing_that_is_not_answered_frees_its_permit_too(self, make):
+        """It has half a minute, if nobody waits."""
+        pool, shard = make(max_size=1)
+        (lent,) = pool.lend(shard, 1)
+        give_back(pool, shard, lent, RESET_SENT)
+        pool.pass_time(2 * SILENT_SECONDS)
+        assert lent.state is SlotState.RESETTING
+        pool.wait(shard)
+        assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
+
+    def test_a_server_that_is_only_slow_keeps_them(self, three):
+        """It has answered on another connection since. To connect anew would make it slower."""
+        pool, shard, lent, (first, last) = three
+        give_back(pool, shard, lent, BROKEN)
+        pool.connect(shard, shard.open_one(pool.now))
+        other = shard.take(pool.now)
+        pool.pass_time(STEP_SECONDS)
+        give_back(pool, shard, other)
+        assert shard.take(pool.now) is other
+        pool.wait(shard)
+        pool.pass_time(2 * SILENT_SECONDS)
+        assert [slot.state for slot in (first, last)] == [SlotState.RESETTING] * 2
+
+    def test_nobody_who_waits_takes_nothing(self, three):
+        """A ping then has its own time."""
+        pool, shard, lent, idle = three
+        give_back(pool, shard, lent, BROKEN)
+        pool.pass_time(2 * SILENT_SECONDS)
+        assert shard.effects.pinging == idle
+
+    def test_a_reset_that_its_caller_waits_for_is_let_be(self, make):
+        """The caller is to hear how it went, however long that takes."""
+        pool, shard = make(max_size=1)
+        (lent,) = pool.lend(shard, 1)
+        give_back(pool, shard, lent, RESET)
+        pool.wait(shard)
+        pool.pass_time(2 * SILENT_SECONDS)
+        assert shard.effects.resetting == [lent]
+
+    def test_another_loop_gets_them_too(self, make):
+        """What waits for an answer on one loop is no use to it, and a caller waits on another."""
+        pool, shard = make(max_size=1)
+        other = pool.shard()
+        (lent,) = pool.lend(shard, 1)
+        give_back(pool, shard, lent, RESET)
+        shard.left_to_pool(lent, pool.now)
+        pool.wait(other)
+        pool.pass_time(SILENT_SECONDS)
+        pool.deliver()
+        pool.pass_time(SILENT_SECONDS)
+        pool.deliver()
+        assert (lent.state, len(other.effects.opening)) == (SlotState.GONE, 1)
