@@ -15,12 +15,14 @@ would wait for as long as the others have callers. So the own loop comes first, 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from loopaware_pool._core.state import SharedState
 
 __all__ = ["Claimant", "Permits"]
+
+NEVER: Final = float("inf")
 
 
 class Claimant(Protocol):
@@ -42,7 +44,8 @@ class Permits:
 
     Attributes:
         claims: The loops that wait for a permit, and since when. Others read it without the lock, to see whether there
-            are any, and then ask `should_yield`.
+            are any, and then call `promise`.
+        in_use: Permits held by all loops together. Read without the lock.
     """
 
     def __init__(self, shared: SharedState) -> None:
@@ -51,12 +54,13 @@ class Permits:
         # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
+        self.in_use = 0
         self.claims: dict[Claimant, float] = {}
-
-    @property
-    def in_use(self) -> int:
-        """Permits held by all loops together. Takes no lock: making a list is one step."""
-        return sum(list(self._held.values()))
+        # When a connection was last closed for a claim.
+        self._promised: dict[Claimant, float] = {}
+        # No claim is older, and no loop with a claim holds fewer permits. They may be too low: see `_may_yield`.
+        self._oldest: float = NEVER
+        self._fewest: float = NEVER
 
     @property
     def free(self) -> int:
@@ -88,13 +92,13 @@ class Permits:
                 self._grant(claimant)
                 return True
             if self.held(claimant) < self._shared.config.max_size:  # else only its own permits can come free
-                self.claims.setdefault(claimant, since)
+                self._file(claimant, since)
             return False
 
     def drop_claim(self, claimant: Claimant) -> None:
         """Withdraw the claim: no caller waits any more."""
         with self._lock:
-            self.claims.pop(claimant, None)
+            self._withdraw(claimant)
 
     def give_back(self, claimant: Claimant) -> Claimant | None:
         """
@@ -115,8 +119,9 @@ class Permits:
             The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
-            self.claims.pop(claimant, None)
-            self._held.pop(claimant, None)
+            self._withdraw(claimant)
+            held = self._held.pop(claimant, 0)
+            self.in_use -= held
             return self._serve_claims()
 
     def serve_claims(self) -> list[Claimant]:
@@ -129,14 +134,45 @@ class Permits:
         with self._lock:
             return self._serve_claims()
 
-    def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
-        """Whether *donor* must close a connection that came free, for a loop that has a claim."""
+    def promise(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
+        """
+        Promise a connection that came free on *donor* to a loop that has a claim, if one deserves it.
+
+        A claim is promised one connection at a time. If all loops closed one for it, one of the permits would serve
+        it, and the others would be taken back by whoever comes first: connections would be closed and opened for ever.
+
+        Returns:
+            Whether one does. Then *donor* must close the connection.
+        """
+        if not self._may_yield(donor, now, donor_has_waiters):
+            return False
         with self._lock:
-            return any(
-                self._deserves(claimant, since, donor, now, donor_has_waiters)
-                for claimant, since in list(self.claims.items())
-                if claimant is not donor
-            )
+            for claimant, since in list(self.claims.items()):
+                if (
+                    claimant is not donor
+                    and not self._is_promised(claimant, now)
+                    and self._deserves(claimant, since, donor, now, donor_has_waiters)
+                ):
+                    self._promised[claimant] = now
+                    return True
+            self._oldest = min(list(self.claims.values()), default=NEVER)
+            self._fewest = min([self.held(claimant) for claimant in list(self.claims)], default=NEVER)
+            return False
+
+    def _is_promised(self, claimant: Claimant, now: float) -> bool:
+        """Caller holds the lock. A promise lapses, as its permit may have gone to a loop that has fewer."""
+        return now - self._promised.get(claimant, -NEVER) < self._shared.config.patience
+
+    def _may_yield(self, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
+        """
+        Rule out most cases in which no claim deserves a connection of *donor*.
+
+        Where many loops wait, each connection that comes free leads here. So this takes no lock, and looks at no claim.
+        """
+        some_overdue = now - self._oldest >= self._shared.config.patience
+        if donor_has_waiters:
+            return some_overdue and (self._fewest == 0 or self.held(donor) > self._fewest + 1)
+        return some_overdue or self._fewest == 0
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
         """Return the loop with the most spare connections among those that must give one up for *claimant*."""
@@ -181,13 +217,33 @@ class Permits:
 
     def _grant(self, claimant: Claimant) -> None:
         """Caller holds the lock."""
-        self.claims.pop(claimant, None)
+        self._withdraw(claimant)
         self._held[claimant] = self._held.get(claimant, 0) + 1
+        self.in_use += 1
 
     def _release(self, claimant: Claimant) -> None:
-        """Caller holds the lock."""
-        left = self._held.get(claimant, 0) - 1
-        if left > 0:
-            self._held[claimant] = left
+        """Caller holds the lock. The loop may have been forgotten, and its permit counted as free since."""
+        held = self._held.get(claimant, 0)
+        if not held:
+            return
+        if claimant in self.claims:
+            self._fewest = min(self._fewest, held - 1)
+        if held > 1:
+            self._held[claimant] = held - 1
         else:
             self._held.pop(claimant, None)
+        self.in_use -= 1
+
+    def _file(self, claimant: Claimant, since: float) -> None:
+        """Caller holds the lock. A claim that stands keeps its place and its time."""
+        if claimant not in self.claims:
+            self._oldest = min(self._oldest, since)
+            self._fewest = min(self._fewest, self.held(claimant))
+            self.claims[claimant] = since
+
+    def _withdraw(self, claimant: Claimant) -> None:
+        """Caller holds the lock."""
+        self.claims.pop(claimant, None)
+        self._promised.pop(claimant, None)
+        if not self.claims:
+            self._oldest = self._fewest = NEVER

@@ -14,7 +14,7 @@ import random
 import threading
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.leak_check import Ledger
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from loopaware_pool.driver import Driver
 
 __all__ = ["Registry"]
+
+# Each loop with waiting callers asks once a second, and all loops are told each time.
+RECLAIM_PAUSE_SECONDS: Final = 0.5
 
 
 class _Census(NamedTuple, Generic[S]):
@@ -82,6 +85,7 @@ class Registry(Generic[S]):
         self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._census: _Census[S] = _Census({}, Counters())
         self.ledger = Ledger()
+        self._reclaimed_at = float("-inf")
 
     # ---- routing ----
 
@@ -192,7 +196,11 @@ class Registry(Generic[S]):
             self._forget_if_unneeded(runner)
 
     def reclaim_on_all_loops(self) -> None:
-        """Have every loop look for leases that were dropped."""
+        """Have every loop look for leases that were dropped, unless another loop has had it done a moment ago."""
+        now = monotonic()
+        if now - self._reclaimed_at < RECLAIM_PAUSE_SECONDS:
+            return
+        self._reclaimed_at = now
         for runner in self.runners():
             self._on(runner, runner.housekeeper.reclaim_dropped)
 
@@ -297,7 +305,7 @@ class Registry(Generic[S]):
 
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
-        return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
+        return sum(len(runner.shard.slots) - len(runner.shard.closing) for runner in self.runners())
 
     def idle_size(self) -> int:
         """Count the idle connections on all loops."""

@@ -48,6 +48,8 @@ RESET_ANSWER_SECONDS: Final = 30.0
 LEAST_ANSWER_SECONDS: Final = 1.0
 # How often to look for dropped leases while a caller waits and no connection can be opened.
 DROPPED_LOOK_SECONDS: Final = 1.0
+# The longest from one look for other loops' idle connections to the next, while a claim stands.
+LONGEST_DONOR_PAUSE_SECONDS: Final = 0.4
 
 # How long a connection may take to close politely once a waiting caller needs its permit.
 GOODBYE_GRACE_SECONDS: Final = 0.1
@@ -128,6 +130,8 @@ class Shard(Generic[S]):
         self._min_size_backoff = MinSizeBackoff()
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
+        self._donor_look_at = 0.0  # when to look for other loops' idle connections again, while a claim stands
+        self._donor_pause = 0.0  # seconds from one such look to the next
 
     # ---- lending ----
 
@@ -349,7 +353,7 @@ class Shard(Generic[S]):
         Without a minimum time two loops would pass one permit back and forth, and serve no caller with it.
         """
         age_seconds = now - slot.opened_at
-        return age_seconds >= self._shared.config.patience and self._permits.should_yield(
+        return age_seconds >= self._shared.config.patience and self._permits.promise(
             self, now, donor_has_waiters=True
         )
 
@@ -385,6 +389,10 @@ class Shard(Generic[S]):
             return
         if self.unanswered:
             wanted -= self._about_to_be_idle(now)
+        if now < self._donor_look_at and self in self._permits.claims:
+            self._cut_goodbyes_short(now)
+            self.wake_by(self._donor_look_at)
+            return
         for _ in range(min(wanted, self._slow_start.allowance(now) - len(self.connecting))):
             if not self._permits.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
@@ -413,7 +421,7 @@ class Shard(Generic[S]):
     def permit_requested(self, now: float) -> None:
         """Close an unused connection if another loop should have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
-        if is_unused and self._permits.should_yield(self, now, donor_has_waiters=False):
+        if is_unused and self._permits.promise(self, now, donor_has_waiters=False):
             slot = self._take_unused()
             if slot is not None:
                 self._retire(slot, GIVEN_AWAY)
@@ -509,9 +517,22 @@ class Shard(Generic[S]):
         else:
             self._effects.run_errands_of_idle_loops()
         if self._permits.claims:
-            self.wake_by(now + self._shared.config.patience)
+            self._look_for_donor_later(now, is_in_vain=donor is None)
         if now >= self._look_at:
             self._reclaim_dropped(now)
+
+    def _look_for_donor_later(self, now: float, *, is_in_vain: bool) -> None:
+        """
+        Have the timer look again: a claim may be overdue then, and a loop may have stopped before it was asked.
+
+        A loop that has a connection to spare from now on sees the claim by itself. So there is less and less reason to
+        look, and where many loops wait, each look at all of them takes time from all.
+        """
+        patience = self._shared.config.patience
+        is_overdue = now - self.waiters.oldest >= patience
+        self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS) if is_in_vain and is_overdue else patience
+        self.wake_by(now + self._donor_pause)
+        self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
     def _reclaim_dropped(self, now: float) -> None:
         """Look for dropped leases on every loop: a caller waits, and no connection can be opened."""
