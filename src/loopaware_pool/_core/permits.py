@@ -58,9 +58,11 @@ class Permits:
         self.claims: dict[Claimant, float] = {}
         # When a connection was last closed for a claim.
         self._promised: dict[Claimant, float] = {}
-        # No claim is older, and no loop with a claim holds fewer permits. They may be too low: see `_may_yield`.
-        self._oldest: float = NEVER
-        self._fewest: float = NEVER
+        # Until then no claim deserves a connection of a loop without waiters; or of a loop with waiters, if it holds
+        # no more permits than `_calm_up_to`. Where many loops wait, each connection that comes free leads to `promise`.
+        # With this, most of these calls take no lock and look at no claim.
+        self._calm_until = {False: -NEVER, True: -NEVER}
+        self._calm_up_to = 0
 
     @property
     def free(self) -> int:
@@ -144,35 +146,24 @@ class Permits:
         Returns:
             Whether one does. Then *donor* must close the connection.
         """
-        if not self._may_yield(donor, now, donor_has_waiters):
+        if now < self._calm_until[donor_has_waiters] and not (
+            donor_has_waiters and self.held(donor) > self._calm_up_to
+        ):
             return False
         with self._lock:
+            calm_until = NEVER
             for claimant, since in list(self.claims.items()):
-                if (
-                    claimant is not donor
-                    and not self._is_promised(claimant, now)
-                    and self._deserves(claimant, since, donor, now, donor_has_waiters)
-                ):
+                if donor_has_waiters and not self._is_poorer(claimant, donor):
+                    continue
+                ripe_at = self._ripe_at(claimant, since, donor_has_waiters)
+                if now >= ripe_at and claimant is not donor:
                     self._promised[claimant] = now
                     return True
-            self._oldest = min(list(self.claims.values()), default=NEVER)
-            self._fewest = min([self.held(claimant) for claimant in list(self.claims)], default=NEVER)
+                calm_until = min(calm_until, ripe_at)
+            self._calm_until[donor_has_waiters] = calm_until
+            if donor_has_waiters:
+                self._calm_up_to = self.held(donor)
             return False
-
-    def _is_promised(self, claimant: Claimant, now: float) -> bool:
-        """Caller holds the lock. A promise lapses, as its permit may have gone to a loop that has fewer."""
-        return now - self._promised.get(claimant, -NEVER) < self._shared.config.patience
-
-    def _may_yield(self, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
-        """
-        Rule out most cases in which no claim deserves a connection of *donor*.
-
-        Where many loops wait, each connection that comes free leads here. So this takes no lock, and looks at no claim.
-        """
-        some_overdue = now - self._oldest >= self._shared.config.patience
-        if donor_has_waiters:
-            return some_overdue and (self._fewest == 0 or self.held(donor) > self._fewest + 1)
-        return some_overdue or self._fewest == 0
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
         """Return the loop with the most spare connections among those that must give one up for *claimant*."""
@@ -180,21 +171,30 @@ class Permits:
             since = self.claims.get(claimant)
             if since is None:
                 return None
-            donors = [
-                donor
-                for donor in list(self._held)
-                if donor is not claimant and donor.spare and self._deserves(claimant, since, donor, now, False)
-            ]
+            if now < self._ripe_at(claimant, since, False):
+                return None
+            donors = [donor for donor in list(self._held) if donor is not claimant and donor.spare]
         return max(donors, key=lambda donor: donor.spare, default=None)
 
-    def _deserves(self, claimant: Claimant, since: float, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
-        """Caller holds the lock."""
-        owned = self._held.get(claimant, 0)
-        overdue = now - since >= self._shared.config.patience
-        if donor_has_waiters:
-            # Only towards balance: otherwise two busy loops would take from each other for ever.
-            return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
-        return owned == 0 or overdue
+    def _ripe_at(self, claimant: Claimant, since: float, donor_has_waiters: bool) -> float:
+        """
+        Caller holds the lock. Return from when on a claim deserves a connection, if no balance stands against it.
+
+        A promise lapses, as the permit may have gone to a loop that has fewer.
+        """
+        begins = self._promised.get(claimant, -NEVER)
+        if donor_has_waiters or self.held(claimant):
+            begins = max(begins, since)
+        return begins + self._shared.config.patience
+
+    def _is_poorer(self, claimant: Claimant, donor: Claimant) -> bool:
+        """
+        Caller holds the lock. Whether a permit of *donor*, which has waiters, would serve *claimant* towards balance.
+
+        Otherwise two busy loops would take from each other for ever.
+        """
+        owned = self.held(claimant)
+        return owned == 0 or self.held(donor) > owned + 1
 
     def _is_free(self) -> bool:
         """Caller holds the lock. Never true while there are claims: those are served first."""
@@ -227,7 +227,7 @@ class Permits:
         if not held:
             return
         if claimant in self.claims:
-            self._fewest = min(self._fewest, held - 1)
+            self._calm_until = {False: -NEVER, True: -NEVER}  # it has become poorer
         if held > 1:
             self._held[claimant] = held - 1
         else:
@@ -237,13 +237,12 @@ class Permits:
     def _file(self, claimant: Claimant, since: float) -> None:
         """Caller holds the lock. A claim that stands keeps its place and its time."""
         if claimant not in self.claims:
-            self._oldest = min(self._oldest, since)
-            self._fewest = min(self._fewest, self.held(claimant))
             self.claims[claimant] = since
+            for donor_has_waiters, calm_until in list(self._calm_until.items()):
+                ripe_at = self._ripe_at(claimant, since, donor_has_waiters)
+                self._calm_until[donor_has_waiters] = min(calm_until, ripe_at)
 
     def _withdraw(self, claimant: Claimant) -> None:
         """Caller holds the lock."""
         self.claims.pop(claimant, None)
         self._promised.pop(claimant, None)
-        if not self.claims:
-            self._oldest = self._fewest = NEVER
