@@ -211,7 +211,7 @@ class Permits:
         """Caller holds the lock. The loop with the fewest permits comes first, then the one that claimed first."""
         if not self.claims or not self._is_free():
             return None
-        claimant = min(list(self.claims), key=lambda claimant: self._held.get(claimant, 0))
+        claimant = min(list(self.claims), key=self.held)
         self._grant(claimant)
         return claimant
 

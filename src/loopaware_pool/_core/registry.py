@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
+from loopaware_pool._core.recent import Recent
 from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.state import PoolState, SharedState
@@ -65,6 +66,9 @@ class Registry(Generic[S]):
     Args:
         config: The pool's settings.
         driver: How connections are made.
+
+    Attributes:
+        recent_stats: The statistics as they were a moment ago, for errors.
     """
 
     def __init__(self, config: PoolConfig, driver: Driver[S]) -> None:
@@ -86,6 +90,7 @@ class Registry(Generic[S]):
         self._census: _Census[S] = _Census({}, Counters())
         self.ledger = Ledger()
         self._reclaimed_at = float("-inf")
+        self.recent_stats: Recent[PoolStats] = Recent(self.stats)
 
     # ---- routing ----
 
@@ -314,6 +319,10 @@ class Registry(Generic[S]):
             return len(recent.shard.idle)
         return sum(len(runner.shard.idle) for runner in self.runners())
 
+    def waiting(self) -> int:
+        """Count the callers in the queues of all loops."""
+        return sum([len(runner.shard.waiters) for runner in self.runners()])
+
     def slots(self, *without: SlotState) -> list[Slot[S]]:
         """List the slots of all loops, except those in the given states."""
         return [slot for runner in self.runners() for slot in list(runner.shard.slots) if slot.state not in without]
@@ -334,12 +343,11 @@ class Registry(Generic[S]):
 
     def counts(self) -> dict[str, Any]:
         """Count connections and callers on all loops, as fields for the log. From any thread."""
-        waiting = sum(len(runner.shard.waiters) for runner in self.runners())
         max_size = self.shared.config.max_size
         return {
             "pool_size": self.size(),
             "pool_idle": self.idle_size(),
-            "pool_waiting": waiting,
+            "pool_waiting": self.waiting(),
             "pool_max_size": max_size,
         }
 

@@ -291,7 +291,7 @@ class Shard(Generic[S]):
             self._retire(slot, "the loop ends", politely=False)
         elif not self._keeps_idle:
             self._retire(slot, "nobody waits for it")
-        elif self._limits_idle and self._pool_idle_size() >= self._shared.config.max_idle_size:
+        elif self._limits_idle and self._has_idle_to_spare():
             self._retire(slot, "more than max_idle_size are idle")
         else:
             slot.since = now
@@ -301,6 +301,11 @@ class Shard(Generic[S]):
                 self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._permits.claims:
                 self.permit_requested(now)
+
+    def _has_idle_to_spare(self) -> bool:
+        """Whether as many connections are idle as may be. They are only counted, on all loops, if so many are open."""
+        most = self._shared.config.max_idle_size
+        return self._permits.in_use > most and self._pool_idle_size() >= most
 
     def is_outdated(self, slot: Slot[S]) -> bool:
         """Whether *slot* was opened before the last `expire()`."""
