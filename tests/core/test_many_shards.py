@@ -228,6 +228,18 @@ def test_no_loop_waits_for_longer_than_its_turn():
     assert min(longest.values()) > 0
 
 
+def test_a_loop_that_has_become_poorer_is_looked_at_again():
+    """It has given a permit back that a poorer loop got: what was remembered of its claim is not true any more."""
+    permits = Permits(SharedState(PoolConfig(min_size=0, init_size=0, max_size=6, patience=PATIENCE)))
+    a, b, c = Loop(), Loop(), Loop()
+    assert all(permits.take(loop) for loop in (a, a, a, b, b, c))
+    permits.take_or_claim(c, 0.0)
+    permits.take_or_claim(b, 0.0)
+    assert [permits.promise(a, 1.0, donor_has_waiters=True) for _ in range(2)] == [True, False]
+    assert permits.give_back(b) is c
+    assert permits.promise(a, 1.0, donor_has_waiters=True)
+
+
 class Clocks:
     """A clock, a stopwatch, and something that takes long to count."""
 
