@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -102,7 +103,7 @@ def test_looks_for_idle_connections_become_rare():
     for _ in range(1000):
         pool.pass_time(0.01)
     assert 10_000 / 400 <= len(looks) <= 10_000 / 400 + 6
-    assert max(later - earlier for earlier, later in zip(looks, looks[1:], strict=False)) <= 0.42
+    assert max(later - earlier for earlier, later in itertools.pairwise(looks)) <= 0.42
 
 
 def test_a_claim_is_promised_one_connection_at_a_time():

@@ -358,9 +358,7 @@ class Shard(Generic[S]):
         Without a minimum time two loops would pass one permit back and forth, and serve no caller with it.
         """
         age_seconds = now - slot.opened_at
-        return age_seconds >= self._shared.config.patience and self._permits.promise(
-            self, now, donor_has_waiters=True
-        )
+        return age_seconds >= self._shared.config.patience and self._permits.promise(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot[S]) -> None:
         self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
@@ -397,7 +395,11 @@ class Shard(Generic[S]):
         if now < self._donor_look_at and self in self._permits.claims:
             self._cut_goodbyes_short(now)
             self.wake_by(self._donor_look_at)
-            return
+        else:
+            self._open(wanted, now)
+
+    def _open(self, wanted: int, now: float) -> None:
+        """Start connects, *wanted* at most, or claim a permit for one."""
         for _ in range(min(wanted, self._slow_start.allowance(now) - len(self.connecting))):
             if not self._permits.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
@@ -535,7 +537,9 @@ class Shard(Generic[S]):
         """
         patience = self._shared.config.patience
         is_overdue = now - self.waiters.oldest >= patience
-        self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS) if is_in_vain and is_overdue else patience
+        self._donor_pause = (
+            min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS) if is_in_vain and is_overdue else patience
+        )
         self.wake_by(now + self._donor_pause)
         self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
