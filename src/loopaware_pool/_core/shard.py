@@ -536,10 +536,10 @@ class Shard(Generic[S]):
         look, and where many loops wait, each look at all of them takes time from all.
         """
         patience = self._shared.config.patience
-        is_overdue = now - self.waiters.oldest >= patience
-        self._donor_pause = (
-            min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS) if is_in_vain and is_overdue else patience
-        )
+        if is_in_vain and now - self.waiters.oldest >= patience:
+            self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS)
+        else:
+            self._donor_pause = patience
         self.wake_by(now + self._donor_pause)
         self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
