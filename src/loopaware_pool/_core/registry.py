@@ -238,7 +238,8 @@ class Registry(Generic[S]):
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
-        self.shared.generation += 1
+        with self._lock:  # two threads that read the same number would bring back a generation that has ended
+            self.shared.generation += 1
         for runner in self.runners():
             self._on(runner, runner.shard.expired)
 

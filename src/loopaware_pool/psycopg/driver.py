@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import inspect
 import logging
 import weakref
@@ -149,7 +150,7 @@ class PsycopgDriver:
         self._connecting = weakref.WeakMethod(connecting)
         self.fault: BaseException | None = None
         self._failing_since: float | None = None
-        self._failures = 0
+        self._failures = itertools.count(1)  # of all loops: `+= 1` is not one step for their threads
         self._unready: set[PsycopgSession] = set()
 
     @property
@@ -172,7 +173,7 @@ class PsycopgDriver:
         if is_told and not self.tells_errors:  # a null pool does not log that
             self.logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
         self._failing_since = self.fault = None
-        self._failures = 0
+        self._failures = itertools.count(1)
         return session
 
     async def _connect(self) -> PsycopgSession:
@@ -213,9 +214,9 @@ class PsycopgDriver:
     def _failed(self, failure: Exception) -> None:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
         self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
-        self._failures += 1
-        if self._failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
-            told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=self._failures)
+        failures = next(self._failures)
+        if failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
+            told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=failures)
             self.logger.warning("error connecting in %r: %s", self.name, error, extra=told)
         if self._failing_since is None:
             self._failing_since = since = monotonic()
