@@ -109,14 +109,13 @@ def test_every_failed_connect_is_counted():
     async def fail_on_a_loop():
         driver._failed(OSError("refused"))
 
+    async def fail_with_another_between(at):
+        return with_another_thread_between(Bound(driver._failed, OSError("refused")), at, fail)
+
     at = 1
     while True:
         expected = next(driver._failures) + 3
-
-        async def main():
-            return with_another_thread_between(Bound(driver._failed, OSError("refused")), at, fail)
-
-        if not asyncio.run(main()):
+        if not asyncio.run(fail_with_another_between(at)):
             break
         assert next(driver._failures) == expected, f"instruction {at}"
         at += 1

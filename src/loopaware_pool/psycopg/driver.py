@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import inspect
+import itertools
 import logging
 import weakref
 from time import monotonic
