@@ -112,6 +112,27 @@ def test_the_architecture_page_says_what_each_module_is_for(path):
         assert f"`{path.name}`" in (in_folder or text) or f"`{folder}/{path.name}`" in text
 
 
+def lines_that_rely_on_the_lock():
+    """The rows of the architecture page's table on free-threaded Python: files, and names in them."""
+    section = (DOCS / "architecture.md").read_text().partition("\n## Free-threaded Python\n")[2].partition("\n## ")[0]
+    for row in re.findall(r"^\| (`\w+/.*)$", section, flags=re.MULTILINE):
+        files, where, *_ = row.split(" | ")
+        for name in re.findall(r"`([\w.]+)`", where):
+            yield re.findall(r"`([\w/]+)\.py`", files), name
+
+
+@pytest.mark.parametrize(("files", "name"), [*lines_that_rely_on_the_lock()], ids=str)
+def test_what_is_said_to_rely_on_the_interpreters_lock_exists(files, name):
+    """In one of the files of its row."""
+    modules = [importlib.import_module("loopaware_pool." + file.replace("/", ".")) for file in files]
+    assert any(_has(module, name) for module in modules)
+
+
+def _has(holder, name):
+    first, _, rest = name.partition(".")
+    return hasattr(holder, first) and (not rest or _has(getattr(holder, first), rest))
+
+
 def test_the_pages_say_what_the_code_says():
     """States, options, exceptions, events, statistics. To write them anew: `python docs/make_pages.py`."""
     done = subprocess.run([sys.executable, DOCS / "make_pages.py", "--check"], timeout=60, check=False)

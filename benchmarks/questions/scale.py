@@ -1,19 +1,27 @@
-"""What an acquire costs as more callers wait and as there are more connections: the core alone, on a fake driver."""
+"""
+What an acquire costs as more callers wait, and as there are more connections and more loops.
+
+Of the core alone, on a fake driver; and of a hundred loops on a server of their own (`scale_loops`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager
+import threading
+from contextlib import ExitStack, asynccontextmanager, nullcontext
+from statistics import mean
 from time import monotonic, process_time
 from typing import TYPE_CHECKING
 
 from benchmarks.contenders import CONNECTIONS
 from benchmarks.lab import Goal, Heat, Question
+from benchmarks.questions import scale_loops
+from benchmarks.questions.scale_loops import FAIRNESS
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.driver import ReturnCheck
-from loopaware_pool.testing import FakeDriver, FakeSession
+from loopaware_pool.testing import FakeDriver, FakeSession, LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
 COST = "CPU us/acquire"
 WAITERS = (32, 1000, 10_000)
 SIZES = (10, 100, 1000)
+LOOPS = (1, 10, 100)
+CALLERS = 1000
+LEASE_SECONDS = 0.03
 ACQUIRES = 40_000
 
 
@@ -32,7 +43,14 @@ class _Face:
 
 
 async def ask(lab: Lab) -> list[Heat]:
-    """Each size in turn, so that a ratio is of one minute."""
+    """Each size in turn, so that a ratio is of one minute. The loops in threads are asyncio's."""
+    heats = await _ask_on_one_loop(lab)
+    if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+        heats += [await _ask_beside_others(lab), await _ask_on_many_loops(lab), *await scale_loops.ask(lab)]
+    return heats
+
+
+async def _ask_on_one_loop(lab: Lab) -> list[Heat]:
     waiting: dict[str, list[dict[str, float]]] = {_callers(number): [] for number in WAITERS}
     idle: dict[str, list[dict[str, float]]] = {_connections(number): [] for number in SIZES}
     for _ in range(lab.few_rounds):
@@ -54,6 +72,31 @@ async def ask(lab: Lab) -> list[Heat]:
     ]
 
 
+async def _ask_beside_others(lab: Lab) -> Heat:
+    rounds: dict[str, list[dict[str, float]]] = {_beside(number): [] for number in LOOPS}
+    for _ in range(lab.few_rounds):
+        for number in LOOPS:
+            rounds[_beside(number)].append({COST: await _cost_beside(number - 1, lab.scaled(ACQUIRES))})
+    goal = Goal(_beside(LOOPS[-1]), COST, 1.1, is_floor=False, peer=_beside(LOOPS[0]))
+    return Heat("an idle connection of a fake driver, 1 task, one of so many loops", rounds, goals=[goal])
+
+
+async def _ask_on_many_loops(lab: Lab) -> Heat:
+    rounds: dict[str, list[dict[str, float]]] = {}
+    for _ in range(lab.few_rounds):
+        for number in LOOPS:
+            for is_shared in (True, False):
+                name = f"{number:,} loops, {'one pool' if is_shared else 'a pool each'}"
+                figures = await asyncio.to_thread(_on_many_loops, number, LEASE_SECONDS * 50, is_shared=is_shared)
+                rounds.setdefault(name, []).append(figures)
+    callers = f"{CALLERS:,} callers, {CALLERS // 10} connections of a fake driver"
+    return Heat(f"{callers}, leases of {LEASE_SECONDS * 1e3:g} ms, by the number of loops", rounds)
+
+
+def _beside(number: int) -> str:
+    return f"{number:,} loops"
+
+
 def _callers(number: int) -> str:
     return f"{number:,} waiting"
 
@@ -63,9 +106,9 @@ def _connections(number: int) -> str:
 
 
 @asynccontextmanager
-async def _core(max_size: int) -> AsyncIterator[PoolCore[FakeSession]]:
+async def _core(size: int, *, max_size: int | None = None) -> AsyncIterator[PoolCore[FakeSession]]:
     face = _Face()
-    core = PoolCore(PoolConfig(min_size=max_size, init_size=max_size, max_size=max_size), FakeDriver(), face)
+    core = PoolCore(PoolConfig(min_size=size, init_size=size, max_size=max_size or size), FakeDriver(), face)
     await core.open()
     try:
         yield core
@@ -112,6 +155,60 @@ async def _cost_when_idle(connections: int, acquires: int) -> float:
         for _ in range(acquires):
             _release(core, await _acquire(core))
         return (process_time() - began) / acquires * 1e6
+
+
+async def _cost_beside(others: int, acquires: int) -> float:
+    """One loop acquires and releases what is idle on it, while others have an idle connection each and do nothing."""
+
+    async def lend_one(core: PoolCore[FakeSession]) -> None:
+        _release(core, await _acquire(core))
+
+    async with _core(1, max_size=others + 1) as core:
+        with ExitStack() as stack:
+            for _ in range(others):
+                stack.enter_context(LoopThread()).run(lend_one(core))
+            began = process_time()
+            for _ in range(acquires):
+                _release(core, await _acquire(core))
+            return (process_time() - began) / acquires * 1e6
+
+
+def _on_many_loops(loops: int, seconds: float, *, is_shared: bool) -> dict[str, float]:
+    """Callers on so many loops in threads acquire in turn, from a pool for all or from one for each loop."""
+    connections = CALLERS // 10
+    waits: list[list[float]] = []
+    gate = threading.Barrier(loops + 1)
+
+    async def work(core: PoolCore[FakeSession], own: list[float], end_at: float) -> None:
+        while (began := monotonic()) < end_at:
+            slot = await _acquire(core)
+            own.append(monotonic() - began)
+            await asyncio.sleep(LEASE_SECONDS)
+            _release(core, slot)
+
+    async def serve(shared: PoolCore[FakeSession] | None) -> None:
+        own: list[float] = []
+        async with nullcontext(shared) if shared is not None else _core(connections // loops) as core:
+            gate.wait()
+            await asyncio.gather(*(work(core, own, monotonic() + seconds) for _ in range(CALLERS // loops)))
+        waits.append(own)
+
+    async def run() -> float:
+        async with _core(0, max_size=connections) as shared:
+            threads = [
+                threading.Thread(target=asyncio.run, args=(serve(shared if is_shared else None),)) for _ in range(loops)
+            ]
+            for thread in threads:
+                thread.start()
+            gate.wait()
+            began = process_time()
+            for thread in threads:
+                await asyncio.to_thread(thread.join)
+            return process_time() - began
+
+    cpu = asyncio.run(run())
+    means = [mean(own) for own in waits]
+    return {COST: cpu / sum(map(len, waits)) * 1e6, FAIRNESS: max(means) / min(means)}
 
 
 QUESTION = Question("scale", ask)

@@ -122,7 +122,7 @@ class PoolTimeout(PoolError, TimeoutError):
 
     Attributes:
         timeout: The caller's timeout, in seconds.
-        stats: The pool at that moment.
+        stats: The pool at that moment; where many callers time out at once, up to 0.1 s before.
         holders: Who held connections of this loop then, the longest lease first.
         held_by_this_task: The leases among these that the waiting task held itself, in a nested acquire.
         complaint: How the message begins, with a place for the seconds.

@@ -217,23 +217,23 @@ def test_when_a_connection_is_given_up(make, held, now, donor_has_waiters, yield
     """Own loop first, with bounded patience; between busy loops only towards balance."""
     permits, a, b, _ = make(sum(held.values()), **held)
     permits.take_or_claim(b, SINCE)
-    assert permits.should_yield(a, now, donor_has_waiters=donor_has_waiters) is yields
+    assert permits.promise(a, now, donor_has_waiters=donor_has_waiters) is yields
 
 
 def test_nobody_yields_to_himself(make):
     """A loop's own claim is no reason to close its own connection."""
     permits, a, *_ = make(2, a=1, b=1)
     permits.take_or_claim(a, SINCE)
-    assert not permits.should_yield(a, LATE, donor_has_waiters=False)
+    assert not permits.promise(a, LATE, donor_has_waiters=False)
 
 
 def test_any_claim_that_deserves_it_is_a_reason_to_yield(make):
     """Not only the first claim counts: a later one may be of a loop that has nothing."""
     permits, a, b, c = make(3, a=2, b=1)
     permits.take_or_claim(b, SINCE)
-    assert not permits.should_yield(a, SOON, donor_has_waiters=False)
+    assert not permits.promise(a, SOON, donor_has_waiters=False)
     permits.take_or_claim(c, SOON)
-    assert permits.should_yield(a, SOON, donor_has_waiters=False)
+    assert permits.promise(a, SOON, donor_has_waiters=False)
 
 
 def test_the_donor_is_the_loop_with_most_to_spare(make):
@@ -291,7 +291,7 @@ def test_a_loop_without_a_permit_yields_none(make):
     """It has none to give, however long another waits for a second one."""
     permits, a, b, c = make(2, b=1, c=1)
     permits.take_or_claim(b, SINCE)
-    assert not permits.should_yield(a, LATE, donor_has_waiters=True)
+    assert not permits.promise(a, LATE, donor_has_waiters=True)
     assert permits.held(c) == 1
 
 
@@ -354,7 +354,7 @@ class Traffic:
                 permits.drop_claim(loop)
             else:
                 permits.donor_for(loop, float(turn))
-                permits.should_yield(loop, float(turn), donor_has_waiters=True)
+                permits.promise(loop, float(turn), donor_has_waiters=True)
             self.most_in_use = max(self.most_in_use, permits.in_use)
             assert permits.held(loop) >= owned
         permits.drop_claim(loop)

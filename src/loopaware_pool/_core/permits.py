@@ -15,12 +15,14 @@ would wait for as long as the others have callers. So the own loop comes first, 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from loopaware_pool._core.state import SharedState
 
 __all__ = ["Claimant", "Permits"]
+
+NEVER: Final = float("inf")
 
 
 class Claimant(Protocol):
@@ -42,7 +44,8 @@ class Permits:
 
     Attributes:
         claims: The loops that wait for a permit, and since when. Others read it without the lock, to see whether there
-            are any, and then ask `should_yield`.
+            are any, and then call `promise`.
+        in_use: Permits held by all loops together. Read without the lock.
     """
 
     def __init__(self, shared: SharedState) -> None:
@@ -51,12 +54,15 @@ class Permits:
         # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
+        self.in_use = 0
         self.claims: dict[Claimant, float] = {}
-
-    @property
-    def in_use(self) -> int:
-        """Permits held by all loops together. Takes no lock: making a list is one step."""
-        return sum(list(self._held.values()))
+        # When a connection was last closed for a claim.
+        self._promised: dict[Claimant, float] = {}
+        # Until then no claim deserves a connection of a loop without waiters; or of a loop with waiters, if it holds
+        # no more permits than `_calm_up_to`. Where many loops wait, each connection that comes free leads to `promise`.
+        # With this, most of these calls take no lock and look at no claim.
+        self._calm_until = {False: -NEVER, True: -NEVER}
+        self._calm_up_to = 0
 
     @property
     def free(self) -> int:
@@ -88,13 +94,13 @@ class Permits:
                 self._grant(claimant)
                 return True
             if self.held(claimant) < self._shared.config.max_size:  # else only its own permits can come free
-                self.claims.setdefault(claimant, since)
+                self._file(claimant, since)
             return False
 
     def drop_claim(self, claimant: Claimant) -> None:
         """Withdraw the claim: no caller waits any more."""
         with self._lock:
-            self.claims.pop(claimant, None)
+            self._withdraw(claimant)
 
     def give_back(self, claimant: Claimant) -> Claimant | None:
         """
@@ -115,8 +121,9 @@ class Permits:
             The loops that got a permit each. The caller must tell them.
         """
         with self._lock:
-            self.claims.pop(claimant, None)
-            self._held.pop(claimant, None)
+            self._withdraw(claimant)
+            held = self._held.pop(claimant, 0)
+            self.in_use -= held
             return self._serve_claims()
 
     def serve_claims(self) -> list[Claimant]:
@@ -129,14 +136,34 @@ class Permits:
         with self._lock:
             return self._serve_claims()
 
-    def should_yield(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
-        """Whether *donor* must close a connection that came free, for a loop that has a claim."""
+    def promise(self, donor: Claimant, now: float, *, donor_has_waiters: bool) -> bool:
+        """
+        Promise a connection that came free on *donor* to a loop that has a claim, if one deserves it.
+
+        A claim is promised one connection at a time. If all loops closed one for it, one of the permits would serve
+        it, and the others would be taken back by whoever comes first: connections would be closed and opened for ever.
+
+        Returns:
+            Whether one does. Then *donor* must close the connection.
+        """
+        if now < self._calm_until[donor_has_waiters] and not (
+            donor_has_waiters and self.held(donor) > self._calm_up_to
+        ):
+            return False
         with self._lock:
-            return any(
-                self._deserves(claimant, since, donor, now, donor_has_waiters)
-                for claimant, since in list(self.claims.items())
-                if claimant is not donor
-            )
+            calm_until = NEVER
+            for claimant, since in list(self.claims.items()):
+                if donor_has_waiters and not self._is_poorer(claimant, donor):
+                    continue
+                ripe_at = self._ripe_at(claimant, since, donor_has_waiters)
+                if now >= ripe_at and claimant is not donor:
+                    self._promised[claimant] = now
+                    return True
+                calm_until = min(calm_until, ripe_at)
+            self._calm_until[donor_has_waiters] = calm_until
+            if donor_has_waiters:
+                self._calm_up_to = self.held(donor)
+            return False
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
         """Return the loop with the most spare connections among those that must give one up for *claimant*."""
@@ -144,21 +171,30 @@ class Permits:
             since = self.claims.get(claimant)
             if since is None:
                 return None
-            donors = [
-                donor
-                for donor in list(self._held)
-                if donor is not claimant and donor.spare and self._deserves(claimant, since, donor, now, False)
-            ]
+            if now < self._ripe_at(claimant, since, False):
+                return None
+            donors = [donor for donor in list(self._held) if donor is not claimant and donor.spare]
         return max(donors, key=lambda donor: donor.spare, default=None)
 
-    def _deserves(self, claimant: Claimant, since: float, donor: Claimant, now: float, donor_has_waiters: bool) -> bool:
-        """Caller holds the lock."""
-        owned = self._held.get(claimant, 0)
-        overdue = now - since >= self._shared.config.patience
-        if donor_has_waiters:
-            # Only towards balance: otherwise two busy loops would take from each other for ever.
-            return overdue and (owned == 0 or self._held.get(donor, 0) > owned + 1)
-        return owned == 0 or overdue
+    def _ripe_at(self, claimant: Claimant, since: float, donor_has_waiters: bool) -> float:
+        """
+        Caller holds the lock. Return from when on a claim deserves a connection, if no balance stands against it.
+
+        A promise lapses, as the permit may have gone to a loop that has fewer.
+        """
+        begins = self._promised.get(claimant, -NEVER)
+        if donor_has_waiters or self.held(claimant):
+            begins = max(begins, since)
+        return begins + self._shared.config.patience
+
+    def _is_poorer(self, claimant: Claimant, donor: Claimant) -> bool:
+        """
+        Caller holds the lock. Whether a permit of *donor*, which has waiters, would serve *claimant* towards balance.
+
+        Otherwise two busy loops would take from each other for ever.
+        """
+        owned = self.held(claimant)
+        return owned == 0 or self.held(donor) > owned + 1
 
     def _is_free(self) -> bool:
         """Caller holds the lock. Never true while there are claims: those are served first."""
@@ -175,19 +211,38 @@ class Permits:
         """Caller holds the lock. The loop with the fewest permits comes first, then the one that claimed first."""
         if not self.claims or not self._is_free():
             return None
-        claimant = min(list(self.claims), key=lambda claimant: self._held.get(claimant, 0))
+        claimant = min(list(self.claims), key=self.held)
         self._grant(claimant)
         return claimant
 
     def _grant(self, claimant: Claimant) -> None:
         """Caller holds the lock."""
-        self.claims.pop(claimant, None)
+        self._withdraw(claimant)
         self._held[claimant] = self._held.get(claimant, 0) + 1
+        self.in_use += 1
 
     def _release(self, claimant: Claimant) -> None:
-        """Caller holds the lock."""
-        left = self._held.get(claimant, 0) - 1
-        if left > 0:
-            self._held[claimant] = left
+        """Caller holds the lock. The loop may have been forgotten, and its permit counted as free since."""
+        held = self._held.get(claimant, 0)
+        if not held:
+            return
+        if claimant in self.claims:
+            self._calm_until = {False: -NEVER, True: -NEVER}  # it has become poorer
+        if held > 1:
+            self._held[claimant] = held - 1
         else:
             self._held.pop(claimant, None)
+        self.in_use -= 1
+
+    def _file(self, claimant: Claimant, since: float) -> None:
+        """Caller holds the lock. A claim that stands keeps its place and its time."""
+        if claimant not in self.claims:
+            self.claims[claimant] = since
+            for donor_has_waiters, calm_until in list(self._calm_until.items()):
+                ripe_at = self._ripe_at(claimant, since, donor_has_waiters)
+                self._calm_until[donor_has_waiters] = min(calm_until, ripe_at)
+
+    def _withdraw(self, claimant: Claimant) -> None:
+        """Caller holds the lock."""
+        self.claims.pop(claimant, None)
+        self._promised.pop(claimant, None)

@@ -248,7 +248,7 @@ class PoolCore(Registry[S]):
                 if not runner.shard.slots:
                     self._on(runner, functools.partial(self._let_go, runner))
         if self._closers and not any(runner.shard.slots for runner in self.runners()):
-            for loop, emptied in self._closers:
+            for loop, emptied in list(self._closers):  # one that is woken leaves the list, in its own thread
                 event_loops.post(loop, _set, emptied)
 
     def _let_go(self, runner: ShardRunner[S]) -> None:

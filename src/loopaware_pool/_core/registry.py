@@ -14,11 +14,12 @@ import random
 import threading
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.leak_check import Ledger
 from loopaware_pool._core.permits import Permits
+from loopaware_pool._core.recent import Recent
 from loopaware_pool._core.runner import ShardRunner
 from loopaware_pool._core.slot import Slot, SlotState
 from loopaware_pool._core.state import PoolState, SharedState
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from loopaware_pool.driver import Driver
 
 __all__ = ["Registry"]
+
+# Each loop with waiting callers asks once a second, and all loops are told each time.
+RECLAIM_PAUSE_SECONDS: Final = 0.5
 
 
 class _Census(NamedTuple, Generic[S]):
@@ -62,6 +66,9 @@ class Registry(Generic[S]):
     Args:
         config: The pool's settings.
         driver: How connections are made.
+
+    Attributes:
+        recent_stats: The statistics as they were a moment ago, for errors.
     """
 
     def __init__(self, config: PoolConfig, driver: Driver[S]) -> None:
@@ -82,6 +89,8 @@ class Registry(Generic[S]):
         self._floor_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._census: _Census[S] = _Census({}, Counters())
         self.ledger = Ledger()
+        self._reclaimed_at = float("-inf")
+        self.recent_stats: Recent[PoolStats] = Recent(self.stats)
 
     # ---- routing ----
 
@@ -192,7 +201,11 @@ class Registry(Generic[S]):
             self._forget_if_unneeded(runner)
 
     def reclaim_on_all_loops(self) -> None:
-        """Have every loop look for leases that were dropped."""
+        """Have every loop look for leases that were dropped, unless another loop has had it done a moment ago."""
+        now = monotonic()
+        if now - self._reclaimed_at < RECLAIM_PAUSE_SECONDS:
+            return
+        self._reclaimed_at = now
         for runner in self.runners():
             self._on(runner, runner.housekeeper.reclaim_dropped)
 
@@ -225,7 +238,8 @@ class Registry(Generic[S]):
 
     def expire(self) -> None:
         """Have every connection that is open now replaced when it is next idle."""
-        self.shared.generation += 1
+        with self._lock:  # two threads that read the same number would bring back a generation that has ended
+            self.shared.generation += 1
         for runner in self.runners():
             self._on(runner, runner.shard.expired)
 
@@ -297,7 +311,7 @@ class Registry(Generic[S]):
 
     def size(self) -> int:
         """Count the connections on all loops, connecting ones included."""
-        return self.live_size() + sum(len(runner.shard.connecting) for runner in self.runners())
+        return sum(len(runner.shard.slots) - len(runner.shard.closing) for runner in self.runners())
 
     def idle_size(self) -> int:
         """Count the idle connections on all loops."""
@@ -305,6 +319,10 @@ class Registry(Generic[S]):
         if recent is not None and len(self._runners) == 1:
             return len(recent.shard.idle)
         return sum(len(runner.shard.idle) for runner in self.runners())
+
+    def waiting(self) -> int:
+        """Count the callers in the queues of all loops."""
+        return sum([len(runner.shard.waiters) for runner in self.runners()])
 
     def slots(self, *without: SlotState) -> list[Slot[S]]:
         """List the slots of all loops, except those in the given states."""
@@ -326,12 +344,11 @@ class Registry(Generic[S]):
 
     def counts(self) -> dict[str, Any]:
         """Count connections and callers on all loops, as fields for the log. From any thread."""
-        waiting = sum(len(runner.shard.waiters) for runner in self.runners())
         max_size = self.shared.config.max_size
         return {
             "pool_size": self.size(),
             "pool_idle": self.idle_size(),
-            "pool_waiting": waiting,
+            "pool_waiting": self.waiting(),
             "pool_max_size": max_size,
         }
 

@@ -27,6 +27,7 @@ from loopaware_pool._core.housekeeping import Housekeeper
 from loopaware_pool._core.leak_check import LeakCheck
 from loopaware_pool._core.leases import lease_of, leases
 from loopaware_pool._core.parking import Parking
+from loopaware_pool._core.recent import Recent
 from loopaware_pool._core.reporter import Reporter, logger
 from loopaware_pool._core.shard import Shard
 from loopaware_pool._core.slot import Slot, SlotState
@@ -128,6 +129,7 @@ class ShardRunner(Generic[S]):
         changes: Wakes tasks that wait for connections to change on this loop.
         decided: What the shard has decided and `act` has not done yet; otherwise empty.
         hasty_callers: How many of the queued callers have a timeout of 0 or less.
+        recent_leases: Who held connections a moment ago, for errors.
     """
 
     def __init__(self, core: PoolOfLoops[S], loop: asyncio.AbstractEventLoop) -> None:
@@ -161,6 +163,7 @@ class ShardRunner(Generic[S]):
         self.hasty_callers = 0
         self.errands: event_loops.Errands = event_loops.Errands(loop)
         self._openers: dict[Slot[S], asyncio.Future[None]] = {}
+        self.recent_leases: Recent[tuple[LeaseInfo, ...]] = Recent(lambda: tuple(self.leases()))
         self._myself = weakref.ref(self)
         self._end = event_loops.LoopShutdownHook(loop, functools.partial(_farewell, self._myself))
         self.shard.is_ending = self._end.is_too_late

@@ -48,6 +48,8 @@ RESET_ANSWER_SECONDS: Final = 30.0
 LEAST_ANSWER_SECONDS: Final = 1.0
 # How often to look for dropped leases while a caller waits and no connection can be opened.
 DROPPED_LOOK_SECONDS: Final = 1.0
+# The longest from one look for other loops' idle connections to the next, while a claim stands.
+LONGEST_DONOR_PAUSE_SECONDS: Final = 0.4
 
 # How long a connection may take to close politely once a waiting caller needs its permit.
 GOODBYE_GRACE_SECONDS: Final = 0.1
@@ -130,6 +132,8 @@ class Shard(Generic[S]):
         self._min_size_backoff = MinSizeBackoff(jitter)
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
+        self._donor_look_at = 0.0  # when to look for other loops' idle connections again, while a claim stands
+        self._donor_pause = 0.0  # seconds from one such look to the next
 
     # ---- lending ----
 
@@ -312,7 +316,7 @@ class Shard(Generic[S]):
             self._retire(slot, "the loop ends", politely=False)
         elif not self._keeps_idle:
             self._retire(slot, "nobody waits for it")
-        elif self._limits_idle and self._pool_idle_size() >= self._shared.config.max_idle_size:
+        elif self._limits_idle and self._has_idle_to_spare():
             self._retire(slot, "more than max_idle_size are idle")
         else:
             slot.since = now
@@ -322,6 +326,11 @@ class Shard(Generic[S]):
                 self.wake_by(min(now + self._idle_look, slot.expires_at))
             if self._permits.claims:
                 self.permit_requested(now)
+
+    def _has_idle_to_spare(self) -> bool:
+        """Whether as many connections are idle as may be. They are only counted, on all loops, if so many are open."""
+        most = self._shared.config.max_idle_size
+        return self._permits.in_use > most and self._pool_idle_size() >= most
 
     def is_outdated(self, slot: Slot[S]) -> bool:
         """Whether *slot* was opened before the last `expire()`."""
@@ -374,9 +383,7 @@ class Shard(Generic[S]):
         Without a minimum time two loops would pass one permit back and forth, and serve no caller with it.
         """
         age_seconds = now - slot.opened_at
-        return age_seconds >= self._shared.config.patience and self._permits.should_yield(
-            self, now, donor_has_waiters=True
-        )
+        return age_seconds >= self._shared.config.patience and self._permits.promise(self, now, donor_has_waiters=True)
 
     def _retire_old(self, slot: Slot[S]) -> None:
         self._retire(slot, "expired" if self.is_outdated(slot) else "max_lifetime")
@@ -410,6 +417,14 @@ class Shard(Generic[S]):
             return
         if self.unanswered or self.asked:
             wanted -= self._about_to_be_idle(now)
+        if now < self._donor_look_at and self in self._permits.claims:
+            self._cut_goodbyes_short(now)
+            self.wake_by(self._donor_look_at)
+        else:
+            self._open(wanted, now)
+
+    def _open(self, wanted: int, now: float) -> None:
+        """Start connects, *wanted* at most, or claim a permit for one."""
         for _ in range(min(wanted, self._slow_start.allowance(now) - len(self.connecting))):
             if not self._permits.take_or_claim(self, self.waiters.oldest):
                 self._look_for_donor(now)
@@ -443,7 +458,7 @@ class Shard(Generic[S]):
     def permit_requested(self, now: float) -> None:
         """Close an unused connection if another loop should have its permit."""
         is_unused = bool(self.idle or (self.unanswered and not self.waiters))
-        if is_unused and self._permits.should_yield(self, now, donor_has_waiters=False):
+        if is_unused and self._permits.promise(self, now, donor_has_waiters=False):
             slot = self._take_unused()
             if slot is not None:
                 self._retire(slot, GIVEN_AWAY)
@@ -539,9 +554,24 @@ class Shard(Generic[S]):
         else:
             self._effects.run_errands_of_idle_loops()
         if self._permits.claims:
-            self.wake_by(now + self._shared.config.patience)
+            self._look_for_donor_later(now, is_in_vain=donor is None)
         if now >= self._look_at:
             self._reclaim_dropped(now)
+
+    def _look_for_donor_later(self, now: float, *, is_in_vain: bool) -> None:
+        """
+        Have the timer look again: a claim may be overdue then, and a loop may have stopped before it was asked.
+
+        A loop that has a connection to spare from now on sees the claim by itself. So there is less and less reason to
+        look, and where many loops wait, each look at all of them takes time from all.
+        """
+        patience = self._shared.config.patience
+        if is_in_vain and now - self.waiters.oldest >= patience:
+            self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS)
+        else:
+            self._donor_pause = patience
+        self.wake_by(now + self._donor_pause)
+        self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
     def _reclaim_dropped(self, now: float) -> None:
         """Look for dropped leases on every loop: a caller waits, and no connection can be opened."""

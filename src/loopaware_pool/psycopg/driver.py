@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import weakref
 from collections.abc import Mapping
@@ -159,7 +160,7 @@ class PsycopgDriver:
         self._connecting = weakref.WeakMethod(connecting)
         self.fault: BaseException | None = None
         self._failing_since: float | None = None
-        self._failures = 0
+        self._failures = itertools.count(1)  # of all loops: `+= 1` is not one step for their threads
         self._unready: set[PsycopgSession] = set()
 
     @property
@@ -182,7 +183,7 @@ class PsycopgDriver:
         if is_told and not self.tells_errors:  # a null pool does not log that
             self.logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
         self._failing_since = self.fault = None
-        self._failures = 0
+        self._failures = itertools.count(1)
         return session
 
     async def _connect(self) -> PsycopgSession:
@@ -235,9 +236,9 @@ class PsycopgDriver:
     def _failed(self, failure: Exception) -> None:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
         self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
-        self._failures += 1
-        if self._failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
-            told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=self._failures)
+        failures = next(self._failures)
+        if failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
+            told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=failures)
             self.logger.warning("error connecting in %r: %s", self.name, error, extra=told)
         if self._failing_since is None:
             self._failing_since = since = monotonic()
