@@ -418,7 +418,7 @@ class Shard(Generic[S]):
         if self.unanswered or self.asked:
             wanted -= self._about_to_be_idle(now)
         if now < self._donor_look_at and self in self._permits.claims:
-            self._cut_goodbyes_short(now)
+            self._take_from_silent_server(now)
             self.wake_by(self._donor_look_at)
         else:
             self._open(wanted, now)
@@ -435,16 +435,17 @@ class Shard(Generic[S]):
 
     def _about_to_be_idle(self, now: float) -> int:
         """Count connections that will be answered any moment. 0 once one of them has taken too long."""
-        late_at = min(since for _, since in self._waiting_for_server()) + STEP_SECONDS
+        late_at = self._unanswered_since() + STEP_SECONDS
         if now >= late_at:
             return 0
         self.wake_by(late_at)
         return len(self.unanswered) + len(self.asked)
 
-    def _waiting_for_server(self) -> list[tuple[Slot[S], float]]:
-        """List connections that no caller has, and that wait for an answer of the server, with since when they do."""
-        # Copies: this may be another thread.
-        return list(self.asked.items()) + [(slot, slot.since) for slot in list(self.unanswered)]
+    def _unanswered_since(self) -> float:
+        """Since when the server owes an answer on a connection that no caller has; infinity if it owes none."""
+        # Copies: this may be another thread. The first of each has waited longest.
+        asked, unanswered = list(self.asked.values()), list(self.unanswered)
+        return min(asked[0] if asked else NEVER, unanswered[0].since if unanswered else NEVER)
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
@@ -637,7 +638,8 @@ class Shard(Generic[S]):
             return
         self._cut_goodbyes_short(wanted, now)
         wanted -= len(self.closing)
-        for slot, since in self._waiting_for_server():
+        waiting = [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]
+        for slot, since in waiting:
             if now < since + SILENT_SECONDS:
                 self.wake_by(since + SILENT_SECONDS)
             elif wanted > 0 and self._heard_at <= since:  # else it is slow, and to connect anew would make it slower
@@ -804,7 +806,7 @@ class Shard(Generic[S]):
 
     def _is_silent(self, now: float) -> bool:
         """Whether the server has left a reset, or a ping, unanswered for too long."""
-        return any(now - since >= SILENT_SECONDS for _, since in self._waiting_for_server())
+        return now - self._unanswered_since() >= SILENT_SECONDS
 
     @property
     def growth_left(self) -> int:
