@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from loopaware_pool.cli.doctor import command as doctor
 from loopaware_pool.cli.doctor.facts import Server
 from loopaware_pool.cli.doctor.scale_out import Demand, Fleet, Limits, Verdict, judge, limits_of
-from loopaware_pool.cli.doctor.sizing import HEADROOM
+from loopaware_pool.cli.doctor.sizing import HEADROOM, waiting_share
+
+PAGE = (Path(__file__).parents[1] / "docs" / "guide" / "many-machines.md").read_text()
 
 FLEET = Fleet(machines=2, processes=4, loops=3, pools=2, max_size=5)
 LIMITS = Limits(max_connections=100, reserved=3, others=10)
@@ -49,6 +53,23 @@ def test_connections_are_machines_times_processes_times_pools_times_max_size():
     assert told["connections"] == 2 * 4 * 2 * 5
     assert told["connections_of_a_pool_per_loop"] == 2 * 4 * 2 * 5 * 3
     assert told["room"] == 100 - 3 - 10
+
+
+def test_a_pool_for_each_loop_is_as_large_as_its_share_of_the_work_needs():
+    """Where no size is given; it has less to share, so the sum is larger, or the same."""
+    fleet = Fleet(machines=1, processes=4, loops=2, pools=1, max_size=None)
+    told = figures(judge(fleet, LIMITS, DEMAND))
+    assert (told["connections"], told["connections_of_a_pool_per_loop"]) == (4 * 9, 4 * 2 * 5)
+
+
+def test_each_loop_needs_a_connection():
+    """However little the work is, and whether it is known or not."""
+    fleet = Fleet(machines=1, processes=2, loops=4, pools=1, max_size=None)
+    told = figures(judge(fleet, LIMITS, Demand(rate=1, hold_seconds=0.001)))
+    assert (told["needed_max_size"], told["connections"]) == (4, 8)
+    outcome = judge(replace(fleet, max_size=3), LIMITS, None)
+    assert outcome.verdict is Verdict.TOO_SMALL
+    assert outcome.says == "the pools are too small for their loops: max_size=4 is enough, and 8 connections fit"
 
 
 @pytest.mark.parametrize(("max_size", "expected"), [(87, Verdict.FITS), (88, Verdict.PROXY)])
@@ -96,7 +117,7 @@ def test_pools_that_are_too_small_are_told_the_size():
     small = Fleet(machines=1, processes=8, loops=1, pools=1, max_size=2)
     outcome = judge(small, LIMITS, DEMAND)
     assert outcome.verdict is Verdict.TOO_SMALL
-    assert "max_size=5 is enough, and 40 fit" in outcome.says
+    assert "max_size=5 is enough, and 40 connections fit" in outcome.says
     outcome = judge(replace(small, machines=8), LIMITS, replace(DEMAND, rate=6000, transaction_seconds=0.005))
     assert outcome.verdict is Verdict.PROXY
     assert "would need 192 connections, of which 87 fit" in outcome.says
@@ -140,6 +161,46 @@ def test_the_limit_that_leaves_the_least_room_binds(changes, expected):
     assert (found.name, found.max_connections, found.reserved, found.others) == expected
 
 
+# ---- the page ----
+
+
+def examples():
+    """The rows of the page's table, as text."""
+    rows = re.findall(r"^\| (\d+ x \d+ x \d+ \|.*) \|$", PAGE, re.MULTILINE)
+    return [[cell.strip() for cell in row.split("|")] for row in rows]
+
+
+@pytest.mark.parametrize("row", examples(), ids=" ".join)
+def test_the_examples_of_the_page_are_what_is_computed(row):
+    """Each cell."""
+    machines, processes, loops = map(int, row[0].split(" x "))
+    rate, hold, transaction = (float(cell.replace(",", "")) for cell in row[1:4])
+    fleet = Fleet(machines=machines, processes=processes, loops=loops, pools=1, max_size=None)
+    demand = Demand(rate=rate, hold_seconds=hold / 1e3, transaction_seconds=transaction / 1e3)
+    outcome = judge(fleet, LIMITS, demand)
+    told = figures(outcome)
+    names = ("needed_max_size", "connections", "connections_of_a_pool_per_loop", "waiting", "shared_by_a_proxy")
+    computed = [told[name] for name in (*names, "waiting_at_a_proxy")]
+    shown = [f"{each}" if isinstance(each, int) else f"{100 * each:.1f} %" for each in computed]
+    assert [*shown, outcome.verdict.value] == row[4:]
+
+
+def test_the_sums_in_the_text_of_the_page_are_what_is_computed():
+    """Four of them."""
+    assert len(examples()) == 6
+    fleet = Fleet(machines=4, processes=8, loops=2, pools=1, max_size=10)
+    told = figures(judge(fleet, LIMITS, None))
+    text = " ".join(PAGE.split())
+    assert f"{told['connections_of_a_pool_per_loop']} connections in place of {told['connections']}" in text
+    assert f"so there is room for {told['room']}." in text
+    assert f"`max_size=3` in the second example {waiting_share(3, 24 / 32):.1%}".replace("%", " %") in text
+    assert f"but {4 * 8 * 3} connections do not fit" in text
+    busy = Demand(rate=12_000, hold_seconds=0.02, transaction_seconds=0.005, cpu_seconds=0.001)
+    outcome = judge(replace(fleet, machines=20, loops=1, max_size=None), replace(LIMITS, processors=8), busy)
+    assert outcome.verdict is Verdict.BEYOND
+    assert f"{figures(outcome)['processors_needed']:.1f} have headroom" in text
+
+
 # ---- the command ----
 
 
@@ -177,11 +238,11 @@ def test_the_table_has_each_sum_with_its_terms(capsys):
     assert doctor.main([*given, "--max-connections", "40", "--cpu-per-lease", "0.001"]) == 1
     told = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in told.splitlines()]
-    assert "connections 50 50 pools x max_size 1, whatever the number of loops" in lines
-    assert "with a pool per loop 100 50 x 2 loops, as the drivers' own pools need" in lines
+    assert "connections 100 50 pools x max_size 2, whatever the number of loops" in lines
+    assert "with a pool per loop 100 50 pools x 2 loops x max_size 1: the drivers' own pools" in lines
     assert "shared by a proxy 35 1200/s x 0.02 s in a transaction / 0.7" in lines
     assert "processors needed 1.7 1200/s x 0.001 s of processor time / 0.7" in lines
-    assert lines[-1].startswith("verdict proxy: 50 connections do not fit into 37: put a proxy in transaction mode")
+    assert lines[-1].startswith("verdict proxy: 100 connections do not fit into 37: put a proxy in transaction mode")
     assert lines[-1].endswith("with a pool of 35, which do the work")
 
 
@@ -229,3 +290,11 @@ def test_bad_input_takes_one_line(capsys, arguments, complaint):
     assert complaint in told.err
     assert told.err.count("\n") == 1
     assert "hunter2" not in told.err
+
+
+def test_the_table_in_the_documentation_is_what_the_command_prints(capsys):
+    """To the letter."""
+    page = (Path(__file__).parents[1] / "docs" / "doctor.md").read_text()
+    command, shown = re.search(r"^\$ loopaware-pool doctor (--plan [^\n]*)\n(.*?)^```$", page, re.M | re.S).groups()
+    assert doctor.main(command.split()) == 1
+    assert capsys.readouterr().out == shown

@@ -77,7 +77,7 @@ class Verdict(Enum):
     """What a plan comes to."""
 
     FITS = "fits"
-    TOO_SMALL = "too small"  # the pools are, for the work; larger ones would fit
+    TOO_SMALL = "too small"  # the pools are, for the work or for their loops; larger ones would fit
     PROXY = "proxy"  # not without one that shares fewer connections among all
     BEYOND = "beyond one server"
 
@@ -135,7 +135,8 @@ def judge(fleet: Fleet, limits: Limits, demand: Demand | None) -> Outcome:
     if max(sums.connections, sums.wanted) > sums.holds:
         return Outcome(rows=rows, verdict=Verdict.PROXY, says=_proxy(sums), proxy_pool=sums.proxy_pool)
     if sums.max_size < sums.needed:
-        says = f"the pools are too small for the work: max_size={sums.needed} is enough, and {sums.wanted} fit"
+        why = "for the work" if sums.needed > fleet.loops else "for their loops"
+        says = f"the pools are too small {why}: max_size={sums.needed} is enough, and {sums.wanted} connections fit"
         return Outcome(rows=rows, verdict=Verdict.TOO_SMALL, says=says)
     says = f"{sums.connections} connections fit into the {sums.holds} that the server has room for"
     return Outcome(rows=rows, verdict=Verdict.FITS, says=says)
@@ -146,7 +147,8 @@ class _Sums:
 
     def __init__(self, fleet: Fleet, limits: Limits, demand: Demand | None) -> None:
         self.fleet, self.limits, self.demand = fleet, limits, demand
-        self.needed = 1 if demand is None else needed_pool(demand.rate, demand.hold_seconds, fleet.all_pools)
+        # A connection stays with its loop: with fewer than loops, these would have to close each other's.
+        self.needed = max(fleet.loops, 0 if demand is None else _needed(demand, fleet.all_pools))
         self.max_size = self.needed if fleet.max_size is None else fleet.max_size
         self.connections = total_connections(fleet.all_pools, self.max_size)
         self.wanted = total_connections(fleet.all_pools, self.needed)
@@ -159,6 +161,13 @@ class _Sums:
         self.processors = None
         if demand is not None and demand.cpu_seconds is not None:
             self.processors = processors_needed(demand.rate, demand.cpu_seconds)
+
+    @property
+    def max_size_of_a_loop(self) -> int:
+        """What a pool would need that serves one loop only; as large as ours, if that was given."""
+        if self.fleet.max_size is not None or self.demand is None:
+            return self.max_size
+        return _needed(self.demand, self.fleet.all_pools * self.fleet.loops)
 
     @property
     def transaction_seconds(self) -> float:
@@ -182,6 +191,10 @@ class _Sums:
         return self.holds if processors is None else min(self.holds, SESSIONS_PER_PROCESSOR * processors)
 
 
+def _needed(demand: Demand, pools: int) -> int:
+    return needed_pool(demand.rate, demand.hold_seconds, pools)
+
+
 def _room(limits: Limits) -> int:
     return room(limits.max_connections, limits.reserved, limits.others)
 
@@ -200,7 +213,7 @@ def _beyond(sums: _Sums) -> str:
         what = f"the work needs {sums.processors:.1f} processors, and the server has {sums.limits.processors}"
     else:
         what = f"even shared by a proxy, the work needs {sums.least_shared} connections, of which {sums.holds} fit"
-    return f"{what}: a larger server, or {sums.servers} of this kind that share the data"
+    return f"{what}: a server that holds more, or {sums.servers} of this kind that share the data"
 
 
 def _rows(sums: _Sums) -> Iterator[Row]:
@@ -209,8 +222,9 @@ def _rows(sums: _Sums) -> Iterator[Row]:
     yield Row("pools", "pools", fleet.all_pools, factors)
     how = f"{_many(fleet.all_pools, 'pool')} x max_size {sums.max_size}"
     yield Row("connections", "connections", sums.connections, f"{how}, whatever the number of loops")
-    per_loop = total_connections(fleet.all_pools * fleet.loops, sums.max_size)
-    how = f"{sums.connections} x {_many(fleet.loops, 'loop')}, as the drivers' own pools need"
+    size = sums.max_size_of_a_loop
+    per_loop = total_connections(fleet.all_pools * fleet.loops, size)
+    how = f"{_many(fleet.all_pools, 'pool')} x {_many(fleet.loops, 'loop')} x max_size {size}: the drivers' own pools"
     yield Row("connections_of_a_pool_per_loop", "with a pool per loop", per_loop, how)
     if sums.demand is not None:
         yield from _rows_of_work(sums, sums.demand)
@@ -227,7 +241,7 @@ def _rows_of_work(sums: _Sums, demand: Demand) -> Iterator[Row]:
     pools = sums.fleet.all_pools
     busy = busy_connections(demand.rate, demand.hold_seconds)
     yield Row("busy", "busy on average", busy, f"{demand.rate:g} leases/s x {demand.hold_seconds:g} s")
-    how = f"{busy:g} / {_many(pools, 'pool')} / {HEADROOM}, and no less than 1"
+    how = f"{busy:g} / {_many(pools, 'pool')} / {HEADROOM}, and no less than one for each loop"
     yield Row("needed_max_size", "max_size needed", sums.needed, how)
     share = waiting_share(sums.max_size, busy / pools)
     yield Row("waiting", "of callers wait", share, f"{busy / pools:.3g} busy of {sums.max_size}, in each pool")
