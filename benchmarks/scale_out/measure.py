@@ -104,7 +104,6 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
     return {
         "postgresql": version,
         "processors": len(os.sched_getaffinity(0)),
-        "load_average": round(os.getloadavg()[0], 1),
         "rounds": rounds,
         "seconds": seconds,
         "turns": [
@@ -246,7 +245,6 @@ def measure_proxy(program: Path, rounds: int, seconds: float) -> dict[str, Any]:
         return {
             "postgresql": server.version,
             "processors": len(os.sched_getaffinity(0)),
-            "load_average": round(os.getloadavg()[0], 1),
             "rounds": rounds,
             "seconds": seconds,
             "turns": [
