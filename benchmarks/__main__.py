@@ -61,12 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to *parser*."""
     questions, names = [question.name for question in QUESTIONS], [contender.name for contender in CONTENDERS]
     parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
-    parser.add_argument("--rounds", type=_rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
+    parser.add_argument("--rounds", type=rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both, with --quick asyncio")
     parser.add_argument("--heap", choices=HEAPS, help="whether read buffers of 256 KiB stay in the heap")
     parser.add_argument("--only", choices=questions, action="append", help="one question; may be repeated")
     parser.add_argument("--contender", choices=names, action="append", help="one contender; may be repeated")
-    parser.add_argument("--out", metavar="FOLDER", type=_folder, help="write figures.json and plots to FOLDER")
+    parser.add_argument("--out", metavar="FOLDER", type=folder, help="write figures.json and plots to FOLDER")
     parser.add_argument("--json", action="store_true", help="write an object; what people read is on the error output")
     parser.add_argument("--dsn", help="postgresql://user:password@host:port/database; default an embedded server")
 
@@ -96,13 +96,15 @@ def _set_heap(name: str | None) -> None:
             raise Unusable(f"--heap {name}: this C library's malloc cannot be set")
 
 
-def _rounds(text: str) -> int:
+def rounds(text: str) -> int:
+    """Read a number of rounds."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
     return int(text)
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
+    """Read the name of a folder that is there."""
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: expected a folder that exists")

@@ -141,6 +141,7 @@ def test_judging_needs_neither_a_loop_nor_a_driver():
 import sys
 from loopaware_pool.cli.doctor import findings as doctor_findings
 from loopaware_pool.cli.doctor import host_checks as doctor_host_checks
+from loopaware_pool.cli.doctor import scale_out as doctor_scale_out
 from loopaware_pool.cli.doctor import server_checks as doctor_server_checks
 from loopaware_pool.cli.doctor import way_checks as doctor_way_checks
 print(*{"asyncio", "asyncpg", "psycopg", "socket", "subprocess"} & set(sys.modules))

@@ -153,6 +153,28 @@ def test_a_server_that_is_nearly_full_is_a_warning_and_one_too_small_a_problem(p
     assert code == 1
 
 
+def test_a_plan_goes_by_the_limit_that_leaves_the_least_room(private_server, role, admin, capsys):
+    """The role's own, or the server's; what is taken now counts, and what is given replaces it."""
+
+    def plan(*options):
+        code = doctor.main([role, "--plan", "--json", *options])
+        told = json.loads(capsys.readouterr().out)
+        return code, told["limits"]["name"], told["figures"]["room"], told["proxy_pool"]
+
+    assert plan("--pool-size", "3") == (0, "CONNECTION LIMIT of the role", 3, None)
+    assert plan("--pool-size", "2", "--processes", "2") == (1, "CONNECTION LIMIT of the role", 3, 3)
+    admin.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(sql.Identifier(ROLE)))
+    assert plan("--machines", "17", "--pool-size", "1") == (0, "max_connections", 20 - 2 - 1, None)
+    assert plan("--machines", "17", "--pool-size", "1", "--others", "2") == (1, "max_connections", 20 - 2 - 2, 16)
+
+
+def test_a_plan_says_that_there_is_a_proxy_already(private_server, pgbouncer_program, capsys):
+    """Whose limits it does not know."""
+    with pgbouncer(pgbouncer_program, private_server.dsn, pool_mode="transaction") as dsn:
+        assert doctor.main([dsn, "--plan", "--pool-size", "2"]) == 0
+    assert "behind a proxy that pools: these are not the proxy's limits" in capsys.readouterr().out
+
+
 def test_a_server_that_is_full_cannot_be_looked_at(role, admin, capsys):
     """One line, exit code 2."""
     admin.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(sql.Identifier(ROLE)))

@@ -3,12 +3,13 @@
 
 It looks at versions, limits, the way to the server and its encryption, and changes nothing. Exit code 0: nothing above
 a note; 1: a warning or a problem; 2: it could not look.
+
+With `--plan` it only computes what the pools of all processes come to, and whether one server can hold them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,9 @@ from loopaware_pool.cli.doctor.facts import Facts, Plan, Work
 from loopaware_pool.cli.doctor.findings import Severity
 from loopaware_pool.cli.doctor.host import look_at_host
 from loopaware_pool.cli.doctor.host_checks import check_host
+from loopaware_pool.cli.doctor.numbers import count, positive
 from loopaware_pool.cli.doctor.output import as_json, show
+from loopaware_pool.cli.doctor.scale_out_command import add_plan_arguments, refuse_plan_arguments, run_plan
 from loopaware_pool.cli.doctor.server import look_at_server
 from loopaware_pool.cli.doctor.server_checks import check_server
 from loopaware_pool.cli.doctor.size_checks import check_size
@@ -50,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pool-size",
-        default=str(_DEFAULT_POOL_SIZE),
         metavar="N",
-        help=f"max_size of the pool in each process (default: {_DEFAULT_POOL_SIZE})",
+        help=f"max_size of the pool in each process (default: {_DEFAULT_POOL_SIZE}; with --plan and --rate, "
+        "what the work needs)",
     )
     parser.add_argument(
         "--processes",
@@ -65,14 +68,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--hold", metavar="SECONDS", help="how long a lease lasts on average, such as 0.02")
     parser.add_argument("--json", action="store_true", help="write an object instead of lines")
+    add_plan_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do what *options*, made by arguments of `add_arguments`, say; return the exit code."""
     try:
+        if options.plan:
+            return run_plan(options)
+        refuse_plan_arguments(options)
         plan = Plan(
-            _count("--pool-size", options.pool_size),
-            _count("--processes", options.processes),
+            _DEFAULT_POOL_SIZE if options.pool_size is None else count("--pool-size", options.pool_size),
+            count("--processes", options.processes),
             _work(options.rate, options.hold),
         )
         with open_target(options.dsn) as target:
@@ -111,35 +118,7 @@ def _work(rate: str | None, hold: str | None) -> Work | None:
         return None
     if rate is None or hold is None:
         raise ValueError("--rate and --hold go together: leases a second, and the seconds that one lasts")
-    return Work(_positive("--rate", rate), _positive("--hold", hold))
-
-
-def _positive(name: str, text: str) -> float:
-    """
-    Read a number.
-
-    Raises:
-        ValueError: It is none, or not above 0, or not finite.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} {text}: expected a number above 0")
-    return number
-
-
-def _count(name: str, text: str) -> int:
-    """
-    Read a number of connections, or of processes.
-
-    Raises:
-        ValueError: It is none, or below 1.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name} {text}: expected a whole number, 1 or more")
-    return int(text)
+    return Work(positive("--rate", rate), positive("--hold", hold))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Read the numbers of doctor's arguments."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+__all__ = ["count", "positive"]
+
+# More than any of them can be; sums over so many take no time that is noticed.
+_MOST: Final = 1_000_000
+
+
+def count(name: str, text: str, least: int = 1) -> int:
+    """
+    Read a number of connections, or of processes.
+
+    Raises:
+        ValueError: It is none, or below *least*, or above a million; the message has *name*.
+    """
+    if not (text.isascii() and text.isdecimal()) or int(text[:20]) < least:
+        raise ValueError(f"{name} {text}: expected a whole number, {least} or more")
+    if int(text[:20]) > _MOST:
+        raise ValueError(f"{name} {text[:20]}: expected a whole number, {_MOST} at most")
+    return int(text[:20])
+
+
+def positive(name: str, text: str) -> float:
+    """
+    Read a number.
+
+    Raises:
+        ValueError: It is none, or not above 0, or not finite; the message has *name*.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} {text}: expected a number above 0")
+    return number
