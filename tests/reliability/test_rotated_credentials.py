@@ -509,7 +509,10 @@ def test_no_password_is_one_for_a_server_that_asks_for_none(role, run, flavour, 
             if flavour == "asyncpg":
                 assert f"({note})" in str(caught.value)
             else:
-                assert caught.value.orig.__cause__.__notes__ == [note]
+                refusal = (
+                    caught.value.orig.__cause__ if hasattr(caught.value, "orig") else caught.value
+                )  # SQLAlchemy 2.0
+                assert refusal.__notes__ == [note]
         async with ask_by(flavour, "password", private_server.unix_dsn, asked.plain) as client:
             assert await client.value("SELECT 1") == 1
 
