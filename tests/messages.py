@@ -621,6 +621,15 @@ async def ours_dropped(dsn):
 
 
 @program
+async def ours_reset_refused(dsn):
+    with Heard() as heard:
+        async with create_pool(dsn, min_size=0, reset_query="RESET everything", name="shop") as pool:
+            await pool.fetchval("SELECT 1")
+            await until(lambda: heard.lines)
+    return heard.first("its reset failed")
+
+
+@program
 async def ours_close_timeout(dsn):
     pool = await create_pool(dsn, min_size=0, close_timeout=0.1, name="shop")
     with Heard() as heard:

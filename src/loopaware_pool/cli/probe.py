@@ -21,7 +21,7 @@ import asyncpg
 from loopaware_pool.audit import AuditUnavailable, FdAudit
 from loopaware_pool.cli.command import FINE, FOUND, Unusable, run_command
 from loopaware_pool.cli.output import in_one_line
-from loopaware_pool.cli.target import CONNECT_ERRORS, explain, is_unreadable, refuse_malformed
+from loopaware_pool.cli.target import CONNECT_ERRORS, explain, is_unreadable, refuse_malformed, say_goodbye
 
 if TYPE_CHECKING:
     import argparse
@@ -73,7 +73,7 @@ async def probe(dsn: str, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> ProbeR
     started = perf_counter()
     try:
         async with asyncio.timeout(timeout):
-            await _ask(dsn)
+            await _ask(dsn, goodbye_seconds=min(1.0, timeout / 4))
     except (*CONNECT_ERRORS, *_MISUNDERSTOOD, TimeoutError) as error:
         if isinstance(error, _MISUNDERSTOOD) and not is_unreadable(error):
             raise ValueError(explain(error, dsn)) from None
@@ -87,11 +87,11 @@ def _check(dsn: str, timeout: float) -> None:
     refuse_malformed(dsn)
 
 
-async def _ask(dsn: str) -> None:
+async def _ask(dsn: str, *, goodbye_seconds: float) -> None:
     connection = await asyncpg.connect(dsn, statement_cache_size=0)
     try:
         await connection.fetchval("SELECT 1")
-        await connection.close()
+        await say_goodbye(connection, goodbye_seconds)
     finally:
         connection.terminate()
 

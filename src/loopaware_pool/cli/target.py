@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -18,9 +18,19 @@ from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CONNECT_ERRORS", "Target", "Unusable", "explain", "is_unreadable", "open_target", "refuse_malformed"]
+__all__ = [
+    "CONNECT_ERRORS",
+    "Target",
+    "Unusable",
+    "explain",
+    "is_unreadable",
+    "open_target",
+    "refuse_malformed",
+    "say_goodbye",
+]
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+_GOODBYE_SECONDS = 1.0
 
 
 def _psycopg_error() -> type[Exception]:
@@ -130,7 +140,16 @@ async def _ask_version(dsn: str) -> str:
         version: str = await connection.fetchval("SHOW server_version")
         return version.split()[0]
     finally:
-        await connection.close()
+        await say_goodbye(connection)
+
+
+async def say_goodbye(connection: Any, seconds: float = _GOODBYE_SECONDS) -> None:
+    """
+    Close a connection of asyncpg's. asyncpg waits until the server hangs up, which some servers (PGlite) never do: they
+    are not waited for longer than *seconds*.
+    """
+    with suppress(TimeoutError):
+        await connection.close(timeout=seconds)
 
 
 def explain(error: BaseException, dsn: str) -> str:

@@ -12,6 +12,7 @@ import asyncpg
 
 from loopaware_pool.asyncpg.internals import Internals
 from loopaware_pool.cli.doctor.facts import Pooling, Server, Way
+from loopaware_pool.cli.target import say_goodbye
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -85,7 +86,7 @@ async def _connect(dsn: str) -> AsyncIterator[Any]:
     )
     try:
         yield connection
-        await connection.close(timeout=_QUERY_SECONDS)
+        await say_goodbye(connection)
     finally:
         connection.terminate()
 
