@@ -386,7 +386,7 @@ async def round_trip(con):
 
 
 OPTIONS = {
-    "pipelined": {},
+    "auto": {},
     "awaited": {"session_reset": "awaited"},
     "hooks": {"setup": round_trip, "reset": round_trip, "init": round_trip},
 }

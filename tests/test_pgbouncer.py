@@ -14,10 +14,18 @@ from pgbouncer import pgbouncer
 CALLERS, CONNECTIONS = 200, 5
 
 
-@pytest.mark.parametrize("session_reset", ["pipelined", "when_dirty", "confirmed"])
-@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+@pytest.mark.parametrize(
+    ("pool_mode", "session_reset"),
+    [
+        *[(mode, reset) for mode in ("transaction", "session") for reset in ("auto", "when_dirty", "confirmed")],
+        ("session", "pipelined"),
+    ],
+)
 def test_callers_are_answered_through_a_pgbouncer(dsn, pgbouncer_program, run, caplog, pool_mode, session_reset):
-    """It loses what is sent behind a reset: so nothing is, which is said once if it was asked for."""
+    """
+    In transaction mode it loses what is sent behind a reset. Nothing is sent unless the user has said that it is safe.
+    The default, which has to guess, says once what it has found, and which settings fit.
+    """
 
     async def main(address):
         options = {"session_reset": session_reset, "statement_cache_size": 0}
@@ -31,7 +39,7 @@ def test_callers_are_answered_through_a_pgbouncer(dsn, pgbouncer_program, run, c
     caplog.set_level(logging.INFO)
     with pgbouncer(pgbouncer_program, dsn, pool_mode=pool_mode) as address:
         run(main(address))
-    said = [
-        record.getMessage() for record in caplog.records if "is between the pool and the server" in record.getMessage()
-    ]
-    assert len(said) == (session_reset == "pipelined")
+    said = [record.getMessage() for record in caplog.records if "such as PgBouncer" in record.getMessage()]
+    assert len(said) == (session_reset == "auto")
+    for setting in ("confirmed", "pipelined", "never"):
+        assert all(f'session_reset="{setting}"' in text for text in said)

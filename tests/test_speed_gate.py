@@ -149,11 +149,11 @@ def lease(of, dsn, tasks, *, asks, **options):
 # calls more for each, and psycopg's timer fires, which is some 3 calls each time.
 BUDGETS = {
     (asyncpg_pool, "never", 1, False): Cost(25, 0, 0, 0, 0, 1),
-    (asyncpg_pool, "pipelined", 1, True): Cost(62, 2.2, 0.5, 0, 0, 4.5),
+    (asyncpg_pool, "auto", 1, True): Cost(62, 2.2, 0.5, 0, 0, 4.5),
     (asyncpg_pool, "when_dirty", 1, True): Cost(52, 2.2, 0.5, 0, 0, 3.5),
     (asyncpg_pool, "confirmed", 1, True): Cost(66, 2.2, 0.5, 0, 0, 5.5),
     # A callback more, for a reset that is held back, and a system call less, as it goes out with the query.
-    (asyncpg_pool, "pipelined", CROWD, True): Cost(80, 5, 0.5, 0.3, 1, 3.5),
+    (asyncpg_pool, "auto", CROWD, True): Cost(80, 5, 0.5, 0.3, 1, 3.5),
     (asyncpg_pool, "when_dirty", CROWD, True): Cost(69, 4, 0.5, 0.3, 1, 3.5),
     (psycopg_pool, "never", 1, False): Cost(37, 0, 0, 0, 0, 0),
     (psycopg_pool, "never", 1, True): Cost(116, 0.5, 0.5, 0, 0, 0.5),

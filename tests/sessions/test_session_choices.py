@@ -74,6 +74,74 @@ def test_the_reset_callback_replaces_the_reset_and_is_awaited(address, run, sess
     run(main())
 
 
+def with_reset_query(address, query, **options):
+    return one_connection(address, reset_query=query, **options)
+
+
+@pytest.mark.parametrize("session_reset", ["auto", *RESETS])
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("", "7"),
+        ("SELECT ';', set_config('app.tenant', 'mine', false)", "mine"),
+        ("RESET ALL;;SELECT set_config('app.tenant', 'mine', false);", "mine"),
+        ("DISCARD ALL", None),
+    ],
+)
+def test_the_users_query_is_sent_in_place_of_the_reset(address, run, session_reset, query, left):
+    """It may be anything that is one simple query; the connection is kept, and open transactions are rolled back."""
+
+    async def main():
+        async with with_reset_query(address, query, session_reset=session_reset, statement_cache_size=0) as pool:
+            pids = set()
+            for _ in range(3):
+                con = await pool.acquire()
+                await con.execute("BEGIN")
+                await pool.release(con)
+                async with pool.acquire() as con:
+                    assert not con.is_in_transaction()
+                    await con.execute("SET app.tenant = '7'")
+                async with pool.acquire() as con:
+                    assert (await con.fetchval("SELECT current_setting('app.tenant', true)") or None) == left
+                    pids.add(con.get_server_pid())
+            assert len(pids) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("session_reset", ["auto", "pipelined", "confirmed"])
+@pytest.mark.parametrize("query", ["SELECT 1/0", "BEGIN", "RESET ALL; SELECT 1/0", "nonsense"])
+def test_a_connection_is_closed_if_the_users_query_fails_or_leaves_a_transaction(address, run, session_reset, query):
+    """The next lease gets another connection, and its caller does not notice."""
+
+    async def main():
+        async with with_reset_query(address, query, session_reset=session_reset) as pool:
+            pids = set()
+            for _ in range(3):
+                async with pool.acquire() as con:
+                    assert await con.fetchval("SELECT current_setting('app.tenant', true)") in (None, "")
+                    await con.execute("SET app.tenant = '7'")
+                    pids.add(con.get_server_pid())
+            assert len(pids) == 3
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"session_reset": "never"}, "session_reset='never' sends no reset"),
+        ({"reset": helpers.spin}, "the function given as reset"),
+        ({"connection_class": type("Own", (asyncpg.Connection,), {"get_reset_query": str})}, "connection_class=Own"),
+    ],
+)
+def test_a_query_that_would_never_be_sent_is_refused(options, reason):
+    """Sent nowhere, it would mean the opposite of what its user expects."""
+    with pytest.raises(ValueError, match=f"reset_query='RESET ALL' would not be sent: {reason}.*leave out one of them"):
+        create_pool("postgresql://nowhere/", reset_query="RESET ALL", **options)
+    create_pool("postgresql://nowhere/", reset_query="", **options)
+
+
 class NoReset(asyncpg.Connection):
     def get_reset_query(self):
         return ""

@@ -125,7 +125,7 @@ def write(seed: int, number: int, abilities: frozenset[str]) -> History:
     options = {
         "max_size": max_size,
         "min_size": rng.randint(0, min(2, max_size)),
-        "session_reset": rng.choice(["pipelined", "confirmed", "awaited", "when_dirty"]),
+        "session_reset": rng.choice(["auto", "confirmed", "awaited", "when_dirty"]),
     }
     events = [event for event in _EVENTS if event[2] in abilities and (has_faults or not event[3])]
     kinds = LEASE_KINDS if "ours" in abilities else PLAIN_KINDS

@@ -46,6 +46,7 @@ module_level = create_pool(
     name="orders",
     acquire_timeout=2.5,
     session_reset="pipelined",
+    reset_query="RESET ALL",
     max_lifetime=3600,
     lifetime_jitter=0.2,
     keepalive=30,

@@ -70,7 +70,8 @@ class AsyncpgDriver:
         name: The pool's name.
         args, kwargs: What is passed to `connect`; replaced by `Pool.set_connect_args`.
         connect_hook, init, reset_hook: The user's callbacks.
-        session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        session_reset: One of "auto", "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        reset_query: What the user has sent as a reset; None for the pool's own.
         resets_always: Whether a session is reset whatever its lease has done.
         clean_answers: What the server answers to each reset when there was nothing to reset.
     """
@@ -90,6 +91,7 @@ class AsyncpgDriver:
         self.reset_hook: Callable[[Any], Awaitable[Any]] | None = options.reset
         self.max_queries: int = options.max_queries
         self.session_reset: str = options.session_reset
+        self.reset_query: str | None = options.reset_query
         self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
         self._unready: set[AsyncpgSession] = set()
@@ -147,7 +149,9 @@ class AsyncpgDriver:
         self._unready.add(session)
         try:
             await session.detect_pooler()
-            session.prepare_reset(await self._initialise(con))
+            began_as = getattr(con.get_settings(), "session_authorization", None)
+            await self._initialise(con)
+            session.prepare_reset(await self._read_user(con, began_as) if session.resets_user else None)
         finally:
             self._unready.discard(session)
         return session
@@ -165,12 +169,8 @@ class AsyncpgDriver:
             extra=fields("min_size_not_restored", self.name, pool_error=error_type(error)),
         )
 
-    async def _initialise(self, con: Connection) -> SessionUser | None:
-        """Run the user's `init`. Returns the user that it left the session to act as; None if there is no `init`."""
-        if self.init is None and self.connect_hook is None:
-            return None
-        # It is not known who has logged in on a connection that `connect` has made.
-        began_as = None if self.connect_hook is not None else getattr(con.get_settings(), "session_authorization", None)
+    async def _initialise(self, con: Connection) -> None:
+        """Run the user's `init`."""
         if self.init is not None:
             try:
                 await with_stray_cancellation_as(asyncpg.InterfaceError, self.init(con))
@@ -179,9 +179,22 @@ class AsyncpgDriver:
                 raise HookFailed from error
         if con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
+
+    async def _read_user(self, con: Connection, began_as: str | None) -> SessionUser | None:
+        """
+        Ask for the user that `connect` and `init` left the session to act as; None if there are none.
+
+        Args:
+            con: The connection.
+            began_as: The session user before `init`.
+        """
+        if self.init is None and self.connect_hook is None:
+            return None
         with without_query_loggers(con):
             role, user = await Connection.fetchrow(con, _WHO, record_class=asyncpg.Record)
-        return SessionUser(authorization=None if user == began_as else str(user), role=str(role))
+        # It is not known who has logged in on a connection that `connect` has made.
+        is_unchanged = self.connect_hook is None and user == began_as
+        return SessionUser(authorization=None if is_unchanged else str(user), role=str(role))
 
     def warn_once(self, warning: str) -> None:
         """Log why resets are not made as requested, once per pool."""

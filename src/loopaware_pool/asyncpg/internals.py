@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from asyncpg.connection import Connection
 
-__all__ = ["Internals", "cut", "has_own_methods", "is_refused_as_ended", "raise_if_ended"]
+__all__ = ["Internals", "cut", "has_own_methods", "has_own_reset", "is_refused_as_ended", "raise_if_ended"]
 
 _PARTS_OF_A_PROTOCOL: Final = ("_is_cancelling", "_on_timeout", "_wait_for_cancellation", "is_in_transaction")
 
@@ -150,6 +150,15 @@ def has_own_methods() -> bool:
         type(method) is FunctionType and method.__globals__ is vars(upstream)
         for name, method in vars(upstream.Connection).items()
         if name in _METHODS
+    )
+
+
+def has_own_reset(kind: type[Connection]) -> bool:
+    """Whether a connection class of the user's replaces asyncpg's reset."""
+    return (
+        kind.reset is not upstream.Connection.reset
+        or kind._reset is not upstream.Connection._reset
+        or kind.get_reset_query is not upstream.Connection.get_reset_query
     )
 
 

@@ -24,13 +24,14 @@ from loopaware_pool._core.checks import (
 )
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.options import SharedOptions, option
+from loopaware_pool.asyncpg.internals import has_own_reset
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
 __all__ = ["Options", "SessionReset", "check_connect_arguments"]
 
-SessionReset = Literal["pipelined", "when_dirty", "confirmed", "awaited", "never"]
+SessionReset = Literal["auto", "pipelined", "when_dirty", "confirmed", "awaited", "never"]
 
 _seconds: Final = seconds("0 turns it off")
 _seconds_or_none: Final = or_none(seconds("None turns it off"))
@@ -39,6 +40,13 @@ _seconds_or_none: Final = or_none(seconds("None turns it off"))
 def _check_loop(name: str, loop: object) -> None:
     if loop is not None and not isinstance(loop, AbstractEventLoop):
         raise TypeError(f"{name}={loop!r}: expected an event loop, or None")
+
+
+def _check_query(name: str, query: object) -> None:
+    if not isinstance(query, str):
+        raise TypeError(f"{name}={query!r}: expected SQL as a string, or None")
+    if "\0" in query:
+        raise ValueError(f"{name}={query!r}: SQL cannot have a null character")
 
 
 def _is_subclass(kind: object, base: type) -> bool:
@@ -111,10 +119,16 @@ class Options(SharedOptions):
         default=None,
     )
     session_reset: SessionReset = option(
-        'When the session is reset, and when the connection is lent again: "pipelined", "when_dirty", "confirmed", '
-        '"awaited" or "never".',
+        'When the session is reset, and when the connection is lent again: "auto", "pipelined", "when_dirty", '
+        '"confirmed", "awaited" or "never".',
         check=choice(SessionReset),
-        default="pipelined",
+        default="auto",
+    )
+    reset_query: str | None = option(
+        'Sent to reset a session, as one simple query, in place of what fits the server; "" for nothing, None for what '
+        "fits. One that discards prepared statements, as DISCARD ALL does, needs `statement_cache_size=0`.",
+        check=or_none(_check_query),
+        default=None,
     )
     max_lifetime: float = option("Seconds after which a connection is replaced; 0 never.", check=_seconds, default=0.0)
     lifetime_jitter: float = option(
@@ -135,6 +149,26 @@ class Options(SharedOptions):
     def __post_init__(self) -> None:
         self._check_sizes()
         SharedOptions.__post_init__(self)  # `super()` does not work in a dataclass with slots
+        self._check_reset_query()
+
+    @property
+    def judges_leases(self) -> bool:
+        """Whether it matters what a lease has left, as its statements tell."""
+        can_be_followed = self.session_reset in ("auto", "pipelined") and self.reset_query is None
+        return can_be_followed or self.session_reset == "when_dirty"
+
+    def _check_reset_query(self) -> None:
+        """Refuse a query that would never be sent."""
+        if not self.reset_query:
+            return
+        kind = self.connection_class
+        for replaces_it, what in (
+            (self.session_reset == "never", "session_reset='never' sends no reset"),
+            (self.reset is not None, "the function given as reset is called instead"),
+            (has_own_reset(kind), f"connection_class={kind.__name__} resets its sessions itself"),
+        ):
+            if replaces_it:
+                raise ValueError(f"reset_query={self.reset_query!r} would not be sent: {what}; leave out one of them")
 
     def _check_sizes(self) -> None:
         """

@@ -260,7 +260,7 @@ class ResetProtocol(asyncio.Protocol):
         return True
 
     def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
-        if status != b"I" or self._completed != self._reset.statements:
+        if status != b"I" or self._reset.statements not in (None, self._completed):
             self._fail(f"{self._completed} of {self._reset.statements} statements done, transaction status {status!r}")
             return
         if self._is_exemplary:

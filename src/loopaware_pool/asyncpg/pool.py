@@ -88,7 +88,8 @@ class Pool(UpstreamPool):
         record_class: type[asyncpg.Record] = asyncpg.Record,
         name: str | None = None,
         acquire_timeout: float | None = None,
-        session_reset: SessionReset = "pipelined",
+        session_reset: SessionReset = "auto",
+        reset_query: str | None = None,
         max_lifetime: float = 0,
         lifetime_jitter: float = 0.1,
         keepalive: float = 0,
@@ -113,7 +114,7 @@ class Pool(UpstreamPool):
         self._max_inactive_connection_lifetime = max_inactive_connection_lifetime
         config = options.config()
         self._driver = AsyncpgDriver(connect_args, connect_kwargs, options, name=config.name)
-        self._proxy_class = DirtyTrackingProxy if session_reset in ("pipelined", "when_dirty") else PoolConnectionProxy
+        self._proxy_class = DirtyTrackingProxy if options.judges_leases else PoolConnectionProxy
         self._setup = setup
         self._acquire_timeout = acquire_timeout
         self._home = None if loop is None else weakref.ref(loop)
@@ -482,7 +483,8 @@ def create_pool(
     record_class: type[asyncpg.Record] = asyncpg.Record,
     name: str | None = None,
     acquire_timeout: float | None = None,
-    session_reset: SessionReset = "pipelined",
+    session_reset: SessionReset = "auto",
+    reset_query: str | None = None,
     max_lifetime: float = 0,
     lifetime_jitter: float = 0.1,
     keepalive: float = 0,

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ResetMessage",
     "SessionUser",
-    "can_be_guarded",
     "guarded",
+    "is_completed",
+    "of_user",
     "plain",
     "query_message",
     "reset_statements",
@@ -40,12 +41,12 @@ class ResetMessage(NamedTuple):
 
     Attributes:
         data: The bytes.
-        statements: How many statements the server has done then.
+        statements: How many statements the server has done then; None if that is not known.
         ahead: How many of them go ahead by the extended protocol.
     """
 
     data: bytes
-    statements: int
+    statements: int | None
     ahead: int = 0
 
 
@@ -62,16 +63,26 @@ class SessionUser(NamedTuple):
     role: str
 
 
+def is_completed(con: Connection) -> bool:
+    """
+    Whether the driver's reset is completed by what it leaves standing.
+
+    It is if the driver takes the server for PostgreSQL itself. For others, it leaves out what they do not know.
+    """
+    statements = con.get_reset_query().splitlines()
+    return _RESET_ALL in statements and _UNLOCK in statements
+
+
 def reset_statements(con: Connection, user: SessionUser | None) -> tuple[str, ...]:
     """
-    Return the driver's reset, completed by what it leaves standing if the server is PostgreSQL itself.
+    Return the driver's reset, completed if `is_completed`.
 
     Args:
         con: The connection, which has the driver's reset.
         user: The user that the session is to act as; None for the one it began as.
     """
     statements: list[str] = con.get_reset_query().splitlines()
-    if _RESET_ALL in statements and _UNLOCK in statements:
+    if is_completed(con):
         # asyncpg's does not name the schema, so it calls whichever function of that name the last caller's search_path
         # finds first.
         statements[statements.index(_UNLOCK)] = "SELECT pg_catalog.pg_advisory_unlock_all();"
@@ -98,11 +109,6 @@ def _become(user: SessionUser | None) -> list[str]:
     ]
 
 
-def can_be_guarded(statements: tuple[str, ...]) -> bool:
-    """Whether a reset begins with the statements that the guard replaces."""
-    return statements[: len(_BEGINNING)] == _BEGINNING
-
-
 @functools.lru_cache(64)
 def plain(statements: tuple[str, ...]) -> ResetMessage:
     """Encode a reset as one simple query."""
@@ -110,9 +116,15 @@ def plain(statements: tuple[str, ...]) -> ResetMessage:
 
 
 @functools.lru_cache(64)
+def of_user(query: str) -> ResetMessage:
+    """Encode a reset of the user's."""
+    return ResetMessage(query_message(query), statements=None)
+
+
+@functools.lru_cache(64)
 def guarded(statements: tuple[str, ...]) -> ResetMessage:
     """
-    Encode a reset that nothing survives if it fails: neither the session, nor a query sent behind it.
+    Encode a completed reset that nothing survives if it fails: neither the session, nor a query sent behind it.
 
     There must be no moment at which a failure finds no guard. First come `RESET ALL`, `BEGIN` and the guard itself, by
     the extended protocol and without a Sync: if one of them fails, the server skips everything up to the Sync of the

@@ -25,14 +25,15 @@ from asyncpg.connection import Connection
 from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
 from loopaware_pool._core.timeouts import LATE_SECONDS, patience_after
 from loopaware_pool.asyncpg.client_memory import ClientMemory
-from loopaware_pool.asyncpg.internals import has_own_methods, is_refused_as_ended, raise_if_ended
+from loopaware_pool.asyncpg.internals import has_own_methods, has_own_reset, is_refused_as_ended, raise_if_ended
 from loopaware_pool.asyncpg.link import AsyncpgLink
 from loopaware_pool.asyncpg.pipelined_reset import BackendPidCheck, ResetProtocol
 from loopaware_pool.asyncpg.reset_messages import (
     ResetMessage,
     SessionUser,
-    can_be_guarded,
     guarded,
+    is_completed,
+    of_user,
     plain,
     reset_statements,
 )
@@ -47,6 +48,15 @@ __all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "without_query_
 
 # An awaited reset without a timeout fails after this.
 RESET_SECONDS: Final = 30.0
+
+_LENT_LATER: Final = (
+    'each connection is lent again only after the answer to its reset, as with session_reset="confirmed"'
+)
+_PROXY_FOUND: Final = (
+    f"a proxy, such as PgBouncer, is between the pool and the server: {_LENT_LATER}. If a session keeps its server "
+    'connection until it ends (PgBouncer\'s session mode), set session_reset="pipelined". If each transaction may get '
+    'another one (transaction mode), set session_reset="never"'
+)
 
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
@@ -80,7 +90,8 @@ class SessionSettings(Protocol):
     The settings of a session. The driver that made it has them.
 
     Attributes:
-        session_reset: One of "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        session_reset: One of "auto", "pipelined", "when_dirty", "confirmed", "awaited", "never".
+        reset_query: What the user has sent as a reset; None for the pool's own.
         resets_always: Whether a session is reset whatever its lease has done.
         init, connect_hook, reset_hook: The user's callbacks.
         max_queries: How many queries a connection may run.
@@ -88,6 +99,7 @@ class SessionSettings(Protocol):
     """
 
     session_reset: str
+    reset_query: str | None
     resets_always: bool
     init: Callable[[Any], Awaitable[Any]] | None
     connect_hook: Callable[..., Awaitable[Any]] | None
@@ -175,33 +187,42 @@ class AsyncpgSession(AsyncpgLink):
         Find out whether a query may travel behind a reset.
 
         It may not if the process at the other end is not the one that was connected to, as its process id shows: a
-        PgBouncer gives a session to another client as soon as it has answered, whatever was sent behind. A query behind
-        a reset would be lost, and its caller would wait for ever. Nor may it if the server refuses the guard (see
-        `pipelined_reset.py`).
+        PgBouncer in transaction mode gives a session to another client as soon as it has answered, whatever was sent
+        behind. A query behind a reset would be lost, and its caller would wait for ever. The process id does not show
+        the mode, which the user may know ("pipelined"). Nor may a query be sent behind a reset if the server refuses
+        the guard (see `pipelined_reset.py`), or gets a reset that has none.
 
         Raises:
             TimeoutError: There was no answer for `RESET_SECONDS`.
             asyncpg.ConnectionDoesNotExistError: The connection was closed instead.
         """
         con, internals = self._con, self._internals
-        if self._settings.session_reset != "pipelined" or con is None or not self._resets_in_passing(con):
+        if con is None or self._settings.session_reset not in ("auto", "pipelined"):
+            return
+        if not (self.resets_user and self._resets_in_passing(con)):
             return
         answered = self._loop.create_future()
         answer = BackendPidCheck(internals.transport, internals.protocol, answered)
         answer.ask()
         async with asyncio.timeout(RESET_SECONDS):
             await answered
-        self._can_be_followed = answer.comes_from(con.get_server_pid())
-        if not self._can_be_followed:
-            culprit = (
-                "a proxy, such as PgBouncer, is between the pool and the server"
-                if answer.row
-                else "the server refuses to set exit_on_error"
-            )
-            self._settings.warn_once(
-                f"{culprit}: each connection is lent again only after the answer to its reset, as with "
-                'session_reset="confirmed"'
-            )
+        if not answer.row:
+            self._settings.warn_once(f"the server refuses to set exit_on_error: {_LENT_LATER}")
+        elif self._settings.session_reset == "auto" and not answer.comes_from(con.get_server_pid()):
+            self._settings.warn_once(_PROXY_FOUND)
+        else:
+            self._can_be_followed = True
+
+    @property
+    def resets_user(self) -> bool:
+        """
+        Whether a reset sets the user that the session acts as. Only the pool's own does, and only on PostgreSQL itself:
+        others do not know a role, or refuse to be asked for it.
+        """
+        con, settings = self._con, self._settings
+        if con is None or settings.session_reset == "never" or settings.reset_query is not None:
+            return False
+        return not self._is_custom(con) and is_completed(con)
 
     def prepare_reset(self, user: SessionUser | None) -> None:
         """
@@ -210,11 +231,10 @@ class AsyncpgSession(AsyncpgLink):
         con = self._con
         if con is None:
             raise asyncpg.ConnectionDoesNotExistError("connection was closed during pool initialization")
-        mode = self._settings.session_reset
+        mode, query = self._settings.session_reset, self._settings.reset_query
         statements = () if mode == "never" else reset_statements(con, user)
-        self._can_be_followed &= can_be_guarded(statements)
-        self._query = "\n".join(statements)
-        self._plain = plain(statements)
+        self._query = "\n".join(statements) if query is None else query
+        self._plain = plain(statements) if query is None else of_user(query)
         self._guarded = guarded(statements) if self._can_be_followed else None
         if self._resets_in_passing(con):
             internals = self._internals
@@ -243,14 +263,8 @@ class AsyncpgSession(AsyncpgLink):
         return True
 
     def _is_custom(self, con: Connection) -> bool:
-        """Whether the user has replaced the reset."""
-        kind = type(con)
-        return (
-            self._settings.reset_hook is not None
-            or kind.reset is not Connection.reset
-            or kind._reset is not Connection._reset
-            or kind.get_reset_query is not Connection.get_reset_query
-        )
+        """Whether the user has replaced the reset by code."""
+        return self._settings.reset_hook is not None or has_own_reset(type(con))
 
     # ---- what the core asks ----
 
