@@ -68,11 +68,15 @@ class HAProxy:
 
     def status(self, name: str) -> str:
         """What it holds of a server: UP, DOWN, DRAIN, MAINT."""
-        for line in self.tell("show stat").splitlines():
-            cells = line.split(",")
-            if cells[:2] == ["postgres", name]:
-                return cells[17].partition(" ")[0]
-        raise AssertionError(f"no server {name}")
+        return self._row(name)[17].partition(" ")[0]
+
+    def connections(self) -> int:
+        """How many clients' connections there are through it."""
+        return int(self._row("FRONTEND")[4])
+
+    def _row(self, name: str) -> list[str]:
+        rows = (line.split(",") for line in self.tell("show stat").splitlines())
+        return next(cells for cells in rows if cells[:2] == ["postgres", name])
 
     def shut_down_sessions(self, name: str) -> None:
         """Close every connection to a server."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
+from psycopg.rows import dict_row
 
 import between
 from debian import command_of, environment_for, find_program
@@ -42,6 +43,7 @@ class PgBouncer:
     """
 
     def __init__(self, program: Path, folder: Path, server_dsn: str, options: dict[str, object]) -> None:
+        self._server_dsn = server_dsn
         self.port = between.free_port()
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         parts = urlsplit(server_dsn)
@@ -74,12 +76,25 @@ class PgBouncer:
         self.kill()
         self.start()
 
-    def tell(self, command: str) -> list[tuple[Any, ...]]:
+    def tell(self, command: str) -> list[dict[str, Any]]:
         """Run a command of its admin console, such as `PAUSE`, `RELOAD`, `KILL postgres` or `SHOW POOLS`."""
         console = self.dsn.rpartition("/")[0] + "/pgbouncer"
-        with psycopg.connect(console, autocommit=True) as connection:
+        with psycopg.connect(console, autocommit=True, row_factory=dict_row) as connection:
             cursor = connection.execute(command)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
+
+    def clients(self) -> int:
+        """How many clients it has, less its admin console's."""
+        return sum(row["database"] != "pgbouncer" for row in self.tell("SHOW CLIENTS"))
+
+    def server_pids(self) -> list[int]:
+        """The processes of its sessions at the server."""
+        return [row["remote_pid"] for row in self.tell("SHOW SERVERS")]
+
+    def kill_server_sessions(self) -> None:
+        """Have the server end them."""
+        with psycopg.connect(self._server_dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [self.server_pids()])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool.asyncpg.backends import Backends
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
@@ -74,6 +75,7 @@ class AsyncpgDriver:
         reset_query: What the user has sent as a reset; None for the pool's own.
         resets_always: Whether a session is reset whatever its lease has done.
         clean_answers: What the server answers to each reset when there was nothing to reset.
+        backends: The server processes of the pool's sessions.
     """
 
     logger: logging.Logger = logging.getLogger("asyncpg.pool")
@@ -94,6 +96,7 @@ class AsyncpgDriver:
         self.reset_query: str | None = options.reset_query
         self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
+        self.backends: Backends = Backends()
         self._unready: set[AsyncpgSession] = set()
         self._has_warned = False
 

@@ -85,20 +85,25 @@ WELCOME: Final = (
 
 # What precedes a guarded reset, by the extended protocol.
 AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
-WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
-# The answer of the process that the welcome announces, number 0.
-PROCESS_0: Final = (
-    message(
-        b"T",
-        b"\0\2"
-        + b"".join(
-            name + b"\0" + bytes(6) + struct.pack("!IhIh", 25, -1, 0xFFFFFFFF, 0) for name in (b"pid", b"exits")
-        ),
-    )
-    + message(b"D", struct.pack("!HI1sI2s", 2, 1, b"0", 2, b"on"))
-    + completed("SELECT 1")
-    + READY
+WHO_ANSWERS: Final = (
+    "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true), "
+    "pg_catalog.pg_postmaster_start_time();"
 )
+
+
+def process_0(start: int) -> bytes:
+    """
+    Encode the answer of the process that the welcome announces, number 0.
+
+    Args:
+        start: In place of a time. Each connection has another, as if it were another server's: no server has two
+            processes of one number.
+    """
+    columns = b"".join(
+        name + b"\0" + bytes(6) + struct.pack("!IhIh", 25, -1, 0xFFFFFFFF, 0) for name in (b"pid", b"exits", b"start")
+    )
+    values = b"".join(struct.pack("!I", len(value)) + value for value in (b"0", b"on", str(start).encode()))
+    return message(b"T", b"\0\3" + columns) + message(b"D", b"\0\3" + values) + completed("SELECT 1") + READY
 
 
 def is_reset(query: str) -> bool:
@@ -183,7 +188,7 @@ class FakeClient:
                 return
             query, ahead = ahead + body[:-1].decode(), ""
             if query == WHO_ANSWERS:
-                self.send(PROCESS_0)
+                self.send(process_0(id(self)))
                 continue
             self.queries.append(query)
             said = answer(self, query)
