@@ -6,8 +6,11 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
+import sqlalchemy
 
+from flavours import DRIVER_ERRORS
 from pgbouncer import running_pgbouncer
 from proxy_storms import FOR_SHARED_SESSIONS, SIZE, Storm, all_flavours, as_good_as_new, opened
 from running import eventually_async
@@ -130,6 +133,7 @@ def test_idle_connections_in_trouble(dsn, pgbouncer_program, run, flavour, troub
     run(main())
 
 
+@pytest.mark.thorough
 @all_flavours
 def test_while_it_is_paused_callers_wait_no_longer_than_they_said(dsn, pgbouncer_program, run, flavour):
     """It answers nothing, and takes connections that it leaves without an answer, too. Resumed, all is well."""
@@ -147,6 +151,24 @@ def test_while_it_is_paused_callers_wait_no_longer_than_they_said(dsn, pgbouncer
                 outcomes = await asyncio.gather(*(bounded() for _ in range(3 * SIZE)), return_exceptions=True)
                 assert all(isinstance(each, TimeoutError) for each in outcomes), outcomes
                 await asyncio.to_thread(through.tell, "RESUME")
+                await as_good_as_new(client)
+
+    run(main())
+
+
+@all_flavours
+def test_when_all_its_sessions_are_taken_callers_wait_until_it_loses_patience(dsn, pgbouncer_program, run, flavour):
+    """It closes the connection after `query_wait_timeout`: an error of the driver's. The pool connects anew."""
+
+    async def main():
+        options = {"pool_mode": "transaction", "default_pool_size": 1, "query_wait_timeout": 0.3}
+        with running_pgbouncer(pgbouncer_program, dsn, **options) as through:
+            async with opened_behind(through, flavour, "transaction") as client:
+                await as_good_as_new(client)
+                with psycopg.connect(through.dsn) as other:  # begins a transaction with its first query
+                    other.execute("SELECT 1")
+                    with pytest.raises((*DRIVER_ERRORS, sqlalchemy.exc.DBAPIError)):
+                        await client.value("SELECT 7", timeout=10)
                 await as_good_as_new(client)
 
     run(main())

@@ -92,3 +92,28 @@ def test_a_newer_one_follows_prepared_statements_from_session_to_session(dsn, ne
                 await as_good_as_new(client)
 
     run(main())
+
+
+@pytest.mark.parametrize("threshold", [0, None])
+def test_without_the_settings_one_may_be_answered_with_the_result_of_another_ones_statement(
+    dsn, pgbouncer_program, run, threshold
+):
+    """psycopg numbers the statements of each connection from 0: in another session that name is another statement's."""
+
+    async def main():
+        options = {"max_size": 1, "kwargs": {"prepare_threshold": threshold}}
+        with pgbouncer(pgbouncer_program, dsn, **OPTIONS) as through:
+            async with (
+                opened("psycopg", through, **options) as one,
+                opened("psycopg", through, **options) as two,
+                opened("psycopg", through, **FOR_SHARED_SESSIONS["psycopg"]) as other,
+            ):
+                assert await one.value("SELECT 1") == 1
+                async with other.lend() as connection:
+                    await other.run(connection, "BEGIN")  # has the session that is first in line
+                    assert await two.value("SELECT 2") == 2
+                    found = await one.value("SELECT 1")
+                    await other.run(connection, "COMMIT")
+        assert found == (2 if threshold == 0 else 1)
+
+    run(main())
