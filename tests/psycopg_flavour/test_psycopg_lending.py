@@ -427,6 +427,49 @@ def test_sessions_are_reset_on_request(pool_of):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [("", "7"), ("RESET ALL; SELECT set_config('app.tenant', 'mine', false)", "mine"), ("DISCARD ALL", "")],
+)
+def test_the_users_query_is_sent_in_place_of_the_reset(pool_of, query, left):
+    """What psycopg itself remembers of the lease is restored all the same."""
+
+    async def main():
+        async with pool_of(min_size=1, session_reset="awaited", reset_query=query) as pool:
+            async with pool.connection() as connection:
+                pid = connection.info.backend_pid
+                await connection.execute("SET app.tenant = '7'")
+                await connection.execute("SELECT coalesce(NULL, 1)", prepare=True)
+                connection.row_factory = dict_row
+            async with pool.connection() as connection:
+                assert connection.info.backend_pid == pid
+                await connection.execute("SELECT coalesce(NULL, 1)", prepare=True)
+                cursor = await connection.execute("SELECT coalesce(current_setting('app.tenant', true), '')")
+                assert await cursor.fetchone() == (left,)
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_closed_if_the_users_query_fails(pool_of):
+    """The next lease gets another connection."""
+
+    async def main():
+        async with pool_of(min_size=1, session_reset="awaited", reset_query="SELECT 1/0") as pool:
+            pids = set()
+            for _ in range(2):
+                async with pool.connection() as connection:
+                    pids.add(connection.info.backend_pid)
+            assert len(pids) == 2
+
+    asyncio.run(main())
+
+
+def test_a_query_that_would_never_be_sent_is_refused(dsn):
+    """With the default, no session is reset."""
+    with pytest.raises(ValueError, match=r"reset_query='RESET ALL' would not be sent.*give session_reset='awaited'"):
+        AsyncConnectionPool(dsn, open=False, reset_query="RESET ALL")
+
+
 def test_sessions_are_not_reset_by_default(pool_of):
     """As theirs are not."""
 

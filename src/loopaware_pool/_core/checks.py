@@ -112,6 +112,14 @@ def or_none(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
 
+def check_query(name: str, query: object) -> None:
+    """Check that a statement of the user's is text, and can be sent."""
+    if not isinstance(query, str):
+        raise TypeError(f"{name}={query!r}: expected SQL as a string, or None")
+    if "\0" in query:
+        raise ValueError(f"{name}={query!r}: SQL cannot have a null character")
+
+
 def choice(literal: Any) -> Check:
     """Make a check for the values of a `Literal`."""
 

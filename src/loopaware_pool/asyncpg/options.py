@@ -15,6 +15,7 @@ from loopaware_pool._core.checks import (
     check_callback,
     check_name,
     check_number,
+    check_query,
     check_whole,
     choice,
     count,
@@ -40,13 +41,6 @@ _seconds_or_none: Final = or_none(seconds("None turns it off"))
 def _check_loop(name: str, loop: object) -> None:
     if loop is not None and not isinstance(loop, AbstractEventLoop):
         raise TypeError(f"{name}={loop!r}: expected an event loop, or None")
-
-
-def _check_query(name: str, query: object) -> None:
-    if not isinstance(query, str):
-        raise TypeError(f"{name}={query!r}: expected SQL as a string, or None")
-    if "\0" in query:
-        raise ValueError(f"{name}={query!r}: SQL cannot have a null character")
 
 
 def _is_subclass(kind: object, base: type) -> bool:
@@ -127,7 +121,7 @@ class Options(SharedOptions):
     reset_query: str | None = option(
         'Sent to reset a session, as one simple query, in place of what fits the server; "" for nothing, None for what '
         "fits. One that discards prepared statements, as DISCARD ALL does, needs `statement_cache_size=0`.",
-        check=or_none(_check_query),
+        check=or_none(check_query),
         default=None,
     )
     max_lifetime: float = option("Seconds after which a connection is replaced; 0 never.", check=_seconds, default=0.0)

@@ -108,6 +108,7 @@ class PsycopgDriver:
         conninfo, kwargs, connection_class: What to connect with; resolved at each connect.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
         session_reset: "never" or "awaited".
+        reset_query: What the user has sent as a reset; None for the pool's own.
         tells_errors: Whether a waiting caller gets a connect's error at once, instead of a timeout at its deadline.
         reconnect_seconds: How long connecting may fail before the user is told; infinity for ever.
         fault: The error of the last connect, if the program caused it and another connect would fail, too.
@@ -143,6 +144,7 @@ class PsycopgDriver:
         self.reset_hook: AsyncConnectionCB[Any] | None = options.reset
         self.ping = ping
         self.session_reset: str = options.session_reset
+        self.reset_query: str | None = options.reset_query
         self.tells_errors = tells_errors
         self.reconnect_seconds: float = options.reconnect_timeout
         self._outlasted = weakref.WeakMethod(outlasted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from loopaware_pool._core.checks import check_callback, check_secret, check_whole, choice
+from loopaware_pool._core.checks import check_callback, check_query, check_secret, check_whole, choice, or_none
 from loopaware_pool._core.config import IdleOrder, PoolConfig
 from loopaware_pool._core.options import SharedOptions, option
 from loopaware_pool.psycopg.connection import LoopAwareConnection
@@ -146,6 +146,12 @@ class Options(SharedOptions):
         check=choice(SessionReset),
         default="never",
     )
+    reset_query: str | None = option(
+        'Sent by `session_reset="awaited"`, in autocommit mode, in place of what PostgreSQL itself needs; "" for '
+        "nothing, None for PostgreSQL. A role or session authorization that *configure* has set is not restored then.",
+        check=or_none(check_query),
+        default=None,
+    )
     idle_order: Order = option(
         'Which idle connection is lent next: "fifo" uses all alike, as psycopg_pool does; "lifo" takes the one used '
         "last, so that the others can be closed.",
@@ -164,6 +170,14 @@ class Options(SharedOptions):
         check=choice(DiscardExpired),
         default="on_return",
     )
+
+    def __post_init__(self) -> None:
+        SharedOptions.__post_init__(self)  # `super()` does not work in a dataclass with slots
+        if self.reset_query and self.session_reset == "never":
+            raise ValueError(
+                f"reset_query={self.reset_query!r} would not be sent: session_reset='never' sends no reset; "
+                "give session_reset='awaited'"
+            )
 
     def config(self, name: str, *, keeps_idle: bool) -> PoolConfig:
         """

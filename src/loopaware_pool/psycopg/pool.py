@@ -120,6 +120,7 @@ class AsyncConnectionPool(UpstreamPool[ACT]):
         reconnect_failed: AsyncConnectFailedCB | None = None,
         num_workers: int = 3,
         session_reset: SessionReset = "never",
+        reset_query: str | None = None,
         idle_order: Order = "fifo",
         discard_dead: DiscardDead = "on_check",
         discard_expired: DiscardExpired = "on_return",

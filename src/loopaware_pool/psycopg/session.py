@@ -81,11 +81,13 @@ class SessionSettings(Protocol):
 
     Attributes:
         name: The pool's name.
+        reset_query: What the user has sent as a reset; None for the pool's own.
         resets: Whether a connection that comes back idle must still be reset.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
     """
 
     name: str
+    reset_query: str | None
     configure: Callable[[Any], Awaitable[None]] | None
     reset_hook: Callable[[Any], Awaitable[None]] | None
     ping: Callable[[Any], Awaitable[None]]
@@ -288,7 +290,11 @@ class PsycopgSession(PsycopgLink):
     async def _reset_session(self, configured: _Configured) -> None:
         connection = self._bare()
         await connection.set_autocommit(True)  # a reset in a transaction would have to be committed
-        await _first_value(connection, _RESET_QUERY)
+        query = self._settings.reset_query
+        if query is None:
+            await _first_value(connection, _RESET_QUERY)
+        elif query:
+            await _first_value(connection, query.encode(connection.info.encoding))
         for setting, user in configured.user:
             literal = pq.Escaping(connection.pgconn).escape_literal(user.encode(connection.info.encoding))
             await _first_value(connection, b"SELECT pg_catalog.set_config('%s', %s, false)" % (setting, bytes(literal)))
@@ -301,7 +307,7 @@ class PsycopgSession(PsycopgLink):
         """Note the state that an awaited session reset restores."""
         connection = self._bare()
         user: list[tuple[bytes, str]] = []
-        if self._settings.configure is not None:
+        if self._settings.configure is not None and self._settings.reset_query is None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
             name = await _first_value(connection, b"SELECT session_user::pg_catalog.text") or b""
