@@ -11,8 +11,10 @@ import pytest
 import uvloop
 from psycopg import pq
 
+import haproxy
 import helpers
 import pgbouncer
+import pgpool
 import prometheus_server
 import servers
 from loopaware_pool.testing.embedded_server import EmbeddedServer
@@ -119,6 +121,21 @@ def found_program(find: Callable[[], Path]) -> Path:
 @pytest.fixture(scope="session")
 def pgbouncer_program() -> Path:
     return found_program(pgbouncer.find_pgbouncer)
+
+
+@pytest.fixture(scope="session")
+def newer_pgbouncer_program() -> Path:
+    return found_program(pgbouncer.find_newer_pgbouncer)
+
+
+@pytest.fixture(scope="session")
+def haproxy_program() -> Path:
+    return found_program(haproxy.find_haproxy)
+
+
+@pytest.fixture(scope="session")
+def pgpool_program() -> Path:
+    return found_program(pgpool.find_pgpool)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ class Engines:
 
     Attributes:
         name: The application name of the sessions.
+        named: The driver's arguments, which give them that name.
     """
 
     def __init__(self, dsn: str, driver: str) -> None:
@@ -37,12 +38,12 @@ class Engines:
         self.url = dsn.replace("postgresql://", f"postgresql+{driver}://")
         self.name = f"engine-{os.getpid()}-{next(_numbers)}"
         named = {"application_name": self.name}
-        self._arguments = {"server_settings": named} if driver == "asyncpg" else named
+        self.named: dict[str, Any] = {"server_settings": named} if driver == "asyncpg" else named
 
     def make(self, create: Callable[..., AsyncEngine] = create_async_engine, **options: Any) -> AsyncEngine:
         """An engine with at most two connections, unless told otherwise."""
         sizes = {"pool_size": 2, "max_overflow": 0}
-        return create(self.url, connect_args=self._arguments, **{**sizes, **options})
+        return create(self.url, connect_args=self.named, **{**sizes, **options})
 
     def sessions(self) -> int:
         """How many sessions the server has."""

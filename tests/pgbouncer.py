@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from debian import environment_for, find_program
+import psycopg
+from psycopg.rows import dict_row
+
+import between
+from debian import command_of, environment_for, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["find_pgbouncer", "pgbouncer"]
-
-_DEADLINE_SECONDS = 20.0
+__all__ = ["PgBouncer", "find_newer_pgbouncer", "find_pgbouncer", "pgbouncer", "running_pgbouncer"]
 
 
 def find_pgbouncer() -> Path:
@@ -28,42 +28,92 @@ def find_pgbouncer() -> Path:
     return find_program("pgbouncer", libraries=r"libevent\S*|libc-ares\S*")
 
 
+def find_newer_pgbouncer() -> Path:
+    """Debian 13's, 1.24: it follows prepared statements from session to session (`max_prepared_statements`)."""
+    return find_program("pgbouncer", libraries=r"lib\S+", release="trixie")
+
+
+class PgBouncer:
+    """
+    A running PgBouncer that lets everybody in as the user `postgres`.
+
+    Attributes:
+        dsn: The way through it.
+        port: Where it listens, on 127.0.0.1.
+    """
+
+    def __init__(self, program: Path, folder: Path, server_dsn: str, options: dict[str, object]) -> None:
+        self._server_dsn = server_dsn
+        self.port = between.free_port()
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        parts = urlsplit(server_dsn)
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={parts.port} user=postgres password={parts.password}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {self.port}\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\n"
+            + "".join(f"{name} = {value}\n" for name, value in options.items())
+        )
+        account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
+        if account:
+            shutil.chown(folder, "nobody")
+        self._command = [*command_of(program), "-q", *account, str(settings)]
+        self._environment = environment_for(program)
+        self._process: Any = None
+
+    def start(self) -> None:
+        """Return when it listens."""
+        self._process = subprocess.Popen(self._command, env=self._environment, stderr=subprocess.DEVNULL)
+        between.wait_until_it_listens(self._process, self.port)
+
+    def kill(self) -> None:
+        """End it, and every connection through it; asked politely, newer ones wait for their clients."""
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """End it, and start it anew on the same port."""
+        self.kill()
+        self.start()
+
+    def tell(self, command: str) -> list[dict[str, Any]]:
+        """Run a command of its admin console, such as `PAUSE`, `RELOAD`, `KILL postgres` or `SHOW POOLS`."""
+        console = self.dsn.rpartition("/")[0] + "/pgbouncer"
+        with psycopg.connect(console, autocommit=True, row_factory=dict_row) as connection:
+            cursor = connection.execute(command)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def clients(self) -> int:
+        """How many clients it has, less its admin console's."""
+        return sum(row["database"] != "pgbouncer" for row in self.tell("SHOW CLIENTS"))
+
+    def server_pids(self) -> list[int]:
+        """The processes of its sessions at the server."""
+        return [row["remote_pid"] for row in self.tell("SHOW SERVERS")]
+
+    def kill_server_sessions(self) -> None:
+        """Have the server end them."""
+        with psycopg.connect(self._server_dsn, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [self.server_pids()])
+
+
 @contextmanager
-def pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
-    """A PgBouncer that lets everybody in as the user `postgres`; gives the DSN of the way through it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def running_pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[PgBouncer]:
+    """A PgBouncer with these settings of its `[pgbouncer]` section."""
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgbouncer-"))
-    parts = urlsplit(server_dsn)
-    settings = folder / "pgbouncer.ini"
-    settings.write_text(
-        f"[databases]\n* = host=127.0.0.1 port={parts.port} user=postgres password={parts.password}\n"
-        f"[pgbouncer]\nlisten_addr = 127.0.0.1\n"
-        f"listen_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        + "".join(f"{name} = {value}\n" for name, value in options.items())
-    )
-    account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
-    if account:
-        shutil.chown(folder, "nobody")
-    command = [program, "-q", *account, settings]
-    process = subprocess.Popen(command, env=environment_for(program), stderr=subprocess.DEVNULL)
     try:
-        _wait_until_it_listens(process, port)
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        running = PgBouncer(program, folder, server_dsn, options)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.kill()
     finally:
-        process.kill()  # asked politely, newer ones wait for their clients
-        process.wait()
         shutil.rmtree(folder)
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _DEADLINE_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            assert process.poll() is None, "PgBouncer has ended"
-            assert time.monotonic() < deadline, "PgBouncer does not listen"
-            time.sleep(0.01)
+@contextmanager
+def pgbouncer(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
+    """The same; gives the DSN of the way through it."""
+    with running_pgbouncer(program, server_dsn, **options) as running:
+        yield running.dsn

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from haproxy import haproxy
+from pgbouncer import pgbouncer
 from torture.history import History, write
 from torture.report import Stormed, failures, note
 from torture.shrink import shrink
@@ -63,6 +65,25 @@ def test_a_storm(dsn, pool, loop, record_property):
     assert all(total[name] for name in ("rounds", "leases", "cancellations"))
     for name in ("leases", "cancellations", "faults", "loop_ends", "forks"):
         record_property(f"{name.replace('_', ' ')} in storms", total[name])
+
+
+@pytest.mark.parametrize("pool", ["ours-asyncpg", "ours-psycopg", "ours-sqlalchemy"])
+def test_a_storm_through_a_haproxy(dsn, haproxy_program, pool):
+    """What the server ends, and what the client ends, both go through it."""
+    with haproxy(haproxy_program, dsn) as between:
+        status, report = storm(dsn, "--through", between.dsn, "--pool", pool, "--loop", "asyncio", "--minutes", "0.07")
+    assert status == 0, report["failure"]
+    assert all(report["total"][name] for name in ("rounds", "leases", "cancellations", "faults"))
+
+
+@pytest.mark.parametrize("pool", ["ours-asyncpg", "ours-psycopg", "ours-sqlalchemy"])
+def test_a_storm_through_a_pgbouncer_in_session_mode(dsn, newer_pgbouncer_program, pool):
+    """It ends a server's session with its client's. (1.18 itself ends when clients cancel much.)"""
+    options = {"pool_mode": "session", "server_lifetime": 0}
+    with pgbouncer(newer_pgbouncer_program, dsn, **options) as through:
+        status, report = storm(dsn, "--through", through, "--pool", pool, "--loop", "asyncio", "--minutes", "0.07")
+    assert status == 0, report["failure"]
+    assert all(report["total"][name] for name in ("rounds", "leases", "cancellations", "faults"))
 
 
 def test_a_seed_decides_everything():

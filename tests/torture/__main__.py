@@ -44,6 +44,7 @@ def _arguments() -> Any:
     parser.add_argument("--pool", action="append", choices=SURFACES, help="which; both of ours unless told otherwise")
     parser.add_argument("--loop", action="append", choices=LOOPS, help="which; both unless told otherwise")
     parser.add_argument("--dsn", help="the server; one of its own unless told otherwise")
+    parser.add_argument("--through", help="the way that the pools take to it, such as a proxy; the same if left out")
     parser.add_argument("--round", type=int, help="only this round of the seed")
     parser.add_argument("--replay", help="a history, as a failure prints it")
     parser.add_argument("--patience", type=float, help="seconds after which whoever waits, waits for ever; 20, or 3")
@@ -68,8 +69,8 @@ class _Parser(argparse.ArgumentParser):
 class Torture:
     """Storms of one kind of pool on one kind of loop."""
 
-    def __init__(self, dsn: str, pool: str, loop: str, *, patience: float) -> None:
-        self._dsn, self._loop_factory = dsn, LOOPS[loop]
+    def __init__(self, dsn: str, through: str, pool: str, loop: str, *, patience: float) -> None:
+        self._dsn, self._loop_factory = through, LOOPS[loop]
         self._surface = SURFACES[pool]
         self._patience = patience
         self._witness = Witness(dsn)
@@ -122,7 +123,8 @@ def _run(asked: Any, dsn: str, tell: Callable[[dict[str, Tally]], None]) -> tupl
     seconds = None if asked.rounds else asked.minutes * 60 / len(kinds)
     tallies = {}
     for pool, loop in kinds:
-        torture = Torture(dsn, pool, loop, patience=asked.patience or (20.0 if SURFACES[pool].is_ours else 3.0))
+        patience = asked.patience or (20.0 if SURFACES[pool].is_ours else 3.0)
+        torture = Torture(dsn, asked.through or dsn, pool, loop, patience=patience)
         tally = tallies[f"{pool} on {loop}"] = Tally()
         try:
             for number, history in _histories(asked, torture, seconds):

@@ -19,6 +19,7 @@ from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.asyncpg.connect_arguments import ConnectArguments
 from loopaware_pool.asyncpg.hosts import HostOrder
+from loopaware_pool.asyncpg.backends import Backends
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
@@ -77,6 +78,7 @@ class AsyncpgDriver:
         resets_always: Whether a session is reset whatever its lease has done.
         clean_answers: What the server answers to each reset when there was nothing to reset.
         has_reset: Whether a reset has succeeded.
+        backends: The server processes of the pool's sessions.
     """
 
     logger: logging.Logger = logging.getLogger("asyncpg.pool")
@@ -96,6 +98,7 @@ class AsyncpgDriver:
         self.reset_query: str | None = options.reset_query
         self.resets_always: bool = self.session_reset != "when_dirty"
         self.clean_answers: dict[bytes, bytes] = {}
+        self.backends: Backends = Backends()
         self._unready: set[AsyncpgSession] = set()
         self.has_reset = False
         self._warned: set[str] = set()

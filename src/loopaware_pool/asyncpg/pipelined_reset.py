@@ -71,6 +71,8 @@ _LONGEST_REASON: Final = 200
 _REPLACED: Final = frozenset({"write", "writelines"})
 # To join larger data would cost more than to write it by itself.
 _LARGEST_JOINED_BYTES: Final = 16 << 10
+# Where in a DataRow message its first column begins: behind the header and the number of columns.
+_FIRST_COLUMN: Final = 7
 _NOTHING: Final = ResetMessage(b"", statements=0)
 
 
@@ -315,17 +317,21 @@ def _refusal(message: bytes) -> str:
 
 class BackendPidCheck(ResetProtocol):
     """
-    Finds out which process answers at the other end, and whether the server knows the guard.
+    Finds out which process of which server answers at the other end, and whether the server knows the guard.
 
     Args:
         transport, protocol: asyncpg's.
         answered: Resolved when that is known.
 
     Attributes:
-        row: What the server has answered, as a DataRow message; empty if it has refused to.
+        row: What the server has answered, as a DataRow message; empty if it has refused to. Another process, or another
+            server, answers something else.
     """
 
-    QUERY: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
+    QUERY: Final = (
+        "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true), "
+        "pg_catalog.pg_postmaster_start_time();"
+    )
 
     def __init__(self, transport: Any, protocol: Any, answered: asyncio.Future[None]) -> None:
         super().__init__(self, transport, protocol, {})
@@ -337,10 +343,11 @@ class BackendPidCheck(ResetProtocol):
         self.send(ResetMessage(query_message(self.QUERY), statements=1))
         self.is_wanted = True
 
-    def comes_from(self, pid: int) -> bool:
-        """Whether process *pid*, which the server named when the connection was made, has answered."""
-        text = str(pid).encode()
-        return struct.pack("!HI", 2, len(text)) + text in self.row  # the first of two columns
+    @property
+    def pid(self) -> int:
+        """The process that has answered, if any has."""
+        (length,) = struct.unpack_from("!I", self.row, _FIRST_COLUMN)
+        return int(self.row[_FIRST_COLUMN + 4 : _FIRST_COLUMN + 4 + length])
 
     def _consume(self, kind: bytes, message: bytes) -> bool:
         if kind in b"SA":

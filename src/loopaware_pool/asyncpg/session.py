@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from loopaware_pool._core.runner import SessionListener
+    from loopaware_pool.asyncpg.backends import Backends
 
 __all__ = ["RESET_SECONDS", "AsyncpgSession", "SessionSettings", "without_query_loggers"]
 
@@ -56,6 +57,17 @@ _PROXY_FOUND: Final = (
     f"a proxy, such as PgBouncer, is between the pool and the server: {_LENT_LATER}. If a session keeps its server "
     'connection until it ends (PgBouncer\'s session mode), set session_reset="pipelined". If each transaction may get '
     'another one (transaction mode), set session_reset="never"'
+)
+
+_SHARED: Final = (
+    "a proxy between the pool and the server gives one server connection to several of the pool's connections in turn, "
+    f'and may lose a query that is sent behind a reset: {_LENT_LATER}. Set session_reset="never"'
+)
+
+_UNANSWERED: Final = (
+    "a call that was sent behind a reset was not answered in its time, and neither was its cancellation. Either the "
+    "server or the network is silent, or a proxy has lost the call, as PgBouncer may in transaction mode: "
+    'set session_reset="never" there'
 )
 
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
@@ -97,6 +109,7 @@ class SessionSettings(Protocol):
         max_queries: How many queries a connection may run.
         clean_answers: What the server answers to each reset when there was nothing to reset.
         has_reset: Whether a reset has succeeded.
+        backends: The server processes of the pool's sessions.
     """
 
     session_reset: str
@@ -108,6 +121,7 @@ class SessionSettings(Protocol):
     max_queries: int
     clean_answers: dict[bytes, bytes]
     has_reset: bool
+    backends: Backends
 
     def warn_once(self, warning: str) -> None:
         """Log why resets are not made as requested, once per pool."""
@@ -135,9 +149,11 @@ class AsyncpgSession(AsyncpgLink):
     __slots__ = (
         "__weakref__",
         "_answer",
+        "_backend_pid",
         "_can_be_followed",
         "_ending",
         "_guarded",
+        "_is_behind_reset",
         "_memory",
         "_plain",
         "_query",
@@ -175,12 +191,14 @@ class AsyncpgSession(AsyncpgLink):
         self._settings = settings
         self._uncounted_queries = 0  # asyncpg does not count these; less what it counted of the pool's own
         self._can_be_followed = False
+        self._backend_pid = 0
         self._ending: upstream.PoolConnectionProxy | None = None  # the released proxy, until the reset or close is done
         self._server_state: ServerState | None = None
         self._was_writable = all(getattr(con.get_settings(), name, None) == "off" for name in _READ_ONLY_SETTINGS)
         self._query = ""
         self._plain = plain(())
         self._guarded: ResetMessage | None = None
+        self._is_behind_reset = False
         self._answer: ResetProtocol | None = None
         self._memory = ClientMemory(con)
         self._keep_callbacks(con)
@@ -213,10 +231,23 @@ class AsyncpgSession(AsyncpgLink):
             await answered
         if not answer.row:
             self._settings.warn_once(f"the server refuses to set exit_on_error: {_LENT_LATER}")
-        elif self._settings.session_reset == "auto" and not answer.comes_from(con.get_server_pid()):
+        elif self._settings.session_reset == "auto" and answer.pid != con.get_server_pid():
             self._settings.warn_once(_PROXY_FOUND)
         else:
             self._can_be_followed = True
+            self._backend_pid = answer.pid
+            self._settings.backends.note(answer.row, self)
+            if not self._can_be_followed:
+                self._settings.warn_once(_SHARED)
+
+    def is_open_still(self) -> bool:
+        """Whether the connection is open, at the other end, too."""
+        return self.is_connected() and (self._probe is None or not self._probe.events()[0])
+
+    def stop_sending_behind(self) -> None:
+        """Send nothing behind a reset from now on: the session's server connection is shared."""
+        self._can_be_followed = False
+        self._guarded = None
 
     @property
     def resets_user(self) -> bool:
@@ -369,10 +400,12 @@ class AsyncpgSession(AsyncpgLink):
         self._uncounted_queries += 1
         # To follow a reset, but not in the same write, costs the server the guard and saves it nothing. The first reset
         # of a pool is not followed: a server that refuses it would cost the next caller its query.
-        if is_dirty or self._guarded is None or not self._settings.has_reset or (is_wanted and not answer.can_hold):
+        may_be_followed = self._settings.has_reset and (answer.can_hold or not is_wanted)
+        to_be_followed = self._guarded  # once: another thread may learn that nothing may follow
+        if is_dirty or to_be_followed is None or not may_be_followed:
             answer.send(self._plain)
             return _RESET_SENT
-        answer.send(self._guarded, is_held=is_wanted)
+        answer.send(to_be_followed, is_held=is_wanted)
         return _RESET_PIPELINED
 
     def _is_busy(self) -> bool:
@@ -409,7 +442,9 @@ class AsyncpgSession(AsyncpgLink):
 
     async def _reset(self) -> None:
         con = self._con
+        may_be_lost = False
         if con is not None and self.is_cancelling():
+            may_be_lost = self._is_behind_reset and self._guarded is not None
             await self._wait_for_cancellation(con)
         if con is None or con.is_closed():
             raise asyncpg.ConnectionDoesNotExistError("connection was closed while it was being released")
@@ -430,7 +465,22 @@ class AsyncpgSession(AsyncpgLink):
         self.is_dirty = self._starts_dirty
         self._memory.expect_this()
         self._ending = None
+        if may_be_lost:
+            await self._find_sharing(con)
         await self._verify(con)
+
+    async def _find_sharing(self, con: Connection) -> None:
+        """
+        Ask whether the same process still answers, after a call sent behind a reset got no answer in time.
+
+        A proxy that shares its connections may have lost the call. The end of its cancellation looks the same then.
+        """
+        with without_query_loggers(con):
+            pid = await Connection.fetchval(con, "SELECT pg_catalog.pg_backend_pid()")
+        if pid != self._backend_pid:
+            self._settings.backends.share()
+            self.stop_sending_behind()
+            self._settings.warn_once(_SHARED)
 
     async def _wait_for_cancellation(self, con: Connection) -> None:
         """
@@ -441,6 +491,10 @@ class AsyncpgSession(AsyncpgLink):
         self._show_proxy(con)
         try:
             await self._internals.protocol._wait_for_cancellation()
+        except asyncio.CancelledError:  # there was no answer in time
+            if self._is_behind_reset:
+                self._settings.warn_once(_UNANSWERED)
+            raise
         finally:
             if self._con is not None:
                 self._ending = ending
@@ -588,6 +642,7 @@ class AsyncpgSession(AsyncpgLink):
         if self.is_parked:
             self.unpark()
         answer = self._answer
+        self._is_behind_reset = answer is not None and answer.is_due
         if answer is not None and (answer.is_due or answer.is_on_guard):
             self._take_transport()
         if con._proxy is not None:  # a `connect` of the user's has returned one connection twice

@@ -113,17 +113,23 @@ WELCOME: Final = (
 
 # What precedes a guarded reset, by the extended protocol.
 AHEAD: Final = ("RESET ALL", "BEGIN ISOLATION LEVEL READ COMMITTED", "SET LOCAL exit_on_error = on")
-WHO_ANSWERS: Final = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true);"
-# The answer of the process that the welcome announces, number 0.
-PROCESS_0: Final = (
-    message(
-        b"T",
-        b"\0\2" + b"".join(_column(_TEXT, name) for name in (b"pid", b"exits")),
-    )
-    + message(b"D", struct.pack("!HI1sI2s", 2, 1, b"0", 2, b"on"))
-    + completed("SELECT 1")
-    + READY
+WHO_ANSWERS: Final = (
+    "SELECT pg_catalog.pg_backend_pid(), pg_catalog.set_config('exit_on_error', 'on', true), "
+    "pg_catalog.pg_postmaster_start_time();"
 )
+
+
+def process_0(start: int) -> bytes:
+    """
+    Encode the answer of the process that the welcome announces, number 0.
+
+    Args:
+        start: In place of a time. Each connection has another, as if it were another server's: no server has two
+            processes of one number.
+    """
+    columns = b"".join(_column(_TEXT, name) for name in (b"pid", b"exits", b"start"))
+    values = b"".join(map(_field, (b"0", b"on", str(start).encode())))
+    return message(b"T", b"\0\3" + columns) + message(b"D", b"\0\3" + values) + completed("SELECT 1") + READY
 
 
 def is_reset(query: str) -> bool:
@@ -213,7 +219,7 @@ class FakeClient:
                 self.send(statements.take(kind, body))
             elif kind == b"Q":
                 query, ahead = ahead + body[:-1].decode(), ""
-                self.send(PROCESS_0 if query == WHO_ANSWERS and not is_bare else ask(query))
+                self.send(process_0(id(self)) if query == WHO_ANSWERS and not is_bare else ask(query))
             else:
                 self.send(error("0A000", "FATAL", f"the fake server knows no message {kind!r}"))
                 return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Facts", "Host", "Plan", "Pooling", "Server", "Way", "Work"]
+__all__ = ["Facts", "Host", "Plan", "Pooling", "Relay", "Server", "Way", "Work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,13 @@ class Pooling(Enum):
     UNKNOWN = "unknown"
 
 
+class Relay(Enum):
+    """What passes the connection on, as far as it shows."""
+
+    PGPOOL = "pgpool-II"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """The way from here to the server."""
@@ -68,6 +75,9 @@ class Way:
     announced_pid: int  # the process id that was announced when we connected
     backend_pid: int  # the process id of the server's process
     pooling: Pooling | None = None  # None if there is no sign of a proxy that pools
+    our_address: str | None = None  # the client's, as the client has it; None if it cannot be told
+    seen_address: str | None = None  # the client's, as the server sees it
+    relay: Relay | None = None  # None if both are the same, or one cannot be told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

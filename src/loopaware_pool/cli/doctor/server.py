@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from loopaware_pool.asyncpg.internals import Internals
-from loopaware_pool.cli.doctor.facts import Pooling, Server, Way
+from loopaware_pool.cli.doctor.facts import Pooling, Relay, Server, Way
 from loopaware_pool.cli.target import say_goodbye
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ SELECT session_user::text AS role, current_database()::text AS database,
 FROM pg_stat_activity
 WHERE datname IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid()
 """
+_CLIENT: Final = "SELECT host(inet_client_addr()) AS host, inet_client_port() AS port"
+_UNIX_SOCKET: Final = "a Unix socket"
 _TLS: Final = "SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl"
 
 
@@ -70,8 +73,12 @@ async def look_at_server(dsn: str) -> tuple[Way, Server]:
             if pooling is not Pooling.STATEMENT:  # a proxy then cannot give the session away in between
                 await stack.enter_async_context(connection.transaction(readonly=True))
             tls, told = await connection.fetchval(_TLS), await connection.fetchrow(_SERVER)
+            seen = _address(await connection.fetchrow(_CLIENT))
         version = connection.get_settings().server_version.split()[0]
-        return _describe_way(dsn, connection, backend_pid, pooling, tls), Server(version=version, **told)
+        way = _describe_way(dsn, connection, backend_pid, pooling, tls)
+        if way.our_address is not None and way.our_address != seen:
+            way = replace(way, seen_address=seen, relay=await _find_relay(connection))
+        return way, Server(version=version, **told)
 
 
 @asynccontextmanager
@@ -109,6 +116,24 @@ async def _find_pooling(dsn: str, first: Any) -> Pooling:
         return Pooling.UNKNOWN
 
 
+def _address(name: Any) -> str:
+    """Write an address and port; a Unix socket has neither."""
+    if not isinstance(name, (tuple, asyncpg.Record)) or name[0] is None:
+        return _UNIX_SOCKET
+    address = ipaddress.ip_address(name[0].partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"{mapped or address} port {name[1]}"
+
+
+async def _find_relay(connection: Any) -> Relay:
+    """Ask a question that only pgpool-II answers, and only if it is a simple query."""
+    try:
+        await connection.execute("SHOW POOL_VERSION")
+    except asyncpg.PostgresError:
+        return Relay.UNKNOWN
+    return Relay.PGPOOL
+
+
 async def _may_begin(connection: Any) -> bool:
     """PgBouncer hangs up on a client that begins a transaction in statement mode."""
     try:
@@ -130,7 +155,7 @@ def _describe_way(dsn: str, connection: Any, backend_pid: int, pooling: Pooling 
     tls = None if transport is None else transport.get_extra_info("ssl_object")
     is_unix = isinstance(peer, (str, bytes))
     return Way(
-        peer=None if peer is None else ("a Unix socket" if is_unix else str(peer[0])),
+        peer=None if peer is None else (_UNIX_SOCKET if is_unix else str(peer[0])),
         is_local=is_unix or (peer is not None and ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback),
         sslmode=_sslmode(dsn),
         client_tls=None if tls is None else tls.version(),
@@ -138,6 +163,7 @@ def _describe_way(dsn: str, connection: Any, backend_pid: int, pooling: Pooling 
         announced_pid=connection.get_server_pid(),
         backend_pid=backend_pid,
         pooling=pooling,
+        our_address=None if transport is None else _address(transport.get_extra_info("sockname")),
     )
 
 

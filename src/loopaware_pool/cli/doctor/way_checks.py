@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loopaware_pool.cli.doctor.facts import Pooling
+from loopaware_pool.cli.doctor.facts import Pooling, Relay
 from loopaware_pool.cli.doctor.findings import Finding, Severity
 
 if TYPE_CHECKING:
@@ -21,9 +21,21 @@ _FOR_SHARED_SESSIONS = (
 )
 
 
+_FOR_PGPOOL = (
+    "each connection holds one of its processes: max_size x processes within num_init_children; if client_idle_limit "
+    "is not 0, a keepalive, or a shorter idle time, below it"
+)
+_FOR_TCP_PROXIES = (
+    "if it ends connections that are idle (HAProxy: timeout client, timeout server), a keepalive, or a shorter idle "
+    "time, below that"
+)
+
+
 def check_way(way: Way) -> Iterator[Finding]:
     """Make the findings of the way to the server."""
     yield _proxy(way)
+    if way.relay is not None:
+        yield _relay(way, way.relay)
     yield _tls(way)
 
 
@@ -42,7 +54,10 @@ def _proxy(way: Way) -> Finding:
         case Pooling.SESSION:
             evidence = f"{pids}; two connections that were open at once kept a session each"
             title = "A proxy that pools, as PgBouncer does, gives each connection a session of its own"
-            remedy = "idle connections of a pool hold the proxy's: max_size x processes within its pool size"
+            remedy = (
+                "idle connections of a pool hold the proxy's: max_size x processes within its pool size; asyncpg "
+                'flavour: create_pool(..., session_reset="pipelined") if it is always so'
+            )
             return Finding(code, Severity.NOTE, title, evidence, remedy)
         case Pooling.UNKNOWN:
             title = "A proxy that pools, as PgBouncer does, is between; how it shares sessions is not known"
@@ -51,6 +66,17 @@ def _proxy(way: Way) -> Finding:
         case None:
             evidence = f"process {way.backend_pid} was announced, and answers"
             return Finding(code, Severity.OK, "There is no sign of a proxy that pools", evidence)
+
+
+def _relay(way: Way, relay: Relay) -> Finding:
+    evidence = f"the client is at {way.our_address} here, and at {way.seen_address} to the server"
+    if relay is Relay.PGPOOL:
+        title = "pgpool-II is between"
+        return Finding("relay", Severity.NOTE, title, f"{evidence}; SHOW POOL_VERSION is answered", _FOR_PGPOOL)
+    if way.pooling is not None:
+        return Finding("relay", Severity.OK, "The proxy makes connections of its own", evidence)
+    title = "Something passes the connection on: a TCP proxy such as HAProxy, or address translation"
+    return Finding("relay", Severity.NOTE, title, evidence, _FOR_TCP_PROXIES)
 
 
 def _tls(way: Way) -> Finding:
