@@ -86,7 +86,7 @@ async def _ask_on_many_loops(lab: Lab) -> Heat:
     for _ in range(lab.few_rounds):
         for number in LOOPS:
             for is_shared in (True, False):
-                name = f"{number:,} loops, {'one pool' if is_shared else 'a pool each'}"
+                name = f"{_beside(number)}, {'one pool' if is_shared else 'a pool each'}"
                 figures = await asyncio.to_thread(_on_many_loops, number, LEASE_SECONDS * 50, is_shared=is_shared)
                 rounds.setdefault(name, []).append(figures)
     callers = f"{CALLERS:,} callers, {CALLERS // 10} connections of a fake driver"
@@ -94,7 +94,7 @@ async def _ask_on_many_loops(lab: Lab) -> Heat:
 
 
 def _beside(number: int) -> str:
-    return f"{number:,} loops"
+    return f"{number:,} loop{'s' if number > 1 else ''}"
 
 
 def _callers(number: int) -> str:
@@ -189,7 +189,10 @@ def _on_many_loops(loops: int, seconds: float, *, is_shared: bool) -> dict[str, 
     async def serve(shared: PoolCore[FakeSession] | None) -> None:
         own: list[float] = []
         async with nullcontext(shared) if shared is not None else _core(connections // loops) as core:
-            gate.wait()
+            slots = [await _acquire(core) for _ in range(connections // loops)]
+            gate.wait()  # each loop has its part
+            for slot in slots:
+                _release(core, slot)
             await asyncio.gather(*(work(core, own, monotonic() + seconds) for _ in range(CALLERS // loops)))
         waits.append(own)
 
