@@ -60,7 +60,7 @@ def main() -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to *parser*."""
     questions, names = [question.name for question in QUESTIONS], [contender.name for contender in CONTENDERS]
-    parser.add_argument("--quick", action="store_true", help="two minutes in place of ten")
+    parser.add_argument("--quick", action="store_true", help="three minutes in place of fourteen")
     parser.add_argument("--rounds", type=rounds, help=f"default {FULL_ROUNDS}, with --quick {QUICK_ROUNDS}")
     parser.add_argument("--loop", choices=LOOPS, help="one event loop; default both, with --quick asyncio")
     parser.add_argument("--heap", choices=HEAPS, help="whether read buffers of 256 KiB stay in the heap")

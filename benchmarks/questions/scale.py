@@ -35,6 +35,7 @@ SIZES = (10, 100, 1000)
 LOOPS = (1, 10, 100)
 CALLERS = 1000
 LEASE_SECONDS = 0.03
+SECONDS = 1.5
 ACQUIRES = 40_000
 
 
@@ -86,15 +87,15 @@ async def _ask_on_many_loops(lab: Lab) -> Heat:
     for _ in range(lab.few_rounds):
         for number in LOOPS:
             for is_shared in (True, False):
-                name = f"{number:,} loops, {'one pool' if is_shared else 'a pool each'}"
-                figures = await asyncio.to_thread(_on_many_loops, number, LEASE_SECONDS * 50, is_shared=is_shared)
+                name = f"{_beside(number)}, {'one pool' if is_shared else 'a pool each'}"
+                figures = await asyncio.to_thread(_on_many_loops, number, SECONDS * lab.effort, is_shared=is_shared)
                 rounds.setdefault(name, []).append(figures)
     callers = f"{CALLERS:,} callers, {CALLERS // 10} connections of a fake driver"
     return Heat(f"{callers}, leases of {LEASE_SECONDS * 1e3:g} ms, by the number of loops", rounds)
 
 
 def _beside(number: int) -> str:
-    return f"{number:,} loops"
+    return f"{number:,} loop{'s' if number > 1 else ''}"
 
 
 def _callers(number: int) -> str:
@@ -180,16 +181,21 @@ def _on_many_loops(loops: int, seconds: float, *, is_shared: bool) -> dict[str, 
     gate = threading.Barrier(loops + 1)
 
     async def work(core: PoolCore[FakeSession], own: list[float], end_at: float) -> None:
-        while (began := monotonic()) < end_at:
+        began = monotonic()
+        while not own or began < end_at:
             slot = await _acquire(core)
             own.append(monotonic() - began)
             await asyncio.sleep(LEASE_SECONDS)
             _release(core, slot)
+            began = monotonic()
 
     async def serve(shared: PoolCore[FakeSession] | None) -> None:
         own: list[float] = []
         async with nullcontext(shared) if shared is not None else _core(connections // loops) as core:
-            gate.wait()
+            slots = [await _acquire(core) for _ in range(connections // loops)]
+            gate.wait()  # each loop has its part
+            for slot in slots:
+                _release(core, slot)
             await asyncio.gather(*(work(core, own, monotonic() + seconds) for _ in range(CALLERS // loops)))
         waits.append(own)
 

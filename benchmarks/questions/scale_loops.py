@@ -50,16 +50,18 @@ async def ask(lab: Lab) -> list[Heat]:
     """One contender after the other opens all its connections, has all callers wait, and then serves them."""
     _raise_fd_limit()
     new_loop = type(asyncio.get_running_loop())
-    connections, callers, seconds = lab.scaled(CONNECTIONS), lab.scaled(CALLERS), SECONDS * lab.effort
+    connections, callers = (max(lab.scaled(number) // LOOPS, 1) for number in (CONNECTIONS, CALLERS))  # on each loop
+    seconds = SECONDS * lab.effort
     rounds: dict[str, list[dict[str, float]]] = {}
     settings = {"max_connections": str(CONNECTIONS + 100), "shared_buffers": "16MB"}
     with EmbeddedServer(settings=settings) as server:
         for _ in range(lab.few_rounds):
             for contender in lab.among((ASYNCPG, OURS, PSYCOPG_POOL, OURS_PSYCOPG)):
-                crowd = _Crowd(server.dsn, contender.name, connections // LOOPS, callers // LOOPS, seconds)
+                crowd = _Crowd(server.dsn, contender.name, connections, callers, seconds)
                 figures = await asyncio.to_thread(_in_a_process_of_its_own, crowd, new_loop)
                 rounds.setdefault(contender.name, []).append(figures)
-    title = f"{LOOPS} loops in threads, {callers:,} callers, {connections:,} connections, {seconds:g} s"
+    total = f"{LOOPS * callers:,} callers, {LOOPS * connections:,} connections"
+    title = f"{LOOPS} loops in threads, {total}, {seconds:g} s"
     return [Heat(title, rounds, note=NOTE)]
 
 
@@ -158,10 +160,12 @@ class _Crowd:
         waits: list[float] = []
 
         async def call(pool: Any) -> None:
-            while (began := perf_counter()) < self.end_at:
+            began = perf_counter()
+            while not waits or began < self.end_at:
                 async with self._lend(pool) as query:
                     waits.append(perf_counter() - began)
                     await query("SELECT 1")
+                began = perf_counter()
 
         async with self._pool() as pool:
             async with AsyncExitStack() as stack:

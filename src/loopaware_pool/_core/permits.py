@@ -9,7 +9,7 @@ permit changes hands under the lock; it never waits to be picked up by whichever
 Who gets the next connection is a policy, and both simple policies fail. Strict order between loops thrashes: half of
 all acquires would close another loop's connection and connect anew. Own loop first starves: a loop without connections
 would wait for as long as the others have callers. So the own loop comes first, but only for a limited time
-(`_deserves`).
+(`Permits.promise`).
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from loopaware_pool._platform.conninfo import may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool.asyncpg.backends import Backends
 from loopaware_pool.asyncpg.connect_arguments import ConnectArguments
 from loopaware_pool.asyncpg.hosts import HostOrder
-from loopaware_pool.asyncpg.backends import Backends
 from loopaware_pool.asyncpg.internals import cut
 from loopaware_pool.asyncpg.reset_messages import SessionUser
 from loopaware_pool.asyncpg.session import RESET_SECONDS, AsyncpgSession, without_query_loggers
