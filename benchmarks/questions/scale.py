@@ -7,6 +7,7 @@ Of the core alone, on a fake driver; and of a hundred loops on a server of their
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from contextlib import ExitStack, asynccontextmanager, nullcontext
@@ -35,6 +36,8 @@ SIZES = (10, 100, 1000)
 LOOPS = (1, 10, 100)
 CALLERS = 1000
 LEASE_SECONDS = 0.03
+# Connections that are lent while callers time out, and for how long these wait.
+LEASED, TIMEOUT_SECONDS = 100, 1.0
 SECONDS = 1.5
 ACQUIRES = 40_000
 
@@ -47,7 +50,8 @@ async def ask(lab: Lab) -> list[Heat]:
     """Each size in turn, so that a ratio is of one minute. The loops in threads are asyncio's."""
     heats = await _ask_on_one_loop(lab)
     if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
-        heats += [await _ask_beside_others(lab), await _ask_on_many_loops(lab), *await scale_loops.ask(lab)]
+        heats += [await _ask_beside_others(lab), await _ask_on_many_loops(lab), await _ask_of_timeouts(lab)]
+        heats += await scale_loops.ask(lab)
     return heats
 
 
@@ -92,6 +96,15 @@ async def _ask_on_many_loops(lab: Lab) -> Heat:
                 rounds.setdefault(name, []).append(figures)
     callers = f"{CALLERS:,} callers, {CALLERS // 10} connections of a fake driver"
     return Heat(f"{callers}, leases of {LEASE_SECONDS * 1e3:g} ms, by the number of loops", rounds)
+
+
+async def _ask_of_timeouts(lab: Lab) -> Heat:
+    rounds: dict[str, list[dict[str, float]]] = {_beside(number): [] for number in LOOPS}
+    callers = max(lab.scaled(WAITERS[-1]), LOOPS[-1])
+    for _ in range(lab.few_rounds):
+        for number in LOOPS:
+            rounds[_beside(number)].append(await asyncio.to_thread(_all_time_out, number, callers))
+    return Heat(f"{callers:,} callers that time out at once, {LEASED} connections of a fake driver, all lent", rounds)
 
 
 def _beside(number: int) -> str:
@@ -215,6 +228,42 @@ def _on_many_loops(loops: int, seconds: float, *, is_shared: bool) -> dict[str, 
     cpu = asyncio.run(run())
     means = [mean(own) for own in waits]
     return {COST: cpu / sum(map(len, waits)) * 1e6, FAIRNESS: max(means) / min(means)}
+
+
+def _all_time_out(loops: int, callers: int) -> dict[str, float]:
+    """How late the last caller gets its timeout, where all connections are lent and no caller is served."""
+    late: list[float] = []
+    have_begun, have_ended = threading.Barrier(loops + 1), threading.Barrier(loops)
+
+    async def wait(core: PoolCore[FakeSession]) -> None:
+        due = monotonic() + TIMEOUT_SECONDS
+        with contextlib.suppress(TimeoutError):
+            await core.queue.wait(core.runner(), TIMEOUT_SECONDS)
+        late.append(monotonic() - due)
+
+    async def serve(core: PoolCore[FakeSession]) -> None:
+        slots = [await _acquire(core) for _ in range(LEASED // loops)]
+        for slot in slots:
+            slot.lent_to(asyncio.current_task(), None, 0)
+        have_begun.wait()
+        await asyncio.gather(*(wait(core) for _ in range(callers // loops)))
+        have_ended.wait()
+        for slot in slots:
+            _release(core, slot)
+
+    async def run() -> float:
+        async with _core(0, max_size=LEASED) as core:
+            threads = [threading.Thread(target=asyncio.run, args=(serve(core),)) for _ in range(loops)]
+            for thread in threads:
+                thread.start()
+            have_begun.wait()
+            began = process_time()
+            for thread in threads:
+                await asyncio.to_thread(thread.join)
+            return process_time() - began
+
+    cpu = asyncio.run(run())
+    return {"ms late, the last": max(late) * 1e3, "CPU us/timeout": cpu / len(late) * 1e6}
 
 
 QUESTION = Question("scale", ask)

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 from multiprocessing import get_context
 from statistics import mean
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -125,19 +125,22 @@ class _Crowd:
         cpu, began = process_time(), perf_counter()
         self.end_at = began + self.seconds
         self.leave.wait(GIVE_UP_SECONDS)
+        sleep(self.seconds)
+        # From now on, loops whose callers are done give their connections to others: that is no steady state.
+        figures = self._speed(perf_counter() - began, process_time() - cpu)
         for thread in threads:
             thread.join(GIVE_UP_SECONDS)
-        wall, cpu = perf_counter() - began, process_time() - cpu
         return {
-            **self._speed(wall, cpu),
+            **figures,
             OPENING: opening,
             OPENED: (opened - before) / (LOOPS * self.connections),
             WAITING: (waiting - opened) / (LOOPS * self.callers),
         }
 
     def _speed(self, wall: float, cpu: float) -> dict[str, float]:
-        waits = [wait for loop in self.waits for wait in loop]
-        means = [mean(loop) for loop in self.waits]
+        loops = [loop[:] for loop in self.waits if loop]
+        waits = [wait for loop in loops for wait in loop]
+        means = [mean(loop) for loop in loops]
         return {
             SPEED: len(waits) / wall,
             CPU: cpu / len(waits) * 1e6,
@@ -158,6 +161,7 @@ class _Crowd:
 
     async def _serve(self) -> None:
         waits: list[float] = []
+        self.waits.append(waits)
 
         async def call(pool: Any) -> None:
             began = perf_counter()
@@ -180,7 +184,6 @@ class _Crowd:
                 await asyncio.to_thread(self.all_wait.wait, GIVE_UP_SECONDS)
                 await asyncio.to_thread(self.leave.wait, GIVE_UP_SECONDS)
             await asyncio.gather(*callers)
-        self.waits.append(waits)
 
     async def _open_shared(self) -> Any:
         size = LOOPS * self.connections
