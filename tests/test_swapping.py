@@ -546,6 +546,23 @@ def test_what_the_listener_raises_the_maker_gets(run):
     assert run(code) == ["refused"]
 
 
+def test_a_library_that_says_it_is_a_module_is_let_be(run):
+    """As one of cffi's, which the package cryptography leaves among the modules; it has no globals."""
+    code = """
+        import asyncpg
+        import types
+        class Library:
+            __slots__ = ()
+            __class__ = property(lambda _: types.ModuleType)
+        sys.modules["library"] = Library()
+        import loopaware_pool
+        loopaware_pool.install()
+        print(whose("asyncpg.create_pool"))
+        loopaware_pool.uninstall()
+    """
+    assert run(code) == ["loopaware_pool"]
+
+
 # ---- SQLAlchemy ----
 
 # Stands for SQLAlchemy, and for our pool for it, as far as the swap knows them.
