@@ -118,7 +118,9 @@ def test_pools_that_are_too_small_are_told_the_size():
     outcome = judge(small, LIMITS, DEMAND)
     assert outcome.verdict is Verdict.TOO_SMALL
     assert "max_size=5 is enough, and 40 connections fit" in outcome.says
-    outcome = judge(replace(small, machines=8), LIMITS, replace(DEMAND, rate=6000, transaction_seconds=0.005))
+    outcome = judge(
+        replace(small, machines=8, max_size=1), LIMITS, replace(DEMAND, rate=6000, transaction_seconds=0.005)
+    )
     assert outcome.verdict is Verdict.PROXY
     assert "would need 192 connections, of which 87 fit" in outcome.says
 
