@@ -138,7 +138,12 @@ COCKROACH = Dialect(
             "unknown function: pg_advisory_unlock_all()",
             "https://github.com/npgsql/npgsql/issues/5010",
         ),
-        Refusal("exit_on_error", "42704", 'unrecognized configuration parameter "exit_on_error"', "not documented"),
+        Refusal(
+            "exit_on_error",
+            "42704",
+            'unrecognized configuration parameter "exit_on_error"',
+            "no setting of that name is documented",
+        ),
         Refusal(
             "^LISTEN", "0A000", "unimplemented: this syntax", "https://github.com/cockroachdb/cockroach/issues/41522"
         ),
@@ -146,7 +151,7 @@ COCKROACH = Dialect(
             "DISCARD PLANS",
             "0A000",
             "unimplemented: this syntax",
-            "https://github.com/cockroachdb/cockroach/issues/83061",
+            "https://github.com/cockroachdb/cockroach/blob/master/pkg/sql/parser/sql.y",
         ),
     ),
 )

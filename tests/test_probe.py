@@ -182,7 +182,7 @@ def test_the_command_fails_with_1_where_an_fd_is_left(dsn, capsys, monkeypatch):
     """Planted here: the answer alone is not enough."""
     sockets = []
 
-    async def leak(dsn):
+    async def leak(dsn, **_):
         sockets.append(socket.socket())
 
     monkeypatch.setattr(command, "_ask", leak)
