@@ -59,6 +59,7 @@ class Scenario:
         min_size, max_size: Of each pool.
         callers_per_second: In each process.
         watch_seconds: How long to go on after that.
+        max_connecting: As the pool's option.
         max_lifetime: Of each connection, in seconds; 0 for no limit.
         lifetime_jitter: As the pool's option.
     """
@@ -70,6 +71,7 @@ class Scenario:
     max_size: int = 10
     callers_per_second: float = 10.0
     watch_seconds: float = 10.0
+    max_connecting: int | None = None
     max_lifetime: float = 0.0
     lifetime_jitter: float = 0.1
 
@@ -196,6 +198,7 @@ class Process:
             min_size=scenario.min_size,
             init_size=scenario.min_size,
             max_size=scenario.max_size,
+            max_connecting=scenario.max_connecting,
             max_lifetime=scenario.max_lifetime,
             lifetime_jitter=scenario.lifetime_jitter,
         )
@@ -378,6 +381,7 @@ LOSSES: Final = (
     Scenario("drained, idle", callers_per_second=0.2),
     Scenario("drained, 3,000 callers/s"),
     Scenario("drained, 15,000 callers/s", callers_per_second=50),
+    Scenario("the same, max_connecting=1", callers_per_second=50, max_connecting=1),
     Scenario("2 s down, idle", down_seconds=2, callers_per_second=0.2),
     Scenario("2 s down, 3,000 callers/s", down_seconds=2),
     Scenario("2 s down, 15,000 callers/s", down_seconds=2, callers_per_second=50),
