@@ -117,7 +117,7 @@ def test_a_storm_in_every_trouble(dsn, version, program, run, flavour, pool_mode
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 @all_flavours
 def test_idle_connections_in_trouble(dsn, pgbouncer_program, run, flavour, trouble):
-    """What the proxy has closed is not lent again; what it keeps is. Callers that come afterwards are told nothing."""
+    """What the proxy has closed is not lent again; what it keeps is. Callers that come afterwards are answered."""
 
     async def main():
         with started(pgbouncer_program, dsn, "transaction") as through:
