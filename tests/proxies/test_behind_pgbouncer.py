@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy
 
 from flavours import DRIVER_ERRORS
+from helpers import eventually
 from pgbouncer import running_pgbouncer
 from proxy_storms import FOR_SHARED_SESSIONS, SIZE, Storm, all_flavours, as_good_as_new, opened
 from running import eventually_async
@@ -117,7 +118,7 @@ def test_a_storm_in_every_trouble(dsn, version, program, run, flavour, pool_mode
 @pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 @all_flavours
 def test_idle_connections_in_trouble(dsn, pgbouncer_program, run, flavour, trouble):
-    """What the proxy has closed is not lent again; what it keeps is. Callers that come afterwards are told nothing."""
+    """What the proxy has closed is not lent again; what it keeps is. Callers that come afterwards are answered."""
 
     async def main():
         with started(pgbouncer_program, dsn, "transaction") as through:
@@ -126,11 +127,20 @@ def test_idle_connections_in_trouble(dsn, pgbouncer_program, run, flavour, troub
                 await trouble(through)
                 if trouble in (killed, restarted):
                     await eventually_async(lambda: through.clients() == 0, "the end of all clients")
-                values = await asyncio.gather(*(client.value("SELECT 7", timeout=10) for _ in range(20)))
-                assert values == [7] * 20
+                await eventually(lambda: all_are_answered(client))
                 await as_good_as_new(client)
 
     run(main())
+
+
+async def all_are_answered(client):
+    """False if the proxy was not let in by the server: on a busy machine, that may still have sessions to end."""
+    calls = (client.value("SELECT 7", timeout=10) for _ in range(20))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    if any("server_login_retry" in str(each) for each in outcomes):
+        return False
+    assert outcomes == [7] * 20
+    return True
 
 
 @pytest.mark.thorough

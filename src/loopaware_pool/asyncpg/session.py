@@ -64,12 +64,6 @@ _SHARED: Final = (
     f'and may lose a query that is sent behind a reset: {_LENT_LATER}. Set session_reset="never"'
 )
 
-_UNANSWERED: Final = (
-    "a call that was sent behind a reset was not answered in its time, and neither was its cancellation. Either the "
-    "server or the network is silent, or a proxy has lost the call, as PgBouncer may in transaction mode: "
-    'set session_reset="never" there'
-)
-
 # What the server reports of itself, from version 14 on, unless a proxy hides it.
 _READ_ONLY_SETTINGS: Final = ("in_hot_standby", "default_transaction_read_only")
 
@@ -491,10 +485,6 @@ class AsyncpgSession(AsyncpgLink):
         self._show_proxy(con)
         try:
             await self._internals.protocol._wait_for_cancellation()
-        except asyncio.CancelledError:  # there was no answer in time
-            if self._is_behind_reset:
-                self._settings.warn_once(_UNANSWERED)
-            raise
         finally:
             if self._con is not None:
                 self._ending = ending
