@@ -465,6 +465,8 @@ class Shard(Generic[S]):
                 self._retire(slot, GIVEN_AWAY)
         elif self._permits.claims:
             self._take_from_silent_server(now)
+            if is_unused and (ripe_at := self._permits.ripe_at) > now:
+                self.wake_by(ripe_at)  # the claim's loop may look much later
 
     def _take_unused(self) -> Slot[S] | None:
         try:
@@ -563,14 +565,15 @@ class Shard(Generic[S]):
         """
         Have the timer look again: a claim may be overdue then, and a loop may have stopped before it was asked.
 
-        A loop that has a connection to spare from now on sees the claim by itself. So there is less and less reason to
-        look, and where many loops wait, each look at all of them takes time from all.
+        A loop that has a connection to spare from now on sees the claim by itself, and when it is overdue. So there is
+        less and less reason to look, and where many loops wait, each look at all of them takes time from all.
         """
         patience = self._shared.config.patience
+        shortest = patience or STEP_SECONDS
         if is_in_vain and now - self.waiters.oldest >= patience:
-            self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS)
+            self._donor_pause = min(max(2 * self._donor_pause, shortest), LONGEST_DONOR_PAUSE_SECONDS)
         else:
-            self._donor_pause = patience
+            self._donor_pause = shortest
         self.wake_by(now + self._donor_pause)
         self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
@@ -730,12 +733,12 @@ class Shard(Generic[S]):
         self._due = NEVER
 
     def catch_up(self, now: float) -> None:
-        """Open connections for waiting callers and for `min_size`. Cut closes short that hold a permit they need."""
+        """Open connections for waiting callers and for `min_size`. Free permits that callers of any loop wait for."""
         if self.is_open and now < self._look_at:
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
-            self._take_from_silent_server(now)
+            self.permit_requested(now)
         self.grow(now)
 
     def expired(self) -> None:
@@ -818,6 +821,11 @@ class Shard(Generic[S]):
     def is_in_use(self) -> bool:
         """Whether callers, or tasks of the pool, use connections."""
         return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
+
+    @property
+    def unused(self) -> int:
+        """Connections that can be closed at once for another loop, and that no caller here waits for."""
+        return self.idle_size if not self.waiters else 0
 
     @property
     def spare(self) -> int:
