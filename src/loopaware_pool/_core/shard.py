@@ -56,6 +56,8 @@ GOODBYE_GRACE_SECONDS: Final = 0.1
 # A server that leaves a reset or a ping unanswered for this long is silent, not slow. Callers that wait for its answer
 # then count towards `max_waiting`. A connection that has been idle for less than this is not pinged because of another.
 SILENT_SECONDS: Final = 1.0
+# If it has answered anything meanwhile, it is silent when it has answered nothing for this long.
+SLOW_SECONDS: Final = 5.0
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
@@ -239,8 +241,9 @@ class Shard(Generic[S]):
             check = _READY
         if self.is_ending and check is not _READY:
             check = ReturnCheck.STRANDED
+        if check is _READY or check is _RESET_SENT:
+            self._heard_at = now  # by the caller
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
-            self._heard_at = now
             slot.move(_RETURNED)
             self._offer(slot, now)
         elif check is _RESET_SENT:
@@ -640,12 +643,21 @@ class Shard(Generic[S]):
         if not wanted:
             return
         self._cut_goodbyes_short(wanted, now)
-        wanted -= len(self.closing)
-        waiting = [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]
-        for slot, since in waiting:
-            if now < since + SILENT_SECONDS:
-                self.wake_by(since + SILENT_SECONDS)
-            elif wanted > 0 and self._heard_at <= since:  # else it is slow, and to connect anew would make it slower
+        earliest = self._unanswered_since() + SILENT_SECONDS
+        if now < earliest:
+            self.wake_by(earliest)
+        else:
+            self._give_up_silent(wanted - len(self.closing), now)
+
+    def _give_up_silent(self, wanted: int, now: float) -> None:
+        """Close so many connections, at most, of a server that is silent."""
+        for slot, since in [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]:
+            # A server that was heard since is slow, and to connect anew would make it slower. But a caller may bring
+            # a connection back without having heard the server of late.
+            silent_at = since + SILENT_SECONDS if self._heard_at <= since else self._heard_at + SLOW_SECONDS
+            if now < silent_at:
+                self.wake_by(silent_at)
+            elif wanted > 0:
                 self._retire(slot, "did not answer", politely=False)
                 wanted -= 1
 
