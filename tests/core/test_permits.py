@@ -25,6 +25,10 @@ class Loop:
         self.name = name
         self.spare = spare
 
+    @property
+    def unused(self):
+        return self.spare
+
     def __repr__(self):
         return self.name
 

@@ -233,6 +233,62 @@ class TestStandingStill:
         assert (shard.idle, shard.effects.pinging) == ([], [slot])
 
 
+class TestLooks:
+    def test_callers_that_have_waited_before_the_claim_are_no_reason_to_look_all_the_time(self, make):
+        """As after a suspension. The loop's thread would do nothing else until a permit comes free."""
+        pool, here = make(max_size=1, patience=PATIENCE)
+        there = pool.shard()
+        pool.lend(here, 1)
+        pool.shared.is_suspended = True
+        pool.wait(there)
+        pool.now += 1.0
+        pool.resume()
+        assert there.effects.wake == pool.now + PATIENCE
+
+    def test_without_patience_a_loop_still_pauses(self, make):
+        """It would look all the time otherwise."""
+        pool, here = make(max_size=1, patience=0.0)
+        pool.lend(here, 1)
+        there = pool.shard()
+        pool.wait(there)
+        assert there.effects.wake > pool.now
+
+    def test_a_connection_that_is_idle_when_a_promise_lapses_is_given_up_then(self, make):
+        """The promised permit went to a loop that had none, and the loop that waits looks much later."""
+        pool, poor = make(max_size=5, patience=PATIENCE)
+        rich, idle, new = pool.shard(), pool.shard(), pool.shard()
+        pool.lend(poor, 1)
+        slots = pool.lend(rich, 3)
+        (last,) = pool.lend(idle, 1)
+        pool.wait(poor)
+        for _ in range(16):
+            pool.pass_time(PATIENCE)
+        mine = pool.wait(rich)
+        give_back(pool, rich, slots[0])
+        assert rich.effects.closing == [slots[0]]
+        rich.dequeue(mine)
+        pool.wait(new)
+        pool.closed(rich)
+        assert ("tell", new) in pool.messages
+        pool.deliver()
+        give_back(pool, idle, last)
+        assert idle.idle == [last]
+        for _ in range(2):
+            pool.pass_time(PATIENCE / 2)
+            pool.deliver()
+        assert idle.effects.closing == [last]
+
+    def test_who_has_an_idle_connection_is_asked_before_who_waits_for_answers(self, make):
+        """However many those are: a server that is silent may not answer for seconds."""
+        pool, silent = make(max_size=3, patience=PATIENCE)
+        useful, here = pool.shard(), pool.shard()
+        pool.with_idle(silent, 2)
+        pool.with_idle(useful, 1)
+        silent.housekeeper.ping_all(pool.now)
+        pool.wait(here)
+        assert pool.messages == [("ask", useful)]
+
+
 class TestCounts:
     def test_every_connection_is_counted_in_one_place(self, make):
         """The statistics tell each state, and callers in the queue."""

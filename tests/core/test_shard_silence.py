@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loopaware_pool._core.connect_pacing import STEP_SECONDS
-from loopaware_pool._core.shard import SILENT_SECONDS
+from loopaware_pool._core.shard import SILENT_SECONDS, SLOW_SECONDS
 from loopaware_pool._core.slot import SlotState
 from shard_stories import BROKEN, READY, RESET, RESET_SENT, WORN_OUT, give_back, kill
 
@@ -142,6 +142,32 @@ class TestSilence:
         pool.wait(shard)
         pool.pass_time(2 * SILENT_SECONDS)
         assert [slot.state for slot in (first, last)] == [SlotState.RESETTING] * 2
+
+    def test_a_slow_server_whose_resets_are_all_late_keeps_them(self, make):
+        """A connection that its caller brings back, and that must be reset, shows as well that the server answers."""
+        pool, shard = make(max_size=2)
+        first, last = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET_SENT)
+        pool.wait(shard)
+        pool.pass_time(SILENT_SECONDS / 2)
+        give_back(pool, shard, last, RESET_SENT)
+        pool.pass_time(SILENT_SECONDS / 2)
+        assert first.state is SlotState.RESETTING
+
+    def test_what_was_heard_counts_for_a_while_only(self, make):
+        """A caller may return a connection that it has not used since the server froze."""
+        pool, shard = make(max_size=2)
+        first, unused = pool.lend(shard, 2)
+        give_back(pool, shard, first, RESET)
+        shard.left_to_pool(first, pool.now)
+        pool.pass_time(STEP_SECONDS)
+        give_back(pool, shard, unused)
+        assert shard.take(pool.now) is unused
+        pool.wait(shard)
+        pool.pass_time(SLOW_SECONDS - STEP_SECONDS)
+        assert first.state is SlotState.RESETTING
+        pool.pass_time(STEP_SECONDS)
+        assert (first.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
 
     def test_nobody_who_waits_takes_nothing(self, three):
         """A ping then has its own time."""

@@ -29,8 +29,12 @@ class Claimant(Protocol):
     """One loop's share of the pool."""
 
     @property
+    def unused(self) -> int:
+        """Connections that can be closed at once for another loop. Read from any thread, so it may be a moment old."""
+
+    @property
     def spare(self) -> int:
-        """Idle connections that no caller on that loop waits for. Read from any thread, so it may be a moment old."""
+        """The same, and those that the server has to answer or to hang up first."""
 
 
 class Permits:
@@ -68,6 +72,14 @@ class Permits:
     def free(self) -> int:
         """Permits that are not held."""
         return max(0, self._shared.config.max_size - self.in_use)
+
+    @property
+    def ripe_at(self) -> float:
+        """
+        From when on a claim may deserve a connection of a loop without waiters, monotonic seconds. Read without the
+        lock.
+        """
+        return self._calm_until[False]
 
     def held(self, claimant: Claimant) -> int:
         """Permits that *claimant* holds."""
@@ -166,7 +178,7 @@ class Permits:
             return False
 
     def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
-        """Return the loop with the most spare connections among those that must give one up for *claimant*."""
+        """Return the loop with the most unused connections among those that must give one up for *claimant*."""
         with self._lock:
             since = self.claims.get(claimant)
             if since is None:
@@ -174,7 +186,8 @@ class Permits:
             if now < self._ripe_at(claimant, since, False):
                 return None
             donors = [donor for donor in list(self._held) if donor is not claimant and donor.spare]
-        return max(donors, key=lambda donor: donor.spare, default=None)
+        # One that only waits for its server may wait for long, and has nothing to give until then.
+        return max(donors, key=lambda donor: (donor.unused, donor.spare), default=None)
 
     def _ripe_at(self, claimant: Claimant, since: float, donor_has_waiters: bool) -> float:
         """

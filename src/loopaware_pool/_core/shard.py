@@ -56,6 +56,8 @@ GOODBYE_GRACE_SECONDS: Final = 0.1
 # A server that leaves a reset or a ping unanswered for this long is silent, not slow. Callers that wait for its answer
 # then count towards `max_waiting`. A connection that has been idle for less than this is not pinged because of another.
 SILENT_SECONDS: Final = 1.0
+# If it has answered anything meanwhile, it is silent when it has answered nothing for this long.
+SLOW_SECONDS: Final = 5.0
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
@@ -239,8 +241,9 @@ class Shard(Generic[S]):
             check = _READY
         if self.is_ending and check is not _READY:
             check = ReturnCheck.STRANDED
+        if check is _READY or check is _RESET_SENT:
+            self._heard_at = now  # by the caller
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
-            self._heard_at = now
             slot.move(_RETURNED)
             self._offer(slot, now)
         elif check is _RESET_SENT:
@@ -465,6 +468,8 @@ class Shard(Generic[S]):
                 self._retire(slot, GIVEN_AWAY)
         elif self._permits.claims:
             self._take_from_silent_server(now)
+            if is_unused and (ripe_at := self._permits.ripe_at) > now:
+                self.wake_by(ripe_at)  # the claim's loop may look much later
 
     def _take_unused(self) -> Slot[S] | None:
         try:
@@ -563,14 +568,15 @@ class Shard(Generic[S]):
         """
         Have the timer look again: a claim may be overdue then, and a loop may have stopped before it was asked.
 
-        A loop that has a connection to spare from now on sees the claim by itself. So there is less and less reason to
-        look, and where many loops wait, each look at all of them takes time from all.
+        A loop that has a connection to spare from now on sees the claim by itself, and when it is overdue. So there is
+        less and less reason to look, and where many loops wait, each look at all of them takes time from all.
         """
         patience = self._shared.config.patience
+        shortest = patience or STEP_SECONDS
         if is_in_vain and now - self.waiters.oldest >= patience:
-            self._donor_pause = min(2 * self._donor_pause, LONGEST_DONOR_PAUSE_SECONDS)
+            self._donor_pause = min(max(2 * self._donor_pause, shortest), LONGEST_DONOR_PAUSE_SECONDS)
         else:
-            self._donor_pause = patience
+            self._donor_pause = shortest
         self.wake_by(now + self._donor_pause)
         self._donor_look_at = now + self._donor_pause if is_in_vain else now
 
@@ -637,12 +643,21 @@ class Shard(Generic[S]):
         if not wanted:
             return
         self._cut_goodbyes_short(wanted, now)
-        wanted -= len(self.closing)
-        waiting = [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]
-        for slot, since in waiting:
-            if now < since + SILENT_SECONDS:
-                self.wake_by(since + SILENT_SECONDS)
-            elif wanted > 0 and self._heard_at <= since:  # else it is slow, and to connect anew would make it slower
+        earliest = self._unanswered_since() + SILENT_SECONDS
+        if now < earliest:
+            self.wake_by(earliest)
+        else:
+            self._give_up_silent(wanted - len(self.closing), now)
+
+    def _give_up_silent(self, wanted: int, now: float) -> None:
+        """Close so many connections, at most, of a server that is silent."""
+        for slot, since in [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]:
+            # A server that was heard since is slow, and to connect anew would make it slower. But a caller may bring
+            # a connection back without having heard the server of late.
+            silent_at = since + SILENT_SECONDS if self._heard_at <= since else self._heard_at + SLOW_SECONDS
+            if now < silent_at:
+                self.wake_by(silent_at)
+            elif wanted > 0:
                 self._retire(slot, "did not answer", politely=False)
                 wanted -= 1
 
@@ -730,12 +745,12 @@ class Shard(Generic[S]):
         self._due = NEVER
 
     def catch_up(self, now: float) -> None:
-        """Open connections for waiting callers and for `min_size`. Cut closes short that hold a permit they need."""
+        """Open connections for waiting callers and for `min_size`. Free permits that callers of any loop wait for."""
         if self.is_open and now < self._look_at:
             self.wake_by(self._look_at)
         self.restore_floor(now)
         if self._permits.claims:
-            self._take_from_silent_server(now)
+            self.permit_requested(now)
         self.grow(now)
 
     def expired(self) -> None:
@@ -818,6 +833,11 @@ class Shard(Generic[S]):
     def is_in_use(self) -> bool:
         """Whether callers, or tasks of the pool, use connections."""
         return len(self.slots) > len(self.idle) + len(self.connecting) + len(self.closing)
+
+    @property
+    def unused(self) -> int:
+        """Connections that can be closed at once for another loop, and that no caller here waits for."""
+        return self.idle_size if not self.waiters else 0
 
     @property
     def spare(self) -> int:
