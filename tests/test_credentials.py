@@ -389,6 +389,44 @@ def test_without_a_secret_that_lives_each_caller_gets_an_error_of_its_own(servic
     run(main())
 
 
+def test_a_system_without_another_thread_costs_no_secret_that_lives(run, clock, monkeypatch, caplog):
+    """Callers get the old one; without one, a `FetchFailed`, so that a pool tries again."""
+
+    def cannot_start(_):
+        raise RuntimeError("can't start new thread")
+
+    async def main():
+        secret = RenewedSecret(lambda: "token", lifetime=900)
+        await secret()
+        clock.passed = 800
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", cannot_start)
+            assert [await secret() for _ in range(3)] == ["token"] * 3
+            assert len(warnings(caplog)) == 1
+            secret.expire()
+            with pytest.raises(FetchFailed):
+                await secret()
+        assert await secret() == "token"
+
+    run(main())
+
+
+def test_a_secret_that_is_always_due_is_not_fetched_at_each_connect(service, run, clock):
+    """A provider may hand out what it has kept itself, with less than `renew_before` left."""
+
+    async def main():
+        secret = RenewedSecret(service.fetch, lifetime=200, renew_before=300)
+        for _ in range(20):
+            await secret()
+            await eventually_async(lambda: secret._renewal._fetch.is_over, "the renewal")
+        assert service.answered == 1
+        clock.passed = 2
+        await secret()
+        await eventually_async(lambda: service.answered == 2, "the next renewal")
+
+    run(main())
+
+
 def test_a_fetch_that_hangs_fails_in_the_end(run):
     """Those who wait are told, and the next begins another."""
     hangs = [True]

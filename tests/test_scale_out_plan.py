@@ -280,6 +280,14 @@ def test_limits_are_read_from_the_server(capsys, dsn):
         ),
         (["--plan", "--max-connections", "9", "--rate", "1e9", "--hold", "1"], "--rate 1e+09: with --hold 1"),
         (["--plan", "--max-connections", "3"], "max_connections 3: nothing is left of it beside --reserved 3"),
+        (
+            ["--plan", "--max-connections", "9", "--memory", "1e308", "--connection-memory", "1e-308"],
+            "--memory 1e308: expected a number from 1e-09 to 1e+12",
+        ),
+        (
+            ["--plan", "--max-connections", "9", "--rate", "1e300", "--hold", "1e-300", "--cpu-per-lease", "1e300"],
+            "--rate 1e300: expected a number from 1e-09 to 1e+12",
+        ),
         (["--plan", "--max-connections", "9", "--memory", "1"], "--memory 1: less than one connection's 10 MiB"),
         (["--plan", "mysql://u:hunter2@h/d"], "the DSN is not understood"),
     ],

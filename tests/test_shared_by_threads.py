@@ -9,6 +9,7 @@ import threading
 import pytest
 
 import psycopg_pools
+from loopaware_pool import credentials
 from loopaware_pool._core import pool as pool_module
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
@@ -139,3 +140,20 @@ def test_everybody_who_closes_the_pool_is_woken(core, monkeypatch):
         assert woken == [future for _, future in closers]
     finally:
         loop.close()
+
+
+def test_a_fetch_that_ends_while_those_who_wait_are_cancelled_wakes_the_others():
+    """A caller's thread may take its future out between any two instructions of the thread that fetches."""
+    loop = asyncio.new_event_loop()
+    at = 1
+    while True:
+        fetch = credentials._Fetch(0.0)
+        waiting = fetch.waiting
+        waiting.update(futures := [loop.create_future() for _ in range(3)])
+        if not with_another_thread_between(Bound(fetch.end, None, None), at, lambda: waiting.discard(futures[0])):
+            break
+        loop.run_until_complete(asyncio.wait(futures[1:], timeout=DEADLINE_SECONDS))
+        assert [future.done() for future in futures[1:]] == [True, True]
+        at += 1
+    loop.close()
+    assert at > 10

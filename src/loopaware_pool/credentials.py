@@ -39,7 +39,7 @@ _RENEW_FRACTION: Final = 0.2
 _RENEW_LONGEST_SECONDS: Final = 300.0
 # How often a task that waits looks whether the fetch still goes on.
 _LOOK_SECONDS: Final = 0.1
-# The pauses after renewals that failed, while the old secret still lives.
+# The pauses after renewals, which grow while they fail, as long as the old secret lives.
 _RETRY_FIRST_SECONDS: Final = 1.0
 _RETRY_LONGEST_SECONDS: Final = 30.0
 
@@ -178,7 +178,7 @@ class _Fetch:
         self.is_over = True
         self.kept, self.error = kept, error
         waiting, self.waiting = self.waiting, set()
-        for future in waiting:
+        for future in list(waiting):  # a caller that is cancelled at this moment takes its own out
             event_loops.post(future.get_loop(), _wake, future)
 
 
@@ -272,24 +272,29 @@ class _Renewal:
         if self._fetch is not None:
             self._end_if_lost(self._fetch)
         if self._fetch is None or self._fetch.is_over:
-            self._fetch = self._begin()
+            begin = self._begin_task if self._is_async else self._begin_thread
+            begin(_Fetch(time.monotonic() + self._fetch_timeout))
+        assert self._fetch is not None
         return self._fetch
 
-    def _begin(self) -> _Fetch:
-        fetch: _Fetch = _Fetch(time.monotonic() + self._fetch_timeout)
-        if self._is_async:
-            loop = asyncio.get_running_loop()
-            if event_loops.is_shutting_down(loop):  # it has cancelled its tasks already, and would not this one
-                raise FetchFailed(f"{self.name}: the secret cannot be fetched on an event loop that shuts down")
-            # Not `create_task`: an eager task factory would call the fetch function here, with the lock held.
-            fetch.task = asyncio.Task(self._run_in_task(fetch), loop=loop)
-            _tasks.difference_update([task for task in list(_tasks) if task.get_loop().is_closed()])
-            _tasks.add(fetch.task)
-            fetch.task.add_done_callback(_tasks.discard)
-        else:
-            run = copy_context().run
+    def _begin_task(self, fetch: _Fetch) -> None:
+        loop = asyncio.get_running_loop()
+        if event_loops.is_shutting_down(loop):  # it has cancelled its tasks already, and would not this one
+            raise FetchFailed(f"{self.name}: the secret cannot be fetched on an event loop that shuts down")
+        self._fetch = fetch
+        # Not `create_task`: an eager task factory would call the fetch function here, with the lock held.
+        fetch.task = asyncio.Task(self._run_in_task(fetch), loop=loop)
+        _tasks.difference_update([task for task in list(_tasks) if task.get_loop().is_closed()])
+        _tasks.add(fetch.task)
+        fetch.task.add_done_callback(_tasks.discard)
+
+    def _begin_thread(self, fetch: _Fetch) -> None:
+        self._fetch = fetch
+        run = copy_context().run
+        try:
             threading.Thread(target=run, args=(self._run_in_thread, fetch), name=self.name, daemon=True).start()
-        return fetch
+        except RuntimeError as error:  # the system has no thread left, or the interpreter ends
+            self._end(fetch, None, error)
 
     def _end_if_lost(self, fetch: _Fetch) -> None:
         """End a fetch that takes too long, or whose loop runs no more and cannot say so."""
@@ -307,7 +312,8 @@ class _Renewal:
         if fetch is not self._fetch:  # `expire` was called in the middle of it
             return
         if kept is not None:
-            self._kept, self._failures, self._retry_at = kept, 0, 0.0
+            self._kept, self._failures = kept, 0
+            self._retry_at = time.monotonic() + _RETRY_FIRST_SECONDS  # it may be due already
             return
         pause = min(_RETRY_FIRST_SECONDS * 2**self._failures, _RETRY_LONGEST_SECONDS)
         self._retry_at = time.monotonic() + pause
@@ -406,8 +412,8 @@ class RenewedSecret:
             of its own; an async one in a task of its own, on the loop of the caller that found the secret missing or
             due, which need not be the loop of the call before.
         lifetime: Seconds that a secret lives, unless *fetch* returns an `Expiring`.
-        renew_before: Seconds before its end from which on a secret is renewed; None for a fifth of its lifetime, or 300
-            if that is less.
+        renew_before: Seconds before its end from which on a secret is renewed, at most once a second; None for a fifth
+            of its lifetime, or 300 if that is less.
         fetch_timeout: Seconds after which a fetch has failed. A thread cannot be ended: it is left to itself.
         name: In errors and logs; None for the name of *fetch*.
 
