@@ -107,6 +107,7 @@ class Storm:
     cancelled: int = 0
     told: Counter[str] = field(default_factory=Counter)
     _numbers: Any = field(default_factory=itertools.count)
+    _holding: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def blow(
         self, callers: int, *, meanwhile: Callable[[], Awaitable[Any]] | None = None, cancels: bool = True
@@ -119,13 +120,16 @@ class Storm:
 
         Args:
             callers: How many.
-            meanwhile: Is awaited when the first of them have begun.
+            meanwhile: Is awaited when the first of them holds its connection for 0.05 s.
             cancels: Whether every fifth of them is cancelled at some moment.
         """
+        self._holding.clear()
         tasks = [asyncio.create_task(self._call(next(self._numbers))) for _ in range(callers)]
         for number, task in enumerate(tasks[::5] if cancels else ()):
             asyncio.get_running_loop().call_later(number % 7 * 0.003, task.cancel)
         if meanwhile is not None:
+            async with asyncio.timeout(_LEASE_SECONDS):
+                await self._holding.wait()
             await meanwhile()
         done, waiting = await asyncio.wait(tasks, timeout=2 * _LEASE_SECONDS)
         for task in waiting:
@@ -143,7 +147,10 @@ class Storm:
                 for step in range(2):
                     asked = f"SELECT {number}::int + {step}::int"
                     assert await self.client.ask(connection, asked) == number + step
-                if number % 3 == 0:
+                if number % 10 == 3:  # holds on for so long that whatever happens meanwhile happens to it
+                    self._holding.set()
+                    await self.client.ask(connection, "SELECT 1 FROM pg_sleep(0.05)")
+                elif number % 3 == 0:
                     await self.client.ask(connection, "SELECT 1 FROM pg_sleep(0.002)")
         except (*DRIVER_ERRORS, errors.PoolError, psycopg_pool.PoolTimeout, sqlalchemy.exc.DBAPIError) as error:
             self.told[type(error).__name__] += 1

@@ -103,13 +103,13 @@ def test_a_storm_in_every_trouble(dsn, version, program, run, flavour, pool_mode
                 storm = Storm(client)
                 # In session mode, PAUSE waits until all clients have left.
                 for trouble in TROUBLES if pool_mode == "transaction" else set(TROUBLES) - {paused}:
-                    await storm.blow(100, meanwhile=lambda trouble=trouble: trouble(through), cancels=cancels)
+                    await storm.blow(60, meanwhile=lambda trouble=trouble: trouble(through), cancels=cancels)
                     await as_good_as_new(client)
                 told = storm.told.total()
-                await storm.blow(100, cancels=cancels)
+                await storm.blow(60, cancels=cancels)
                 assert storm.told.total() == told  # when all is well again, nobody is told anything
                 await as_good_as_new(client)
-        assert storm.answered > 300
+        assert storm.answered > 150
         assert told
 
     run(main())
@@ -198,7 +198,7 @@ def test_a_storm_with_every_reset(dsn, pgbouncer_program, run, pool_mode, sessio
             async with opened_behind(through, "asyncpg", pool_mode, session_reset=session_reset) as client:
                 storm = Storm(client)
                 for _ in range(2):
-                    await storm.blow(100, cancels=False)
+                    await storm.blow(60, cancels=False)
                 assert not storm.told
                 await as_good_as_new(client)
 

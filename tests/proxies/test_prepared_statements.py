@@ -50,8 +50,15 @@ def test_without_the_settings_for_it_some_queries_fail_and_nothing_is_lost(dsn, 
 
     async def main():
         with pgbouncer(pgbouncer_program, dsn, **OPTIONS) as through:
-            async with opened(flavour, through, **unset) as client:
+            async with (
+                opened(flavour, through, **unset) as client,
+                opened("psycopg", through, **FOR_SHARED_SESSIONS["psycopg"]) as other,
+            ):
                 outcomes = await ask_much(client, flavour)
+                async with other.lend() as connection:
+                    await other.run(connection, "BEGIN")  # has one of the sessions now
+                    outcomes += await ask_much(client, flavour)
+                    await other.run(connection, "COMMIT")
                 failed = [each for each in outcomes if isinstance(each, Exception)]
                 assert failed
                 assert all(
@@ -61,7 +68,7 @@ def test_without_the_settings_for_it_some_queries_fail_and_nothing_is_lost(dsn, 
                 assert all("prepared statement" in str(each) for each in failed), failed
                 if flavour == "asyncpg":
                     assert any("statement_cache_size" in str(each) for each in failed)
-                right = [a == b for a, b in zip(outcomes, EXPECTED, strict=True) if not isinstance(a, Exception)]
+                right = [a == b for a, b in zip(outcomes, 2 * EXPECTED, strict=True) if not isinstance(a, Exception)]
                 assert all(right)
 
     run(main())
