@@ -21,12 +21,16 @@ class Connects:
     def __init__(self):
         self.hosts = []
         self.silent = set()
+        self.refusing = set()
 
     async def __call__(self, dsn=None, *, host=None, port=None, **_):
         self.hosts.append((host, port))
         await asyncio.sleep(0)
-        if (HOSTS if host is None else host)[0] in self.silent:
+        first = (HOSTS if host is None else host)[0]
+        if first in self.silent:
             raise TimeoutError
+        if first in self.refusing:
+            raise asyncpg.InvalidAuthorizationSpecificationError
         return "a connection"
 
 
@@ -74,6 +78,37 @@ def test_an_order_that_matters_is_tried_again(run, connects, wanted, second):
     connects.silent = set()
     run(until_connected(order, dsn_for(wanted)))
     assert connects.hosts == [as_given(), second, as_given()]
+
+
+@pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
+def test_a_host_that_refuses_is_not_begun_with_again(run, connects, wanted):
+    """Else one timeout would keep the pool from the first host, which serves again, for ever."""
+    order = HostOrder()
+    connects.refusing = {"b"}
+
+    async def main():
+        connects.silent = {"a"}
+        for error in (TimeoutError, asyncpg.PostgresError, TimeoutError, asyncpg.PostgresError):
+            with pytest.raises(error):
+                await order.connect(dsn_for(wanted, "a:1,b:2"))
+        connects.silent = set()
+        await order.connect(dsn_for(wanted, "a:1,b:2"))
+
+    run(main())
+
+
+def test_a_first_host_that_refuses_keeps_its_place(run, connects):
+    """As with asyncpg: it may be the only one that is meant."""
+    order = HostOrder()
+    connects.refusing = {"a"}
+
+    async def main():
+        for _ in range(2):
+            with pytest.raises(asyncpg.PostgresError):
+                await order.connect(dsn_for("any"))
+
+    run(main())
+    assert connects.hosts == [as_given()] * 2
 
 
 def test_connects_that_time_out_together_count_as_one(run, connects):

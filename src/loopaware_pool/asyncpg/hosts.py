@@ -23,7 +23,12 @@ _PREFER_STANDBY: Final = "prefer-standby"
 
 
 class HostOrder:
-    """Begins with another host after each connect that has timed out."""
+    """
+    Begins with another host after each connect that has timed out.
+
+    A host that is begun with for this reason may refuse: asyncpg then tries no other. So the next connect begins with
+    another one again, and sooner or later with the first.
+    """
 
     def __init__(self) -> None:
         self._first = 0
@@ -40,41 +45,42 @@ class HostOrder:
             Exception: What `asyncpg.connect` raises.
         """
         first = self._first
-        hosts, is_kept = _hosts_from(first, *args, **kwargs) if first else ({}, True)
+        hosts, is_kept, following = _hosts_from(first, *args, **kwargs) if first else ({}, True, 1)
         try:
             connection = await asyncpg.connect(*args, **(kwargs | hosts))
-        except TimeoutError:
-            if first == self._first:  # else another connect that began with the same host has timed out before
-                self._first += 1
+        except Exception as error:
+            # If not, another connect that began with the same host has failed before.
+            if first == self._first and (first or isinstance(error, TimeoutError)):
+                self._first = following
+            if isinstance(error, IndexError) and _has_empty_host(*args, **kwargs):
+                raise asyncpg.exceptions.ClientConfigurationError(
+                    "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
+                    "'first-host:5432,second-host:5432'"
+                ) from None
             raise
-        except IndexError:
-            if not _has_empty_host(*args, **kwargs):
-                raise
-            raise asyncpg.exceptions.ClientConfigurationError(
-                "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
-                "'first-host:5432,second-host:5432'"
-            ) from None
         if not is_kept:
             self._first = 0
         return connection
 
 
-def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict[str, Any], bool]:
+def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict[str, Any], bool, int]:
     """
-    Return arguments for a connect that is to begin with host number *first*, and whether to keep that order.
+    Return arguments for a connect that is to begin with host number *first*, whether to keep that order, and the number
+    of the host that follows.
 
     Where a standby is preferred, that host is the only one: asyncpg would try all, the silent one among them, before it
     is content with a primary.
     """
     hosts, wanted = hosts_of(dsn, kwargs)
     if len(hosts) < 2:
-        return {}, True
+        return {}, True, 0
+    following = (first + 1) % len(hosts)
     first %= len(hosts)
     hosts = hosts[first:] + hosts[:first]
     if wanted == _PREFER_STANDBY:
         del hosts[1:]
     arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
-    return arguments, wanted not in (_ANY, _PREFER_STANDBY)
+    return arguments, wanted not in (_ANY, _PREFER_STANDBY), following
 
 
 def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:
