@@ -224,7 +224,7 @@ class AsyncpgSession(AsyncpgLink):
         async with asyncio.timeout(RESET_SECONDS):
             await answered
         if not answer.row:
-            self._settings.warn_once(f"the server refuses to set exit_on_error: {_LENT_LATER}")
+            self._settings.warn_once(f"the server refuses to say who answers, or to set exit_on_error: {_LENT_LATER}")
         elif self._settings.session_reset == "auto" and answer.pid != con.get_server_pid():
             self._settings.warn_once(_PROXY_FOUND)
         else:
