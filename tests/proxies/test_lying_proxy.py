@@ -178,7 +178,8 @@ def test_a_query_that_a_lying_proxy_loses_costs_its_caller_its_own_time(trusting
     async def main():
         options = {"max_size": 1, "statement_cache_size": 0, "command_timeout": 0.3}
         async with sharing_proxy(trusting_server) as (proxy, dsn), make_pool(dsn, **options) as pool:
-            assert await pool.fetchval(QUESTION, "1") == "1"
+            for number in ("0", "1"):  # the first reset is not followed
+                assert await pool.fetchval(QUESTION, number) == number
             with pytest.raises(TimeoutError):
                 await pool.fetchval(QUESTION, "2")
             assert proxy.lost == 1
