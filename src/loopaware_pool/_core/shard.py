@@ -278,7 +278,11 @@ class Shard(Generic[S]):
             self._heard_at = now
             self.asked.pop(slot, None)
             slot.move(SlotEvent.RESET_FINISHED)
+            idle_since = slot.since
             self._offer(slot, now)
+            if slot.pinged_at > idle_since and slot.state is SlotState.IDLE:
+                slot.since = idle_since  # else no connection that is pinged now and then would be idle for too long
+                self.wake_by(idle_since + (self._shared.config.max_idle or NEVER))
 
     def left_to_pool(self, slot: Slot[S], now: float) -> None:
         """Note that the caller of *slot* does not wait for its reset any more: its time was up."""
@@ -296,7 +300,7 @@ class Shard(Generic[S]):
         """
         self.drop_dead()
         for slot in self.idle[:]:
-            if now - slot.since >= SILENT_SECONDS:
+            if now - slot.unheard_since >= SILENT_SECONDS:
                 self.ping_idle(slot, now)
 
     def discard(self, slot: Slot[S], reason: str) -> None:
@@ -789,7 +793,7 @@ class Shard(Generic[S]):
             return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
-        self.asked[slot] = now
+        self.asked[slot] = slot.pinged_at = now
         self._effects.begin_ping(slot)
 
     def wake_by(self, due: float) -> None:
