@@ -45,7 +45,7 @@ async def _engine_flavour(dsn: str, driver: str, arguments: dict[str, Any], **op
     login, _, hosts = parts.netloc.rpartition("@")
     query = "&".join(f"host={host}" for host in hosts.split(","))
     engines = Engines(f"postgresql://{login}@{parts.path}?{query}", driver)
-    engines._arguments |= dict(parse_qsl(parts.query)) | arguments
+    engines.named |= dict(parse_qsl(parts.query)) | arguments
     sizes = {
         "pool_size": options.pop("max_size", 2),
         "pool_timeout": 15.0,

@@ -174,6 +174,7 @@ def test_no_time_at_all_is_enough_for_an_idle_connection_only(dsn, run, timeout)
     async def main():
         async with some_pool(dsn) as pool:
             await pool.execute("SELECT 1")
+            await pool.settled()  # a pool's first reset is followed by nothing
             async with pool.acquire(timeout=timeout):
                 with pytest.raises(PoolTimeout):
                     await pool.acquire(timeout=timeout)

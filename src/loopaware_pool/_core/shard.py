@@ -280,7 +280,7 @@ class Shard(Generic[S]):
             slot.move(SlotEvent.RESET_FINISHED)
             idle_since = slot.since
             self._offer(slot, now)
-            if slot.pinged_at > idle_since and slot.state is SlotState.IDLE:
+            if slot.pinged_at > idle_since and self.idle[-1:] == [slot]:
                 slot.since = idle_since  # else no connection that is pinged now and then would be idle for too long
                 self.wake_by(idle_since + (self._shared.config.max_idle or NEVER))
 
