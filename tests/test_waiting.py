@@ -77,6 +77,7 @@ def test_a_newcomer_does_not_take_what_comes_free_while_others_wait(dsn, run):
 
         async with some_pool(dsn) as pool:
             await pool.execute("SELECT 1")
+            await pool.settled()
             pool.suspend()
             tasks = [asyncio.create_task(user("early"))]
             await helpers.spin(2)
