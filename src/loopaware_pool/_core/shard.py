@@ -284,11 +284,19 @@ class Shard(Generic[S]):
                 slot.since = idle_since  # else no connection that is pinged now and then would be idle for too long
                 self.wake_by(idle_since + (self._shared.config.max_idle or NEVER))
 
-    def left_to_pool(self, slot: Slot[S], now: float) -> None:
-        """Note that the caller of *slot* does not wait for its reset any more: its time was up."""
+    def left_to_pool(self, slot: Slot[S], now: float, *, is_late: bool) -> None:
+        """
+        Note that the caller of *slot* does not wait for its reset any more.
+
+        Args:
+            slot: The connection's slot.
+            now: Monotonic seconds.
+            is_late: Whether a healthy server would have answered by now.
+        """
         if slot.state is SlotState.RESETTING:
-            self.asked[slot] = now
-            self.suspect(now)
+            self.asked.setdefault(slot, now)
+            if is_late:
+                self.suspect(now)
             self.grow(now)
 
     def suspect(self, now: float) -> None:
