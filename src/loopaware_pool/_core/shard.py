@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.interfaces import ShardEffects, Waiter
-    from loopaware_pool._core.permits import Permits
+    from loopaware_pool._core.permits import Claimant, Permits
     from loopaware_pool._core.state import SharedState
 
 __all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
@@ -135,6 +135,7 @@ class Shard(Generic[S]):
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
         self._donor_look_at = 0.0  # when to look for other loops' idle connections again, while a claim stands
+        self._asked_donor: Claimant | None = None  # the loop that was asked last, for the claim that stands
         self._donor_pause = 0.0  # seconds from one such look to the next
 
     # ---- lending ----
@@ -464,6 +465,7 @@ class Shard(Generic[S]):
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
+        self._asked_donor = None
         is_wanted = self._serves() and len(self.waiters) > len(self.connecting) and now >= self._slow_start.probe_at
         if is_wanted and self._effects.is_awake():
             self._start_connect(now)
@@ -558,6 +560,7 @@ class Shard(Generic[S]):
         return slot
 
     def _demand_ended(self) -> None:
+        self._asked_donor = None
         self._slow_start.demand_ended()
         if self._shedding is not None:
             self._shedding.emptied()
@@ -566,7 +569,7 @@ class Shard(Generic[S]):
 
     def _look_for_donor(self, now: float) -> None:
         self._take_from_silent_server(now)
-        donor = self._permits.donor_for(self, now)
+        donor = self._asked_donor = self._permits.donor_for(self, now, self._asked_donor)
         if donor is not None:
             self._effects.ask_for_permit(donor)
         else:
