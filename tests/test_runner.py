@@ -9,6 +9,7 @@ from time import monotonic
 
 import pytest
 
+from loopaware_pool._core import shard
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool.driver import Liveness, ReturnCheck
@@ -102,6 +103,35 @@ class Unaskable(FakeSession):
         if type(self).asked > 1:
             raise RuntimeError("a driver's own")
         return True
+
+
+class Silent(FakeSession):
+    """Its server does not answer."""
+
+    async def _answer(self, call):
+        await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("patience", [None, DEADLINE_SECONDS])
+def test_a_caller_that_is_cancelled_leaves_its_reset_to_the_pool(run, monkeypatch, patience):
+    """Another caller gets the permit before the reset's own time is up: half a minute, and here none."""
+    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.05)
+
+    async def main():
+        with pool_core(max_size=1, session_class=Silent) as core:
+            core.start()
+            slot = await take(core)
+            runner = core.runner()
+            runner.shard.returned(slot, ReturnCheck.RESET, monotonic())
+            runner.act()
+            releasing = asyncio.create_task(runner.task_finished(slot, patience))
+            await asyncio.sleep(0)
+            releasing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await releasing
+            assert await take(core) is not slot
+
+    run(main())
 
 
 def test_a_driver_that_fails_in_the_timer_leaves_nothing_undone(run, monkeypatch):

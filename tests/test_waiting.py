@@ -77,6 +77,7 @@ def test_a_newcomer_does_not_take_what_comes_free_while_others_wait(dsn, run):
 
         async with some_pool(dsn) as pool:
             await pool.execute("SELECT 1")
+            await pool.settled()
             pool.suspend()
             tasks = [asyncio.create_task(user("early"))]
             await helpers.spin(2)
@@ -174,6 +175,7 @@ def test_no_time_at_all_is_enough_for_an_idle_connection_only(dsn, run, timeout)
     async def main():
         async with some_pool(dsn) as pool:
             await pool.execute("SELECT 1")
+            await pool.settled()  # a pool's first reset is followed by nothing
             async with pool.acquire(timeout=timeout):
                 with pytest.raises(PoolTimeout):
                     await pool.acquire(timeout=timeout)

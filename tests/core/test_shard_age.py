@@ -7,7 +7,7 @@ import pytest
 from fakes import NEVER
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.slot import SlotState
-from shard_stories import PATIENCE, RESET_SENT, give_back, kill
+from shard_stories import BROKEN, PATIENCE, RESET_SENT, give_back, kill
 
 
 class TestAge:
@@ -148,6 +148,28 @@ class TestAge:
         give_back(pool, shard, shard.take(pool.now))
         pool.pass_time(9.0)
         assert shard.idle == [slot]
+        pool.pass_time(1.0)
+        assert shard.effects.closing == [slot]
+
+    def test_a_ping_does_not(self, make):
+        """Else a pool whose `keepalive` is less than its `max_idle` would never shrink."""
+        pool, shard = make(max_idle=10.0, keepalive=4.0)
+        (slot,) = pool.with_idle(shard, 1)
+        for _ in range(2):
+            pool.pass_time(4.0)
+            shard.serviced(shard.effects.pinging.pop(), pool.now)
+            assert shard.idle == [slot]
+        pool.pass_time(2.0)
+        assert (shard.effects.pinging, shard.effects.closing) == ([], [slot])
+
+    def test_neither_does_one_because_of_another_connection(self, make):
+        """As long as one breaks now and then, the others would never be closed."""
+        pool, shard = make(max_idle=10.0)
+        (lent,) = pool.lend(shard, 1)
+        (slot,) = pool.with_idle(shard, 1)
+        pool.pass_time(9.0)
+        give_back(pool, shard, lent, BROKEN)
+        shard.serviced(shard.effects.pinging.pop(), pool.now)
         pool.pass_time(1.0)
         assert shard.effects.closing == [slot]
 

@@ -278,6 +278,35 @@ class TestLooks:
             pool.deliver()
         assert idle.effects.closing == [last]
 
+    def test_who_does_not_react_is_not_asked_twice_in_a_row(self, make):
+        """Its thread may be busy with something else for long, and another loop has an idle connection as well."""
+        pool, busy = make(max_size=3, patience=PATIENCE)
+        useful, here = pool.shard(), pool.shard()
+        pool.with_idle(busy, 2)
+        pool.with_idle(useful, 1)
+        pool.wait(here)
+        for _ in range(2):
+            pool.pass_time(PATIENCE)
+        assert pool.messages == [("ask", busy), ("ask", useful), ("ask", busy)]
+
+    def test_no_loop_is_remembered_for_having_been_asked(self, make):
+        """It may be gone."""
+        pool, donor = make(max_size=1, patience=PATIENCE)
+        here = pool.shard()
+        (slot,) = pool.with_idle(donor, 1)
+        for served in (False, True):
+            waiter = pool.wait(here)
+            assert here._asked_donor is donor
+            if served:
+                pool.deliver()
+                pool.closed(donor, slot)
+                pool.deliver()
+            else:
+                pool.messages.clear()
+                waiter.cancel()
+                here.dequeue(waiter)
+            assert here._asked_donor is None
+
     def test_who_has_an_idle_connection_is_asked_before_who_waits_for_answers(self, make):
         """However many those are: a server that is silent may not answer for seconds."""
         pool, silent = make(max_size=3, patience=PATIENCE)

@@ -369,7 +369,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The time of callers who wait for them is up."""
         for shard in self.pool.shards:
             for slot in list(shard.effects.resetting):
-                shard.left_to_pool(slot, self.pool.now)
+                shard.left_to_pool(slot, self.pool.now, is_late=True)
 
     def suspend_or_resume(self, data):
         if self.pool.shared.is_suspended:

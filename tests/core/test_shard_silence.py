@@ -48,15 +48,27 @@ class TestDoubt:
         pool, shard, lent, idle = three
         give_back(pool, shard, lent, RESET)
         assert shard.effects.pinging == []
-        shard.left_to_pool(lent, pool.now)
+        shard.left_to_pool(lent, pool.now, is_late=True)
         assert shard.effects.pinging == idle
+
+    def test_a_caller_that_goes_early_leaves_no_doubt_but_a_permit(self, three):
+        """It was cancelled: the server may be well. If it is silent, the permit is not kept from callers."""
+        pool, shard, lent, idle = three
+        give_back(pool, shard, lent, RESET)
+        shard.left_to_pool(lent, pool.now, is_late=False)
+        assert (shard.effects.pinging, shard.idle) == ([], idle)
+        for _ in idle:
+            shard.take(pool.now)
+        pool.wait(shard)
+        pool.pass_time(SILENT_SECONDS)
+        assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
 
     def test_a_reset_that_is_over_leaves_no_doubt(self, three):
         """It has ended in the moment in which its caller went."""
         pool, shard, lent, _ = three
         give_back(pool, shard, lent, RESET)
         shard.serviced(lent, pool.now)
-        shard.left_to_pool(lent, pool.now)
+        shard.left_to_pool(lent, pool.now, is_late=True)
         assert (shard.effects.pinging, len(shard.idle)) == ([], 3)
 
     def test_a_reset_that_is_never_answered_has_the_others_asked(self, make):
@@ -110,7 +122,7 @@ class TestSilence:
         """After a second, the one first that was asked first, and no more than they need."""
         pool, shard, lent, (first, last) = three
         give_back(pool, shard, lent, RESET)
-        shard.left_to_pool(lent, pool.now)
+        shard.left_to_pool(lent, pool.now, is_late=True)
         for _ in range(2):
             pool.wait(shard)
         pool.pass_time(SILENT_SECONDS - STEP_SECONDS)
@@ -159,7 +171,7 @@ class TestSilence:
         pool, shard = make(max_size=2)
         first, unused = pool.lend(shard, 2)
         give_back(pool, shard, first, RESET)
-        shard.left_to_pool(first, pool.now)
+        shard.left_to_pool(first, pool.now, is_late=True)
         pool.pass_time(STEP_SECONDS)
         give_back(pool, shard, unused)
         assert shard.take(pool.now) is unused
@@ -191,7 +203,7 @@ class TestSilence:
         other = pool.shard()
         (lent,) = pool.lend(shard, 1)
         give_back(pool, shard, lent, RESET)
-        shard.left_to_pool(lent, pool.now)
+        shard.left_to_pool(lent, pool.now, is_late=True)
         pool.wait(other)
         pool.pass_time(SILENT_SECONDS)
         pool.deliver()

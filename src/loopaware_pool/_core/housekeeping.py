@@ -107,7 +107,7 @@ class Housekeeper(Generic[S]):
             reason = self._reason_to_close(slot, now)
             if reason:
                 self._shard.retire_idle(slot, reason, politely=slot.session.is_settled)
-            elif keepalive and now - slot.since >= keepalive:
+            elif keepalive and now - slot.unheard_since >= keepalive:
                 self._shard.ping_idle(slot, now)
             else:
                 self._shard.wake_by(self._next_look(slot))
@@ -159,7 +159,7 @@ class Housekeeper(Generic[S]):
         config = self._shared.config
         due = self._expires_idle_at(slot)
         if config.keepalive:
-            due = min(due, slot.since + config.keepalive)
+            due = min(due, slot.unheard_since + config.keepalive)
         if config.max_idle and not self._shrinks_in_periods() and self._has_surplus():
             due = min(due, slot.since + config.max_idle)
         if not slot.session.is_settled:

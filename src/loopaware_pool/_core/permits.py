@@ -177,8 +177,12 @@ class Permits:
                 self._calm_up_to = self.held(donor)
             return False
 
-    def donor_for(self, claimant: Claimant, now: float) -> Claimant | None:
-        """Return the loop with the most unused connections among those that must give one up for *claimant*."""
+    def donor_for(self, claimant: Claimant, now: float, asked: Claimant | None = None) -> Claimant | None:
+        """
+        Return the loop with the most unused connections among those that must give one up for *claimant*.
+
+        Another one than *asked*, if there is: that was asked last, and its thread may be busy with something else.
+        """
         with self._lock:
             since = self.claims.get(claimant)
             if since is None:
@@ -187,7 +191,7 @@ class Permits:
                 return None
             donors = [donor for donor in list(self._held) if donor is not claimant and donor.spare]
         # One that only waits for its server may wait for long, and has nothing to give until then.
-        return max(donors, key=lambda donor: (donor.unused, donor.spare), default=None)
+        return max(donors, key=lambda donor: (donor.unused > 0, donor is not asked, donor.spare), default=None)
 
     def _ripe_at(self, claimant: Claimant, since: float, donor_has_waiters: bool) -> float:
         """

@@ -580,13 +580,21 @@ class ShardRunner(Generic[S]):
         Cancellation: ends the waiting, not the task.
         """
         task = self._tasks.get(slot)
-        if task is not None and patience is not None:
-            await asyncio.wait([task], timeout=patience)
+        if task is None:
+            return None
+        try:
+            if patience is not None:
+                await asyncio.wait([task], timeout=patience)
+                if not task.done():
+                    self.shard.left_to_pool(slot, monotonic(), is_late=True)
+                    self.act()
+                    return None
+            return await event_loops.outcome_of(task)
+        except asyncio.CancelledError:
             if not task.done():
-                self.shard.left_to_pool(slot, monotonic())
+                self.shard.left_to_pool(slot, monotonic(), is_late=False)
                 self.act()
-                return None
-        return None if task is None else await event_loops.outcome_of(task)
+            raise
 
     def leases(self) -> list[LeaseInfo]:
         """List who holds connections, the longest lease first."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from loopaware_pool._core.config import PoolConfig
     from loopaware_pool._core.interfaces import ShardEffects, Waiter
-    from loopaware_pool._core.permits import Permits
+    from loopaware_pool._core.permits import Claimant, Permits
     from loopaware_pool._core.state import SharedState
 
 __all__ = ["GOODBYE_GRACE_SECONDS", "NEVER", "RESET_ANSWER_SECONDS", "Shard"]
@@ -135,6 +135,7 @@ class Shard(Generic[S]):
         self._pool_size = pool_size
         self._look_at = 0.0  # when to look for dropped leases again
         self._donor_look_at = 0.0  # when to look for other loops' idle connections again, while a claim stands
+        self._asked_donor: Claimant | None = None  # the loop that was asked last, for the claim that stands
         self._donor_pause = 0.0  # seconds from one such look to the next
 
     # ---- lending ----
@@ -278,13 +279,25 @@ class Shard(Generic[S]):
             self._heard_at = now
             self.asked.pop(slot, None)
             slot.move(SlotEvent.RESET_FINISHED)
+            idle_since = slot.since
             self._offer(slot, now)
+            if slot.pinged_at > idle_since and self.idle[-1:] == [slot]:
+                slot.since = idle_since  # else no connection that is pinged now and then would be idle for too long
+                self.wake_by(idle_since + (self._shared.config.max_idle or NEVER))
 
-    def left_to_pool(self, slot: Slot[S], now: float) -> None:
-        """Note that the caller of *slot* does not wait for its reset any more: its time was up."""
+    def left_to_pool(self, slot: Slot[S], now: float, *, is_late: bool) -> None:
+        """
+        Note that the caller of *slot* does not wait for its reset any more.
+
+        Args:
+            slot: The connection's slot.
+            now: Monotonic seconds.
+            is_late: Whether a healthy server would have answered by now.
+        """
         if slot.state is SlotState.RESETTING:
-            self.asked[slot] = now
-            self.suspect(now)
+            self.asked.setdefault(slot, now)
+            if is_late:
+                self.suspect(now)
             self.grow(now)
 
     def suspect(self, now: float) -> None:
@@ -296,7 +309,7 @@ class Shard(Generic[S]):
         """
         self.drop_dead()
         for slot in self.idle[:]:
-            if now - slot.since >= SILENT_SECONDS:
+            if now - slot.unheard_since >= SILENT_SECONDS:
                 self.ping_idle(slot, now)
 
     def discard(self, slot: Slot[S], reason: str) -> None:
@@ -452,6 +465,7 @@ class Shard(Generic[S]):
 
     def permit_granted(self, now: float) -> None:
         """Use, or return, a permit that another loop gave up for this one's claim."""
+        self._asked_donor = None
         is_wanted = self._serves() and len(self.waiters) > len(self.connecting) and now >= self._slow_start.probe_at
         if is_wanted and self._effects.is_awake():
             self._start_connect(now)
@@ -546,6 +560,7 @@ class Shard(Generic[S]):
         return slot
 
     def _demand_ended(self) -> None:
+        self._asked_donor = None
         self._slow_start.demand_ended()
         if self._shedding is not None:
             self._shedding.emptied()
@@ -554,7 +569,7 @@ class Shard(Generic[S]):
 
     def _look_for_donor(self, now: float) -> None:
         self._take_from_silent_server(now)
-        donor = self._permits.donor_for(self, now)
+        donor = self._asked_donor = self._permits.donor_for(self, now, self._asked_donor)
         if donor is not None:
             self._effects.ask_for_permit(donor)
         else:
@@ -789,7 +804,7 @@ class Shard(Generic[S]):
             return
         self.idle.remove(slot)
         slot.move(SlotEvent.RESET_STARTED)
-        self.asked[slot] = now
+        self.asked[slot] = slot.pinged_at = now
         self._effects.begin_ping(slot)
 
     def wake_by(self, due: float) -> None:

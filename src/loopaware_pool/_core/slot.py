@@ -140,7 +140,8 @@ class Slot(Generic[S_co]):
         session: The driver's side of the connection; unset while connecting.
         generation: The pool's generation when it was opened; `expire()` begins a new one.
         opened_at: When its connect began, later when it was connected, monotonic seconds.
-        since: When its present idle time or lease began, monotonic seconds.
+        since: When its present idle time or lease began, monotonic seconds. A ping does not end an idle time.
+        pinged_at: When it was last pinged, monotonic seconds; minus infinity if never.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
         reported: The report of this lease as overdue; None if there was none.
         holder: A weak reference to the task that acquired it last.
@@ -155,6 +156,7 @@ class Slot(Generic[S_co]):
         "holder",
         "instruction",
         "opened_at",
+        "pinged_at",
         "reported",
         "session",
         "since",
@@ -168,11 +170,17 @@ class Slot(Generic[S_co]):
         self.generation: int = generation
         self.opened_at: float = now
         self.since: float = now
+        self.pinged_at: float = float("-inf")
         self.expires_at: float = float("inf")
         self.reported: LeaseInfo | None = None
         self.holder: weakref.ref[Any] | None = None
         self.code: CodeType | None = None
         self.instruction: int = 0
+
+    @property
+    def unheard_since(self) -> float:
+        """Since when it is idle and was not pinged, monotonic seconds."""
+        return max(self.since, self.pinged_at)
 
     def move(self, event: SlotEvent) -> None:
         """
