@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 
@@ -150,7 +151,9 @@ def test_a_fetch_that_ends_while_those_who_wait_are_cancelled_wakes_the_others()
         fetch = credentials._Fetch(0.0)
         waiting = fetch.waiting
         waiting.update(futures := [loop.create_future() for _ in range(3)])
-        if not with_another_thread_between(Bound(fetch.end, None, None), at, lambda: waiting.discard(futures[0])):
+        if not with_another_thread_between(
+            Bound(fetch.end, None, None), at, functools.partial(waiting.discard, futures[0])
+        ):
             break
         loop.run_until_complete(asyncio.wait(futures[1:], timeout=DEADLINE_SECONDS))
         assert [future.done() for future in futures[1:]] == [True, True]
