@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import datetime as dt
 import functools
@@ -561,7 +562,6 @@ def test_a_fetch_that_goes_with_its_loop_is_no_failure(loop_factory, caplog):
     end_abruptly(loop_factory, ask_and_leave())
     with secret._renewal._lock:
         secret._renewal._fetch = None
-        credentials._tasks.clear()
         gc.collect()
     assert service.at_once == 0, "the coroutine is closed"
     assert not warnings(caplog)
@@ -581,7 +581,7 @@ def test_a_secret_is_not_shown_pickled_or_copied(run, duplicate):
 
 
 def test_a_secret_that_is_dropped_is_collected(run):
-    """Nothing of the module keeps it, nor its tasks."""
+    """Nothing of the module keeps it."""
     secret = RenewedSecret(Service(is_async=True).fetch, lifetime=900)
     run(secret())
     gone = threading.Event()
@@ -589,4 +589,62 @@ def test_a_secret_that_is_dropped_is_collected(run):
     del secret
     gc.collect()
     assert gone.is_set()
-    assert not credentials._tasks
+
+
+def test_a_renewal_of_a_secret_that_is_dropped_is_not_destroyed_in_the_middle(run, clock):
+    """A loop refers to its tasks weakly, and Python complains of one that is collected while it is pending."""
+    complaints, renewals = [], []
+
+    async def fetch():
+        if clock.passed:
+            renewals.append(weakref.ref(asyncio.current_task()))
+            await asyncio.get_running_loop().create_future()  # to which only this task refers
+        return "token"
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        secret = RenewedSecret(fetch, lifetime=900)
+        await secret()
+        clock.passed = 800
+        await secret()
+        await eventually_async(lambda: renewals, "the renewal")
+        del secret
+        gc.collect()
+        assert not complaints
+        renewals[0]().cancel()
+
+    run(main())
+
+
+def test_a_task_factory_of_the_programs_is_not_called_in_the_middle_of_a_decision(run):
+    """An eager one would run the fetch function there, which may ask for the same secret."""
+
+    async def fetch():
+        return "token"
+
+    async def main():
+        secret = RenewedSecret(fetch, lifetime=900)
+
+        def make_task(loop, coroutine, **options):
+            assert not secret._renewal._lock.locked()
+            return asyncio.Task(coroutine, loop=loop, **options)
+
+        asyncio.get_running_loop().set_task_factory(make_task)
+        assert await secret() == "token"
+        asyncio.get_running_loop().set_task_factory(None)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_fetch_finds_the_context_variables_of_whoever_asked(run, is_async):
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+
+    async def fetch_async():
+        return tenant.get()
+
+    async def main():
+        tenant.set("somebody")
+        assert await RenewedSecret(fetch_async if is_async else tenant.get, lifetime=900)() == "somebody"
+
+    run(main())

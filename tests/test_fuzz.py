@@ -62,7 +62,7 @@ class Ear:
     def answer_complete(self):
         self._decide("clean")
 
-    def answer_failed(self, reason):
+    def answer_failed(self, reason, sqlstate):
         self._decide("failed")
 
     def _decide(self, verdict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import threading
 
@@ -151,7 +152,7 @@ def test_a_fetch_that_ends_while_those_who_wait_are_cancelled_wakes_the_others()
         waiting = fetch.waiting
         waiting.update(futures := [loop.create_future() for _ in range(3)])
         if not with_another_thread_between(
-            Bound(fetch.end, None, None), at, lambda waiting=waiting, futures=futures: waiting.discard(futures[0])
+            Bound(fetch.end, None, None), at, functools.partial(waiting.discard, futures[0])
         ):
             break
         loop.run_until_complete(asyncio.wait(futures[1:], timeout=DEADLINE_SECONDS))

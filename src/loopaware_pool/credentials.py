@@ -284,9 +284,6 @@ class _Renewal:
         self._fetch = fetch
         # Not `create_task`: an eager task factory would call the fetch function here, with the lock held.
         fetch.task = asyncio.Task(self._run_in_task(fetch), loop=loop)
-        _tasks.difference_update([task for task in list(_tasks) if task.get_loop().is_closed()])
-        _tasks.add(fetch.task)
-        fetch.task.add_done_callback(_tasks.discard)
 
     def _begin_thread(self, fetch: _Fetch) -> None:
         self._fetch = fetch
@@ -333,7 +330,7 @@ class _Renewal:
 
     async def _run_in_task(self, fetch: _Fetch) -> None:
         try:
-            async with asyncio.timeout(self._fetch_timeout):
+            async with asyncio.timeout(self._fetch_timeout):  # its timer also keeps the task alive
                 kept = self._checked(await self._function())
         except GeneratorExit:  # its loop is closed
             raise
@@ -462,10 +459,6 @@ class RenewedSecret:
     def expire(self) -> None:
         """Forget the secret: whoever asks next waits for a new one. From any thread."""
         self._renewal.expire()
-
-
-# Tasks that fetch: a loop itself refers to its tasks weakly.
-_tasks: set[asyncio.Task[None]] = set()
 
 
 def _is_async(function: Any) -> bool:

@@ -31,6 +31,7 @@ from dialects import (
 from helpers import eventually as until
 from helpers import make_known
 from loopaware_pool.sqlalchemy import create_async_engine as our_engine
+from loopaware_pool.testing.fake_server import READY, FakeServer, error, is_reset, plain_answer
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -145,6 +146,36 @@ def test_a_refused_reset_costs_connections_and_no_caller_an_answer(run, caplog, 
     assert dialect.refusals[0].text in said
     assert f"({dialect.refusals[0].sqlstate})" in said
     assert 'Set reset_query to what this server knows, such as "RESET ALL"' in said
+
+
+@pytest.mark.parametrize("flavour", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("sqlstate", ["57P01", "57014", "53200"])
+def test_a_reset_that_fails_for_the_moment_is_no_reason_to_advise_less(run, caplog, flavour, sqlstate):
+    """A server that shuts down, a late cancellation, memory: a pool's first reset may meet one, and the next not."""
+
+    async def main():
+        failures = [sqlstate]
+
+        def answer(client, query):
+            if is_reset(query) and failures:
+                return error(failures.pop(), "ERROR", "not now") + READY
+            return plain_answer(client, query)
+
+        async with FakeServer(answer) as server:
+            if flavour == "asyncpg":
+                pool = loopaware_pool.asyncpg.create_pool(server.asyncpg_dsn, min_size=0, max_size=1)
+            else:
+                options = {"session_reset": "awaited", "min_size": 0, "max_size": 1, "open": False}
+                pool = loopaware_pool.psycopg.AsyncConnectionPool(server.dsn, **options)
+            async with pool:
+                for _ in range(3):
+                    async with pool.acquire() if flavour == "asyncpg" else pool.connection() as connection:
+                        await connection.execute("SET x = 1")
+                    await pool.settled()
+            assert (failures, len(server.sessions)) == ([], 2)
+
+    run(main())
+    assert [record for record in caplog.records if getattr(record, "pool_event", "") == "session_reset_refused"] == []
 
 
 @of_hooks

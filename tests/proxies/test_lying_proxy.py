@@ -168,6 +168,13 @@ def test_a_process_that_answers_two_connections_gives_a_sharing_proxy_away(trust
     assert 'session_reset="never"' in warning
 
 
+async def succeed_in_resetting(pool):
+    """No call is sent behind the resets of a pool before one of them has succeeded; the next call is."""
+    for _ in range(2):
+        assert await pool.fetchval(QUESTION, "1") == "1"
+    assert pool._driver.has_reset
+
+
 def test_a_query_that_a_lying_proxy_loses_costs_its_caller_its_own_time(trusting_server, run, caplog):
     """
     With one connection there is nothing to compare at first. The caller gets a timeout, and nothing is lost but that
@@ -178,8 +185,7 @@ def test_a_query_that_a_lying_proxy_loses_costs_its_caller_its_own_time(trusting
     async def main():
         options = {"max_size": 1, "statement_cache_size": 0, "command_timeout": 0.3}
         async with sharing_proxy(trusting_server) as (proxy, dsn), make_pool(dsn, **options) as pool:
-            for number in ("0", "1"):  # the first reset is not followed
-                assert await pool.fetchval(QUESTION, number) == number
+            await succeed_in_resetting(pool)
             with pytest.raises(TimeoutError):
                 await pool.fetchval(QUESTION, "2")
             assert proxy.lost == 1
@@ -197,13 +203,52 @@ def test_a_query_that_a_lying_proxy_loses_costs_its_caller_its_own_time(trusting
     assert SHARED in warning
 
 
+def test_where_nothing_is_answered_any_more_the_log_names_what_may_be_the_matter(dsn, run, caplog, monkeypatch):
+    """The network falls silent behind a reset: neither the call nor its cancellation is answered."""
+    monkeypatch.setattr(asyncpg_session, "RESET_SECONDS", 0.2)
+    make_known(QUESTION)
+
+    async def main():
+        with FaultProxy(dsn) as proxy:
+            async with make_pool(proxy.dsn, max_size=1, command_timeout=0.2) as pool:
+                await succeed_in_resetting(pool)
+                proxy.freeze()
+                with pytest.raises(TimeoutError):
+                    await pool.fetchval(QUESTION, "2")
+                await eventually_async(lambda: not pool.stats().size, "the end of the connection")
+                proxy.heal()
+                await take_all(pool)
+
+    run(main())
+    (warning,) = warnings_of(caplog)
+    assert UNANSWERED in warning
+
+
+def test_a_silent_moment_does_not_keep_a_sharing_proxy_from_being_named(trusting_server, run, caplog):
+    """Each reason is told, although another one was told before; and told once."""
+
+    async def main():
+        async with sharing_proxy(trusting_server) as (_, dsn):
+            options = {"statement_cache_size": 0, "command_timeout": 10}
+            async with make_pool(dsn, max_size=3, **options) as pool:
+                pool._driver.warn_once(UNANSWERED)
+                for _ in range(2):
+                    await take_all(pool)
+                    await pool.expire_connections()
+
+    run(main())
+    first, second = warnings_of(caplog)
+    assert UNANSWERED in first
+    assert SHARED in second
+
+
 def test_a_slow_query_is_no_lost_one(dsn, run, caplog):
     """Its cancellation is answered."""
     make_known("SELECT pg_sleep($1)", QUESTION)
 
     async def main():
         async with make_pool(dsn, max_size=1, command_timeout=0.1) as pool:
-            assert await pool.fetchval(QUESTION, "1") == "1"
+            await succeed_in_resetting(pool)
             with pytest.raises(TimeoutError):
                 await pool.fetchval("SELECT pg_sleep($1)", 60)
             await take_all(pool)

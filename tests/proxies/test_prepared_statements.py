@@ -101,6 +101,27 @@ def test_a_newer_one_follows_prepared_statements_from_session_to_session(dsn, ne
     run(main())
 
 
+@pytest.mark.skipif(psycopg.pq.version() < 170000, reason="an older libpq has no way to close a statement")
+def test_more_statements_than_psycopg_keeps_are_closed_in_words_that_a_newer_one_knows(
+    dsn, newer_pgbouncer_program, run
+):
+    """Not by `DEALLOCATE`, which names a statement that the session does not have."""
+
+    async def keep_few(connection):
+        connection.prepared_max = 2
+
+    async def main():
+        with pgbouncer(newer_pgbouncer_program, dsn, **OPTIONS, max_prepared_statements=100) as through:
+            options = {"configure": keep_few, "kwargs": {"prepare_threshold": 0}}
+            async with opened("psycopg", through, **options) as client:
+                for _ in range(3):
+                    asked = (client.value(f"SELECT {number}") for number in range(4 * SIZE))
+                    assert await asyncio.gather(*asked) == [*range(4 * SIZE)]
+                await as_good_as_new(client)
+
+    run(main())
+
+
 @pytest.mark.parametrize("threshold", [0, None])
 def test_without_the_settings_one_may_be_answered_with_the_result_of_another_ones_statement(
     dsn, pgbouncer_program, run, threshold

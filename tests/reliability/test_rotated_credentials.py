@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.util import await_only
 
-from loopaware_pool import credentials, errors
+from loopaware_pool import errors
 from loopaware_pool._core import asking
 from loopaware_pool.credentials import Expiring, RenewedSecret
 from loopaware_pool.sqlalchemy import create_async_engine
@@ -411,7 +411,7 @@ def test_a_fetch_that_the_end_of_its_loop_cancels_is_not_begun_again_there(role,
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
-    assert not [task for task in credentials._tasks if not task.done()]
+    assert secret._renewal._fetch.task.done()
     assert len(begun) == 1
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(stack.aclose())

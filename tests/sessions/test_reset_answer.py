@@ -77,7 +77,7 @@ class Recorder:
     def answer_complete(self):
         self.calls.append("answered")
 
-    def answer_failed(self, reason):
+    def answer_failed(self, reason, sqlstate):
         self.failures.append(reason)
         self.calls.append("failed")
 

@@ -13,6 +13,7 @@ __all__ = [
     "ServerState",
     "classify",
     "is_not_understood",
+    "may_pass",
 ]
 
 # Asks what a new session would find, whatever this one has set: a standby, or a server that no longer takes writes, as
@@ -55,6 +56,15 @@ _OMENS: Final = {
 
 # Syntax errors and unknown names; features that are not there; errors of other servers that have no class.
 _NOT_UNDERSTOOD: Final = ("42", "0A", "XX")
+
+
+# Connections, resources, operators and cancellations, the system.
+_OF_THE_MOMENT: Final = ("08", "53", "57", "58")
+
+
+def may_pass(sqlstate: str) -> bool:
+    """Whether the same statement may well succeed another time."""
+    return sqlstate.startswith(_OF_THE_MOMENT)
 
 
 def is_not_understood(error: BaseException) -> bool:

@@ -229,17 +229,18 @@ class AsyncpgDriver:
         return SessionUser(authorization=None if is_unchanged else str(user), role=str(role))
 
     def warn_once(self, warning: str) -> None:
-        """Log why resets are not made as requested, once per pool."""
-        self._log_once(warning, fields("session_reset_replaced", self.name, pool_session_reset=self.session_reset))
+        """Log why resets are not made as requested, each reason once per pool."""
+        told = fields("session_reset_replaced", self.name, pool_session_reset=self.session_reset)
+        self._log_once(warning, warning, told)
 
     def reset_refused(self, reason: str) -> None:
         """Log, once per pool, that no reset has succeeded."""
         told = fields("session_reset_refused", self.name, pool_session_reset=self.session_reset)
-        self._log_once(RESET_REFUSED.format(reason), told)
+        self._log_once(RESET_REFUSED, RESET_REFUSED.format(reason), told)
 
-    def _log_once(self, warning: str, told: dict[str, Any]) -> None:
-        if told["pool_event"] not in self._warned:
-            self._warned.add(told["pool_event"])
+    def _log_once(self, what: str, warning: str, told: dict[str, Any]) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
             logger.warning("%s", warning, extra=told)
 
 

@@ -83,7 +83,7 @@ class _Session(Protocol):
 
     def answer_complete(self) -> None: ...
 
-    def answer_failed(self, reason: str) -> None: ...
+    def answer_failed(self, reason: str, sqlstate: str) -> None: ...
 
     def connection_gone(self, reason: str) -> None: ...
 
@@ -261,13 +261,16 @@ class ResetProtocol(asyncio.Protocol):
             # A notice of the reset is for no caller. An error after the last statement comes after the commit.
             self._is_exemplary = False
         elif kind not in b"TDI" and not (kind in b"12" and self._completed < self._reset.ahead):
-            self._fail(_refusal(message) if kind == b"E" else f"unexpected message {kind!r}")
+            self._fail(*(_refusal(message) if kind == b"E" else (f"unexpected message {kind!r}",)))
             return False
         return True
 
     def _ready(self, *, status: bytes, answer: bytes, surplus: bytes) -> None:
-        if status != b"I" or self._reset.statements not in (None, self._completed):
-            self._fail(f"{self._completed} of {self._reset.statements} statements done, transaction status {status!r}")
+        if status != b"I":
+            self._fail(f"it leaves a transaction open (status {status.decode(errors='replace')})")
+            return
+        if self._reset.statements not in (None, self._completed):
+            self._fail(f"{self._completed} of {self._reset.statements} statements done")
             return
         if self._is_exemplary:
             self._clean_answers[self._reset.data] = answer
@@ -285,11 +288,11 @@ class ResetProtocol(asyncio.Protocol):
                 self._parse()
         self._session.answer_complete()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, sqlstate: str = "") -> None:
         was_due = self.is_due
         self.give_back()
         if was_due:
-            self._session.answer_failed(reason)
+            self._session.answer_failed(reason, sqlstate)
         else:
             self._session.connection_gone(reason)
 
@@ -308,11 +311,12 @@ class ResetProtocol(asyncio.Protocol):
         self._protocol.resume_writing()
 
 
-def _refusal(message: bytes) -> str:
-    """Say in one line what an ErrorResponse says."""
+def _refusal(message: bytes) -> tuple[str, str]:
+    """Say in one line what an ErrorResponse says; and return its SQLSTATE, empty if it has none."""
     said = {part[:1]: part[1:].decode(errors="replace") for part in message[_HEADER_BYTES:].split(b"\0")}
     reason = " ".join(said.get(b"M", "").split())[:_LONGEST_REASON]
-    return f"the server refused it: {reason} ({said.get(b'C', 'no SQLSTATE')})"
+    sqlstate = said.get(b"C", "")
+    return f"the server refused it: {reason} ({sqlstate or 'no SQLSTATE'})", sqlstate
 
 
 class BackendPidCheck(ResetProtocol):
@@ -367,7 +371,7 @@ class BackendPidCheck(ResetProtocol):
         if not self._answered.done():
             self._answered.set_result(None)
 
-    def answer_failed(self, _: str) -> None:
+    def answer_failed(self, _: str, sqlstate: str) -> None:
         """Note that the answer is no valid one, which is an answer, too."""
         self.answer_complete()
 

@@ -22,7 +22,7 @@ import asyncpg
 from asyncpg import pool as upstream
 from asyncpg.connection import Connection
 
-from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify
+from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ServerState, classify, may_pass
 from loopaware_pool._core.timeouts import LATE_SECONDS, patience_after
 from loopaware_pool.asyncpg.client_memory import ClientMemory
 from loopaware_pool.asyncpg.internals import has_own_methods, has_own_reset, is_refused_as_ended, raise_if_ended
@@ -743,9 +743,9 @@ class AsyncpgSession(AsyncpgLink):
         if self.owner is not None:
             self.owner.lost(reason)
 
-    def answer_failed(self, reason: str) -> None:
+    def answer_failed(self, reason: str, sqlstate: str) -> None:
         """The reset has failed."""
-        if not self._settings.has_reset:
+        if not (self._settings.has_reset or may_pass(sqlstate)):
             self._settings.reset_refused(reason)
         if self.owner is not None:
             self.owner.reset_failed(asyncpg.InterfaceError(f"the reset of a session failed: {reason}"))

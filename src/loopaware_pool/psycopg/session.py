@@ -11,7 +11,14 @@ import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.adapt import AdaptersMap
 
-from loopaware_pool._core.sqlstate import IS_READ_ONLY_QUERY, ROLE_REFUSED, ServerState, classify, is_not_understood
+from loopaware_pool._core.sqlstate import (
+    IS_READ_ONLY_QUERY,
+    ROLE_REFUSED,
+    ServerState,
+    classify,
+    is_not_understood,
+    may_pass,
+)
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.event_loops import label, post
 from loopaware_pool._platform.log_fields import error_type, fields
@@ -285,7 +292,8 @@ class PsycopgSession(PsycopgLink):
         try:
             await self._reset_session(configured)
         except psycopg.Error as error:
-            if not self._settings.has_reset:
+            is_lost = isinstance(error, psycopg.OperationalError) and error.sqlstate is None
+            if not (self._settings.has_reset or is_lost or may_pass(str(error.sqlstate))):
                 self._settings.reset_refused(error)
             raise
         self._settings.has_reset = True

@@ -38,7 +38,7 @@ def positive(name: str, text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not number > 0:
+    if not 0 < number < float("inf"):
         raise ValueError(f"{name} {text}: expected a number above 0")
     if not _LEAST_POSITIVE <= number <= _MOST_POSITIVE:
         raise ValueError(f"{name} {text}: expected a number from {_LEAST_POSITIVE:g} to {_MOST_POSITIVE:g}")
