@@ -11,13 +11,16 @@ import pytest
 
 from helpers import make_known
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.asyncpg import session as asyncpg_session
+from loopaware_pool.testing import FaultProxy
 from pgbouncer import pgbouncer
-from running import make_pool, take_all
+from running import eventually_async, make_pool, take_all
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
 QUESTION = "SELECT $1::text"
 SHARED = "gives one server connection to several of the pool's connections"
+UNANSWERED = "was not answered in its time, and neither was its cancellation"
 _SSL_REQUEST, _CANCEL_REQUEST = 80877103, 80877102
 
 
