@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loopaware_pool._core.connect_pacing import STEP_SECONDS
-from loopaware_pool._core.shard import SILENT_SECONDS, SLOW_SECONDS
+from loopaware_pool._core.shard import LONGEST_ANSWER_SECONDS, SILENT_SECONDS, SLOW_SECONDS
 from loopaware_pool._core.slot import SlotState
 from shard_stories import BROKEN, READY, RESET, RESET_SENT, WORN_OUT, give_back, kill
 
@@ -104,6 +104,23 @@ class TestDoubt:
             pool.wait(shard)
             counts.append(shard.waiting_in_line(pool.now))
         assert counts == [0, 1]
+
+    @pytest.mark.parametrize("seconds", [0.0625, 1.0])
+    def test_a_server_far_away_has_twice_as_long_as_its_last_answer_took(self, make, seconds):
+        """Else each timeout of a query would have connections opened in vain. A quarter of a second is the most."""
+        pool, shard = make(max_size=3)
+        (idle,) = pool.with_idle(shard, 1)
+        shard.housekeeper.ping_all(pool.now)
+        pool.pass_time(seconds)
+        shard.serviced(shard.effects.pinging.pop(), pool.now)
+        pool.pass_time(SILENT_SECONDS)
+        shard.suspect(pool.now)
+        pool.wait(shard)
+        limit = min(2 * seconds, LONGEST_ANSWER_SECONDS)
+        pool.pass_time(limit - STEP_SECONDS)
+        assert (shard.effects.pinging, shard.effects.opening) == ([idle], [])
+        pool.pass_time(STEP_SECONDS)
+        assert len(shard.effects.opening) == 1
 
     def test_one_that_does_not_answer_at_once_lets_another_be_opened(self, make):
         """For a caller who waits."""

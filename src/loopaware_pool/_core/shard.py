@@ -46,6 +46,8 @@ DEAD_CHECK_SECONDS: Final = 1.0
 RESET_ANSWER_SECONDS: Final = 30.0
 # The lower bound where a caller allows less: no caller waits for the answer, and a new connect would take as long.
 LEAST_ANSWER_SECONDS: Final = 1.0
+# How long callers without a connection wait, at most, for the answers that are due, before they have one opened.
+LONGEST_ANSWER_SECONDS: Final = 0.25
 # How often to look for dropped leases while a caller waits and no connection can be opened.
 DROPPED_LOOK_SECONDS: Final = 1.0
 # The longest from one look for other loops' idle connections to the next, while a claim stands.
@@ -106,6 +108,7 @@ class Shard(Generic[S]):
         self.unanswered: dict[Slot[S], float] = {}  # when the reset counts as failed; in order of return
         self.asked: dict[Slot[S], float] = {}  # since when a task, and no caller, waits for an answer; in that order
         self._heard_at = -NEVER  # when the server last showed that it is there
+        self._answer_seconds = 0.0  # how long its last answer took, to a reset in passing or to a ping
         self.waiters: WaitQueue = WaitQueue()
         self.counters: Counters = Counters()
         self._use_counts = self.counters.use_times.counts
@@ -270,6 +273,7 @@ class Shard(Generic[S]):
         if slot in self.unanswered:
             del self.unanswered[slot]
             self._heard_at = now
+            self._answer_seconds = now - slot.since
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
 
@@ -277,7 +281,8 @@ class Shard(Generic[S]):
         """Take back a connection that a task has reset, pinged or read from."""
         if slot.state is SlotState.RESETTING:
             self._heard_at = now
-            self.asked.pop(slot, None)
+            if self.asked.pop(slot, None) == slot.pinged_at:
+                self._answer_seconds = now - slot.pinged_at
             slot.move(SlotEvent.RESET_FINISHED)
             idle_since = slot.since
             self._offer(slot, now)
@@ -451,7 +456,9 @@ class Shard(Generic[S]):
 
     def _about_to_be_idle(self, now: float) -> int:
         """Count connections that will be answered any moment. 0 once one of them has taken too long."""
-        late_at = self._unanswered_since() + STEP_SECONDS
+        # A server far away takes longer, and to connect to it takes longer still.
+        answer_seconds = min(max(STEP_SECONDS, 2 * self._answer_seconds), LONGEST_ANSWER_SECONDS)
+        late_at = self._unanswered_since() + answer_seconds
         if now >= late_at:
             return 0
         self.wake_by(late_at)
