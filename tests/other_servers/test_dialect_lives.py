@@ -148,6 +148,26 @@ def test_a_refused_reset_costs_connections_and_no_caller_an_answer(run, caplog, 
     assert 'Set reset_query to what this server knows, such as "RESET ALL"' in said
 
 
+def test_a_pool_that_is_sent_to_another_server_does_not_believe_in_its_resets_yet(run, caplog):
+    """One that looks like the first, and refuses the reset: no caller loses a query, and the log says what to do."""
+    make_known("SELECT 1")
+
+    async def main():
+        async with DialectServer(POSTGRES) as first, DialectServer(YUGABYTE_2_0) as second:
+            async with loopaware_pool.asyncpg.create_pool(first.asyncpg_dsn, min_size=0, max_size=1) as pool:
+                for _ in range(3):
+                    assert await pool.fetchval("SELECT 1") == 1
+                await pool.settled()
+                pool.set_connect_args(second.asyncpg_dsn)
+                await pool.expire_connections()
+                assert await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(10))) == [1] * 10
+            assert second.statements.count("SELECT 1") == 10
+
+    run(main())
+    (said,) = [record for record in caplog.records if getattr(record, "pool_event", "") == "session_reset_refused"]
+    assert YUGABYTE_2_0.refusals[0].text in said.getMessage()
+
+
 @pytest.mark.parametrize("flavour", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("sqlstate", ["57P01", "57014", "53200"])
 def test_a_reset_that_fails_for_the_moment_is_no_reason_to_advise_less(run, caplog, flavour, sqlstate):

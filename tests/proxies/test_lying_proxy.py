@@ -172,7 +172,7 @@ def test_a_process_that_answers_two_connections_gives_a_sharing_proxy_away(trust
 
 
 async def succeed_in_resetting(pool):
-    """No call is sent behind the resets of a pool before one of them has succeeded; the next call is."""
+    """No call is sent behind the resets of a connection before one of them has succeeded; the next call is."""
     for _ in range(2):
         assert await pool.fetchval(QUESTION, "1") == "1"
     assert pool._driver.has_reset

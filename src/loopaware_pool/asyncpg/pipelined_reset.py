@@ -27,7 +27,7 @@ next message. It would run the next lease's query with them before the pool coul
   encoding and which settings the session has again.
 * What a statement's text does not show is contained by a guard, see
   `reset_messages.guarded`.
-* No reset is followed before one has succeeded in the same pool. A server may look like PostgreSQL and refuse a
+* No reset is followed before one has succeeded in the same session. A server may look like PostgreSQL and refuse a
   statement of the reset, and each caller behind one would lose its query.
 
 If a proxy stands between the pool and the server, or the server does not know the guard, nothing is sent behind a

@@ -147,6 +147,7 @@ class AsyncpgSession(AsyncpgLink):
         "_can_be_followed",
         "_ending",
         "_guarded",
+        "_has_reset",
         "_is_behind_reset",
         "_memory",
         "_plain",
@@ -192,6 +193,7 @@ class AsyncpgSession(AsyncpgLink):
         self._query = ""
         self._plain = plain(())
         self._guarded: ResetMessage | None = None
+        self._has_reset = False  # successfully
         self._is_behind_reset = False
         self._answer: ResetProtocol | None = None
         self._memory = ClientMemory(con)
@@ -393,8 +395,9 @@ class AsyncpgSession(AsyncpgLink):
         self.is_dirty = self._starts_dirty
         self._uncounted_queries += 1
         # To follow a reset, but not in the same write, costs the server the guard and saves it nothing. The first reset
-        # of a pool is not followed: a server that refuses it would cost the next caller its query.
-        may_be_followed = self._settings.has_reset and (answer.can_hold or not is_wanted)
+        # of a session is not followed: a server that refuses it would cost the next caller its query. Another session
+        # may be of another server.
+        may_be_followed = self._has_reset and (answer.can_hold or not is_wanted)
         to_be_followed = self._guarded  # once: another thread may learn that nothing may follow
         if is_dirty or to_be_followed is None or not may_be_followed:
             answer.send(self._plain)
@@ -732,7 +735,7 @@ class AsyncpgSession(AsyncpgLink):
 
     def answer_complete(self) -> None:
         """The reset is done. The settings reported by now are those of an unchanged session."""
-        self._settings.has_reset = True
+        self._has_reset = self._settings.has_reset = True
         if self.lease is None:
             self._memory.expect_this()
         if self.owner is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from importlib import import_module
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import exc
@@ -28,28 +27,29 @@ def with_functions(given: ConnectArgs, *, driver: str) -> dict[str, Any]:
         driver: SQLAlchemy's name of the driver that makes the connections.
     """
     connect_args = {} if callable(given) else dict(given)
-    if (connect := _connect_of(driver)) is not None:
-        connect_args.setdefault(_CREATOR, connect)
+    if driver not in (*_PSYCOPG, "asyncpg"):  # the engine is refused when it is made
+        return connect_args
+    connect = connect_args.setdefault(_CREATOR, _connect_of(driver))
     if callable(given) or callable(connect_args.get("password")):
-        function, connect = given if callable(given) else None, connect_args.get(_CREATOR)
+        function = given if callable(given) else None
         connect_args[_CREATOR] = _asking(function, connect, is_psycopg=driver in _PSYCOPG)
     return connect_args
 
 
-def _connect_of(driver: str) -> Callable[..., Awaitable[Any]] | None:
-    """Return what our pools connect with; None for SQLAlchemy's own choice."""
+def _connect_of(driver: str) -> Callable[..., Awaitable[Any]]:
+    """Return what our pools connect with."""
     if driver in _PSYCOPG:
         from loopaware_pool.psycopg import LoopAwareConnection
 
         return LoopAwareConnection.connect
-    if driver == "asyncpg":
-        from loopaware_pool.asyncpg.hosts import HostOrder
+    from loopaware_pool.asyncpg.hosts import HostOrder
 
-        return HostOrder().connect
-    return None
+    return HostOrder().connect
 
 
-def _asking(function: Any, connect: Any, *, is_psycopg: bool) -> Callable[..., Awaitable[Any]]:
+def _asking(
+    function: Any, connect: Callable[..., Awaitable[Any]], *, is_psycopg: bool
+) -> Callable[..., Awaitable[Any]]:
     asking = Asking(exc.InvalidRequestError)
 
     async def create(*args: Any, **kwargs: Any) -> Any:
@@ -62,8 +62,7 @@ def _asking(function: Any, connect: Any, *, is_psycopg: bool) -> Callable[..., A
             else:
                 kwargs["password"] = password = AskedPassword(asking, _PASSWORD, password)
         try:
-            # Looked up when it is needed, as a tracer may replace it.
-            return await (connect or import_module("asyncpg").connect)(*args, **kwargs)
+            return await connect(*args, **kwargs)
         except Exception as error:
             if isinstance(password, AskedPassword):
                 password.explain(error)
