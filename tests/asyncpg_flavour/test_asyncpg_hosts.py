@@ -16,18 +16,25 @@ HOSTS = ["a", "b", "c"]
 
 
 class Connects:
-    """Stands in for `asyncpg.connect`. Hosts in `silent` use up the time if they are first."""
+    """
+    Stands in for `asyncpg.connect`. Hosts in `silent` use up the time if they are first, or if all are tried.
+
+    Attributes:
+        tries_all: Whether a connect tries all hosts, as for a standby that is only preferred.
+    """
 
     def __init__(self):
         self.hosts = []
         self.silent = set()
         self.refusing = set()
+        self.tries_all = False
 
     async def __call__(self, dsn=None, *, host=None, port=None, **_):
         self.hosts.append((host, port))
         await asyncio.sleep(0)
-        first = (HOSTS if host is None else host)[0]
-        if first in self.silent:
+        hosts = HOSTS if host is None else host
+        first = hosts[0]
+        if self.silent.intersection(hosts if self.tries_all else hosts[:1]):
             raise TimeoutError
         if first in self.refusing:
             raise asyncpg.InvalidAuthorizationSpecificationError
@@ -88,13 +95,23 @@ def test_a_host_that_refuses_is_not_begun_with_again(run, connects, wanted):
 
     async def main():
         connects.silent = {"a"}
-        for error in (TimeoutError, asyncpg.PostgresError, TimeoutError, asyncpg.PostgresError):
+        first_alone = [TimeoutError] if wanted == "prefer-standby" else []
+        turn = [TimeoutError, asyncpg.PostgresError, *first_alone]
+        for error in turn * 2:
             with pytest.raises(error):
                 await order.connect(dsn_for(wanted, "a:1,b:2"))
         connects.silent = set()
         await order.connect(dsn_for(wanted, "a:1,b:2"))
 
     run(main())
+
+
+def test_each_host_is_tried_alone_where_a_standby_is_preferred(run, connects):
+    """The first one, too: as given, a connect to a primary would still ask the silent standby."""
+    order = HostOrder()
+    connects.silent, connects.tries_all = {"b", "c"}, True
+    run(until_connected(order, dsn_for("prefer-standby")))
+    assert connects.hosts == [as_given(), (["b"], [2]), (["c"], [3]), (["a"], [1])]
 
 
 def test_a_first_host_that_refuses_keeps_its_place(run, connects):

@@ -74,10 +74,11 @@ def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict
     hosts, wanted = hosts_of(dsn, kwargs)
     if len(hosts) < 2:
         return {}, True, 0
-    following = (first + 1) % len(hosts)
+    is_alone = wanted == _PREFER_STANDBY
+    following = (first + 1) % (len(hosts) + is_alone)  # the last one is the first host alone, which 0 does not mean
     first %= len(hosts)
     hosts = hosts[first:] + hosts[:first]
-    if wanted == _PREFER_STANDBY:
+    if is_alone:
         del hosts[1:]
     arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
     return arguments, wanted not in (_ANY, _PREFER_STANDBY), following
