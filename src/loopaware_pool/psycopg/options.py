@@ -149,8 +149,8 @@ class Options(SharedOptions):
     reset_query: str | None = option(
         'Sent by `session_reset="awaited"`, in autocommit mode, in place of what PostgreSQL itself needs; "" for '
         "nothing, None for PostgreSQL. A role or session authorization that *configure* has set is not restored then. "
-        "One that discards prepared statements, as DISCARD ALL does, needs `prepare_threshold=None`: psycopg 3.2.0 does "
-        "not notice.",
+        "One that discards prepared statements, as DISCARD ALL does, needs `prepare_threshold=None`: psycopg 3.2.0 "
+        "does not notice.",
         check=or_none(check_query),
         default=None,
     )
