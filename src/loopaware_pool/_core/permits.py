@@ -58,7 +58,7 @@ class Permits:
         # holder and come back here. So the lock is reentrant, and every loop over a dictionary runs over a copy.
         self._lock = threading.RLock()
         self._held: dict[Claimant, int] = {}
-        self.in_use = 0
+        self.in_use: int = 0
         self.claims: dict[Claimant, float] = {}
         # When a connection was last closed for a claim.
         self._promised: dict[Claimant, float] = {}
