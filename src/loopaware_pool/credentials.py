@@ -457,7 +457,7 @@ class RenewedSecret:
         return await self._renewal.valid()
 
     def expire(self) -> None:
-        """Forget the secret: whoever asks next waits for a new one. From any thread."""
+        """Forget the secret: the next caller waits for a new one. From any thread."""
         self._renewal.expire()
 
 
