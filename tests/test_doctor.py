@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from doctor_facts import SERVER
 from loopaware_pool.cli.doctor import command as doctor
 from loopaware_pool.cli.doctor import output as doctor_output
-from loopaware_pool.cli.doctor.facts import Facts, Host, Plan, Pooling, Server, Way
+from loopaware_pool.cli.doctor.facts import Facts, Host, Plan, Pooling, Way
 from loopaware_pool.cli.doctor.findings import Severity
 from loopaware_pool.cli.doctor.host_checks import SUPPORTED, judge_version
 
@@ -41,22 +42,6 @@ WAY = Way(
     server_tls=None,
     announced_pid=4711,
     backend_pid=4711,
-)
-SERVER = Server(
-    version="17.2",
-    role="app",
-    database="shop",
-    is_superuser=False,
-    may_use_reserved=False,
-    max_connections=100,
-    superuser_reserved_connections=3,
-    reserved_connections=2,
-    idle_session_timeout=0,
-    role_limit=-1,
-    database_limit=-1,
-    taken=0,
-    taken_by_role=0,
-    taken_in_database=0,
 )
 AWAY = replace(WAY, peer="192.0.2.1", is_local=False)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import doctor_facts
 from loopaware_pool.cli.doctor import command as doctor
-from loopaware_pool.cli.doctor.facts import Server
 from loopaware_pool.cli.doctor.scale_out import Demand, Fleet, Limits, Verdict, judge, limits_of
 from loopaware_pool.cli.doctor.sizing import HEADROOM, waiting_share
 
@@ -20,22 +20,7 @@ FLEET = Fleet(machines=2, processes=4, loops=3, pools=2, max_size=5)
 LIMITS = Limits(max_connections=100, reserved=3, others=10)
 # 24 connections are busy on average; 35 have headroom.
 DEMAND = Demand(rate=1200, hold_seconds=0.02)
-SERVER = Server(
-    version="18.1",
-    role="app",
-    database="shop",
-    is_superuser=False,
-    may_use_reserved=False,
-    max_connections=100,
-    superuser_reserved_connections=3,
-    reserved_connections=2,
-    idle_session_timeout=0,
-    role_limit=-1,
-    database_limit=-1,
-    taken=7,
-    taken_by_role=1,
-    taken_in_database=2,
-)
+SERVER = replace(doctor_facts.SERVER, version="18.1", taken=7, taken_by_role=1, taken_in_database=2)
 
 
 def figures(outcome):
