@@ -347,8 +347,8 @@ def test_no_time_at_all_is_time_for_what_is_idle_with_asyncpgs(dsn, value):
             async with pool.acquire():
                 with pytest.raises(TimeoutError):
                     await pool.acquire(timeout=value)
-            await asyncio.sleep(SOON_SECONDS)  # the pool's first reset is to be answered
             if library is loopaware_pool.asyncpg:
+                await eventually_async(lambda: pool.stats().idle, "the answer to the first reset")
                 await pool.release(await pool.acquire(timeout=value))
 
     compared(busy_and_idle, ASYNCPG)

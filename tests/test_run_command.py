@@ -359,6 +359,8 @@ def test_the_report_tells_what_the_pools_did_and_what_is_left_open(run, write, d
                         await pool.acquire(timeout=0.01)
                     except TimeoutError:
                         pass
+                while not pool.stats().idle:  # the first reset is not followed
+                    await asyncio.sleep(0)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(3):
                         group.create_task(pool.fetchval("SELECT 1"))
@@ -378,17 +380,17 @@ def test_the_report_tells_what_the_pools_did_and_what_is_left_open(run, write, d
     assert lines[0] == "loopaware-pool: 2 pools of ours were made"
     assert lines[1] == f"  first (asyncpg), made at {path}:7"
     assert re.fullmatch(
-        r"    4 acquired; [23] of them after waiting, for [\d.e-]+ s in all; 1 timed out; "
+        r"    4 acquired; 2 of them after waiting, for [\d.e-]+ s in all; 1 timed out; "
         "connections: 1 opened, at most 1 at once; closed at the end",
         lines[2],
     )
-    assert lines[3] == rf"  sec\u001b\u000aond (psycopg), made at {path}:16"
+    assert lines[3] == rf"  sec\u001b\u000aond (psycopg), made at {path}:18"
     assert re.fullmatch(
         r"    1 acquired(; 1 of them .* s in all)?; connections: \d opened, at most 4 at once; open at the end",
         lines[4],
     )
     assert lines[5] == "  left open since the first pool was made: 1"
-    assert re.fullmatch(rf"    fd \d+: socket .*, opened at {path}:23 in <module>", lines[6])
+    assert re.fullmatch(rf"    fd \d+: socket .*, opened at {path}:25 in <module>", lines[6])
     assert lines[7:] == ["  registrations left with a loop: 0"]
 
 
