@@ -194,9 +194,14 @@ def sessions_in(database_url: str) -> int:
 
 
 def running_queries(database_url: str) -> int:
-    """How many queries of others the database is working on."""
+    """
+    How many queries of others sleep in the database.
+
+    A query that is only being prepared is active, too. A cancel request that comes then changes nothing: the server
+    does not remember it for the query that follows.
+    """
     query = """SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"""
+        WHERE datname = current_database() AND state = 'active' AND wait_event = 'PgSleep'"""
     with psycopg.connect(database_url) as connection:
         return connection.execute(query).fetchone()[0]
 
