@@ -459,6 +459,8 @@ class AsyncpgSession(AsyncpgLink):
                 if self._query:
                     await con.execute(self._query)
             self._restore_callbacks(con)
+        if con.is_in_transaction():  # the next lease would lose what it writes, without an error
+            raise asyncpg.InterfaceError("the reset leaves a transaction open")
         self.is_dirty = self._starts_dirty
         self._memory.expect_this()
         self._ending = None

@@ -22,7 +22,7 @@ from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password,
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
-from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
+from loopaware_pool.driver import INTERRUPTIONS, PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.psycopg.session import RESET_SECONDS, PsycopgSession
 
 if TYPE_CHECKING:
@@ -175,7 +175,9 @@ class PsycopgDriver:
             tell()
         try:
             session = await with_stray_cancellation_as(psycopg.OperationalError, self._connect())
-        except Exception as error:
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:
             self._failed(error)
             if self.tells_errors or self.fault is not None:
                 raise HookFailed from (self.fault or error)
@@ -233,9 +235,10 @@ class PsycopgDriver:
         """The arguments whose functions have not answered yet."""
         return self.asking.unanswered
 
-    def _failed(self, failure: Exception) -> None:
+    def _failed(self, failure: BaseException) -> None:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
-        self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
+        may_pass = error is failure and isinstance(error, Exception) and not isinstance(error, PROGRAMMING_ERRORS)
+        self.fault = None if may_pass else error
         failures = next(self._failures)
         if failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
             told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=failures)
