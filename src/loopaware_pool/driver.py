@@ -22,8 +22,8 @@ __all__ = ["INTERRUPTIONS", "PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liven
 PROGRAMMING_ERRORS: Final = (TypeError, NameError, ImportError, NotImplementedError, RecursionError)
 
 
-# These end the task, or the program. Any other error that is no `Exception`, such as a test framework's, only fails what
-# has raised it.
+# These end the task, or the program. Any other error that is no `Exception`, such as a test framework's, fails only the
+# work that has raised it.
 INTERRUPTIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
