@@ -127,6 +127,24 @@ def test_a_connection_is_closed_if_the_users_query_fails_or_leaves_a_transaction
     run(main())
 
 
+@pytest.mark.parametrize("session_reset", ["auto", "awaited"])
+def test_an_awaited_query_of_the_users_that_leaves_a_transaction_fails(address, run, session_reset):
+    """The next lease would lose what it writes: it would be rolled back at the release."""
+
+    async def main():
+        async with with_reset_query(address, "BEGIN", session_reset=session_reset) as pool:
+            for _ in range(2):
+                con = await pool.acquire()
+                assert not con.is_in_transaction()
+                await con.execute("BEGIN")  # so that its reset is awaited in any case
+                with pytest.raises(asyncpg.InterfaceError, match="it leaves a transaction open"):
+                    await pool.release(con)
+            await pool.settled()
+            assert pool.stats().size == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
