@@ -8,7 +8,8 @@ import asyncpg
 import pytest
 from asyncpg import connect_utils
 
-from loopaware_pool.asyncpg.hosts import HostOrder
+from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.asyncpg.hosts import KEPT_SECONDS, HostOrder
 
 pytestmark = [pytest.mark.both_drivers]
 
@@ -48,6 +49,24 @@ def connects(monkeypatch):
     return connects
 
 
+class Clock:
+    """Tells the seconds that a test has let pass."""
+
+    def __init__(self):
+        self.seconds = 1e6
+
+    def __call__(self):
+        return self.seconds
+
+    def pass_on(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
 def dsn_for(wanted, hosts="a:1,b:2,c:3"):
     return f"postgresql://app@{hosts}/shop?target_session_attrs={wanted}"
 
@@ -74,17 +93,52 @@ def test_the_order_that_leads_to_a_host_is_kept(run, connects):
     assert connects.hosts == [as_given(), from_b, from_c, from_c]
 
 
-@pytest.mark.parametrize(
+ORDERS_THAT_MATTER = pytest.mark.parametrize(
     ("wanted", "second"), [("any", (["b", "c", "a"], [2, 3, 1])), ("prefer-standby", (["b"], [2]))]
 )
-def test_an_order_that_matters_is_tried_again(run, connects, wanted, second):
+
+
+@ORDERS_THAT_MATTER
+def test_an_order_that_matters_is_tried_again(run, connects, clock, wanted, second):
     """The first host may be the one that is meant. asyncpg looks on all for a standby, the silent one included."""
-    order = HostOrder()
+    order = HostOrder(clock)
     connects.silent = {"a"}
     run(until_connected(order, dsn_for(wanted)))
     connects.silent = set()
+    clock.pass_on(KEPT_SECONDS - 1)
     run(until_connected(order, dsn_for(wanted)))
-    assert connects.hosts == [as_given(), second, as_given()]
+    clock.pass_on(1)
+    for _ in range(2):
+        run(until_connected(order, dsn_for(wanted)))
+    assert connects.hosts == [as_given(), second, second, as_given(), as_given()]
+
+
+@ORDERS_THAT_MATTER
+def test_a_first_host_that_stays_silent_is_asked_once_in_a_while(run, connects, clock, wanted, second):
+    """Not by each connect: every one of them would lose its time limit."""
+    order = HostOrder(clock)
+    connects.silent = {"a"}
+    for _ in range(2):
+        for _ in range(3):
+            run(until_connected(order, dsn_for(wanted)))
+        clock.pass_on(KEPT_SECONDS)
+    assert connects.hosts == [as_given(), *[second] * 3] * 2
+
+
+def test_the_time_begins_with_the_last_host_that_was_silent(run, connects, clock):
+    """Where several are, one after the other has been tried before."""
+    order = HostOrder(clock)
+    connects.silent = {"a", "b"}
+
+    async def main():
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await order.connect(dsn_for("any"))
+            clock.pass_on(KEPT_SECONDS - 1)
+        await order.connect(dsn_for("any"))
+
+    run(main())
+    assert [hosts and hosts[0] for hosts, _ in connects.hosts] == [None, "b", "c"]
 
 
 @pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
@@ -170,3 +224,20 @@ def test_a_single_host_and_hosts_that_are_not_found_are_left_alone(run, connects
 
     run(main())
     assert connects.hosts == [as_given()] * 3
+
+
+def test_new_arguments_begin_as_given(run, connects):
+    """Another host than the first would be begun with because one of the former hosts was silent."""
+
+    async def main():
+        async with create_pool(dsn_for("any"), min_size=0) as pool:
+            connects.silent = {"a"}
+            with pytest.raises(TimeoutError):
+                await pool.acquire()
+            connects.silent = set()
+            pool.set_connect_args(dsn_for("any", "d:1,e:2"))
+            with pytest.raises(asyncpg.InterfaceError, match="got 'str'"):
+                await pool.acquire()
+
+    run(main())
+    assert connects.hosts == [as_given()] * 2
