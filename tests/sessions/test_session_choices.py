@@ -160,6 +160,27 @@ def test_a_query_that_would_never_be_sent_is_refused(options, reason):
     create_pool("postgresql://nowhere/", reset_query="", **options)
 
 
+def test_a_query_that_an_encoding_could_change_is_refused():
+    """asyncpg sends UTF-8 whatever `client_encoding` is, and a lease may have set another one."""
+    with pytest.raises(ValueError, match=r"reset_query=.*: expected ASCII.*E'\\u00fc' or U&\"\\00fc\""):
+        create_pool("postgresql://nowhere/", reset_query="SET app.town = 'Zürich'")
+
+
+@pytest.mark.parametrize("session_reset", ["auto", "awaited"])
+def test_a_query_in_ascii_means_the_same_in_every_encoding(address, run, session_reset):
+    """As the error about another one says."""
+    query = r"""RESET ALL; SET app.town = E'Z\u00fcrich'; SELECT 1 AS U&"\00fc" """
+
+    async def main():
+        async with with_reset_query(address, query, session_reset=session_reset) as pool:
+            async with pool.acquire() as con:
+                await con.execute("SET client_encoding = 'LATIN1'")
+            async with pool.acquire() as con:
+                assert await con.fetchval("SHOW app.town") == "Zürich"
+
+    run(main())
+
+
 class NoReset(asyncpg.Connection):
     def get_reset_query(self):
         return ""
