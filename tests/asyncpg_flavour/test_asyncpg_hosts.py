@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import asyncpg
 import pytest
 from asyncpg import connect_utils
 
+from loopaware_pool._core.asking import AskedPassword, Asking
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg.hosts import KEPT_SECONDS, HostOrder
 
@@ -30,9 +32,11 @@ class Connects:
         self.refusing = set()
         self.tries_all = False
 
-    async def __call__(self, dsn=None, *, host=None, port=None, **_):
+    async def __call__(self, dsn=None, *, host=None, port=None, password=None, **_):
         self.hosts.append((host, port))
         await asyncio.sleep(0)
+        if password is not None:
+            await password()
         hosts = HOSTS if host is None else host
         first = hosts[0]
         if self.silent.intersection(hosts if self.tries_all else hosts[:1]):
@@ -207,6 +211,33 @@ def test_hosts_are_found_where_asyncpg_finds_them(run, connects, monkeypatch):
         connects.hosts.clear()
         run(until_connected(HostOrder(), target_session_attrs="primary", **kwargs))
         assert connects.hosts[-1][0] == second
+
+
+@pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
+def test_no_host_is_blamed_for_a_password_that_does_not_come(run, connects, wanted):
+    """Readers would else leave the standby because a service for secrets was slow."""
+    order = HostOrder()
+
+    async def fails():
+        raise TimeoutError
+
+    async def main():
+        for function in (fails, lambda: "secret"):
+            password = AskedPassword(Asking(asyncpg.InterfaceError), "password", function)
+            with contextlib.suppress(TimeoutError):
+                await order.connect(dsn_for(wanted), password=password)
+
+    run(main())
+    assert connects.hosts == [as_given()] * 2
+
+
+def test_a_host_is_blamed_if_the_password_has_come(run, connects):
+    """It was silent before or after it had asked for it."""
+    order = HostOrder()
+    connects.silent = {"a"}
+    password = AskedPassword(Asking(asyncpg.InterfaceError), "password", lambda: "secret")
+    run(until_connected(order, dsn_for("read-write"), password=password))
+    assert connects.hosts == [as_given(), (["b", "c", "a"], [2, 3, 1])]
 
 
 @pytest.mark.parametrize("is_hidden", [False, True])

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from loopaware_pool._core.asking import AskedPassword
 from loopaware_pool.asyncpg.internals import hosts_of
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class HostOrder:
         try:
             return await asyncpg.connect(*args, **(kwargs | hosts))
         except Exception as error:
-            self._failed(error, first, following)
+            password = kwargs.get("password")
+            if not isinstance(password, AskedPassword) or password.is_answered:
+                self._failed(error, first, following)
             if isinstance(error, IndexError) and _has_empty_host(*args, **kwargs):
                 raise asyncpg.exceptions.ClientConfigurationError(
                     "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
