@@ -23,6 +23,7 @@ from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import INTERRUPTIONS, PROGRAMMING_ERRORS, HookFailed
+from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.session import RESET_SECONDS, PsycopgSession
 
 if TYPE_CHECKING:
@@ -168,6 +169,12 @@ class PsycopgDriver:
         """Whether a connection that comes back idle must still be reset."""
         return self.reset_hook is not None or self.session_reset == "awaited"
 
+    @property
+    def has_own_connect(self) -> bool:
+        """Whether the connection class connects in its own way, and so may set another user than the login."""
+        known = (psycopg.AsyncConnection, LoopAwareConnection)
+        return _connect_of(self.connection_class) not in map(_connect_of, known)
+
     async def connect(self) -> PsycopgSession:
         """Open and configure a connection on the running loop."""
         is_told = self.logger.isEnabledFor(logging.INFO)
@@ -287,6 +294,11 @@ class PsycopgDriver:
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
+
+
+def _connect_of(kind: Any) -> object:
+    """Return the function that a connection class connects with, whichever class it was inherited from."""
+    return getattr(kind.connect, "__func__", kind.connect)
 
 
 def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
