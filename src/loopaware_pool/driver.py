@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,16 +14,11 @@ if TYPE_CHECKING:
     from loopaware_pool._platform.sockets import SocketIdentity
     from loopaware_pool.errors import ErrorFamily
 
-__all__ = ["INTERRUPTIONS", "PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
+__all__ = ["PROGRAMMING_ERRORS", "Driver", "HookFailed", "Liveness", "Owner", "ReturnCheck", "Session"]
 
 # Errors of the program: another connect would fail, too. Each connect has a task of its own, so a `RecursionError` does
 # not depend on how deep the caller is. `MemoryError` is not one: there may be memory a moment later.
 PROGRAMMING_ERRORS: Final = (TypeError, NameError, ImportError, NotImplementedError, RecursionError)
-
-
-# These end the task, or the program. Any other error that is no `Exception`, such as a test framework's, fails only the
-# work that has raised it.
-INTERRUPTIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 class Liveness(Enum):

@@ -36,7 +36,7 @@ from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
 from loopaware_pool._platform.log_fields import fields
-from loopaware_pool.driver import INTERRUPTIONS, HookFailed, Liveness, S
+from loopaware_pool.driver import HookFailed, Liveness, S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -420,7 +420,7 @@ class ShardRunner(Generic[S]):
         except HookFailed as failure:
             cause = failure.__cause__ or failure
             self.shard.connect_failed(slot, cause, monotonic(), is_final=True)
-        except INTERRUPTIONS:
+        except event_loops.INTERRUPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever the driver raises, waiting callers get it
             # One that is no `Exception` is a callback's.
@@ -443,7 +443,7 @@ class ShardRunner(Generic[S]):
                 self.shard.discard(slot, failed(error))
                 self.act()
             raise
-        except INTERRUPTIONS:
+        except event_loops.INTERRUPTIONS:
             raise
         except BaseException as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:

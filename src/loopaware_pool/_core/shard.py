@@ -60,8 +60,8 @@ GOODBYE_GRACE_SECONDS: Final = 0.1
 SILENT_SECONDS: Final = 1.0
 # If it has answered anything meanwhile, it is silent when it has answered nothing for this long.
 SLOW_SECONDS: Final = 5.0
-# For so long before an answer counts as missing, the loop must have been there to read it. After a loop was blocked, or
-# the whole process was stopped, the answers are there, and have not been read yet.
+# A loop must have been there for so long to read an answer before that counts as missing. After a loop was blocked, or
+# the whole process was stopped, the answers have come, and have not been read yet.
 READ_SECONDS: Final = 0.1
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _ALIVE, _DEAD, _UNREAD = Liveness

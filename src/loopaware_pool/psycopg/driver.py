@@ -19,10 +19,10 @@ from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
-from loopaware_pool._platform.event_loops import with_stray_cancellation_as
+from loopaware_pool._platform.event_loops import INTERRUPTIONS, with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
-from loopaware_pool.driver import INTERRUPTIONS, PROGRAMMING_ERRORS, HookFailed
+from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
 from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.session import RESET_SECONDS, PsycopgSession
 

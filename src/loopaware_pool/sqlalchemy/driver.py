@@ -12,9 +12,9 @@ from sqlalchemy import exc
 from sqlalchemy.util import greenlet_spawn
 
 from loopaware_pool import errors
-from loopaware_pool._platform.event_loops import leave_to_shutdown, with_stray_cancellation_as
+from loopaware_pool._platform.event_loops import INTERRUPTIONS, leave_to_shutdown, with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
-from loopaware_pool.driver import INTERRUPTIONS, HookFailed
+from loopaware_pool.driver import HookFailed
 from loopaware_pool.sqlalchemy.first_connect import is_initialised
 from loopaware_pool.sqlalchemy.session import RecordSession
 
