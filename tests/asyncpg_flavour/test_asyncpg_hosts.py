@@ -10,7 +10,6 @@ import pytest
 from asyncpg import connect_utils
 
 from loopaware_pool._core.asking import AskedPassword, Asking
-from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg.hosts import KEPT_SECONDS, HostOrder
 
 pytestmark = [pytest.mark.both_drivers]
@@ -257,18 +256,17 @@ def test_a_single_host_and_hosts_that_are_not_found_are_left_alone(run, connects
     assert connects.hosts == [as_given()] * 3
 
 
-def test_new_arguments_begin_as_given(run, connects):
-    """Another host than the first would be begun with because one of the former hosts was silent."""
+@pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
+def test_other_hosts_begin_as_given(run, connects, wanted):
+    """As after `set_connect_args`, or if a function returns the DSN. Which of them is silent is not known."""
+    order = HostOrder()
+    connects.silent = {"a"}
 
     async def main():
-        async with create_pool(dsn_for("any"), min_size=0) as pool:
-            connects.silent = {"a"}
-            with pytest.raises(TimeoutError):
-                await pool.acquire()
+        for hosts in ("a:1,b:2", "b:2,a:1", "b:2,a:1", "b:2"):
+            with contextlib.suppress(TimeoutError):
+                await order.connect(dsn_for(wanted, hosts))
             connects.silent = set()
-            pool.set_connect_args(dsn_for("any", "d:1,e:2"))
-            with pytest.raises(asyncpg.InterfaceError, match="got 'str'"):
-                await pool.acquire()
 
     run(main())
-    assert connects.hosts == [as_given()] * 2
+    assert connects.hosts == [as_given()] * 4

@@ -104,12 +104,6 @@ class AsyncpgDriver:
         self._warned: set[str] = set()
         self._hosts = HostOrder()
 
-    def connect_with(self, arguments: ConnectArguments) -> None:
-        """Use other arguments from the next connect on. They may lead to other hosts, and to another kind of server."""
-        self.arguments = arguments
-        self.has_reset = False
-        self._hosts = HostOrder()
-
     async def connect(self) -> AsyncpgSession:
         """Open and initialise a connection on the running loop."""
         loop = asyncio.get_running_loop()
@@ -133,8 +127,9 @@ class AsyncpgDriver:
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> Any:
         """Connect. Only this frame, and those it calls, hold the arguments: they are cleared if connecting fails."""
-        connect = self.connect_hook or self._hosts.connect  # that of these arguments: there may soon be others
-        args, kwargs = await self.arguments.now(self.asking, has_hook=self.connect_hook is not None)
+        has_hook = self.connect_hook is not None
+        args, kwargs = await self.arguments.now(self.asking, has_hook=has_hook)
+        connect = self.connect_hook or self._hosts.connect
         try:
             return await connect(
                 *args,

@@ -372,7 +372,8 @@ class Pool(UpstreamPool):
         """
         check_connect_arguments(connect_kwargs, takes_any=self._driver.connect_hook is not None, taken=TAKEN)
         check_credentials("credentials", credentials)
-        self._driver.connect_with(ConnectArguments([dsn], connect_kwargs, credentials))
+        self._driver.arguments = ConnectArguments([dsn], connect_kwargs, credentials)
+        self._driver.has_reset = False  # the next server may be another one
 
     def is_closing(self) -> bool:
         """Whether the pool is closed, or about to be."""
