@@ -74,6 +74,31 @@ def test_the_reset_callback_replaces_the_reset_and_is_awaited(address, run, sess
     run(main())
 
 
+async def reset_all(con):
+    await con.execute("RESET ALL")
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+@pytest.mark.parametrize("options", [{"session_reset": "awaited"}, {"reset": reset_all}], ids=["awaited", "reset"])
+def test_who_takes_what_is_idle_or_nothing_says_nothing_of_the_reset(address, run, timeout, options):
+    """Within 0 seconds no awaited reset could succeed, and each such lease would cost its connection."""
+
+    async def main():
+        async with one_connection(address, **options) as pool:
+            await pool.execute("SELECT 1")
+            pids = set()
+            for _ in range(2):
+                con = await pool.acquire(timeout=timeout)
+                pids.add(con.get_server_pid())
+                await pool.release(con)
+            assert len(pids) == 1
+            con = await pool.acquire(timeout=timeout)
+            with pytest.raises(TimeoutError):
+                await pool.release(con, timeout=0)
+
+    run(main())
+
+
 def with_reset_query(address, query, **options):
     return one_connection(address, reset_query=query, **options)
 
