@@ -334,9 +334,19 @@ class FakePool:
 
     # ---- what time and threads do ----
 
+    def run_for(self, seconds):
+        """Let time pass, and every timer fire when it is due, as where no loop is blocked."""
+        end = self.now + seconds
+        while (due := min(shard.effects.wake for shard in self.shards)) < end:
+            self._be_at(max(self.now, due))
+        self._be_at(end)
+
     def pass_time(self, seconds):
-        """Let time pass, and every timer that is due then fire once."""
-        self.now += seconds
+        """Let time pass, and every timer that is due then fire once, as after a loop was blocked."""
+        self._be_at(self.now + seconds)
+
+    def _be_at(self, now):
+        self.now = now
         for shard in self.shards:
             if shard.effects.wake <= self.now:
                 shard.effects.wake = NEVER

@@ -14,6 +14,7 @@ import pytest
 import helpers
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
+from loopaware_pool.stats import ResetFailed
 from running import NOWHERE
 
 pytestmark = pytest.mark.both_drivers
@@ -237,6 +238,60 @@ def test_a_callback_of_psycopgs_that_raises_a_cancellation_of_its_own_fails_a_co
             error = told.value if is_null else told.value.__cause__
             assert isinstance(error.__cause__, asyncio.CancelledError)
             assert 1 <= len(attempts) <= FEW
+
+    run(main())
+
+
+class Outcome(BaseException):
+    """As test frameworks raise it: no `Exception`, so that no code of the program catches it."""
+
+
+def raising_outcomes(attempts):
+    """A callback of any kind, which raises an `Outcome`, and counts in *attempts*."""
+
+    async def hook(*args, **kwargs):
+        attempts.append(args)
+        raise Outcome
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", ["init", "connect", "credentials", "password", "dsn", "setup", "reset"])
+def test_a_callback_that_raises_what_is_no_exception_is_told_and_not_repeated(dsn, run, kind):
+    """As asyncpg's pool does. A caller without a time limit would else wait for ever, while the pool connects."""
+    attempts = []
+
+    async def main():
+        given = {"dsn": dsn, kind: raising_outcomes(attempts)}
+        async with create_pool(**given, min_size=0, max_size=1) as pool, asyncio.timeout(TOLD_SECONDS):
+            for told in (1, 2):
+                with pytest.raises(Outcome):
+                    await pool.execute("SELECT 1")
+                assert len(attempts) == told
+                assert pool.stats().size == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("callback", ["configure", "conninfo", "kwargs", "reset"])
+def test_a_callback_of_psycopgs_that_raises_what_is_no_exception_is_told(dsn, run, callback):
+    """`reset` to a listener, as no release waits for it; the others to the caller that connects."""
+    attempts, failures = [], []
+
+    def tell(event):
+        if isinstance(event, ResetFailed):
+            failures.append(event.error)
+
+    async def main():
+        given = {"conninfo": dsn, callback: raising_outcomes(attempts)}
+        async with AsyncConnectionPool(**given, min_size=0, max_size=1, open=False, on_event=tell) as pool:
+            with contextlib.nullcontext() if callback == "reset" else pytest.raises(Outcome):
+                async with asyncio.timeout(TOLD_SECONDS), pool.connection():
+                    pass
+            await pool.settled()
+            assert pool.stats().size == 0
+            assert len(attempts) == 1
+            assert [type(error) for error in failures] == [Outcome] * (callback == "reset")
 
     run(main())
 

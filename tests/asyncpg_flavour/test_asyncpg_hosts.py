@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import asyncpg
 import pytest
 from asyncpg import connect_utils
 
-from loopaware_pool.asyncpg.hosts import HostOrder
+from loopaware_pool._core.asking import AskedPassword, Asking
+from loopaware_pool.asyncpg.hosts import KEPT_SECONDS, HostOrder
 
 pytestmark = [pytest.mark.both_drivers]
 
@@ -29,9 +31,11 @@ class Connects:
         self.refusing = set()
         self.tries_all = False
 
-    async def __call__(self, dsn=None, *, host=None, port=None, **_):
+    async def __call__(self, dsn=None, *, host=None, port=None, password=None, **_):
         self.hosts.append((host, port))
         await asyncio.sleep(0)
+        if password is not None:
+            await password()
         hosts = HOSTS if host is None else host
         first = hosts[0]
         if self.silent.intersection(hosts if self.tries_all else hosts[:1]):
@@ -46,6 +50,24 @@ def connects(monkeypatch):
     connects = Connects()
     monkeypatch.setattr(asyncpg, "connect", connects)
     return connects
+
+
+class Clock:
+    """Tells the seconds that a test has let pass."""
+
+    def __init__(self):
+        self.seconds = 1e6
+
+    def __call__(self):
+        return self.seconds
+
+    def pass_on(self, seconds):
+        self.seconds += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 def dsn_for(wanted, hosts="a:1,b:2,c:3"):
@@ -74,17 +96,52 @@ def test_the_order_that_leads_to_a_host_is_kept(run, connects):
     assert connects.hosts == [as_given(), from_b, from_c, from_c]
 
 
-@pytest.mark.parametrize(
+ORDERS_THAT_MATTER = pytest.mark.parametrize(
     ("wanted", "second"), [("any", (["b", "c", "a"], [2, 3, 1])), ("prefer-standby", (["b"], [2]))]
 )
-def test_an_order_that_matters_is_tried_again(run, connects, wanted, second):
+
+
+@ORDERS_THAT_MATTER
+def test_an_order_that_matters_is_tried_again(run, connects, clock, wanted, second):
     """The first host may be the one that is meant. asyncpg looks on all for a standby, the silent one included."""
-    order = HostOrder()
+    order = HostOrder(clock)
     connects.silent = {"a"}
     run(until_connected(order, dsn_for(wanted)))
     connects.silent = set()
+    clock.pass_on(KEPT_SECONDS - 1)
     run(until_connected(order, dsn_for(wanted)))
-    assert connects.hosts == [as_given(), second, as_given()]
+    clock.pass_on(1)
+    for _ in range(2):
+        run(until_connected(order, dsn_for(wanted)))
+    assert connects.hosts == [as_given(), second, second, as_given(), as_given()]
+
+
+@ORDERS_THAT_MATTER
+def test_a_first_host_that_stays_silent_is_asked_once_in_a_while(run, connects, clock, wanted, second):
+    """Not by each connect: every one of them would lose its time limit."""
+    order = HostOrder(clock)
+    connects.silent = {"a"}
+    for _ in range(2):
+        for _ in range(3):
+            run(until_connected(order, dsn_for(wanted)))
+        clock.pass_on(KEPT_SECONDS)
+    assert connects.hosts == [as_given(), *[second] * 3] * 2
+
+
+def test_the_time_begins_with_the_last_host_that_was_silent(run, connects, clock):
+    """Where several are, one after the other has been tried before."""
+    order = HostOrder(clock)
+    connects.silent = {"a", "b"}
+
+    async def main():
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await order.connect(dsn_for("any"))
+            clock.pass_on(KEPT_SECONDS - 1)
+        await order.connect(dsn_for("any"))
+
+    run(main())
+    assert [hosts and hosts[0] for hosts, _ in connects.hosts] == [None, "b", "c"]
 
 
 @pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
@@ -155,6 +212,33 @@ def test_hosts_are_found_where_asyncpg_finds_them(run, connects, monkeypatch):
         assert connects.hosts[-1][0] == second
 
 
+@pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
+def test_no_host_is_blamed_for_a_password_that_does_not_come(run, connects, wanted):
+    """Readers would else leave the standby because a service for secrets was slow."""
+    order = HostOrder()
+
+    async def fails():
+        raise TimeoutError
+
+    async def main():
+        for function in (fails, lambda: "secret"):
+            password = AskedPassword(Asking(asyncpg.InterfaceError), "password", function)
+            with contextlib.suppress(TimeoutError):
+                await order.connect(dsn_for(wanted), password=password)
+
+    run(main())
+    assert connects.hosts == [as_given()] * 2
+
+
+def test_a_host_is_blamed_if_the_password_has_come(run, connects):
+    """It was silent before or after it had asked for it."""
+    order = HostOrder()
+    connects.silent = {"a"}
+    password = AskedPassword(Asking(asyncpg.InterfaceError), "password", lambda: "secret")
+    run(until_connected(order, dsn_for("read-write"), password=password))
+    assert connects.hosts == [as_given(), (["b", "c", "a"], [2, 3, 1])]
+
+
 @pytest.mark.parametrize("is_hidden", [False, True])
 def test_a_single_host_and_hosts_that_are_not_found_are_left_alone(run, connects, monkeypatch, is_hidden):
     """Then it is asyncpg's own connect."""
@@ -170,3 +254,19 @@ def test_a_single_host_and_hosts_that_are_not_found_are_left_alone(run, connects
 
     run(main())
     assert connects.hosts == [as_given()] * 3
+
+
+@pytest.mark.parametrize("wanted", ["read-write", "any", "prefer-standby"])
+def test_other_hosts_begin_as_given(run, connects, wanted):
+    """As after `set_connect_args`, or if a function returns the DSN. Which of them is silent is not known."""
+    order = HostOrder()
+    connects.silent = {"a"}
+
+    async def main():
+        for hosts in ("a:1,b:2", "b:2,a:1", "b:2,a:1", "b:2"):
+            with contextlib.suppress(TimeoutError):
+                await order.connect(dsn_for(wanted, hosts))
+            connects.silent = set()
+
+    run(main())
+    assert connects.hosts == [as_given()] * 4

@@ -6,6 +6,7 @@ import pytest
 
 from fakes import FakeFuture
 from loopaware_pool._core.config import IdleOrder
+from loopaware_pool._core.shard import READ_SECONDS
 from loopaware_pool._core.slot import SlotState
 from loopaware_pool.driver import ReturnCheck
 from shard_stories import BROKEN, PATIENCE, RESET, RESET_SENT, WORN_OUT, give_back
@@ -112,9 +113,9 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=1)
         (slot,) = pool.lend(shard, 1)
         shard.returned(slot, RESET_SENT, pool.now, given)
-        shard.housekeeper.sweep(pool.now + lasts - 0.001)
+        pool.run_for(lasts - 0.001)
         assert slot.state is SlotState.RESETTING
-        shard.housekeeper.sweep(pool.now + lasts)
+        pool.run_for(0.001)
         assert slot.state is SlotState.GONE
 
     def test_an_answer_that_nobody_waits_for_changes_nothing(self, make):
@@ -182,9 +183,9 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=2)
         first, second = pool.lend(shard, 2)
         give_back(pool, shard, first, RESET_SENT)
-        pool.pass_time(20)
+        pool.run_for(20)
         give_back(pool, shard, second, RESET_SENT)
-        pool.pass_time(15)
+        pool.run_for(15)
         assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
         assert shard.effects.reasons == ["reset not answered"]
 
@@ -243,12 +244,12 @@ class TestAwaitingAnAnswer:
         pool, shard = make(max_size=2)
         first, second = pool.lend(shard, 2)
         give_back(pool, shard, first, RESET_SENT)
-        assert shard.effects.wake == pool.now + 30.0
+        assert shard.effects.wake == pool.now + 30.0 - READ_SECONDS
         pool.now += 10.0
         give_back(pool, shard, second, RESET_SENT)
-        pool.pass_time(20.0)
+        pool.run_for(20.0)
         assert (first.state, second.state) == (SlotState.GONE, SlotState.RESETTING)
-        assert shard.effects.wake == pool.now + 10.0
+        assert shard.effects.wake == pool.now + 10.0 - READ_SECONDS
 
     def test_an_answer_is_late_after_a_step_of_the_ramp(self, make):
         """To the moment: a connection is opened then for who waits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loopaware_pool._core.connect_pacing import STEP_SECONDS
-from loopaware_pool._core.shard import LONGEST_ANSWER_SECONDS, SILENT_SECONDS, SLOW_SECONDS
+from loopaware_pool._core.shard import LONGEST_ANSWER_SECONDS, READ_SECONDS, SILENT_SECONDS, SLOW_SECONDS
 from loopaware_pool._core.slot import SlotState
 from shard_stories import BROKEN, READY, RESET, RESET_SENT, WORN_OUT, give_back, kill
 
@@ -60,7 +60,7 @@ class TestDoubt:
         for _ in idle:
             shard.take(pool.now)
         pool.wait(shard)
-        pool.pass_time(SILENT_SECONDS)
+        pool.run_for(SILENT_SECONDS)
         assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
 
     def test_a_reset_that_is_over_leaves_no_doubt(self, three):
@@ -77,7 +77,7 @@ class TestDoubt:
         (lent,) = pool.lend(shard, 1)
         (idle,) = pool.with_idle(shard, 1)
         give_back(pool, shard, lent, RESET_SENT)
-        pool.pass_time(30.0)
+        pool.run_for(30.0)
         assert (lent.state, shard.effects.pinging) == (SlotState.GONE, [idle])
 
     def test_one_that_answers_serves_a_caller_who_came_meanwhile(self, make):
@@ -142,9 +142,9 @@ class TestSilence:
         shard.left_to_pool(lent, pool.now, is_late=True)
         for _ in range(2):
             pool.wait(shard)
-        pool.pass_time(SILENT_SECONDS - STEP_SECONDS)
+        pool.run_for(SILENT_SECONDS - STEP_SECONDS)
         assert shard.effects.opening == []
-        pool.pass_time(STEP_SECONDS)
+        pool.run_for(STEP_SECONDS)
         assert [slot.state for slot in (lent, first, last)] == [SlotState.GONE, SlotState.GONE, SlotState.RESETTING]
         assert shard.effects.reasons == ["did not answer"] * 2
         assert len(shard.effects.opening) == 2
@@ -154,9 +154,10 @@ class TestSilence:
         pool, shard = make(max_size=1)
         (lent,) = pool.lend(shard, 1)
         give_back(pool, shard, lent, RESET_SENT)
-        pool.pass_time(2 * SILENT_SECONDS)
+        pool.run_for(2 * SILENT_SECONDS)
         assert lent.state is SlotState.RESETTING
         pool.wait(shard)
+        pool.run_for(READ_SECONDS)
         assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
 
     def test_a_server_that_is_only_slow_keeps_them(self, three):
@@ -193,9 +194,9 @@ class TestSilence:
         give_back(pool, shard, unused)
         assert shard.take(pool.now) is unused
         pool.wait(shard)
-        pool.pass_time(SLOW_SECONDS - STEP_SECONDS)
+        pool.run_for(SLOW_SECONDS - STEP_SECONDS)
         assert first.state is SlotState.RESETTING
-        pool.pass_time(STEP_SECONDS)
+        pool.run_for(STEP_SECONDS)
         assert (first.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
 
     def test_nobody_who_waits_takes_nothing(self, three):
@@ -227,3 +228,31 @@ class TestSilence:
         pool.pass_time(SILENT_SECONDS)
         pool.deliver()
         assert (lent.state, len(other.effects.opening)) == (SlotState.GONE, 1)
+
+    @pytest.mark.parametrize("check", [RESET, RESET_SENT])
+    def test_a_loop_that_was_blocked_first_reads_what_has_come(self, make, check):
+        """The answer came long ago. A caller that comes in the same moment takes nothing."""
+        pool, shard = make(max_size=1)
+        (lent,) = pool.lend(shard, 1)
+        give_back(pool, shard, lent, check)
+        if check is RESET:
+            shard.left_to_pool(lent, pool.now, is_late=False)
+        pool.now += 40.0  # while its caller computes
+        waiter = pool.wait(shard)
+        pool.pass_time(0.0)
+        assert lent.state is SlotState.RESETTING
+        (shard.serviced if check is RESET else shard.reset_answered)(lent, pool.now)
+        assert waiter.result is lent
+
+    @pytest.mark.parametrize("check", [RESET, RESET_SENT])
+    def test_a_loop_that_was_blocked_gives_up_soon_if_nothing_has_come(self, make, check):
+        """A tenth of a second later."""
+        pool, shard = make(max_size=1)
+        (lent,) = pool.lend(shard, 1)
+        give_back(pool, shard, lent, check)
+        if check is RESET:
+            shard.left_to_pool(lent, pool.now, is_late=False)
+        pool.now += 40.0
+        pool.wait(shard)
+        pool.run_for(READ_SECONDS)
+        assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)

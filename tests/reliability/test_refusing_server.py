@@ -13,6 +13,8 @@ import pytest
 from faults import both_flavours, connect, pids, within
 from flavours import DRIVER_ERRORS, both
 from loopaware_pool import errors
+from loopaware_pool._core import shard
+from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 from running import LoopThread
@@ -188,5 +190,24 @@ def test_a_loop_that_stands_still_costs_its_own_callers_time_and_nothing_else(ds
             assert outcomes[0] == 1
             assert all(outcome == 1 or isinstance(outcome, errors.PoolTimeout) for outcome in outcomes)
             assert len(await pids(client, 3)) == 3
+
+    run(main())
+
+
+def test_a_loop_that_was_blocked_reads_the_answers_before_it_gives_up(dsn, run, monkeypatch):
+    """The answer to the last lease's reset has come meanwhile, and the next caller comes before it is read."""
+    monkeypatch.setattr(shard, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(shard, "READ_SECONDS", 5.0)
+
+    async def main():
+        async with create_pool(dsn, min_size=0, max_size=1) as pool:
+            seen = set()
+            for _ in range(2):
+                async with pool.acquire() as con:
+                    seen.add(con.get_server_pid())
+                    await con.execute("SET work_mem = '77kB'")  # so that the answer is waited for
+                time.sleep(shard.SILENT_SECONDS)
+            assert len(seen) == 1
+            assert pool.stats().totals.closed == 0
 
     run(main())

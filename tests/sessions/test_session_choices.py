@@ -74,6 +74,31 @@ def test_the_reset_callback_replaces_the_reset_and_is_awaited(address, run, sess
     run(main())
 
 
+async def reset_all(con):
+    await con.execute("RESET ALL")
+
+
+@pytest.mark.parametrize("timeout", [0, -1])
+@pytest.mark.parametrize("options", [{"session_reset": "awaited"}, {"reset": reset_all}], ids=["awaited", "reset"])
+def test_who_takes_what_is_idle_or_nothing_says_nothing_of_the_reset(address, run, timeout, options):
+    """Within 0 seconds no awaited reset could succeed, and each such lease would cost its connection."""
+
+    async def main():
+        async with one_connection(address, **options) as pool:
+            await pool.execute("SELECT 1")
+            pids = set()
+            for _ in range(2):
+                con = await pool.acquire(timeout=timeout)
+                pids.add(con.get_server_pid())
+                await pool.release(con)
+            assert len(pids) == 1
+            con = await pool.acquire(timeout=timeout)
+            with pytest.raises(TimeoutError):
+                await pool.release(con, timeout=0)
+
+    run(main())
+
+
 def with_reset_query(address, query, **options):
     return one_connection(address, reset_query=query, **options)
 
@@ -127,6 +152,24 @@ def test_a_connection_is_closed_if_the_users_query_fails_or_leaves_a_transaction
     run(main())
 
 
+@pytest.mark.parametrize("session_reset", ["auto", "awaited"])
+def test_an_awaited_query_of_the_users_that_leaves_a_transaction_fails(address, run, session_reset):
+    """The next lease would lose what it writes: it would be rolled back at the release."""
+
+    async def main():
+        async with with_reset_query(address, "BEGIN", session_reset=session_reset) as pool:
+            for _ in range(2):
+                con = await pool.acquire()
+                assert not con.is_in_transaction()
+                await con.execute("BEGIN")  # so that its reset is awaited in any case
+                with pytest.raises(asyncpg.InterfaceError, match="it leaves a transaction open"):
+                    await pool.release(con)
+            await pool.settled()
+            assert pool.stats().size == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -140,6 +183,27 @@ def test_a_query_that_would_never_be_sent_is_refused(options, reason):
     with pytest.raises(ValueError, match=f"reset_query='RESET ALL' would not be sent: {reason}.*leave out one of them"):
         create_pool("postgresql://nowhere/", reset_query="RESET ALL", **options)
     create_pool("postgresql://nowhere/", reset_query="", **options)
+
+
+def test_a_query_that_an_encoding_could_change_is_refused():
+    """asyncpg sends UTF-8 whatever `client_encoding` is, and a lease may have set another one."""
+    with pytest.raises(ValueError, match=r"reset_query=.*: expected ASCII.*E'\\u00fc' or U&\"\\00fc\""):
+        create_pool("postgresql://nowhere/", reset_query="SET app.town = 'Zürich'")
+
+
+@pytest.mark.parametrize("session_reset", ["auto", "awaited"])
+def test_a_query_in_ascii_means_the_same_in_every_encoding(address, run, session_reset):
+    """As the error about another one says."""
+    query = r"""RESET ALL; SET app.town = E'Z\u00fcrich'; SELECT 1 AS U&"\00fc" """
+
+    async def main():
+        async with with_reset_query(address, query, session_reset=session_reset) as pool:
+            async with pool.acquire() as con:
+                await con.execute("SET client_encoding = 'LATIN1'")
+            async with pool.acquire() as con:
+                assert await con.fetchval("SHOW app.town") == "Zürich"
+
+    run(main())
 
 
 class NoReset(asyncpg.Connection):

@@ -9,7 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from loopaware_pool.psycopg import AsyncConnectionPool
+from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection
 from servers import dsn_of_role
 from session_state import (
     ACCENTED_ROLE,
@@ -177,6 +177,42 @@ def test_the_session_authorization_that_configure_set_is_restored(address, user,
                     pids.add(con.info.backend_pid)
                     found = await (await con.execute("SELECT session_user, current_user")).fetchone()
                     assert found == (user, role or user)
+                    await con.execute(statement)
+            assert len(pids) == 1
+
+    asyncio.run(main())
+
+
+class SettingUser(LoopAwareConnection):
+    """Connects as the login, and goes on as another user."""
+
+    setting = ""
+
+    @classmethod
+    async def connect(cls, *args, **kwargs):
+        con = await super().connect(*args, autocommit=True, **kwargs)
+        await con.execute(f"SET {cls.setting} {PLAIN_ROLE}")
+        return con
+
+
+@pytest.mark.parametrize("setting", ["ROLE", "SESSION AUTHORIZATION"])
+@pytest.mark.parametrize("is_configured", [False, True])
+def test_the_user_that_a_connection_class_set_is_restored(address, setting, is_configured):
+    """The next lease would else act as the login, which may do more."""
+
+    async def configure(con):
+        pass
+
+    async def main():
+        options = {"min_size": 1, "max_size": 1, "session_reset": "awaited"}
+        options |= {"connection_class": type("Setting", (SettingUser,), {"setting": setting})}
+        options |= {"configure": configure} if is_configured else {}
+        async with asyncio.timeout(20), AsyncConnectionPool(address, **options) as pool:
+            pids = set()
+            for statement in [*AFTERWARDS, "SELECT 1"]:
+                async with pool.connection() as con:
+                    pids.add(con.info.backend_pid)
+                    assert await (await con.execute("SELECT current_user")).fetchone() == (PLAIN_ROLE,)
                     await con.execute(statement)
             assert len(pids) == 1
 

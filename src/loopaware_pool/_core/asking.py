@@ -97,18 +97,24 @@ class AskedPassword:
         asking: Asks it.
         name: The argument in whose place it was given.
         function: The user's.
+
+    Attributes:
+        is_answered: Whether it has given what it was last asked for. If not, no host is to blame for a timeout.
     """
 
     def __init__(self, asking: Asking, name: str, function: Callable[[], Any]) -> None:
+        self.is_answered: bool = True
         self._asking = asking
         self._name = name
         self._function = function
         self._was_none = False
 
     async def __call__(self) -> str | None:
+        self.is_answered = False
         password: str | None = await self._asking.ask(
             self._name, self._function, (str, NoneType), "a string, or None where the server asks for no password"
         )
+        self.is_answered = True
         self._was_none = password is None
         return password
 

@@ -420,8 +420,11 @@ class ShardRunner(Generic[S]):
         except HookFailed as failure:
             cause = failure.__cause__ or failure
             self.shard.connect_failed(slot, cause, monotonic(), is_final=True)
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises, waiting callers get it
-            self.shard.connect_failed(slot, error, monotonic(), is_final=False)
+        except event_loops.INTERRUPTIONS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever the driver raises, waiting callers get it
+            # One that is no `Exception` is a callback's.
+            self.shard.connect_failed(slot, error, monotonic(), is_final=not isinstance(error, Exception))
         else:
             if slot.state is not SlotState.CONNECTING:  # given up, and the driver has ignored the cancellation
                 session.abort()
@@ -440,7 +443,9 @@ class ShardRunner(Generic[S]):
                 self.shard.discard(slot, failed(error))
                 self.act()
             raise
-        except Exception as error:  # noqa: BLE001 - returned to the caller that waits for it
+        except event_loops.INTERRUPTIONS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - returned to the caller that waits for it
             if slot.state is SlotState.RESETTING:
                 self.shard.discard(slot, failed(error))
                 self.shard.suspect(monotonic())

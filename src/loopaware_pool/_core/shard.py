@@ -60,6 +60,9 @@ GOODBYE_GRACE_SECONDS: Final = 0.1
 SILENT_SECONDS: Final = 1.0
 # If it has answered anything meanwhile, it is silent when it has answered nothing for this long.
 SLOW_SECONDS: Final = 5.0
+# A loop must have been there for so long to read an answer before that counts as missing. After a loop was blocked, or
+# the whole process was stopped, the answers have come, and have not been read yet.
+READ_SECONDS: Final = 0.1
 # Bound once: on Python 3.11 looking up an enum member costs more than most of what is done with it.
 _ALIVE, _DEAD, _UNREAD = Liveness
 _READY, _RESET_SENT, _RESET = ReturnCheck.READY, ReturnCheck.RESET_SENT, ReturnCheck.RESET
@@ -255,7 +258,7 @@ class Shard(Generic[S]):
             slot.move(_RESET_STARTED)
             slot.since = now
             self.unanswered[slot] = due = now + answer_limit(answer_seconds)
-            self.wake_by(due)
+            self.wake_by(due - READ_SECONDS)
         elif check is _RESET:
             self.counters.resets_awaited += 1
             slot.move(_RESET_STARTED)
@@ -665,7 +668,7 @@ class Shard(Generic[S]):
         if not wanted:
             return
         self._cut_goodbyes_short(wanted, now)
-        earliest = self._unanswered_since() + SILENT_SECONDS
+        earliest = self._unanswered_since() + SILENT_SECONDS - READ_SECONDS
         if now < earliest:
             self.wake_by(earliest)
         else:
@@ -677,11 +680,22 @@ class Shard(Generic[S]):
             # A server that was heard since is slow, and to connect anew would make it slower. But a caller may bring
             # a connection back without having heard the server of late.
             silent_at = since + SILENT_SECONDS if self._heard_at <= since else self._heard_at + SLOW_SECONDS
-            if now < silent_at:
-                self.wake_by(silent_at)
-            elif wanted > 0:
+            if wanted > 0 and self.is_missing(slot, silent_at, now):
                 self._retire(slot, "did not answer", politely=False)
                 wanted -= 1
+
+    def is_missing(self, slot: Slot[S], due: float, now: float) -> bool:
+        """
+        Whether the answer that *slot* waits for is missing: it was *due* (monotonic seconds), and this loop would have
+        read it. If not, the timer is set to look again.
+        """
+        look_at = due - READ_SECONDS
+        if look_at <= now and slot.looked_at < look_at:
+            slot.looked_at = now
+        missing_at = look_at if now < look_at else max(due, slot.looked_at + READ_SECONDS)
+        if now < missing_at:
+            self.wake_by(missing_at)
+        return now >= missing_at
 
     def _cut_goodbyes_short(self, wanted: int, now: float) -> None:
         """Cut so many polite closes short, once they have had a moment."""

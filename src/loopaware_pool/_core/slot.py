@@ -142,6 +142,7 @@ class Slot(Generic[S_co]):
         opened_at: When its connect began, later when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds. A ping does not end an idle time.
         pinged_at: When it was last pinged, monotonic seconds; minus infinity if never.
+        looked_at: When its loop last looked for an answer that was almost due, monotonic seconds.
         expires_at: When `max_lifetime` ends it, monotonic seconds; infinite if never.
         reported: The report of this lease as overdue; None if there was none.
         holder: A weak reference to the task that acquired it last.
@@ -155,6 +156,7 @@ class Slot(Generic[S_co]):
         "generation",
         "holder",
         "instruction",
+        "looked_at",
         "opened_at",
         "pinged_at",
         "reported",
@@ -171,6 +173,7 @@ class Slot(Generic[S_co]):
         self.opened_at: float = now
         self.since: float = now
         self.pinged_at: float = float("-inf")
+        self.looked_at: float = float("-inf")
         self.expires_at: float = float("inf")
         self.reported: LeaseInfo | None = None
         self.holder: weakref.ref[Any] | None = None

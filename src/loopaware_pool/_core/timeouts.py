@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from loopaware_pool._core.shard import READ_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -32,7 +34,8 @@ async def within(seconds: float, work: Callable[[], Awaitable[object]], cut: Cal
     Await *work* for so many seconds; then *cut* its connection.
 
     The connection is cut before the work is cancelled. Otherwise a driver would first ask the server to cancel the
-    query, and might wait for that without a limit.
+    query, and might wait for that without a limit. If the loop was blocked when the time was up, there are
+    `READ_SECONDS` more.
 
     Raises:
         TimeoutError: The time was up. Or whatever the work raised when its connection was cut.
@@ -42,14 +45,25 @@ async def within(seconds: float, work: Callable[[], Awaitable[object]], cut: Cal
     """
     limit = asyncio.timeout(None)
     loop = asyncio.get_running_loop()
+    due = loop.time() + min(seconds, _LONGEST_SECONDS)
+    timer: asyncio.TimerHandle
 
     def expire() -> None:
+        nonlocal timer
+        if loop.time() - due < READ_SECONDS:
+            end()
+        else:
+            timer = loop.call_later(READ_SECONDS, end)
+
+    def end() -> None:
         cut()
         limit.reschedule(loop.time())
 
-    timer = loop.call_later(min(seconds, _LONGEST_SECONDS), expire)
+    timer = loop.call_at(due, expire)
     try:
         async with limit:
             await work()
+            if limit.when() is not None:  # the work has ended in the moment in which its connection was cut
+                raise TimeoutError
     finally:
         timer.cancel()

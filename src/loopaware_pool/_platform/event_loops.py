@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
 __all__ = [
+    "INTERRUPTIONS",
     "Errands",
     "LoopShutdownHook",
     "call_in_child",
@@ -57,6 +58,10 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# These end the task, or the program. Any other error that is no `Exception`, such as a test framework's, fails only the
+# work that has raised it.
+INTERRUPTIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 _SHUTDOWN: Final = asyncio.AbstractEventLoop.shutdown_asyncgens.__name__
 _NEVER_SECONDS: Final = 10 * 365 * 24 * 3600.0

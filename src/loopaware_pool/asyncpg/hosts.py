@@ -8,18 +8,28 @@ connection and says nothing, as a frozen server does, uses up all of it. So the 
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from loopaware_pool._core.asking import AskedPassword
 from loopaware_pool.asyncpg.internals import hosts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["HostOrder"]
 
 # With these, it matters which host comes first, or that all are tried.
 _ANY: Final = "any"
 _PREFER_STANDBY: Final = "prefer-standby"
+# How long another order than the given one is kept with these, counted from the last timeout. A shorter time has more
+# connects wait for a host that is still silent, a longer one has connects pass over a host that is back.
+KEPT_SECONDS: Final = 60.0
+# The first host, the one that follows it, and no arguments.
+_AS_GIVEN: Final[tuple[int, int, dict[str, Any]]] = (0, 1, {})
 
 
 class HostOrder:
@@ -28,60 +38,77 @@ class HostOrder:
 
     A host that is begun with for this reason may refuse: asyncpg then tries no other. So the next connect begins with
     another one again, and sooner or later with the first.
+
+    Args:
+        clock: Tells monotonic seconds.
     """
 
-    def __init__(self) -> None:
-        self._first = 0
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._first = 0  # the number of the host to begin with
+        self._hosts: list[tuple[str, int]] = []  # as they were given when the first of them was silent
+        self._kept_until = 0.0
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
         """
         Connect as `asyncpg.connect` does, with its arguments.
 
-        If any host will do, or a standby is only preferred, the connect after a successful one begins as given. If not,
-        the hosts that will do are alike, and the order that has led to one is kept.
+        If any host will do, or a standby is only preferred, connects begin as given again when `KEPT_SECONDS` have
+        passed without a timeout. If not, the hosts that will do are alike, and the order that has led to one is kept.
+        Where other hosts are given, connects begin as given, too.
 
         Raises:
             asyncpg.ClientConfigurationError: A host in a list of hosts is empty.
             Exception: What `asyncpg.connect` raises.
         """
-        first = self._first
-        hosts, is_kept, following = _hosts_from(first, *args, **kwargs) if first else ({}, True, 1)
+        first, following, hosts = self._order(*args, **kwargs) if self._first else _AS_GIVEN
         try:
-            connection = await asyncpg.connect(*args, **(kwargs | hosts))
+            return await asyncpg.connect(*args, **(kwargs | hosts))
         except Exception as error:
-            # If not, another connect that began with the same host has failed before.
-            if first == self._first and (first or isinstance(error, TimeoutError)):
-                self._first = following
+            password = kwargs.get("password")
+            is_blameless = isinstance(password, AskedPassword) and not password.is_answered
+            if first == self._first and not is_blameless:  # else one that began with the same host has failed before
+                if isinstance(error, TimeoutError):
+                    self._timed_out(following, *args, **kwargs)
+                elif first:
+                    self._first = following
             if isinstance(error, IndexError) and _has_empty_host(*args, **kwargs):
                 raise asyncpg.exceptions.ClientConfigurationError(
                     "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
                     "'first-host:5432,second-host:5432'"
                 ) from None
             raise
-        if not is_kept:
+
+    def _order(self, *args: Any, **kwargs: Any) -> tuple[int, int, dict[str, Any]]:
+        """
+        Return the number of the host to begin with, that of the host which follows, and arguments for such a connect.
+
+        Where a standby is preferred, that host is the only one: asyncpg would try all, the silent one among them,
+        before it is content with a primary.
+        """
+        first, is_over = self._first, self._clock() >= self._kept_until
+        hosts, wanted = _given(*args, **kwargs)
+        is_alone = wanted == _PREFER_STANDBY
+        if not first or hosts != self._hosts or (is_over and (is_alone or wanted == _ANY)):
             self._first = 0
-        return connection
+            return _AS_GIVEN
+        following = (first + 1) % (len(hosts) + is_alone)  # the last one is the first host alone, which 0 does not mean
+        begin = first % len(hosts)
+        hosts = hosts[begin:] + hosts[:begin]
+        if is_alone:
+            del hosts[1:]
+        return first, following, {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
+
+    def _timed_out(self, following: int, *args: Any, **kwargs: Any) -> None:
+        """Have the next connect with these arguments begin with host number *following*, if there is more than one."""
+        self._hosts, _ = _given(*args, **kwargs)
+        self._kept_until = self._clock() + KEPT_SECONDS
+        self._first = following if len(self._hosts) > 1 else 0
 
 
-def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict[str, Any], bool, int]:
-    """
-    Return arguments for a connect that is to begin with host number *first*, whether to keep that order, and the number
-    of the host that follows.
-
-    Where a standby is preferred, that host is the only one: asyncpg would try all, the silent one among them, before it
-    is content with a primary.
-    """
-    hosts, wanted = hosts_of(dsn, kwargs)
-    if len(hosts) < 2:
-        return {}, True, 0
-    is_alone = wanted == _PREFER_STANDBY
-    following = (first + 1) % (len(hosts) + is_alone)  # the last one is the first host alone, which 0 does not mean
-    first %= len(hosts)
-    hosts = hosts[first:] + hosts[:first]
-    if is_alone:
-        del hosts[1:]
-    arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
-    return arguments, wanted not in (_ANY, _PREFER_STANDBY), following
+def _given(dsn: str | None = None, **kwargs: Any) -> tuple[list[tuple[str, int]], str]:
+    """Find the hosts of a connect with these arguments, and which of them will do."""
+    return hosts_of(dsn, kwargs)
 
 
 def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:

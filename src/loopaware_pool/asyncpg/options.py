@@ -134,7 +134,8 @@ class Options(SharedOptions):
     )
     reset_query: str | None = option(
         'Sent to reset a session, as one simple query, in place of what fits the server; "" for nothing, None for what '
-        "fits. One that discards prepared statements, as DISCARD ALL does, needs `statement_cache_size=0`.",
+        "fits. It must be ASCII. One that discards prepared statements, as DISCARD ALL does, needs "
+        "`statement_cache_size=0`.",
         check=or_none(check_query),
         default=None,
     )
@@ -166,9 +167,14 @@ class Options(SharedOptions):
         return can_be_followed or self.session_reset == "when_dirty"
 
     def _check_reset_query(self) -> None:
-        """Refuse a query that would never be sent."""
+        """Refuse a query that would never be sent, or that the server could read as another one."""
         if not self.reset_query:
             return
+        if not self.reset_query.isascii():
+            raise ValueError(
+                f"reset_query={self.reset_query!r}: expected ASCII, as a lease may have changed client_encoding; "
+                "write other characters as in E'\\u00fc' or U&\"\\00fc\""
+            )
         kind = self.connection_class
         for replaces_it, what in (
             (self.session_reset == "never", "session_reset='never' sends no reset"),

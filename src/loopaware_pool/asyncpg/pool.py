@@ -231,7 +231,7 @@ class Pool(UpstreamPool):
         if slot is None:
             slot = await core.queue.wait(runner, timeout, (context.code, context.instruction))
         session = slot.session
-        session.reset_timeout = timeout
+        session.reset_timeout = timeout if timeout is None or timeout > 0 else None  # in no time no reset succeeds
         slot.lent_to(asyncio.current_task(runner.loop), context.code, context.instruction)
         proxy = self._proxy_class(session, self)
         if self._setup is not None:
@@ -287,8 +287,8 @@ class Pool(UpstreamPool):
 
         Args:
             connection: What `acquire` returned. One that was released already is ignored.
-            timeout: Seconds for the reset, after which the connection is closed; None takes the acquire's timeout. A
-                reset that is not awaited has a second at least.
+            timeout: Seconds for the reset, after which the connection is closed; None takes the acquire's timeout,
+                unless that was 0. A reset that is not awaited has a second at least.
 
         Raises:
             TypeError: *timeout* is not a number; the connection is still lent.

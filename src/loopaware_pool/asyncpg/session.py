@@ -458,6 +458,8 @@ class AsyncpgSession(AsyncpgLink):
                 await con._reset()
                 if self._query:
                     await con.execute(self._query)
+            if con.is_in_transaction():  # the next lease would lose what it writes, without an error
+                raise asyncpg.InterfaceError("the reset of a session failed: it leaves a transaction open")
             self._restore_callbacks(con)
         self.is_dirty = self._starts_dirty
         self._memory.expect_this()

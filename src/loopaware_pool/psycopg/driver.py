@@ -19,10 +19,11 @@ from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED
 from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform.conninfo import may_be_misread, may_hold_password, redact
-from loopaware_pool._platform.event_loops import with_stray_cancellation_as
+from loopaware_pool._platform.event_loops import INTERRUPTIONS, with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
 from loopaware_pool.driver import PROGRAMMING_ERRORS, HookFailed
+from loopaware_pool.psycopg.connection import LoopAwareConnection
 from loopaware_pool.psycopg.session import RESET_SECONDS, PsycopgSession
 
 if TYPE_CHECKING:
@@ -168,6 +169,12 @@ class PsycopgDriver:
         """Whether a connection that comes back idle must still be reset."""
         return self.reset_hook is not None or self.session_reset == "awaited"
 
+    @property
+    def has_own_connect(self) -> bool:
+        """Whether the connection class connects in its own way, and so may set another user than the login."""
+        known = (psycopg.AsyncConnection, LoopAwareConnection)
+        return _connect_of(self.connection_class) not in map(_connect_of, known)
+
     async def connect(self) -> PsycopgSession:
         """Open and configure a connection on the running loop."""
         is_told = self.logger.isEnabledFor(logging.INFO)
@@ -175,7 +182,9 @@ class PsycopgDriver:
             tell()
         try:
             session = await with_stray_cancellation_as(psycopg.OperationalError, self._connect())
-        except Exception as error:
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:
             self._failed(error)
             if self.tells_errors or self.fault is not None:
                 raise HookFailed from (self.fault or error)
@@ -233,9 +242,10 @@ class PsycopgDriver:
         """The arguments whose functions have not answered yet."""
         return self.asking.unanswered
 
-    def _failed(self, failure: Exception) -> None:
+    def _failed(self, failure: BaseException) -> None:
         error = failure.__cause__ if isinstance(failure, HookFailed) else failure
-        self.fault = error if error is not failure or isinstance(error, PROGRAMMING_ERRORS) else None
+        may_pass = error is failure and isinstance(error, Exception) and not isinstance(error, PROGRAMMING_ERRORS)
+        self.fault = None if may_pass else error
         failures = next(self._failures)
         if failures.bit_count() == 1:  # the first, second, fourth ...: an outage must not fill the log
             told = fields("connect_failed", self.name, pool_error=error_type(error), pool_failures=failures)
@@ -284,6 +294,11 @@ class PsycopgDriver:
         self._failing_since = None
         while self._unready:
             self._unready.pop().discard(forked=True)
+
+
+def _connect_of(kind: Any) -> object:
+    """Return the function that a connection class connects with, whichever class it was inherited from."""
+    return getattr(kind.connect, "__func__", kind.connect)
 
 
 def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:

@@ -142,7 +142,7 @@ class Options(SharedOptions):
         '"never": only transactions are rolled back. "awaited": settings, role, advisory locks, listeners, cursors and '
         "adapters are reset before the connection is lent again, which costs a round trip at each return, and prepared "
         "statements are read and planned anew. What *configure* has set with `SET` is reset too; a role or session "
-        "authorization that it has set is restored.",
+        "authorization that it, or a connection class's own `connect`, has set is restored.",
         check=choice(SessionReset),
         default="never",
     )

@@ -92,6 +92,7 @@ class SessionSettings(Protocol):
         resets: Whether a connection that comes back idle must still be reset.
         has_reset: Whether the reset of a session has succeeded.
         configure, reset_hook, ping: The user's callbacks; the last makes a round trip.
+        has_own_connect: Whether the connection class connects in its own way, and so may set another user.
     """
 
     name: str
@@ -103,6 +104,9 @@ class SessionSettings(Protocol):
 
     @property
     def resets(self) -> bool: ...
+
+    @property
+    def has_own_connect(self) -> bool: ...
 
     def pool(self) -> Any:
         """The pool."""
@@ -335,7 +339,8 @@ class PsycopgSession(PsycopgLink):
         """
         connection = self._bare()
         user: list[tuple[bytes, str]] = []
-        if self._settings.configure is not None and self._settings.reset_query is None:
+        has_own_connect, configure = self._settings.has_own_connect, self._settings.configure
+        if (has_own_connect or configure is not None) and self._settings.reset_query is None:
             was_autocommit = connection.autocommit
             await connection.set_autocommit(True)
             try:
@@ -344,10 +349,12 @@ class PsycopgSession(PsycopgLink):
             except psycopg.DatabaseError as error:
                 if not is_not_understood(error):
                     raise
-                raise HookFailed from psycopg.ProgrammingError(ROLE_REFUSED.format("configure", error))
+                setter = "connection_class" if configure is None else "configure"
+                raise HookFailed from psycopg.ProgrammingError(ROLE_REFUSED.format(setter, error))
             # The session user comes first: setting it ends the role. A reset would bring back the role that the
-            # connection began with.
-            found = [(b"session_authorization", name)] if name != self._began_as else []
+            # connection began with. It is not known who has logged in where a class has its own way to connect.
+            is_login = name == self._began_as and not has_own_connect
+            found = [] if is_login else [(b"session_authorization", name)]
             user = [(what, who.decode(connection.info.encoding)) for what, who in [*found, (b"role", role)]]
             await connection.set_autocommit(was_autocommit)
         self._configured = _Configured(

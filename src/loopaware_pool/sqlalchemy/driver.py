@@ -12,7 +12,7 @@ from sqlalchemy import exc
 from sqlalchemy.util import greenlet_spawn
 
 from loopaware_pool import errors
-from loopaware_pool._platform.event_loops import leave_to_shutdown, with_stray_cancellation_as
+from loopaware_pool._platform.event_loops import INTERRUPTIONS, leave_to_shutdown, with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool.driver import HookFailed
 from loopaware_pool.sqlalchemy.first_connect import is_initialised
@@ -109,7 +109,7 @@ class SqlalchemyDriver:
             leave_to_shutdown(task)
         try:
             record = await with_stray_cancellation_as(exc.InvalidRequestError, greenlet_spawn(self._make_record, pool))
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except INTERRUPTIONS:
             raise
         except BaseException as error:  # a listener's may be no `Exception`, as that of a timeout in greenlets
             let_go_of_frames(error)
