@@ -514,7 +514,7 @@ def test_async_functions_are_known_in_every_form(run):
         ({"lifetime": "900"}, "lifetime='900': expected"),
         ({"renew_before": -1}, "renew_before=-1: expected"),
         ({"fetch_timeout": None}, "fetch_timeout=None: expected"),
-        ({"name": ""}, "name='': expected"),
+        ({"name": ""}, "name='': expected a non-empty string, or None$"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options, says):

@@ -66,7 +66,7 @@ def check_callback(name: str, value: object) -> None:
 def check_name(name: str, value: object) -> None:
     """Refuse a value that is no name of a pool, with a `TypeError`."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{name}={value!r}: expected a non-empty string, or None for 'pool-N'")
+        raise TypeError(f"{name}={value!r}: expected a non-empty string, or None")
 
 
 def check_secret(name: str, value: object, kinds: tuple[type, ...], what: str) -> None:

@@ -164,7 +164,7 @@ class AsyncpgDriver:
         has_callback = self.connect_hook is not None or self.arguments.have_functions()
         if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
             return True
-        return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
+        return type(error) in (ValueError, OverflowError) or isinstance(error, _PROGRAMMING_ERRORS)
 
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)

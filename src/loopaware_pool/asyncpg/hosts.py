@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from loopaware_pool._platform.conninfo import EMPTY_HOST, has_empty_host
 from loopaware_pool.asyncpg.internals import hosts_of
 
 __all__ = ["HostOrder"]
@@ -52,11 +52,9 @@ class HostOrder:
             # If not, another connect that began with the same host has failed before.
             if first == self._first and (first or isinstance(error, TimeoutError)):
                 self._first = following
-            if isinstance(error, IndexError) and _has_empty_host(*args, **kwargs):
-                raise asyncpg.exceptions.ClientConfigurationError(
-                    "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
-                    "'first-host:5432,second-host:5432'"
-                ) from None
+            dsn = args[0] if args else kwargs.get("dsn")
+            if isinstance(error, IndexError) and has_empty_host(dsn or "", os.environ.get("PGHOST", "")):
+                raise asyncpg.exceptions.ClientConfigurationError(EMPTY_HOST) from None
             raise
         if not is_kept:
             self._first = 0
@@ -82,10 +80,3 @@ def _hosts_from(first: int, dsn: str | None = None, **kwargs: Any) -> tuple[dict
         del hosts[1:]
     arguments = {"host": [host for host, _ in hosts], "port": [port for _, port in hosts]}
     return arguments, wanted not in (_ANY, _PREFER_STANDBY), following
-
-
-def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:
-    """Whether a list of hosts that asyncpg has read has an empty one."""
-    parts = urlsplit(dsn or "")
-    lists = [parts.netloc.rpartition("@")[2], *parse_qs(parts.query).get("host", ()), os.environ.get("PGHOST", "")]
-    return any("" in hosts.split(",") for hosts in lists if hosts)
