@@ -113,6 +113,8 @@ def check_connect_arguments(
             "password", given.get("password"), (str, NoneType), "a string, a function that returns one, or None"
         )
     for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"expected names of arguments, not {type(name).__name__}")
         if name in taken:
             raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
     known = inspect.signature(asyncpg.connect).parameters
