@@ -466,6 +466,10 @@ async def cancelled():
     raise asyncio.CancelledError
 
 
+async def exited():
+    raise GeneratorExit
+
+
 @pytest.mark.parametrize(
     ("fetch", "options", "says"),
     [
@@ -476,6 +480,7 @@ async def cancelled():
         (lambda: Expiring("CANARY"), {}, "TypeError"),
         (lambda: {}["CANARY"], {"lifetime": 5}, "KeyError$"),
         (cancelled, {"lifetime": 5}, "CancelledError"),
+        (exited, {"lifetime": 5}, "GeneratorExit"),
         (lambda: exit(1), {"lifetime": 5}, "SystemExit"),
     ],
 )
