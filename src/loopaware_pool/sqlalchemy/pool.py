@@ -250,7 +250,7 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
         except asyncio.CancelledError:  # whoever cuts it short closes the socket
             raise
         except BaseException as error:
-            self.logger.error("Exception closing connection %r", connection, exc_info=True)
+            self.logger.exception("Exception closing connection %r", connection)
             if not isinstance(error, Exception):
                 raise
 
