@@ -11,6 +11,7 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.psycopg import AsyncConnectionPool
 from session_state import ALWAYS, RESETS, leased_state, one_connection, pristine, quiet_handler
 
 pytestmark = pytest.mark.both_drivers
@@ -125,6 +126,40 @@ def test_a_connection_is_closed_if_the_users_query_fails_or_leaves_a_transaction
             assert len(pids) == 3
 
     run(main())
+
+
+def test_an_awaited_reset_that_leaves_a_transaction_is_told_and_costs_the_connection(address, run):
+    """Its caller is there to hear of it."""
+
+    async def main():
+        async with with_reset_query(address, "BEGIN", session_reset="awaited") as pool:
+            pids = set()
+            for _ in range(2):
+                con = await pool.acquire()
+                assert not con.is_in_transaction()
+                pids.add(con.get_server_pid())
+                with pytest.raises(asyncpg.InterfaceError, match=r"^reset_query leaves a transaction open$"):
+                    await pool.release(con)
+            assert len(pids) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (" ;\n", "expected a statement, or '' for nothing"),
+        ("SELECT 'a\0'", "cannot have a null character"),
+        ("SELECT '\ud800'", "cannot have a lone surrogate"),
+    ],
+)
+def test_a_query_that_no_server_takes_is_refused(query, says):
+    """When the pool is made, and not at the first release."""
+    with pytest.raises(ValueError, match=f"^reset_query=.*{says}"):
+        create_pool("postgresql://nowhere/", reset_query=query)
+    with pytest.raises(ValueError, match=f"^reset_query=.*{says}"):
+        AsyncConnectionPool("", session_reset="awaited", reset_query=query, open=False)
+    create_pool("postgresql://nowhere/", reset_query="SELECT 'ü€'")
 
 
 @pytest.mark.parametrize(

@@ -458,6 +458,8 @@ class AsyncpgSession(AsyncpgLink):
                 await con._reset()
                 if self._query:
                     await con.execute(self._query)
+                    if self._settings.reset_query and con.is_in_transaction():
+                        raise asyncpg.InterfaceError("reset_query leaves a transaction open")
             self._restore_callbacks(con)
         self.is_dirty = self._starts_dirty
         self._memory.expect_this()
