@@ -172,6 +172,35 @@ def test_connect_arguments_that_are_unknown_or_the_pools_change_nothing(name):
     assert pool._connect_kwargs == {"password": "as before"}
 
 
+@pytest.mark.parametrize("password", [5, b"CANARY", ["CANARY"]], ids=repr)
+def test_a_password_of_another_type_is_refused_at_once_and_not_shown(password, run):
+    """asyncpg refuses it only where the server asks for one, by an `InternalClientError`."""
+    says = f"password: expected a string, a function that returns one, or None, not {type(password).__name__}"
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        create_pool(NOWHERE, password=password)
+    pool = create_pool(NOWHERE, min_size=0, credentials=lambda: {"password": password})
+    with pytest.raises(TypeError, match=f"^{says}$"):
+        pool.set_connect_args(NOWHERE, password=password)
+
+    async def main():
+        async with pool:
+            with pytest.raises(TypeError, match=f"^credentials: {says}$"):
+                await pool.acquire(timeout=10)
+
+    run(main())
+
+
+def test_a_port_that_cannot_be_is_told_at_once():
+    """Another connect would fail, too. uvloop takes it for another port."""
+
+    async def main():
+        async with create_pool("postgresql://app@127.0.0.1:99999/shop", min_size=0) as pool:
+            with pytest.raises(OverflowError, match="port must be 0-65535"):
+                await pool.acquire(timeout=10)
+
+    asyncio.run(main())
+
+
 def test_a_connect_callback_takes_what_it_likes(dsn, run):
     """Its arguments are its own."""
     given = []

@@ -466,6 +466,10 @@ async def cancelled():
     raise asyncio.CancelledError
 
 
+async def exited():
+    raise GeneratorExit
+
+
 @pytest.mark.parametrize(
     ("fetch", "options", "says"),
     [
@@ -476,6 +480,7 @@ async def cancelled():
         (lambda: Expiring("CANARY"), {}, "TypeError"),
         (lambda: {}["CANARY"], {"lifetime": 5}, "KeyError$"),
         (cancelled, {"lifetime": 5}, "CancelledError"),
+        (exited, {"lifetime": 5}, "GeneratorExit"),
         (lambda: exit(1), {"lifetime": 5}, "SystemExit"),
     ],
 )
@@ -514,7 +519,7 @@ def test_async_functions_are_known_in_every_form(run):
         ({"lifetime": "900"}, "lifetime='900': expected"),
         ({"renew_before": -1}, "renew_before=-1: expected"),
         ({"fetch_timeout": None}, "fetch_timeout=None: expected"),
-        ({"name": ""}, "name='': expected"),
+        ({"name": ""}, "name='': expected a non-empty string, or None$"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options, says):

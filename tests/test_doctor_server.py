@@ -302,6 +302,7 @@ def test_what_is_advised_for_shared_sessions_works_through_a_pgbouncer(private_s
         assert asyncio.run(asyncio.wait_for(main(), 30)) == [*range(100)]
     assert (found["proxy"]["severity"], code) == ("warning", 1)
     assert "statement_cache_size=0" in found["proxy"]["remedy"]
+    assert "max_prepared_statements" in found["proxy"]["remedy"]
     assert 'session_reset="never"' in found["proxy"]["remedy"]
 
 

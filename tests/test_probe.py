@@ -130,6 +130,8 @@ def test_a_dsn_that_is_not_understood_is_an_error(dsn):
         (f"{SECRET}://x", "it does not begin with postgresql://; expected postgresql://"),
         (f"postgresql://u:{SECRET}@127.0.0.1:99999/d", "port 99999 is none; a port is a number from 1 to 65535"),
         (f"postgresql://u:{SECRET}@[::1]:65536", "port 65536 is none; a port is a number from 1 to 65535"),
+        (f"postgresql://u:{SECRET}@h:5432,/d", "a host is empty in the list of hosts"),
+        (f"postgresql://u:{SECRET}@/d?host=,h", "a host is empty in the list of hosts"),
         # What a driver takes for the port is the beginning of the password.
         (f"postgresql://u:{SECRET}/99999@h/d", "expected postgresql://user:password@host:port/database, with special"),
         (f"postgresql://u:55555/{SECRET}@127.0.0.1/d", "expected postgresql://user:password@host:port/database, with"),
@@ -142,6 +144,28 @@ def test_what_is_wrong_with_a_dsn_is_told(dsn, complaint):
     with pytest.raises(Unusable, match=re.escape(complaint)), open_target(dsn):
         pass
     assert not any(secret in str(caught.value) for secret in (SECRET, "55555"))
+
+
+@pytest.mark.parametrize("option", ["target_session_attrs", "sslmode"])
+def test_an_option_that_has_no_such_value_is_named(option, dsn):
+    """asyncpg refuses it as it refuses a string that it cannot parse."""
+    wrong = f"{dsn}?{option}=elsewhere"
+    complaint = f"the DSN is not understood: asyncpg does not know this value of {option}"
+    with pytest.raises(ValueError, match=f"^{complaint}$"):
+        asyncio.run(probe(wrong, timeout=10))
+    with pytest.raises(Unusable, match=f"^{complaint}$"), open_target(wrong):
+        pass
+
+
+def test_a_server_of_the_wrong_kind_is_not_taken_for_one_that_is_not_postgresql(dsn):
+    """It is read well, and is not what the DSN asks for."""
+    wrong = f"{dsn}?target_session_attrs=standby"
+    complaint = "is what target_session_attrs asks for; leave it out, or name another server"
+    result = asyncio.run(probe(wrong, timeout=10))
+    assert not result.is_alive
+    assert complaint in result.reason
+    with pytest.raises(Unusable, match=complaint), open_target(wrong):
+        pass
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

@@ -110,6 +110,22 @@ def test_pools_that_are_too_small_are_told_the_size():
     assert "would need 192 connections, of which 87 fit" in outcome.says
 
 
+def test_pools_that_are_too_large_are_told_the_size():
+    """No proxy is needed where smaller pools do the work, and fit."""
+    large = Fleet(machines=1, processes=8, loops=2, pools=1, max_size=20)
+    outcome = judge(large, LIMITS, DEMAND)
+    assert (outcome.verdict, outcome.proxy_pool) == (Verdict.TOO_LARGE, None)
+    assert outcome.says == (
+        "160 connections do not fit into 87: max_size=5 is enough for the work, and up to max_size=10 fits"
+    )
+    assert verdict(replace(large, max_size=10), demand=DEMAND) is Verdict.FITS
+    assert verdict(replace(large, max_size=11), demand=DEMAND) is Verdict.TOO_LARGE
+    unknown = judge(large, LIMITS, None)
+    assert unknown.verdict is Verdict.PROXY
+    assert unknown.says.endswith("the work is not known; or make the pools smaller: up to max_size=10 fits")
+    assert "smaller" not in judge(replace(large, processes=50), LIMITS, None).says
+
+
 def test_beyond_one_server_it_says_how_many():
     """By connections, where a proxy cannot share what is in use; or by processors."""
     fleet = Fleet(machines=10, processes=10, loops=1, pools=1, max_size=None)

@@ -100,6 +100,30 @@ def test_a_password_that_is_taken_for_something_else_is_not_repeated_by_psycopg(
     assert_silent(caplog.text)
 
 
+@pytest.mark.parametrize("answer", ["CANARY", "CANARY:x", "CANARY=x", "CANARY://x"])
+def test_a_password_that_is_returned_as_a_connection_string_is_not_repeated(answer, caplog):
+    """As by a function that was given for the wrong argument."""
+    heard = []
+
+    async def by_asyncpg():
+        for options in ({"dsn": lambda: answer}, {"credentials": lambda: {"dsn": answer}}):
+            with pytest.raises(ValueError) as caught:
+                await create_pool(min_size=1, on_event=heard.append, **options)
+            assert "canary" not in in_full(caught.value).lower()
+
+    async def by_psycopg():
+        async with AsyncConnectionPool(lambda: answer, min_size=0, max_size=1, on_event=heard.append) as pool:
+            with pytest.raises(psycopg.ProgrammingError) as caught:
+                await pool.getconn(timeout=20)
+        assert "canary" not in in_full(caught.value).lower()
+
+    caplog.set_level(0)
+    asyncio.run(by_asyncpg())
+    asyncio.run(by_psycopg())
+    assert heard
+    assert "canary" not in (caplog.text + repr(heard)).lower()
+
+
 def test_what_is_wrong_with_a_connection_string_is_told():
     """In words that help, by an error of the type that the driver raises."""
 

@@ -332,8 +332,10 @@ class _Renewal:
         try:
             async with asyncio.timeout(self._fetch_timeout):  # its timer also keeps the task alive
                 kept = self._checked(await self._function())
-        except GeneratorExit:  # its loop is closed
-            raise
+        except GeneratorExit as error:
+            if not _is_run_by(fetch.task):  # its loop is closed
+                raise
+            self._failed(fetch, error)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
             if not event_loops.is_cancelled():
                 self._failed(fetch, error)
@@ -465,6 +467,13 @@ def _is_async(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _is_run_by(task: asyncio.Task[None] | None) -> bool:
+    """Whether *task* is at work, as against being closed."""
+    with suppress(RuntimeError):  # no loop is running
+        return asyncio.current_task() is task
+    return False
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -60,12 +60,13 @@ class TooManyWaiting(PoolError):
         self.max_waiting = max_waiting
 
 
-# What libpq says where `target_session_attrs` wants another kind of host.
+# What the drivers say where `target_session_attrs` wants another kind of host.
 _WRONG_HOST: Final = (
     "session is read-only",
     "session is not read-only",
     "server is in hot standby mode",
     "server is not in hot standby mode",
+    "None of the hosts match the target attribute requirement",
 )
 
 

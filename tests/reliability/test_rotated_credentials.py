@@ -99,10 +99,10 @@ def test_all_arguments_may_be_returned_and_replace_those_given(role, run):
         async with FLAVOURS["asyncpg"]("postgresql://nowhere:1/none", credentials=asked.plain, **given) as client:
             assert await client.value("SELECT current_user") == role.role
             assert await client.value("SELECT current_setting('application_name')") == "given"
-        for wrong in ("loop", "pasword"):
+        for wrong in ("loop", "pasword", 5):
             asked = Asked(lambda wrong=wrong: {wrong: "CANARY"})
             async with FLAVOURS["asyncpg"](role.dsn, credentials=asked.plain) as client:
-                with pytest.raises(TypeError, match=f"^credentials: .*{wrong}") as caught:
+                with pytest.raises(TypeError, match=f"^credentials: .*{'names' if wrong == 5 else wrong}") as caught:
                     await client.value("SELECT 1")
                 assert "CANARY" not in str(caught.value)
                 assert asked.calls == 1

@@ -11,6 +11,7 @@ import pytest
 
 import helpers
 from loopaware_pool.asyncpg import create_pool
+from loopaware_pool.psycopg import AsyncConnectionPool
 from session_state import ALWAYS, RESETS, leased_state, one_connection, pristine, quiet_handler
 
 pytestmark = pytest.mark.both_drivers
@@ -168,6 +169,23 @@ def test_an_awaited_query_of_the_users_that_leaves_a_transaction_fails(address, 
             assert pool.stats().size == 0
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        (" ;\n", "expected a statement, or '' for nothing"),
+        ("SELECT 'a\0'", "cannot have a null character"),
+        ("SELECT '\ud800'", "cannot have a lone surrogate"),
+    ],
+)
+def test_a_query_that_no_server_takes_is_refused(query, says):
+    """When the pool is made, and not at the first release."""
+    with pytest.raises(ValueError, match=f"^reset_query=.*{says}"):
+        create_pool("postgresql://nowhere/", reset_query=query)
+    with pytest.raises(ValueError, match=f"^reset_query=.*{says}"):
+        AsyncConnectionPool("", session_reset="awaited", reset_query=query, open=False)
+    AsyncConnectionPool("", session_reset="awaited", reset_query="SELECT 'ü€'", open=False)
 
 
 @pytest.mark.parametrize(

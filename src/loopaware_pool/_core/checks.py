@@ -66,7 +66,7 @@ def check_callback(name: str, value: object) -> None:
 def check_name(name: str, value: object) -> None:
     """Refuse a value that is no name of a pool, with a `TypeError`."""
     if not isinstance(value, str) or not value:
-        raise TypeError(f"{name}={value!r}: expected a non-empty string, or None for 'pool-N'")
+        raise TypeError(f"{name}={value!r}: expected a non-empty string, or None")
 
 
 def check_secret(name: str, value: object, kinds: tuple[type, ...], what: str) -> None:
@@ -118,6 +118,10 @@ def check_query(name: str, query: object) -> None:
         raise TypeError(f"{name}={query!r}: expected SQL as a string, or None")
     if "\0" in query:
         raise ValueError(f"{name}={query!r}: SQL cannot have a null character")
+    if not query.isascii() and query != query.encode(errors="ignore").decode():
+        raise ValueError(f"{name}={query!r}: SQL cannot have a lone surrogate")
+    if query and not query.strip(" \t\r\n;"):  # asyncpg fails over the answer
+        raise ValueError(f"{name}={query!r}: expected a statement, or '' for nothing")
 
 
 def choice(literal: Any) -> Check:

@@ -1,5 +1,5 @@
 """
-Redacts connection strings in errors.
+Redacts connection strings in errors, and finds what is wrong with them.
 
 A password whose special characters are not percent-encoded changes the meaning of a connection string: a part of it
 becomes the host, the port or an option, and the driver repeats that part in its error. So where a string can be
@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["MISREAD", "hide_passwords", "may_be_misread", "may_hold_password", "redact"]
+__all__ = ["EMPTY_HOST", "MISREAD", "has_empty_host", "hide_passwords", "may_be_misread", "may_hold_password", "redact"]
 
 MISREAD: Final = (
     "the connection string is not understood: expected postgresql://user:password@host:port/database, with special "
     "characters of the password percent-encoded (@ is %40, / is %2F); the driver's own words are left out, as they may "
     "repeat a part of the password"
+)
+EMPTY_HOST: Final = (
+    "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
+    "'first-host:5432,second-host:5432'"
 )
 
 _SCHEMES: Final = ("postgresql://", "postgres://")
@@ -55,6 +60,14 @@ def may_hold_password(conninfo: str) -> bool:
     after_host = conninfo.partition("://")[2].partition(":")[2]
     has_colon_of_password = bool(after_host) and not _PORT.match(f"{after_host}/")
     return "@" in conninfo or has_colon_of_password or bool(_NAME_OF_PASSWORD.search(conninfo))
+
+
+def has_empty_host(dsn: str, pghost: str) -> bool:
+    """Whether the list of hosts of a URI, or else *pghost*, has an empty one: asyncpg raises an `IndexError` then."""
+    parts = urlsplit(dsn)
+    hosts = parts.netloc.rpartition("@")[2]
+    lists = [hosts] if hosts else parse_qs(parts.query).get("host") or [pghost]
+    return any("" in hosts.split(",") for hosts in lists if hosts)
 
 
 def redact(error: Exception) -> None:

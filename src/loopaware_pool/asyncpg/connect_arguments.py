@@ -97,7 +97,7 @@ def check_connect_arguments(
     given: Mapping[str, object], *, takes_any: bool, own: Collection[str] = (), taken: Collection[str] = ()
 ) -> None:
     """
-    Refuse arguments that no connect takes, without showing a value, which may be a password.
+    Refuse arguments that no connect takes, and a password of another type, without showing a value.
 
     Args:
         given: What is passed to each connect, besides the DSN.
@@ -108,7 +108,13 @@ def check_connect_arguments(
     Raises:
         TypeError: There is such an argument.
     """
+    if not takes_any:
+        check_secret(
+            "password", given.get("password"), (str, NoneType), "a string, a function that returns one, or None"
+        )
     for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"expected names of arguments, not {type(name).__name__}")
         if name in taken:
             raise TypeError(f"{name}: the pool was made with this argument, and it cannot be changed")
     known = inspect.signature(asyncpg.connect).parameters

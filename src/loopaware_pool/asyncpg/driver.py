@@ -37,6 +37,7 @@ _PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConf
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # Characters that end a password for asyncpg, which parses URIs like urllib.
 ENDS_PASSWORD: Final = "/?#[]"
+_SCHEMES: Final = ("postgresql://", "postgres://")
 
 
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
@@ -142,6 +143,8 @@ class AsyncpgDriver:
             dsn = args[0] if args else kwargs.get("dsn")
             if type(error) is ValueError and isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD):
                 redact(error)
+            elif self.arguments.have_functions() and isinstance(dsn, str) and not dsn.startswith(_SCHEMES):
+                redact(error)  # it may be a function's answer, and a password alone
             raise
         except asyncpg.PostgresError as error:
             if isinstance(password := kwargs.get("password"), AskedPassword):
@@ -164,7 +167,7 @@ class AsyncpgDriver:
         has_callback = self.connect_hook is not None or self.arguments.have_functions()
         if has_callback and isinstance(error, _ERRORS_OF_CALLBACKS):
             return True
-        return type(error) is ValueError or isinstance(error, _PROGRAMMING_ERRORS)
+        return type(error) in (ValueError, OverflowError) or isinstance(error, _PROGRAMMING_ERRORS)
 
     async def _make_ready(self, session: AsyncpgSession, con: Connection) -> AsyncpgSession:
         self._unready.add(session)

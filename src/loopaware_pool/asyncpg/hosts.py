@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from loopaware_pool._core.asking import AskedPassword
+from loopaware_pool._platform.conninfo import EMPTY_HOST, has_empty_host
 from loopaware_pool.asyncpg.internals import hosts_of
 
 if TYPE_CHECKING:
@@ -72,11 +72,9 @@ class HostOrder:
                     self._timed_out(following, *args, **kwargs)
                 elif first:
                     self._first = following
-            if isinstance(error, IndexError) and _has_empty_host(*args, **kwargs):
-                raise asyncpg.exceptions.ClientConfigurationError(
-                    "a host is empty in the list of hosts of the connection string, or of PGHOST: expected "
-                    "'first-host:5432,second-host:5432'"
-                ) from None
+            dsn = args[0] if args else kwargs.get("dsn")
+            if isinstance(error, IndexError) and has_empty_host(dsn or "", os.environ.get("PGHOST", "")):
+                raise asyncpg.exceptions.ClientConfigurationError(EMPTY_HOST) from None
             raise
 
     def _order(self, *args: Any, **kwargs: Any) -> tuple[int, int, dict[str, Any]]:
@@ -109,10 +107,3 @@ class HostOrder:
 def _given(dsn: str | None = None, **kwargs: Any) -> tuple[list[tuple[str, int]], str]:
     """Find the hosts of a connect with these arguments, and which of them will do."""
     return hosts_of(dsn, kwargs)
-
-
-def _has_empty_host(dsn: str | None = None, **_: Any) -> bool:
-    """Whether a list of hosts that asyncpg has read has an empty one."""
-    parts = urlsplit(dsn or "")
-    lists = [parts.netloc.rpartition("@")[2], *parse_qs(parts.query).get("host", ()), os.environ.get("PGHOST", "")]
-    return any("" in hosts.split(",") for hosts in lists if hosts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from loopaware_pool._platform.conninfo import may_be_misread
+from loopaware_pool._platform.conninfo import EMPTY_HOST, has_empty_host, may_be_misread
 from loopaware_pool.cli.command import Unusable
 from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 
@@ -60,9 +61,15 @@ _SCHEMES = ("postgresql", "postgres")
 _KEY_AND_VALUE = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|service|sslmode)\s*=")
 _PORT = re.compile(r":(\d{1,20})$", re.ASCII)
 _ENDS_PASSWORD = "/?#[]@"
+# How asyncpg's complaint about the value of an option begins.
+_OPTION = re.compile("`?(sslmode|target_session_attrs)`? (?:parameter must|is expected to) be one of")
 
 _NOT_POSTGRESQL = "the server at {where} does not know what it was asked: {reason}; is it PostgreSQL?"
 _ADVICE: tuple[tuple[type[BaseException], str], ...] = (
+    (
+        asyncpg.TargetServerAttributeNotMatched,
+        "no server at {where} is what target_session_attrs asks for; leave it out, or name another server",
+    ),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
         "the server at {where} does not let this user in: {reason}; check user and password",
@@ -155,6 +162,8 @@ async def say_goodbye(connection: Any, seconds: float = _GOODBYE_SECONDS) -> Non
 def explain(error: BaseException, dsn: str) -> str:
     """Say in one line what *error* means for the user who gave *dsn*."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    if option := _OPTION.match(reason):
+        return f"the DSN is not understood: asyncpg does not know this value of {option[1]}"
     if is_unreadable(error):
         template = _UNREADABLE
     elif isinstance(error, (asyncpg.ClientConfigurationError, ValueError, OverflowError)):
@@ -167,6 +176,8 @@ def explain(error: BaseException, dsn: str) -> str:
 def is_unreadable(error: BaseException) -> bool:
     """Whether a connect has failed because asyncpg cannot read what the server reports, such as its version."""
     kinds = (asyncpg.InternalClientError, LookupError, UnicodeError)
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return False
     return isinstance(error, kinds) or (isinstance(error, ValueError) and "Postgres version" in str(error))
 
 
@@ -183,6 +194,8 @@ def refuse_malformed(dsn: str) -> None:
         is_understood = False
     if not is_understood:
         raise ValueError(_why_malformed(dsn))
+    if has_empty_host(dsn, os.environ.get("PGHOST", "")):
+        raise ValueError(f"the DSN is not understood: {EMPTY_HOST}")
 
 
 def _why_malformed(dsn: str) -> str:

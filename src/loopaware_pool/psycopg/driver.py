@@ -223,7 +223,7 @@ class PsycopgDriver:
         """Connect. Only this frame holds the arguments, because it is cleared if connecting fails."""
         ask = self.asking.ask
         conninfo, kwargs = self.conninfo or "", self.kwargs or {}
-        if callable(conninfo):
+        if is_asked := callable(conninfo):
             conninfo = await ask("conninfo", conninfo, str, "a string")
         if callable(kwargs):
             kwargs = await ask("kwargs", kwargs, Mapping, "a dict")
@@ -233,7 +233,7 @@ class PsycopgDriver:
         try:
             return await self.connection_class.connect(conninfo, **kwargs)
         except psycopg.Error as error:
-            if _is_misread(conninfo):
+            if _is_misread(conninfo, is_secret=is_asked):
                 redact(error)
             raise
 
@@ -307,12 +307,18 @@ def _outlasted(dead_or_alive: weakref.ref[PsycopgDriver], since: float) -> None:
         driver.outlasted(since)
 
 
-def _is_misread(conninfo: str) -> bool:
-    """Whether libpq's error about *conninfo*, which it cannot parse or misreads, may repeat a password."""
+def _is_misread(conninfo: str, *, is_secret: bool) -> bool:
+    """
+    Whether libpq's error about *conninfo*, which it cannot parse or misreads, may repeat a password.
+
+    Args:
+        conninfo: What it connects with.
+        is_secret: Whether it is a function's answer, of which nothing is shown: it may be a password alone.
+    """
     if may_be_misread(conninfo, ENDS_PASSWORD):
         return True
     try:
         psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError:
-        return may_hold_password(conninfo)
+        return is_secret or may_hold_password(conninfo)
     return False

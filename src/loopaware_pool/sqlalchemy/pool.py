@@ -232,12 +232,27 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             return
         loop, here = loop_of(connection), running()
         if loop is None or (loop is here and in_greenlet()):
-            super()._close_connection(connection, terminate=terminate)
+            if terminate:
+                super()._close_connection(connection, terminate=True)
+            else:
+                self._say_goodbye(connection)
             return
         told = fields("hard_close", self._config.name, loop=label(loop))
         self.logger.debug("Hard-closing connection %r", connection, extra=told)
         if loop is here or is_idle(loop) or not post(loop, cut, connection, loop):
             cut(connection, loop)
+
+    def _say_goodbye(self, connection: Any) -> None:
+        """Close as SQLAlchemy does, which would log an error where a goodbye is cut short because callers wait."""
+        self.logger.debug("Closing connection %r", connection)
+        try:
+            self._dialect.do_close(connection)
+        except asyncio.CancelledError:  # whoever cuts it short closes the socket
+            raise
+        except BaseException as error:
+            self.logger.exception("Exception closing connection %r", connection)
+            if not isinstance(error, Exception):
+                raise
 
     def gone(self, connection: Any) -> None:
         """Note that a connection that a caller had dropped has been closed."""

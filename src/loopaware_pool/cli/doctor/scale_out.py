@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from loopaware_pool.cli.doctor.sizing import (
     HEADROOM,
     busy_connections,
+    largest_pool,
     needed_pool,
     processors_needed,
     room,
@@ -78,6 +79,7 @@ class Verdict(Enum):
 
     FITS = "fits"
     TOO_SMALL = "too small"  # the pools are, for the work or for their loops; larger ones would fit
+    TOO_LARGE = "too large"  # the pools are, for the server; smaller ones would do the work
     PROXY = "proxy"  # not without one that shares fewer connections among all
     BEYOND = "beyond one server"
 
@@ -132,13 +134,15 @@ def judge(fleet: Fleet, limits: Limits, demand: Demand | None) -> Outcome:
     rows = tuple(_rows(sums))
     if sums.too_much_cpu or sums.least_shared > sums.holds:
         return Outcome(rows=rows, verdict=Verdict.BEYOND, says=_beyond(sums), servers=sums.servers)
+    if sums.connections > sums.holds >= sums.wanted and demand is not None:
+        return Outcome(rows=rows, verdict=Verdict.TOO_LARGE, says=_too_large(sums))
     if max(sums.connections, sums.wanted) > sums.holds:
         return Outcome(rows=rows, verdict=Verdict.PROXY, says=_proxy(sums), proxy_pool=sums.proxy_pool)
     if sums.max_size < sums.needed:
         why = "for the work" if sums.needed > fleet.loops else "for their loops"
-        says = f"the pools are too small {why}: max_size={sums.needed} is enough, and {sums.wanted} connections fit"
+        says = f"the pools are too small {why}: max_size={sums.needed} is enough, and {_connections(sums.wanted)} fit"
         return Outcome(rows=rows, verdict=Verdict.TOO_SMALL, says=says)
-    says = f"{sums.connections} connections fit into the {sums.holds} that the server has room for"
+    says = f"the server has room for {sums.holds}, and the pools open no more than {_connections(sums.connections)}"
     return Outcome(rows=rows, verdict=Verdict.FITS, says=says)
 
 
@@ -155,6 +159,7 @@ class _Sums:
         self.room = _room(limits)
         self.in_memory = None if limits.memory_mib is None else int(limits.memory_mib / limits.connection_mib)
         self.holds = self.room if self.in_memory is None else min(self.room, self.in_memory)
+        self.largest = largest_pool(self.holds, fleet.all_pools)  # the largest max_size that fits
         # What a proxy cannot do with less. Without a demand, one connection may be enough.
         self.least_shared = 1 if demand is None else needed_pool(demand.rate, self.transaction_seconds, 1)
         self.proxy_pool = self.least_shared if demand is not None else self._proxy_pool_of_no_known_work()
@@ -199,20 +204,30 @@ def _room(limits: Limits) -> int:
     return room(limits.max_connections, limits.reserved, limits.others)
 
 
+def _too_large(sums: _Sums) -> str:
+    return (
+        f"{_connections(sums.connections)} do not fit into {sums.holds}: max_size={sums.needed} is enough for the "
+        f"work, and up to max_size={sums.largest} fits"
+    )
+
+
 def _proxy(sums: _Sums) -> str:
-    if max(sums.connections, sums.wanted) == sums.connections:
-        what = f"{sums.connections} connections do not fit into {sums.holds}"
+    if sums.connections >= sums.wanted:
+        what = f"{_connections(sums.connections)} do not fit into {sums.holds}"
     else:
-        what = f"pools that are large enough would need {sums.wanted} connections, of which {sums.holds} fit"
-    reason = "which do the work" if sums.demand is not None else "as large as the server allows: the work is not known"
-    return f"{what}: put a proxy in transaction mode in between, with a pool of {sums.proxy_pool}, {reason}"
+        what = f"pools that are large enough would need {_connections(sums.wanted)}, of which {sums.holds} fit"
+    advice = f"{what}: put a proxy in transaction mode in between, with a pool of {sums.proxy_pool}"
+    if sums.demand is not None:
+        return f"{advice}, which do the work"
+    smaller = f"; or make the pools smaller: up to max_size={sums.largest} fits" if sums.wanted <= sums.holds else ""
+    return f"{advice}, as large as the server allows: the work is not known{smaller}"
 
 
 def _beyond(sums: _Sums) -> str:
     if sums.too_much_cpu:
         what = f"the work needs {sums.processors:.1f} processors, and the server has {sums.limits.processors}"
     else:
-        what = f"even shared by a proxy, the work needs {sums.least_shared} connections, of which {sums.holds} fit"
+        what = f"even shared by a proxy, the work needs {_connections(sums.least_shared)}, of which {sums.holds} fit"
     return f"{what}: a server that holds more, or {sums.servers} of this kind that share the data"
 
 
@@ -253,6 +268,10 @@ def _rows_of_work(sums: _Sums, demand: Demand) -> Iterator[Row]:
     if sums.processors is not None:
         how = f"{demand.rate:g}/s x {demand.cpu_seconds:g} s of processor time / {HEADROOM}"
         yield Row("processors_needed", "processors needed", sums.processors, how)
+
+
+def _connections(number: int) -> str:
+    return _many(number, "connection")
 
 
 def _many(number: int, what: str) -> str:

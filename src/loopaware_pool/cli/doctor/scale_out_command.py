@@ -43,6 +43,7 @@ _ARGUMENTS: Final = {
 _COLOURS: Final = {
     Verdict.FITS: "green",
     Verdict.TOO_SMALL: "bold yellow",
+    Verdict.TOO_LARGE: "bold yellow",
     Verdict.PROXY: "bold yellow",
     Verdict.BEYOND: "bold red",
 }

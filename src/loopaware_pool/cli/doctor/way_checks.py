@@ -16,10 +16,10 @@ __all__ = ["check_way"]
 
 _FOR_SHARED_SESSIONS = (
     'asyncpg flavour: create_pool(..., statement_cache_size=0, session_reset="never"), as a reset is of whichever '
-    'session comes next, and is waited for; psycopg flavour: kwargs={"prepare_threshold": None}. Nothing of a session '
-    "outlasts its transaction (SET, advisory locks, LISTEN, temporary tables): SET LOCAL, pg_advisory_xact_lock"
+    'session comes next, and is waited for; psycopg flavour: kwargs={"prepare_threshold": None}. With PgBouncer\'s '
+    "max_prepared_statements above 0 (psycopg: and libpq 17) statements may be prepared as without it. Nothing of a "
+    "session outlasts its transaction (SET, advisory locks, LISTEN, temporary tables): SET LOCAL, pg_advisory_xact_lock"
 )
-
 
 _FOR_PGPOOL = (
     "each connection holds one of its processes: max_size x processes within num_init_children; if client_idle_limit "
