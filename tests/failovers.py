@@ -79,9 +79,11 @@ FLAVOURS = ON_ASYNCPG | ON_PSYCOPG
 
 def dsn_of_both(first: EmbeddedServer, second: EmbeddedServer, *, first_port: int | None = None, **options: Any) -> str:
     """A DSN of both servers, with *options* as its query; the first may be reached by way of another port."""
-    login = urlsplit(first.dsn).netloc.rpartition("@")[0]
+    parts = urlsplit(first.dsn)
+    login = parts.netloc.rpartition("@")[0]
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    return f"postgresql://{login}@127.0.0.1:{first_port or first.port},127.0.0.1:{second.port}/postgres?{query}"
+    hosts = f"{parts.hostname}:{first_port or first.port},127.0.0.1:{second.port}"
+    return f"postgresql://{login}@{hosts}/postgres?{query}"
 
 
 async def answer_of_a_host(client: Client, query: str = "SELECT inet_server_port()") -> tuple[Any, int]:

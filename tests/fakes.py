@@ -294,13 +294,13 @@ class FakePool:
 
     # ---- what connections do ----
 
-    def connect(self, shard, slot=None, life=Liveness.ALIVE):
+    def connect(self, shard, slot=None, life=Liveness.ALIVE, address=None):
         """End a connect well, the first one unless told otherwise."""
         slot = slot or shard.effects.opening[0]
         shard.effects.opening.remove(slot)
         session = FakeSession()
         session.life = life
-        shard.connected(slot, session, self.now)
+        shard.connected(slot, session, self.now, address)
         return slot
 
     def refuse(self, shard, error=None, *, is_final=False):

@@ -256,3 +256,59 @@ class TestSilence:
         pool.wait(shard)
         pool.run_for(READ_SECONDS)
         assert (lent.state, len(shard.effects.opening)) == (SlotState.GONE, 1)
+
+
+class TestOtherHosts:
+    def test_what_another_host_answers_says_nothing_of_one_that_is_silent(self, three):
+        """Else the new primary's answers to callers would keep the permits with the old one."""
+        pool, shard, lent, (first, last) = three
+        give_back(pool, shard, lent, BROKEN)
+        new = pool.connect(shard, shard.open_one(pool.now), address="another")
+        assert shard.take(pool.now) is new
+        for _ in range(2):
+            pool.wait(shard)
+        pool.pass_time(SILENT_SECONDS / 2)
+        give_back(pool, shard, new)
+        pool.pass_time(SILENT_SECONDS / 2)
+        assert [slot.state for slot in (first, last)] == [SlotState.GONE, SlotState.RESETTING]
+
+    @pytest.mark.parametrize("check", [RESET, RESET_SENT])
+    def test_one_that_answers_after_a_failover_is_closed(self, make, check):
+        """Its server has been replaced meanwhile: the newest connection leads to another."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        answer = leave_unanswered(pool, shard, lent, check)
+        pool.pass_time(STEP_SECONDS)
+        pool.connect(shard, shard.open_one(pool.now), address="another")
+        pool.pass_time(SILENT_SECONDS)
+        answer(lent, pool.now)
+        assert (lent.state, shard.effects.closing) == (SlotState.CLOSING, [lent])
+
+    @pytest.mark.parametrize(
+        ("address", "seconds", "opened_first"),
+        [(None, SILENT_SECONDS, False), ("another", SILENT_SECONDS / 2, False), ("another", SILENT_SECONDS, True)],
+        ids=["same host", "in time", "opened before"],
+    )
+    @pytest.mark.parametrize("check", [RESET, RESET_SENT])
+    def test_one_that_answers_otherwise_is_kept(self, make, check, address, seconds, opened_first):
+        """A network that was down for a moment costs no connection; nor do programs that spread them over hosts."""
+        pool, shard = make(max_size=3)
+        (lent,) = pool.lend(shard, 1)
+        if opened_first:
+            pool.connect(shard, shard.open_one(pool.now), address=address)
+        answer = leave_unanswered(pool, shard, lent, check)
+        if not opened_first:
+            pool.pass_time(STEP_SECONDS)
+            pool.connect(shard, shard.open_one(pool.now), address=address)
+        pool.pass_time(seconds)
+        answer(lent, pool.now)
+        assert lent.state is SlotState.IDLE
+
+
+def leave_unanswered(pool, shard, slot, check):
+    """Return a connection whose reset nobody waits for; what is to be called when it is answered."""
+    give_back(pool, shard, slot, check)
+    if check is RESET_SENT:
+        return shard.reset_answered
+    shard.left_to_pool(slot, pool.now, is_late=False)
+    return shard.serviced

@@ -36,6 +36,7 @@ from loopaware_pool._core.timeouts import within
 from loopaware_pool._platform import event_loops
 from loopaware_pool._platform.frames import has_interrupted_a_decision
 from loopaware_pool._platform.log_fields import fields
+from loopaware_pool._platform.sockets import peer_address
 from loopaware_pool.driver import HookFailed, Liveness, S
 
 if TYPE_CHECKING:
@@ -430,7 +431,7 @@ class ShardRunner(Generic[S]):
                 session.abort()
                 return
             session.owner = SessionListener(self, slot)
-            self.shard.connected(slot, session, monotonic())
+            self.shard.connected(slot, session, monotonic(), peer_address(session.identity))
         self.act()
 
     async def _service(

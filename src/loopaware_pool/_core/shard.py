@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Generic
 
 from loopaware_pool._core.config import IdleOrder
 from loopaware_pool._core.connect_pacing import STEP_SECONDS, MinSizeBackoff, SlowStart
 from loopaware_pool._core.load_shedding import LoadShedding
-from loopaware_pool._core.slot import Slot, SlotEvent, SlotState
+from loopaware_pool._core.slot import Host, Slot, SlotEvent, SlotState
 from loopaware_pool._core.wait_queue import WaitQueue
 from loopaware_pool.driver import Liveness, ReturnCheck, S
 from loopaware_pool.stats import BUCKETS_SECONDS, GIVEN_AWAY, Counters, LoopStats
@@ -110,7 +111,8 @@ class Shard(Generic[S]):
         self.closing: dict[Slot[S], float] = {}  # when a waiting caller may cut the close short; in order of closing
         self.unanswered: dict[Slot[S], float] = {}  # when the reset counts as failed; in order of return
         self.asked: dict[Slot[S], float] = {}  # since when a task, and no caller, waits for an answer; in that order
-        self._heard_at = -NEVER  # when the server last showed that it is there
+        self._hosts: weakref.WeakValueDictionary[object, Host] = weakref.WeakValueDictionary()  # by address
+        self._last_opened = Host(), -NEVER  # where the newest connection leads to, and since when
         self._answer_seconds = 0.0  # how long its last answer took, to a reset in passing or to a ping
         self.waiters: WaitQueue = WaitQueue()
         self.counters: Counters = Counters()
@@ -249,7 +251,7 @@ class Shard(Generic[S]):
         if self.is_ending and check is not _READY:
             check = ReturnCheck.STRANDED
         if check is _READY or check is _RESET_SENT:
-            self._heard_at = now  # by the caller
+            slot.host.heard_at = now  # by the caller
         if check is _READY or (check is _RESET_SENT and self._is_past_use(slot, now)):
             slot.move(_RETURNED)
             self._offer(slot, now)
@@ -274,8 +276,11 @@ class Shard(Generic[S]):
     def reset_answered(self, slot: Slot[S], now: float) -> None:
         """Make a connection available again after the answer to its reset, if the shard waits for that."""
         if slot in self.unanswered:
+            if now - slot.since >= SILENT_SECONDS and self._moved_on(slot, slot.since):
+                self._retire(slot, "answered late")
+                return
             del self.unanswered[slot]
-            self._heard_at = now
+            slot.host.heard_at = now
             self._answer_seconds = now - slot.since
             slot.move(SlotEvent.RESET_FINISHED)
             self._offer(slot, now)
@@ -283,8 +288,12 @@ class Shard(Generic[S]):
     def serviced(self, slot: Slot[S], now: float) -> None:
         """Take back a connection that a task has reset, pinged or read from."""
         if slot.state is SlotState.RESETTING:
-            self._heard_at = now
-            if self.asked.pop(slot, None) == slot.pinged_at:
+            asked_at = self.asked.pop(slot, now)
+            if now - asked_at >= SILENT_SECONDS and self._moved_on(slot, asked_at):
+                self._retire(slot, "answered late")
+                return
+            slot.host.heard_at = now
+            if asked_at == slot.pinged_at:
                 self._answer_seconds = now - slot.pinged_at
             slot.move(SlotEvent.RESET_FINISHED)
             idle_since = slot.since
@@ -292,6 +301,15 @@ class Shard(Generic[S]):
             if slot.pinged_at > idle_since and self.idle[-1:] == [slot]:
                 slot.since = idle_since  # else no connection that is pinged now and then would be idle for too long
                 self.wake_by(idle_since + (self._shared.config.max_idle or NEVER))
+
+    def _moved_on(self, slot: Slot[S], since: float) -> bool:
+        """
+        Whether the newest connection leads to another server, and was opened while this one's said nothing.
+
+        A primary that comes back after a failover believes that it is still the primary.
+        """
+        host, opened_at = self._last_opened
+        return host is not slot.host and opened_at > since
 
     def left_to_pool(self, slot: Slot[S], now: float, *, is_late: bool) -> None:
         """
@@ -501,8 +519,8 @@ class Shard(Generic[S]):
         except IndexError:  # empty by now: this may be another thread, and the loop may run
             return next(iter(list(self.unanswered)), None)  # a loop that is not running reads no answers
 
-    def connected(self, slot: Slot[S], session: S, now: float) -> None:
-        """Add a connection that has been opened."""
+    def connected(self, slot: Slot[S], session: S, now: float, address: object = None) -> None:
+        """Add a connection that has been opened, to the server at *address*; None if that is not known."""
         self.connecting.discard(slot)
         if slot in self.restoring:
             self.restoring.discard(slot)
@@ -514,6 +532,8 @@ class Shard(Generic[S]):
         self._slow_start.succeeded()
         self.counters.opened += 1
         slot.session = session
+        slot.host = self._hosts.setdefault(address, Host())
+        self._last_opened = slot.host, now
         slot.move(SlotEvent.CONNECTED)
         config = self._shared.config
         if config.max_lifetime:
@@ -679,7 +699,8 @@ class Shard(Generic[S]):
         for slot, since in [*self.asked.items(), *((slot, slot.since) for slot in self.unanswered)]:
             # A server that was heard since is slow, and to connect anew would make it slower. But a caller may bring
             # a connection back without having heard the server of late.
-            silent_at = since + SILENT_SECONDS if self._heard_at <= since else self._heard_at + SLOW_SECONDS
+            heard_at = slot.host.heard_at
+            silent_at = since + SILENT_SECONDS if heard_at <= since else heard_at + SLOW_SECONDS
             if wanted > 0 and self.is_missing(slot, silent_at, now):
                 self._retire(slot, "did not answer", politely=False)
                 wanted -= 1

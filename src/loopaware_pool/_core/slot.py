@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIBRARY_MODULES",
     "TRANSITIONS",
+    "Host",
     "IllegalMove",
     "Slot",
     "SlotEvent",
@@ -131,6 +132,20 @@ class IllegalMove(RuntimeError):
     """A move outside the table was asked for: a defect of the pool. Nothing was changed."""
 
 
+class Host:
+    """
+    Where connections of a loop lead to: one object for each address.
+
+    Attributes:
+        heard_at: When it last showed that it is there, monotonic seconds; minus infinity if it has not.
+    """
+
+    __slots__ = ("__weakref__", "heard_at")
+
+    def __init__(self) -> None:
+        self.heard_at: float = float("-inf")
+
+
 class Slot(Generic[S_co]):
     """
     A connection's place in the pool. Touched by its own loop only.
@@ -138,6 +153,7 @@ class Slot(Generic[S_co]):
     Attributes:
         state: Where it is in its life; changed by `move` alone.
         session: The driver's side of the connection; unset while connecting.
+        host: Where it leads to; unset while connecting.
         generation: The pool's generation when it was opened; `expire()` begins a new one.
         opened_at: When its connect began, later when it was connected, monotonic seconds.
         since: When its present idle time or lease began, monotonic seconds. A ping does not end an idle time.
@@ -155,6 +171,7 @@ class Slot(Generic[S_co]):
         "expires_at",
         "generation",
         "holder",
+        "host",
         "instruction",
         "looked_at",
         "opened_at",
@@ -166,6 +183,7 @@ class Slot(Generic[S_co]):
     )
 
     session: S_co
+    host: Host
 
     def __init__(self, generation: int, now: float) -> None:
         self.state: SlotState = SlotState.CONNECTING

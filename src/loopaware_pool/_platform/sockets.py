@@ -40,6 +40,7 @@ __all__ = [
     "is_watched",
     "local_address",
     "open_fd_count",
+    "peer_address",
     "replace_by_devnull",
     "selector_keys",
 ]
@@ -191,6 +192,22 @@ def local_address(fd: int) -> object:
     try:
         with duplicate(fd) as same:
             return same.getsockname()
+    except OSError:
+        return None
+
+
+def peer_address(identity: SocketIdentity | None) -> object:
+    """
+    Return the address that a socket is connected to.
+
+    Returns:
+        None if it is closed, not connected or not known, or is no socket.
+    """
+    if identity is None or not identity.is_open():
+        return None
+    try:
+        with duplicate(identity.fd) as same:
+            return same.getpeername()
     except OSError:
         return None
 
