@@ -267,9 +267,9 @@ class TestOtherHosts:
         assert shard.take(pool.now) is new
         for _ in range(2):
             pool.wait(shard)
-        pool.pass_time(SILENT_SECONDS / 2)
+        pool.run_for(SILENT_SECONDS / 2)
         give_back(pool, shard, new)
-        pool.pass_time(SILENT_SECONDS / 2)
+        pool.run_for(SILENT_SECONDS / 2)
         assert [slot.state for slot in (first, last)] == [SlotState.GONE, SlotState.RESETTING]
 
     @pytest.mark.parametrize("check", [RESET, RESET_SENT])
