@@ -533,6 +533,8 @@ def test_arguments_that_make_no_sense_are_refused(options, says):
             Expiring("CANARY", **wrong)
     with pytest.raises(ValueError, match="with a time zone"):
         Expiring("CANARY", expires_at=dt.datetime(2030, 1, 1))
+    with pytest.raises(ValueError, match="expires_at=1900000000000: expected seconds since 1970, not milliseconds"):
+        Expiring("CANARY", expires_at=1_900_000_000_000)
 
 
 # ---- nothing is said, nothing is left ----

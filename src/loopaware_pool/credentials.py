@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import threading
 import time
 from contextlib import suppress
@@ -42,6 +43,8 @@ _LOOK_SECONDS: Final = 0.1
 # The pauses after renewals, which grow while they fail, as long as the old secret lives.
 _RETRY_FIRST_SECONDS: Final = 1.0
 _RETRY_LONGEST_SECONDS: Final = 30.0
+# The year 5138 in seconds since 1970, 1973 in milliseconds.
+_NO_SECONDS_SINCE_1970: Final = 1e11
 
 _more_than_zero: Final = number("a finite number of seconds, more than 0", lambda value: 0 < value < float("inf"))
 _not_negative: Final = number("a finite number of seconds, 0 or more", lambda value: 0 <= value < float("inf"))
@@ -116,6 +119,8 @@ def _seconds_left(lifetime: float | timedelta | None, expires_at: float | dateti
         return expires_at.timestamp() - time.time()
     if expires_at is not None:
         check_number("expires_at", expires_at, "seconds since 1970, or a datetime with a time zone")
+        if _NO_SECONDS_SINCE_1970 < expires_at < math.inf:  # it would never be renewed
+            raise ValueError(f"expires_at={expires_at!r}: expected seconds since 1970, not milliseconds")
         return expires_at - time.time()
     seconds = lifetime.total_seconds() if isinstance(lifetime, timedelta) else lifetime
     check_number("lifetime", seconds, "a number of seconds, or a timedelta")
