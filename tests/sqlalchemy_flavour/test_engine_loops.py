@@ -10,7 +10,6 @@ import threading
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.util import await_only
 
 import helpers
 from engines import ask, ask_all, hold, pid
@@ -155,24 +154,6 @@ def test_a_loop_that_ends_lets_a_connection_say_goodbye(engines, runner_factory,
             runner.run(lose_it_to_another_loop())
         assert asking[0].result(10) == 42
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
-    eventually(lambda: engines.sessions() == 0, "the server has no session left")
-
-
-@pytest.mark.usefixtures("zero_fd_delta")
-def test_a_goodbye_that_is_cut_short_for_a_caller_is_no_error(engines, run, loop_factory, caplog, monkeypatch):
-    """SQLAlchemy would log one. The server does not answer the goodbye, and a caller on another loop waits."""
-    engine = engines.make(pool_size=1)
-
-    async def lose_it_to_another_loop():
-        assert await ask(engine) == 42
-        monkeypatch.setattr(engine.sync_engine.dialect, "do_close", lambda _: await_only(asyncio.Event().wait()))
-        assert await asyncio.wrap_future(thread.start(ask(engine))) == 42
-        monkeypatch.undo()
-
-    with LoopThread(loop_factory) as thread:
-        run(lose_it_to_another_loop())
-        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
-        thread.run(engine.dispose())
     eventually(lambda: engines.sessions() == 0, "the server has no session left")
 
 

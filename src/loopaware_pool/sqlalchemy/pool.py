@@ -28,7 +28,7 @@ from loopaware_pool._core.state import PoolState
 from loopaware_pool._core.surface import PoolSurface
 from loopaware_pool._platform.event_loops import is_idle, label, post, running
 from loopaware_pool._platform.frames import has_interrupted_a_decision
-from loopaware_pool._platform.log_fields import error_type, fields
+from loopaware_pool._platform.log_fields import fields
 from loopaware_pool.driver import ReturnCheck
 from loopaware_pool.sqlalchemy.driver import (
     Overloaded,
@@ -232,28 +232,12 @@ class LoopAwareQueuePool(PoolSurface, AsyncAdaptedQueuePool):
             return
         loop, here = loop_of(connection), running()
         if loop is None or (loop is here and in_greenlet()):
-            if terminate:
-                super()._close_connection(connection, terminate=True)
-            else:
-                self._say_goodbye(connection)
+            super()._close_connection(connection, terminate=terminate)
             return
         told = fields("hard_close", self._config.name, loop=label(loop))
         self.logger.debug("Hard-closing connection %r", connection, extra=told)
         if loop is here or is_idle(loop) or not post(loop, cut, connection, loop):
             cut(connection, loop)
-
-    def _say_goodbye(self, connection: Any) -> None:
-        """Close as SQLAlchemy does, which would log an error where a goodbye is cut short because callers wait."""
-        self.logger.debug("Closing connection %r", connection, extra=fields("closing", self._config.name))
-        try:
-            self._dialect.do_close(connection)
-        except asyncio.CancelledError:  # whoever cuts it short closes the socket
-            raise
-        except BaseException as error:
-            told = fields("close_failed", self._config.name, pool_error=error_type(error))
-            self.logger.exception("Exception closing connection %r", connection, extra=told)
-            if not isinstance(error, Exception):
-                raise
 
     def gone(self, connection: Any) -> None:
         """Note that a connection that a caller had dropped has been closed."""
