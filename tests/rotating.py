@@ -12,6 +12,7 @@ import psycopg
 from sqlalchemy import text
 
 import running
+from failovers import ERRORS
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.sqlalchemy import create_async_engine
 from servers import dsn_of_role
@@ -19,7 +20,7 @@ from servers import dsn_of_role
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-__all__ = ["FLAVOURS", "WAYS", "Account", "Asked", "Client", "ask_by"]
+__all__ = ["FLAVOURS", "WAYS", "Account", "Asked", "Client", "ask_by", "refusal"]
 
 _numbers = itertools.count(1)
 
@@ -185,3 +186,15 @@ class Asked:
     async def awaited(self) -> Any:
         answer = self.plain()
         return await answer if hasattr(answer, "__await__") else answer
+
+
+async def refusal(client: Any, says: str) -> Exception:
+    """What a caller hears when its time is up, as soon as that is *says*: the first refusal may take longer to come."""
+    while True:
+        try:
+            await client.value("SELECT 1", timeout=0.2)
+        except ERRORS as error:
+            if says in str(error):
+                return error
+        else:
+            raise AssertionError("it was not refused")
