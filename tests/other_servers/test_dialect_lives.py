@@ -67,7 +67,7 @@ async def live_with_asyncpg(create_pool, dialect, **options):
     """A few leases in a row, with a transaction and an error among them: what came of it, and what the server heard."""
     make_known("SELECT 1", "SELECT 2")
     async with DialectServer(dialect) as server:
-        options = {"min_size": 1, "max_size": 2, "timeout": 10} | options
+        options = {"min_size": 1, "max_size": 1, "timeout": 10} | options
         async with create_pool(server.asyncpg_dsn, **options) as pool:
             found = [await pool.fetchval("SELECT 1") for _ in range(3)]
             async with pool.acquire() as connection, connection.transaction():
