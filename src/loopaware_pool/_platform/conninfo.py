@@ -12,7 +12,16 @@ import re
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["EMPTY_HOST", "MISREAD", "has_empty_host", "hide_passwords", "may_be_misread", "may_hold_password", "redact"]
+__all__ = [
+    "EMPTY_HOST",
+    "MISREAD",
+    "SCHEMES",
+    "has_empty_host",
+    "hide_passwords",
+    "may_be_misread",
+    "may_hold_password",
+    "redact",
+]
 
 MISREAD: Final = (
     "the connection string is not understood: expected postgresql://user:password@host:port/database, with special "
@@ -24,7 +33,7 @@ EMPTY_HOST: Final = (
     "'first-host:5432,second-host:5432'"
 )
 
-_SCHEMES: Final = ("postgresql://", "postgres://")
+SCHEMES: Final = ("postgresql://", "postgres://")
 _PORT: Final = re.compile(r"\d*[/?#]")
 _CREDENTIALS: Final = re.compile(r"://.*@", re.DOTALL)
 _NAME_OF_PASSWORD: Final = re.compile("pas|pw", re.IGNORECASE)
@@ -45,7 +54,7 @@ def may_be_misread(dsn: str, special: str) -> bool:
     _, is_uri, rest = dsn.partition("://")
     if not is_uri:
         return False
-    if not dsn.startswith(_SCHEMES):
+    if not dsn.startswith(SCHEMES):
         return True
     before_options = rest.partition("?")[0]
     is_before_options = "@" in before_options

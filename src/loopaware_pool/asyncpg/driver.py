@@ -13,7 +13,7 @@ from loopaware_pool import errors
 from loopaware_pool._core.asking import AskedPassword, Asking
 from loopaware_pool._core.reporter import logger
 from loopaware_pool._core.sqlstate import RESET_REFUSED, ROLE_REFUSED, is_not_understood
-from loopaware_pool._platform.conninfo import may_be_misread, redact
+from loopaware_pool._platform.conninfo import SCHEMES, may_be_misread, redact
 from loopaware_pool._platform.event_loops import with_stray_cancellation_as
 from loopaware_pool._platform.frames import let_go_of_frames
 from loopaware_pool._platform.log_fields import error_type, fields
@@ -37,7 +37,6 @@ _PROGRAMMING_ERRORS: Final = (*PROGRAMMING_ERRORS, asyncpg.exceptions.ClientConf
 _ERRORS_OF_CALLBACKS: Final = (ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
 # Characters that end a password for asyncpg, which parses URIs like urllib.
 ENDS_PASSWORD: Final = "/?#[]"
-_SCHEMES: Final = ("postgresql://", "postgres://")
 
 
 class PoolClosed(errors.PoolClosed, asyncpg.InterfaceError):
@@ -143,7 +142,7 @@ class AsyncpgDriver:
             dsn = args[0] if args else kwargs.get("dsn")
             if type(error) is ValueError and isinstance(dsn, str) and may_be_misread(dsn, ENDS_PASSWORD):
                 redact(error)
-            elif self.arguments.have_functions() and isinstance(dsn, str) and not dsn.startswith(_SCHEMES):
+            elif self.arguments.have_functions() and isinstance(dsn, str) and not dsn.startswith(SCHEMES):
                 redact(error)  # it may be a function's answer, and a password alone
             raise
         except asyncpg.PostgresError as error:
