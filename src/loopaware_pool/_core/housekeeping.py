@@ -86,7 +86,7 @@ class Housekeeper(Generic[S]):
     def _give_up_unanswered(self, now: float) -> None:
         """Close connections whose reset the server has not answered in time."""
         for slot, due in list(self._shard.unanswered.items()):
-            if self._shard.is_missing(slot, due, now):
+            if self._shard.look_whether_missing(slot, due, now):
                 self._shard.discard(slot, "reset not answered")
                 self._shard.suspect(now)
 

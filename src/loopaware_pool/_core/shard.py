@@ -701,14 +701,14 @@ class Shard(Generic[S]):
             # a connection back without having heard the server of late.
             heard_at = slot.host.heard_at
             silent_at = since + SILENT_SECONDS if heard_at <= since else heard_at + SLOW_SECONDS
-            if wanted > 0 and self.is_missing(slot, silent_at, now):
+            if wanted > 0 and self.look_whether_missing(slot, silent_at, now):
                 self._retire(slot, "did not answer", politely=False)
                 wanted -= 1
 
-    def is_missing(self, slot: Slot[S], due: float, now: float) -> bool:
+    def look_whether_missing(self, slot: Slot[S], due: float, now: float) -> bool:
         """
-        Whether the answer that *slot* waits for is missing: it was *due* (monotonic seconds), and this loop would have
-        read it. If not, the timer is set to look again.
+        Look whether the answer that *slot* waits for is missing: it was *due* (monotonic seconds), and this loop would
+        have read it. If not, the timer is set to look again.
         """
         look_at = due - READ_SECONDS
         if look_at <= now and slot.looked_at < look_at:
