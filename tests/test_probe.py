@@ -213,6 +213,20 @@ def test_the_command_fails_with_1_where_an_fd_is_left(dsn, capsys, monkeypatch):
     sockets.pop().close()
 
 
+def test_an_answer_counts_although_the_audit_is_not_over_in_time(dsn, capsys, monkeypatch):
+    """It waits for what is left open, and collects garbage, for longer than the time that the command has."""
+    answered, told = threading.Event(), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(command.FdAudit, "finish", lambda audit: (answered.set(), told.wait(60), audit.abandon()))
+        patch.setattr(command._Attempt, "join", lambda attempt, seconds: answered.wait(60))
+        try:
+            assert command.main([dsn, "--json", *AMPLE]) == 0
+        finally:
+            told.set()
+    result = json.loads(capsys.readouterr().out)
+    assert (result["is_alive"], result["reason"], result["fds_left"]) == (True, None, None)
+
+
 def test_the_command_fails_with_2_where_it_cannot_ask(capsys):
     """A line on the error output."""
     assert command.main([f"postgresql://u:{SECRET}@h:port/d"]) == 2

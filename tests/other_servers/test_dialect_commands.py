@@ -9,6 +9,9 @@ from loopaware_pool.cli import probe
 from loopaware_pool.cli.doctor import command as doctor
 from loopaware_pool.testing.fake_server import READY, message, parameter
 
+# The probe ends the process, here pytest's, where its time is up and the audit of its fds is not over. A slow machine
+# takes seconds for that audit: it collects garbage.
+AMPLE = ("--timeout", "60")
 # What asyncpg cannot read.
 UNREADABLE = {
     "version": parameter("server_version", "nonsense"),
@@ -20,7 +23,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 def test_a_server_of_another_kind_is_alive(serve, capsys, dialect):
     """The probe asks what every server knows, and leaves nothing open."""
-    assert probe.main([serve(dialect).asyncpg_dsn]) == 0
+    assert probe.main([serve(dialect).asyncpg_dsn, *AMPLE]) == 0
     assert capsys.readouterr().out.startswith("alive, ")
 
 
@@ -43,7 +46,7 @@ def test_what_cannot_be_read_is_the_servers_fault_and_not_the_users(serve, capsy
     server = serve(POSTGRES)
     server.welcome = server.welcome.removesuffix(READY) + report + READY
     says = f"the server at 127.0.0.1:{server.port} says of itself what asyncpg cannot read: "
-    assert probe.main([server.asyncpg_dsn]) == 1
+    assert probe.main([server.asyncpg_dsn, *AMPLE]) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"not alive: {says}")
     assert doctor.main([server.asyncpg_dsn]) == 2

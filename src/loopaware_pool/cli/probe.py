@@ -1,7 +1,7 @@
 """
 `loopaware-pool probe DSN`: is the server alive? One connection, one query, within a time, nothing left.
 
-Exit code 0: it answered, and every fd was closed; 1: it did not, or one was not; 2: the DSN is not understood.
+Exit code 0: it answered, and no fd was seen left open; 1: it did not, or one was; 2: the DSN is not understood.
 In a program: `(await probe(dsn, timeout=2)).is_alive`.
 """
 
@@ -44,7 +44,7 @@ class ProbeResult:
         seconds: How long that took, or until it was given up.
         reason: Why not, in one line without a password; None if it is alive.
         fds_left: How many fds the probe left open. None if unknown: the command looks, as it has a process of
-            its own; in a program, others open fds meanwhile.
+            its own, unless its time is up first; in a program, others open fds meanwhile.
     """
 
     is_alive: bool
@@ -170,10 +170,10 @@ class _Attempt(threading.Thread):
             self.result = asyncio.run(probe(self._dsn, timeout=self._timeout))
             return
         try:
-            result = asyncio.run(probe(self._dsn, timeout=self._timeout))
+            self.result = asyncio.run(probe(self._dsn, timeout=self._timeout))
         finally:
             audit.finish()
-        self.result = replace(result, fds_left=len(audit.leaked))
+        self.result = replace(self.result, fds_left=len(audit.leaked))
 
 
 def _line(result: ProbeResult) -> str:
