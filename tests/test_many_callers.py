@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from time import monotonic
+from time import monotonic, thread_time
 
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.config import PoolConfig
@@ -65,6 +65,8 @@ def test_callers_that_time_out_at_once_share_what_they_tell(run, monkeypatch):
             runner = core.runner()
             stats, leases = counted(monkeypatch, core, "stats"), counted(monkeypatch, runner, "leases")
             core.recent_stats._make = core.stats
+            for recent in (core.recent_stats, runner.recent_leases):
+                recent._clock = thread_time  # while other processes have the processor, nothing gets stale
             errors = await asyncio.gather(
                 *(core.queue.wait(runner, 0.05) for _ in range(CALLERS)), return_exceptions=True
             )
