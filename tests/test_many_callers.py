@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from time import monotonic, thread_time
 
+from loopaware_pool._core import registry
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
@@ -126,6 +127,7 @@ def test_idle_connections_are_counted_only_if_there_may_be_too_many(run):
 
 def test_loops_are_told_once_to_look_for_dropped_leases(run, loop_factory, monkeypatch):
     """Each loop with callers that wait has all loops told once a second; all of these together have it about once."""
+    monkeypatch.setattr(registry, "RECLAIM_PAUSE_SECONDS", 60.0)
 
     async def main():
         async with fake_pool() as core:
