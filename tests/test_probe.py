@@ -52,10 +52,10 @@ def mute():
 
 @pytest.fixture
 def nobody():
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return f"postgresql://u:{SECRET}@127.0.0.1:{port}/d"
+    """A port where nobody listens, and that nobody else can have meanwhile."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"postgresql://u:{SECRET}@127.0.0.1:{holder.getsockname()[1]}/d"
 
 
 def audited(dsn, **options):
