@@ -56,6 +56,7 @@ async def whole_life(pool):
     async with pool.acquire() as con:
         pid = con.get_server_pid()
         await con.execute("SET app.tenant = '7'; SELECT pg_advisory_lock(9); SET ROLE pg_monitor")
+    await pool.settled()
     async with pool.acquire() as con:
         assert con.get_server_pid() == pid
         row = await con.fetchrow("SELECT current_user::text, nullif(current_setting('app.tenant', true), '')")
