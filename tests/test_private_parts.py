@@ -13,6 +13,7 @@ import pytest
 import helpers
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg import link as asyncpg_link
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -80,7 +81,7 @@ async def whole_life(pool):
 
 
 async def live(dsn, **options):
-    async with asyncio.timeout(15), create_pool(dsn, min_size=0, max_size=2, **options) as pool:
+    async with asyncio.timeout(3 * DEADLINE_SECONDS), create_pool(dsn, min_size=0, max_size=2, **options) as pool:
         await whole_life(pool)
 
 
@@ -178,7 +179,7 @@ def test_without_a_selector_registrations_are_unknown(dsn, caplog, zero_fd_delta
             self._hidden = selector
 
     async def main():
-        async with asyncio.timeout(15), create_pool(dsn, min_size=0, max_size=2) as pool:
+        async with asyncio.timeout(3 * DEADLINE_SECONDS), create_pool(dsn, min_size=0, max_size=2) as pool:
             await whole_life(pool)
             await pool.settled()
             rows = pool.fd_report()
