@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 import helpers
 import servers
+from loopaware_pool.testing import embedded_server
 from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 from running import child_process
 from servers import OLDER_MAJORS
@@ -142,6 +144,25 @@ def test_a_password_is_shown_neither_by_a_server_nor_by_its_processes():
                 shown += process.cmdline()
         assert any("loopaware-pg-" in word for word in shown)
         assert not any(password in word for word in shown)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let nobody else bind it, the server neither")
+def test_a_server_that_starts_has_its_port_to_itself(monkeypatch):
+    """Else another program could take it before the server binds it, which is after it has made its data."""
+    give_away = embedded_server._give_away
+
+    def look(directory, account):
+        settings = (directory / "settings.conf").read_text()
+        port = int(re.search(r"^port = '(\d+)'$", settings, re.MULTILINE)[1])
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        looked.append(port)
+        give_away(directory, account)
+
+    looked = []
+    monkeypatch.setattr(embedded_server, "_give_away", look)
+    with EmbeddedServer() as server:
+        assert looked == [server.port]
 
 
 def test_a_restart_keeps_the_port():
