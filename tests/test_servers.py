@@ -107,6 +107,17 @@ def test_a_stopped_server_leaves_no_process_and_no_file():
     assert not is_running(postmaster)
 
 
+def test_a_server_that_takes_its_time_to_end_is_waited_for(monkeypatch):
+    """Its pid file is gone a moment before it is, and on a busy machine that moment is long."""
+    slow = ["sleep", f"1.5{os.getpid()}"]  # stands for it
+    life = embedded_server._LIFE_OF_A_SERVER.replace("cd / &&", f"{' '.join(slow)} >/dev/null & pid=$!\ncd / &&")
+    assert life != embedded_server._LIFE_OF_A_SERVER
+    monkeypatch.setattr(embedded_server, "_LIFE_OF_A_SERVER", life)
+    with EmbeddedServer():
+        pass
+    assert [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == slow] == []
+
+
 def test_settings_reach_the_server():
     with EmbeddedServer(settings={"max_connections": 7, "cluster_name": "it's"}) as server:
         assert ask(server.dsn, "SHOW max_connections") == "7"

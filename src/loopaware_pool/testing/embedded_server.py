@@ -59,7 +59,8 @@ read -r _
 pid=$(sed -n 1p "$data/postmaster.pid") segment=$(sed -n '7s/.* //p' "$data/postmaster.pid")
 "$bin/pg_ctl" stop -D "$data" -m immediate -w || ipcrm -m "$segment"
 cd / && rm -rf "$directory"
-for try in 1 2 3 4 5 6 7 8 9; do [ ! -e "/proc/$pid/exe" ] || sleep 0.02; done
+tries=0
+while [ -e "/proc/$pid/exe" ] && [ "$((tries += 1))" -le 500 ]; do sleep 0.02; done
 """
 
 _THROW_AWAY_SETTINGS: Mapping[str, str | int] = {
