@@ -149,7 +149,7 @@ async def spin(iterations: int) -> None:
 
 def kill_sessions(dsn: str, application_name: str) -> int:
     """End the sessions of that name, and return when they are gone; how many that were."""
-    query = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = %s"
+    query = "SELECT count(pg_terminate_backend(pid, 60000)) FROM pg_stat_activity WHERE application_name = %s"
     with psycopg.connect(dsn, autocommit=True) as connection:
         row: tuple[int] = connection.execute(query, [application_name]).fetchone()  # type: ignore[assignment]
         return row[0]

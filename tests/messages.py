@@ -113,13 +113,19 @@ async def ours_timeout_sqlalchemy(dsn):
 @program
 async def ours_timeout_full(dsn):
     async with full(dsn), create_pool(dsn, min_size=0, max_size=1, name="shop") as pool:
-        await pool.acquire(timeout=0.3)
+        patient = asyncio.ensure_future(pool.acquire(timeout=20))
+        await until(lambda: pool.stats().totals.connect_failures)
+        try:
+            await pool.acquire(timeout=0.3)
+        finally:
+            patient.cancel()
 
 
 @program
 async def ours_incomplete(dsn):
     pool = AsyncConnectionPool("host=127.0.0.1 port=1 connect_timeout=1", min_size=1, open=False, name="shop")
     await pool.open()
+    await until(lambda: pool.stats().totals.connect_failures)
     try:
         await pool.wait(timeout=0.2)
     finally:
@@ -695,9 +701,11 @@ class full:
         self.taken = []
 
     async def __aenter__(self):
-        with suppress(asyncpg.PostgresError):
-            while True:
+        while len(self.taken) < MAX_CONNECTIONS:
+            try:
                 self.taken.append(await asyncpg.connect(self.dsn))
+            except asyncpg.TooManyConnectionsError:  # a session of the last program has yet to end
+                await asyncio.sleep(0.01)
 
     async def __aexit__(self, *_):
         for connection in self.taken:

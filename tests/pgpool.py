@@ -38,18 +38,25 @@ def pgpool(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
         server_dsn: The server, over TCP, on 127.0.0.1.
         options: Settings of `pgpool.conf`.
     """
+    with (
+        between.reserved_port() as port,
+        between.reserved_port() as pcp_port,
+        _pgpool(program, server_dsn, {"port": port, "pcp_port": pcp_port} | options) as dsn,
+    ):
+        yield dsn
+
+
+@contextmanager
+def _pgpool(program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgpool-"))
-    port = between.free_port()
     parts = urlsplit(server_dsn)
     settings: dict[str, Any] = {
         "backend_clustering_mode": "raw",
         "backend_hostname0": "127.0.0.1",
         "backend_port0": parts.port,
         "listen_addresses": "127.0.0.1",
-        "port": port,
         "socket_dir": folder,
         "pcp_listen_addresses": "127.0.0.1",
-        "pcp_port": between.free_port(),
         "pcp_socket_dir": folder,
         "pid_file_name": folder / "pgpool.pid",
         "logdir": folder,
@@ -70,8 +77,8 @@ def pgpool(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment_for(program), cwd=folder, stdout=log, stderr=log)
     try:
-        between.wait_until_it_listens(process, port)
-        yield f"postgresql://{parts.username}@127.0.0.1:{port}/postgres"
+        between.wait_until_it_listens(process, options["port"])
+        yield f"postgresql://{parts.username}@127.0.0.1:{options['port']}/postgres"
     finally:
         process.send_signal(signal.SIGQUIT)  # at once, with its children
         try:

@@ -10,7 +10,7 @@ import flavours
 import helpers
 from loopaware_pool.errors import PoolClosed
 from loopaware_pool.stats import ConnectionClosed, ConnectionOpened, LeaseDropped
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.both_pythons]
 
@@ -92,7 +92,7 @@ def test_a_listener_may_do_anything(dsn, loop_factory, flavour, kind, react, cap
             helpers.kill_sessions(dsn, NAME)
             dropped.clear()
             try:
-                assert await client.value("SELECT 42", 5) == 42
+                assert await client.value("SELECT 42", DEADLINE_SECONDS) == 42
             except (PoolClosed, *flavours.DRIVER_ERRORS):
                 assert react in (terminate, close)
             await eventually_async(lambda: heard, "the listener heard of it")
@@ -101,6 +101,6 @@ def test_a_listener_may_do_anything(dsn, loop_factory, flavour, kind, react, cap
         assert complaints == []
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(asyncio.wait_for(main(), 30))
+        runner.run(asyncio.wait_for(main(), 5 * DEADLINE_SECONDS))
     assert ("on_event raised" in caplog.text) == (react in (stumble, stray))
     assert "Traceback" not in caplog.text or react in (stumble, stray)

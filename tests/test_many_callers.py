@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from time import monotonic
+from time import monotonic, thread_time
 
+from loopaware_pool._core import registry
 from loopaware_pool._core.acquire import Queue
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
@@ -65,6 +66,8 @@ def test_callers_that_time_out_at_once_share_what_they_tell(run, monkeypatch):
             runner = core.runner()
             stats, leases = counted(monkeypatch, core, "stats"), counted(monkeypatch, runner, "leases")
             core.recent_stats._make = core.stats
+            for recent in (core.recent_stats, runner.recent_leases):
+                recent._clock = thread_time  # while other processes have the processor, nothing gets stale
             errors = await asyncio.gather(
                 *(core.queue.wait(runner, 0.05) for _ in range(CALLERS)), return_exceptions=True
             )
@@ -124,6 +127,7 @@ def test_idle_connections_are_counted_only_if_there_may_be_too_many(run):
 
 def test_loops_are_told_once_to_look_for_dropped_leases(run, loop_factory, monkeypatch):
     """Each loop with callers that wait has all loops told once a second; all of these together have it about once."""
+    monkeypatch.setattr(registry, "RECLAIM_PAUSE_SECONDS", 60.0)
 
     async def main():
         async with fake_pool() as core:

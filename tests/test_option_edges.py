@@ -355,8 +355,9 @@ def test_no_time_at_all_is_time_for_what_is_idle_with_asyncpgs(dsn, value):
 
 
 @pytest.mark.parametrize("value", [-1, 0, LEAST])
-def test_no_time_at_all_costs_no_connection_of_a_pool_with_a_setup(dsn, run, value):
+def test_no_time_at_all_costs_no_connection_of_a_pool_with_a_setup(dsn, run, monkeypatch, value):
     """`setup` has the time that a healthy server needs for a query; asyncpg's pool does not touch the connection."""
+    monkeypatch.setattr(loopaware_pool.asyncpg.pool, "LEAST_CALLBACK_SECONDS", 20.0)
 
     async def setup(connection):
         await connection.execute("SELECT 1")

@@ -13,6 +13,7 @@ import pytest
 import helpers
 from loopaware_pool.asyncpg import create_pool
 from loopaware_pool.asyncpg import link as asyncpg_link
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -56,6 +57,7 @@ async def whole_life(pool):
     async with pool.acquire() as con:
         pid = con.get_server_pid()
         await con.execute("SET app.tenant = '7'; SELECT pg_advisory_lock(9); SET ROLE pg_monitor")
+    await pool.settled()
     async with pool.acquire() as con:
         assert con.get_server_pid() == pid
         row = await con.fetchrow("SELECT current_user::text, nullif(current_setting('app.tenant', true), '')")
@@ -79,7 +81,7 @@ async def whole_life(pool):
 
 
 async def live(dsn, **options):
-    async with asyncio.timeout(15), create_pool(dsn, min_size=0, max_size=2, **options) as pool:
+    async with asyncio.timeout(3 * DEADLINE_SECONDS), create_pool(dsn, min_size=0, max_size=2, **options) as pool:
         await whole_life(pool)
 
 
@@ -177,7 +179,7 @@ def test_without_a_selector_registrations_are_unknown(dsn, caplog, zero_fd_delta
             self._hidden = selector
 
     async def main():
-        async with asyncio.timeout(15), create_pool(dsn, min_size=0, max_size=2) as pool:
+        async with asyncio.timeout(3 * DEADLINE_SECONDS), create_pool(dsn, min_size=0, max_size=2) as pool:
             await whole_life(pool)
             await pool.settled()
             rows = pool.fd_report()

@@ -21,7 +21,8 @@ from loopaware_pool.cli.target import Unusable, open_target
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
 SECRET = "hunter2"
-AMPLE = ["--timeout", "60"]
+AMPLE_SECONDS = 60
+AMPLE = ["--timeout", str(AMPLE_SECONDS)]
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def mute():
 
 @pytest.fixture
 def nobody():
-    """A port where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return f"postgresql://u:{SECRET}@127.0.0.1:{port}/d"
+    """A port where nobody listens, and that nobody else can have meanwhile."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield f"postgresql://u:{SECRET}@127.0.0.1:{holder.getsockname()[1]}/d"
 
 
 def audited(dsn, **options):
@@ -68,14 +69,14 @@ def audited(dsn, **options):
 
 def test_a_server_that_answers_is_alive(dsn, runner):
     """And the probe's connection is closed."""
-    result = runner.run(audited(dsn))
+    result = runner.run(audited(dsn, timeout=AMPLE_SECONDS))
     assert (result.is_alive, result.reason, result.fds_left) == (True, None, None)
-    assert 0 < result.seconds < command.DEFAULT_TIMEOUT_SECONDS
+    assert 0 < result.seconds < AMPLE_SECONDS
 
 
 def test_a_server_that_is_away_is_not(nobody, runner):
     """The reason is one line, and no password is in it."""
-    result = runner.run(audited(nobody))
+    result = runner.run(audited(nobody, timeout=AMPLE_SECONDS))
     assert not result.is_alive
     assert result.reason.startswith("no connection to 127.0.0.1:")
     assert SECRET not in result.reason
@@ -92,7 +93,7 @@ def test_a_server_that_is_mute_is_given_up_in_time(mute, runner):
 
 def test_a_server_that_refuses_is_not_alive(dsn, runner):
     """Its own words are the reason."""
-    result = runner.run(audited(dsn.rpartition("/")[0] + "/no_such_database"))
+    result = runner.run(audited(dsn.rpartition("/")[0] + "/no_such_database", timeout=AMPLE_SECONDS))
     assert not result.is_alive
     assert "no_such_database" in result.reason
 
@@ -152,7 +153,7 @@ def test_an_option_that_has_no_such_value_is_named(option, dsn):
     wrong = f"{dsn}?{option}=elsewhere"
     complaint = f"the DSN is not understood: asyncpg does not know this value of {option}"
     with pytest.raises(ValueError, match=f"^{complaint}$"):
-        asyncio.run(probe(wrong, timeout=10))
+        asyncio.run(probe(wrong, timeout=AMPLE_SECONDS))
     with pytest.raises(Unusable, match=f"^{complaint}$"), open_target(wrong):
         pass
 
@@ -161,7 +162,7 @@ def test_a_server_of_the_wrong_kind_is_not_taken_for_one_that_is_not_postgresql(
     """It is read well, and is not what the DSN asks for."""
     wrong = f"{dsn}?target_session_attrs=standby"
     complaint = "is what target_session_attrs asks for; leave it out, or name another server"
-    result = asyncio.run(probe(wrong, timeout=10))
+    result = asyncio.run(probe(wrong, timeout=AMPLE_SECONDS))
     assert not result.is_alive
     assert complaint in result.reason
     with pytest.raises(Unusable, match=complaint), open_target(wrong):

@@ -201,7 +201,8 @@ def test_a_loop_that_begins_to_run_does_its_own_work(runner_factory):
             may_go_on.wait(DEADLINE_SECONDS)
 
     async def main():
-        slots = [await take(core, 2.0) for _ in range(2)]
+        threading.Timer(0.1, may_go_on.set).start()  # from here on the loop runs, and this thread may wait, too
+        slots = [await take(core) for _ in range(2)]
         may_go_on.set()
         for slot in slots:
             give_back(core, slot)
@@ -211,7 +212,6 @@ def test_a_loop_that_begins_to_run_does_its_own_work(runner_factory):
         try:
             with drained_by_another_thread(core, entered) as thread:
                 heard_by.append(None)
-                threading.Timer(0.1, may_go_on.set).start()
                 runner.run(main())
         finally:
             may_go_on.set()

@@ -23,11 +23,24 @@ from loopaware_pool.errors import PoolTimeout
 from loopaware_pool.psycopg import AsyncConnectionPool
 from loopaware_pool.stats import AcquireFailed, ConnectFailed, LeaseDropped, LeaseOverdue
 from rotating import WAYS, ask_by
+from running import DEADLINE_SECONDS, eventually_async
 from servers import dsn_of_role
 
 pytestmark = pytest.mark.both_drivers
 
 ROOT = Path(__file__).parents[1]
+
+
+async def until_refused(acquire, is_refused):
+    """Have a caller wait until a connect has failed: with any less time, he might be gone before it has."""
+    waiting = asyncio.ensure_future(acquire(timeout=DEADLINE_SECONDS))
+    await eventually_async(is_refused, "a connect that fails")
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+def has_failed(heard):
+    return any(isinstance(event, ConnectFailed) for event in heard)
 
 
 def in_full(error):
@@ -91,6 +104,7 @@ def test_a_password_that_is_taken_for_something_else_is_not_repeated_by_psycopg(
         async with AsyncConnectionPool(mistake, min_size=1, on_event=heard.append) as pool:
             with pytest.raises((PoolTimeout, psycopg.ProgrammingError)) as caught:
                 await pool.getconn(timeout=1)
+            await eventually_async(lambda: "error connecting in" in caplog.text, "a connect that fails")
         assert heard
         return in_full(caught.value) + repr(heard)
 
@@ -278,8 +292,9 @@ def test_a_function_that_leaves_a_transaction_is_named_without_what_it_is_bound_
                 async with pool.connection():
                     pass
                 return
+            await until_refused(pool.getconn, lambda: f"by {hook} function partial" in caplog.text)
             with pytest.raises(PoolTimeout) as caught:
-                await pool.getconn(timeout=0.5)
+                await pool.getconn(timeout=0.01)
             assert "by configure function partial" in str(caught.value.__cause__)
 
     caplog.set_level(0)
@@ -313,12 +328,15 @@ def test_no_variable_of_a_failed_connect_shows_the_password(dsn, run, host, is_f
     password = {"password": lambda: "CANARY"} if is_function else {}
 
     async def main():
-        ours = create_pool(uri, min_size=0, **password)
-        theirs = AsyncConnectionPool((lambda: uri) if is_function else uri, min_size=0, max_size=1, open=False)
-        for pool in (ours, theirs):
+        ours_heard, theirs_heard = [], []
+        ours = create_pool(uri, min_size=0, on_event=ours_heard.append, **password)
+        options = {"min_size": 0, "max_size": 1, "open": False, "on_event": theirs_heard.append}
+        theirs = AsyncConnectionPool((lambda: uri) if is_function else uri, **options)
+        for pool, acquire, heard in ((ours, ours.acquire, ours_heard), (theirs, theirs.getconn, theirs_heard)):
             async with pool:
+                await until_refused(acquire, functools.partial(has_failed, heard))
                 with pytest.raises((PoolTimeout, TimeoutError)) as refused:
-                    await (pool.acquire if hasattr(pool, "acquire") else pool.getconn)(timeout=0.3)
+                    await acquire(timeout=0.01)
             assert refused.value.__cause__ is not None
             assert "CANARY" not in with_variables(refused.value)
 
@@ -366,19 +384,20 @@ def test_no_variable_shows_what_a_renewed_secret_has(dsn, run, fails):
     namespace = {"answer": "CANARY", "fails": fails}
     exec(compile(FUNCTION, "function.py", "exec"), namespace)
     secret = RenewedSecret(namespace["function"], lifetime=900)
-    heard = []
+    all_heard = []
 
     async def main():
         for way in WAYS:
             if way[1] != "password":
                 continue
-            before = len(heard)
+            heard = []
             async with ask_by(*way, dsn_of_role(dsn, "postgres"), secret, on_event=heard.append) as client:
                 with pytest.raises(Exception) as refused:
                     await client.value("SELECT 1", timeout=0.2)
+                await eventually_async(functools.partial(has_failed, heard), "a connect that fails")
             assert "CANARY" not in with_variables(refused.value) + in_full(refused.value)
-            assert any(isinstance(event, ConnectFailed) for event in heard[before:])
-        for event in heard:
+            all_heard.extend(heard)
+        for event in all_heard:
             assert "CANARY" not in repr(event)
             if (error := getattr(event, "error", None)) is not None:
                 assert "CANARY" not in with_variables(error) + in_full(error)
@@ -460,8 +479,9 @@ def test_nothing_that_an_asyncpg_pool_says_has_a_secret(canary_dsn, run, caplog)
             )
             assert uri not in "\n".join(said)
         async with create_pool(uri.replace("127.0.0.1", "127.0.0.2"), min_size=0, on_event=told.append) as pool:
+            await until_refused(pool.acquire, lambda: has_failed(told))
             with pytest.raises(PoolTimeout) as refused:
-                await pool.acquire(timeout=0.2)
+                await pool.acquire(timeout=0.01)
             return [*said, in_full(refused.value), repr(pool)]
 
     caplog.set_level(logging.INFO)
@@ -485,8 +505,9 @@ def test_nothing_that_a_psycopg_pool_says_has_a_secret(canary_dsn, run, caplog):
             )
         elsewhere = dsn.replace("127.0.0.1", "127.0.0.2")
         async with AsyncConnectionPool(elsewhere, kwargs=kwargs, **options) as pool:
+            await until_refused(pool.getconn, lambda: has_failed(told))
             with pytest.raises(PoolTimeout) as refused:
-                await pool.getconn(timeout=0.2)
+                await pool.getconn(timeout=0.01)
             return [*said, in_full(refused.value), repr(pool)]
 
     caplog.set_level(logging.INFO)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 import helpers
 import servers
+from loopaware_pool.testing import embedded_server
 from loopaware_pool.testing.embedded_server import EmbeddedServer, EmbeddedServerError
 from running import child_process
 from servers import OLDER_MAJORS
@@ -105,6 +107,17 @@ def test_a_stopped_server_leaves_no_process_and_no_file():
     assert not is_running(postmaster)
 
 
+def test_a_server_that_takes_its_time_to_end_is_waited_for(monkeypatch):
+    """Its pid file is gone a moment before it is, and on a busy machine that moment is long."""
+    slow = ["sleep", f"1.5{os.getpid()}"]  # stands for it
+    life = embedded_server._LIFE_OF_A_SERVER.replace("cd / &&", f"{' '.join(slow)} >/dev/null & pid=$!\ncd / &&")
+    assert life != embedded_server._LIFE_OF_A_SERVER
+    monkeypatch.setattr(embedded_server, "_LIFE_OF_A_SERVER", life)
+    with EmbeddedServer():
+        pass
+    assert [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == slow] == []
+
+
 def test_settings_reach_the_server():
     with EmbeddedServer(settings={"max_connections": 7, "cluster_name": "it's"}) as server:
         assert ask(server.dsn, "SHOW max_connections") == "7"
@@ -142,6 +155,25 @@ def test_a_password_is_shown_neither_by_a_server_nor_by_its_processes():
                 shown += process.cmdline()
         assert any("loopaware-pg-" in word for word in shown)
         assert not any(password in word for word in shown)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let nobody else bind it, the server neither")
+def test_a_server_that_starts_has_its_port_to_itself(monkeypatch):
+    """Else another program could take it before the server binds it, which is after it has made its data."""
+    give_away = embedded_server._give_away
+
+    def look(directory, account):
+        settings = (directory / "settings.conf").read_text()
+        port = int(re.search(r"^port = '(\d+)'$", settings, re.MULTILINE)[1])
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        looked.append(port)
+        give_away(directory, account)
+
+    looked = []
+    monkeypatch.setattr(embedded_server, "_give_away", look)
+    with EmbeddedServer() as server:
+        assert looked == [server.port]
 
 
 def test_a_restart_keeps_the_port():

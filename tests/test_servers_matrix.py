@@ -94,6 +94,7 @@ def test_a_life(place, role, run, request):
                 await soil(connection, role)
                 soiled = await connection.fetchrow(STATE)
             assert list(soiled) == [clean[0], "1234kB", role, 1, 1]
+            await pool.settled()
             async with pool.acquire() as connection:
                 assert await connection.fetchrow(STATE) == clean
             assert sorted(await asyncio.gather(*[pool.fetchval("SELECT $1::int", n) for n in range(20)])) == [

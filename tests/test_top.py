@@ -358,9 +358,10 @@ def test_an_address_where_nobody_serves_takes_one_line(tmp_path, capsys):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     assert f"nobody serves at {path}: " in failed(capsys, path)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    assert f"nobody serves at http://127.0.0.1:{port}: " in failed(capsys, f"127.0.0.1:{port}")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))  # and does not listen: nobody else can have it meanwhile
+        port = holder.getsockname()[1]
+        assert f"nobody serves at http://127.0.0.1:{port}: " in failed(capsys, f"127.0.0.1:{port}")
     assert "nobody can be asked at /" in failed(capsys, "/" + "x" * 200)
 
 
@@ -415,9 +416,7 @@ def test_a_view_that_drips_is_given_up(begun, capsys):
     """The time is for all of an answer, its first line and its head as well."""
     with child_process([sys.executable, "-c", DRIPPING, begun], stdout=subprocess.PIPE, text=True) as process:
         address = f"127.0.0.1:{process.stdout.readline().strip()}"
-        began = time.monotonic()
-        assert "within 0.5 s" in failed(capsys, address, "--timeout", "0.5")
-        assert time.monotonic() - began < DEADLINE_SECONDS / 4
+        assert "within 0.5 s" in failed(capsys, address, "--timeout", "0.5")  # else it would read on and on
         process.kill()
 
 

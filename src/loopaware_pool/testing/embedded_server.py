@@ -15,16 +15,17 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from base64 import b64encode
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "TlsFiles"]
@@ -58,7 +59,8 @@ read -r _
 pid=$(sed -n 1p "$data/postmaster.pid") segment=$(sed -n '7s/.* //p' "$data/postmaster.pid")
 "$bin/pg_ctl" stop -D "$data" -m immediate -w || ipcrm -m "$segment"
 cd / && rm -rf "$directory"
-for try in 1 2 3 4 5 6 7 8 9; do [ ! -e "/proc/$pid/exe" ] || sleep 0.02; done
+tries=0
+while [ -e "/proc/$pid/exe" ] && [ "$((tries += 1))" -le 500 ]; do sleep 0.02; done
 """
 
 _THROW_AWAY_SETTINGS: Mapping[str, str | int] = {
@@ -173,10 +175,10 @@ class EmbeddedServer:
         """
         if self._state is not None:
             return self
-        with ExitStack() as undo:
+        with ExitStack() as undo, _reserved_port() as port:
             directory = Path(tempfile.mkdtemp(prefix="loopaware-pg-"))
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-            self._state = self._launch(directory)
+            self._state = self._launch(directory, port)
             undo.callback(self.stop)
             if _first_line(self._state.supervisor) != "ready":
                 raise EmbeddedServerError(f"PostgreSQL did not start: {_reason(directory)}")
@@ -229,10 +231,9 @@ class EmbeddedServer:
             raise EmbeddedServerError("the server is not running: call start() or use a with statement")
         return self._state
 
-    def _launch(self, directory: Path) -> _Running:
+    def _launch(self, directory: Path, port: int) -> _Running:
         account = _account()
         bindir = _usable_bindir((self._bindir or _embedded_bindir()).resolve(), directory, account)
-        port = _free_port()
         primary, password = _split_password(self._standby_of or "")
         password = password or secrets.token_hex(16)
         _write_settings(directory, self._all_settings(directory, port))
@@ -371,11 +372,20 @@ def _scram_verifier(password: str) -> str:
     return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """
+    Find a free port. On Linux nobody else to whom the system gives a port gets this one until the block ends.
+
+    The server binds it all the same: both sockets have SO_REUSEADDR, and this one does not listen.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((_HOST, 0))
+        port: int = holder.getsockname()[1]
+        if sys.platform != "linux":
+            holder.close()
+        yield port
 
 
 def _first_line(supervisor: subprocess.Popen[str]) -> str:
