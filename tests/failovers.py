@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "frozen",
     "processes_of",
     "replace_all",
+    "sessions_of",
     "until_replicated",
 ]
 
@@ -111,6 +113,19 @@ def processes_of(server: EmbeddedServer) -> list[int]:
     postmaster = server.pid
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
     return [postmaster, *map(int, children.split())]
+
+
+def sessions_of(server: EmbeddedServer) -> list[int]:
+    """The processes that serve clients, or may begin to. No session is needed to see them: there may be no room."""
+    return [pid for pid in processes_of(server)[1:] if _is_sessions(Path(f"/proc/{pid}/cmdline"))]
+
+
+def _is_sessions(title: Path) -> bool:
+    try:
+        shown = title.read_text()
+    except OSError:  # it has ended
+        return False
+    return not shown.startswith("postgres: ") or "[local]" in shown or re.search(r"\(\d+\)", shown) is not None
 
 
 @contextmanager
