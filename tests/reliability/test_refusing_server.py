@@ -34,7 +34,7 @@ def test_callers_of_a_full_server_keep_their_deadline_and_hear_the_reason(privat
         async with open_pool(private_server.dsn) as client:
             others = [connect(private_server.dsn) for _ in range(6)]
             try:
-                patient = asyncio.create_task(client.value("SELECT 1", timeout=15))
+                patient = asyncio.create_task(client.value("SELECT 1", timeout=30))
                 await refusal(client, "too many clients already")
                 began = time.monotonic()
                 with within(0.5), pytest.raises(errors.PoolTimeout, match="too many clients already") as caught:
@@ -72,7 +72,7 @@ def test_a_password_that_was_changed_is_given_to_the_pool_while_it_lives(private
             passwords.append("new")
             for client in (told, asking):
                 with within(1.0):
-                    assert await client.value("SELECT 1", timeout=10) == 1
+                    assert await client.value("SELECT 1", timeout=20) == 1
 
     run(main())
 
@@ -98,7 +98,7 @@ def test_a_password_that_was_changed_is_asked_for(private_server, run, is_async)
             assert isinstance(await refusal(client, "password authentication failed"), errors.PoolTimeout)
             passwords.append("new")
             with within(1.0):
-                assert await client.value("SELECT 1", timeout=10) == 1
+                assert await client.value("SELECT 1", timeout=20) == 1
 
     run(main())
 
@@ -123,7 +123,7 @@ def test_names_that_cannot_be_resolved_are_tried_again(dsn, open_pool, monkeypat
 
     async def main():
         async with open_pool(dsn.replace("127.0.0.1", "database.test")) as client:
-            patient = asyncio.create_task(client.value("SELECT 1", timeout=15))
+            patient = asyncio.create_task(client.value("SELECT 1", timeout=30))
             reason = "name resolution" if open_pool is both["asyncpg"] else "OperationalError"
             await refusal(client, reason)
             with within(0.3), pytest.raises(errors.PoolTimeout, match=reason):
