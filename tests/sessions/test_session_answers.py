@@ -43,13 +43,14 @@ def test_settled_waits_for_the_resets(address, run):
 
     async def main():
         monitor = await asyncpg.connect(address)
-        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1"
         async with one_connection(address) as pool:
             for key in range(20):
                 async with pool.acquire() as con:
+                    pid = con.get_server_pid()
                     await con.execute(f"SELECT pg_advisory_lock({key})")
                 await pool.settled()
-                assert await monitor.fetchval(query) == 0
+                assert await monitor.fetchval(query, pid) == 0
         await monitor.close()
 
     run(main())
