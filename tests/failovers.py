@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ __all__ = [
     "FLAVOURS",
     "ON_ASYNCPG",
     "ON_PSYCOPG",
+    "Limited",
     "answer_of_a_host",
     "dsn_of_both",
     "follow",
@@ -86,6 +88,30 @@ def dsn_of_both(first: EmbeddedServer, second: EmbeddedServer, *, first_port: in
     query = "&".join(f"{name}={value}" for name, value in options.items())
     hosts = f"{parts.hostname}:{first_port or first.port},127.0.0.1:{second.port}"
     return f"postgresql://{login}@{hosts}/postgres?{query}"
+
+
+class Limited:
+    """
+    A client that waits long for connections, and whose first query has a short limit, which is to run out.
+
+    Those that follow have none: a busy machine, too, is to answer them.
+    """
+
+    def __init__(self, client: Client, limit: float | None = 0.4) -> None:
+        self._client = client
+        self._limit = limit
+
+    async def value(self, query: str) -> Any:
+        async with self._client.lend(timeout=15) as connection, self._next_limit():
+            return await self._client.ask(connection, query)
+
+    async def do(self, statement: str) -> None:
+        async with self._client.lend(timeout=15) as connection, self._next_limit():
+            await self._client.run(connection, statement)
+
+    def _next_limit(self) -> asyncio.Timeout:
+        limit, self._limit = self._limit, None
+        return asyncio.timeout(limit)
 
 
 async def answer_of_a_host(client: Client, query: str = "SELECT inet_server_port()") -> tuple[Any, int]:
