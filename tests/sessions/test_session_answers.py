@@ -355,7 +355,7 @@ def test_a_notification_to_an_idle_connection_is_not_its_death(address, run):
                 await pool.settled()
                 for _ in range(turn):
                     await monitor.execute("NOTIFY dirt_channel, 'x'")
-                async with pool.acquire(timeout=10) as con:
+                async with pool.acquire(timeout=20) as con:
                     assert con.get_server_pid() == pid
                     assert await con.fetchval("SELECT $1::int", turn) == turn
             assert pool.stats().loops[0].counters.found_dead == 0
