@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import signal
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,12 +28,14 @@ __all__ = [
     "FLAVOURS",
     "ON_ASYNCPG",
     "ON_PSYCOPG",
+    "Limited",
     "answer_of_a_host",
     "dsn_of_both",
     "follow",
     "frozen",
     "processes_of",
     "replace_all",
+    "sessions_of",
     "until_replicated",
 ]
 
@@ -86,6 +90,30 @@ def dsn_of_both(first: EmbeddedServer, second: EmbeddedServer, *, first_port: in
     return f"postgresql://{login}@{hosts}/postgres?{query}"
 
 
+class Limited:
+    """
+    A client that waits long for connections, and whose first query has a short limit, which is to run out.
+
+    Those that follow have none: a busy machine, too, is to answer them.
+    """
+
+    def __init__(self, client: Client, limit: float | None = 0.4) -> None:
+        self._client = client
+        self._limit = limit
+
+    async def value(self, query: str) -> Any:
+        async with self._client.lend(timeout=15) as connection, self._next_limit():
+            return await self._client.ask(connection, query)
+
+    async def do(self, statement: str) -> None:
+        async with self._client.lend(timeout=15) as connection, self._next_limit():
+            await self._client.run(connection, statement)
+
+    def _next_limit(self) -> asyncio.Timeout:
+        limit, self._limit = self._limit, None
+        return asyncio.timeout(limit)
+
+
 async def answer_of_a_host(client: Client, query: str = "SELECT inet_server_port()") -> tuple[Any, int]:
     """Ask until there is an answer; and how many callers got an error before."""
     errors = 0
@@ -111,6 +139,19 @@ def processes_of(server: EmbeddedServer) -> list[int]:
     postmaster = server.pid
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text()
     return [postmaster, *map(int, children.split())]
+
+
+def sessions_of(server: EmbeddedServer) -> list[int]:
+    """The processes that serve clients, or may begin to. No session is needed to see them: there may be no room."""
+    return [pid for pid in processes_of(server)[1:] if _is_sessions(Path(f"/proc/{pid}/cmdline"))]
+
+
+def _is_sessions(title: Path) -> bool:
+    try:
+        shown = title.read_text()
+    except OSError:  # it has ended
+        return False
+    return not shown.startswith("postgres: ") or "[local]" in shown or re.search(r"\(\d+\)", shown) is not None
 
 
 @contextmanager

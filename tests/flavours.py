@@ -64,7 +64,7 @@ async def psycopg_flavour(dsn: str, **options: Any) -> AsyncIterator[Client]:
         cursor = await connection.execute(query)
         return (await cursor.fetchone())[0]
 
-    options = {"min_size": 0, "max_size": 2, "discard_dead": "always"} | options
+    options = {"min_size": 0, "max_size": 2, "discard_dead": "always", "timeout": 20.0} | options
     async with psycopg_pools.make_pool(AsyncConnectionPool, dsn, **options) as pool:
         yield Client(pool, pool.connection, ask, lambda connection, statement: connection.execute(statement))
 

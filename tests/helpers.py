@@ -128,7 +128,7 @@ def open_sessions(dsn: str, application_name: str) -> tuple[int, int]:
     return len(ports), len(ports & local_ports())
 
 
-async def eventually(condition: Any, seconds: float = 10.0) -> Any:
+async def eventually(condition: Any, seconds: float = 20.0) -> Any:
     """Wait until *condition*, plain or a coroutine function, is true; fail once *seconds* have passed."""
     deadline = time.monotonic() + seconds
     while True:

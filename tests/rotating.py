@@ -188,13 +188,16 @@ class Asked:
         return await answer if hasattr(answer, "__await__") else answer
 
 
-async def refusal(client: Any, says: str) -> Exception:
-    """What a caller hears when its time is up, as soon as that is *says*: the first refusal may take longer to come."""
+async def refusal(client: Any, *says: str, words_of: Callable[[Exception], str] = str) -> Exception:
+    """
+    What a caller hears when its time is up, as soon as its words have any of *says* in them: the first refusal may take
+    longer to come.
+    """
     while True:
         try:
             await client.value("SELECT 1", timeout=0.2)
         except ERRORS as error:
-            if says in str(error):
+            if any(text in words_of(error) for text in says):
                 return error
         else:
             raise AssertionError("it was not refused")

@@ -219,7 +219,7 @@ def test_a_dropped_lease_is_noticed_although_a_class_listens_for_the_end(dsn, ru
     async def main():
         async with make_pool(dsn, max_size=1, connection_class=OurConnection) as pool:
             await pool.acquire()  # and forget it
-            async with pool.acquire(timeout=5) as con:
+            async with pool.acquire(timeout=20) as con:
                 assert await con.fetchval("SELECT 1") == 1
 
     run(main())

@@ -122,7 +122,7 @@ def test_terminate_from_a_thread_without_a_loop(dsn, run):
 
     async def main():
         await pool
-        query = asyncio.create_task(ask(pool, "SELECT pg_sleep(3)"))
+        query = asyncio.create_task(ask(pool, "SELECT pg_sleep(60)"))
         waiter = asyncio.create_task(ask(pool))
         await until_server_waits(dsn, pool)
         assert pool.stats().waiting == 1
@@ -138,6 +138,7 @@ def test_terminate_from_a_thread_without_a_loop(dsn, run):
 
     with no_socket_left():
         run(main())
+    helpers.kill_sessions(dsn, pool.name)
 
 
 @pytest.mark.parametrize("end", ["close", "terminate"])

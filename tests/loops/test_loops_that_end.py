@@ -94,8 +94,12 @@ class Lent(Scene):
 
 class Querying(Scene):
     async def play(self, pool):
-        self.start(ask(pool, "SELECT pg_sleep(3)"))
+        self.name = pool.name
+        self.start(ask(pool, "SELECT pg_sleep(60)"))
         await until_server_waits(self.dsn, pool)
+
+    def over(self):
+        helpers.kill_sessions(self.dsn, self.name)
 
 
 class Waiting(Scene):

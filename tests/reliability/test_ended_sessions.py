@@ -13,9 +13,10 @@ import pytest
 
 import helpers
 from failovers import dsn_of_both, frozen, until_replicated
-from faults import both_flavours, connect, pids, within
+from faults import SCHEDULING_SECONDS, both_flavours, connect, pids, within
 from flavours import DRIVER_ERRORS, both, sqlstate_of
 from loopaware_pool import errors
+from loopaware_pool._core import shard
 from loopaware_pool.testing.embedded_server import EmbeddedServerError
 from running import eventually_async
 
@@ -80,11 +81,17 @@ def test_a_floor_that_was_lost_is_restored_beside_its_callers(dsn, run):
 
 
 class Load:
-    """Callers that never rest; notes when each had an answer or an error."""
+    """
+    Callers that never rest. Notes when each had an answer or an error.
+
+    Attributes:
+        answers_in_a_row: How many there were since the last error.
+    """
 
     def __init__(self, client):
         self.answers = []
         self.errors = []
+        self.answers_in_a_row = 0
         self._client = client
         self._tasks = [asyncio.create_task(self._ask(timeout)) for timeout in (0.2, 0.2, 10.0, 10.0)]
 
@@ -93,14 +100,29 @@ class Load:
             try:
                 await self._client.value("SELECT 1", timeout)
                 self.answers.append(time.monotonic())
+                self.answers_in_a_row += 1
             except DRIVER_ERRORS as error:
-                self.errors.append((time.monotonic(), error))
+                self.errors.append(error)
+                self.answers_in_a_row = 0
                 await asyncio.sleep(0.001)
 
     async def stop(self):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def served_again(loads, since):
+    """
+    Wait until all loads are served without errors, two seconds later at most. Give the time until each one's first
+    answer. A busy machine may cause a late error here and there, but not one every few answers.
+    """
+    async with asyncio.timeout(2.0 + SCHEDULING_SECONDS):
+        for load in loads:
+            load.answers_in_a_row = 0
+        while any(load.answers_in_a_row < 50 for load in loads):
+            await asyncio.sleep(0.01)
+    return [next(answer for answer in load.answers if answer > since) - since for load in loads]
 
 
 def restart(server):
@@ -127,14 +149,10 @@ def test_a_server_that_is_killed_and_restarted_under_load(private_server, run):
             await eventually_async(lambda: all(load.answers for load in loads), "answers")
             os.kill(private_server.pid, signal.SIGKILL)
             accepted_at = await asyncio.to_thread(restart, private_server)
-            await asyncio.sleep(2.5)
+            assert max(await served_again(loads, accepted_at)) < 1.0 + SCHEDULING_SECONDS
             for load in loads:
                 await load.stop()
-        for load in loads:
-            first = next(answer for answer in load.answers if answer > accepted_at)
-            assert first - accepted_at < 1.0
-            assert [error for when, error in load.errors if when > accepted_at + 2.0] == []
-            assert load.errors  # or nothing was tested
+        assert all(load.errors for load in loads)  # or nothing was tested
 
     run(main())
 
@@ -190,12 +208,10 @@ def test_a_failover_after_the_old_primary_was_killed(pair, run):
             os.kill(primary.pid, signal.SIGKILL)
             await asyncio.to_thread(standby.control, "promote")
             promoted_at = time.monotonic()
-            await asyncio.sleep(2.5)
+            assert max(await served_again(loads, promoted_at)) < 1.0 + SCHEDULING_SECONDS
             for load in loads:
                 await load.stop()
-            for client, load in ((one, loads[0]), (other, loads[1])):
-                assert next(answer for answer in load.answers if answer > promoted_at) - promoted_at < 1.0
-                assert [error for when, error in load.errors if when > promoted_at + 2.0] == []
+            for client in (one, other):
                 assert await client.value("SELECT inet_server_port()") == standby.port
 
     run(main())
@@ -241,9 +257,11 @@ def test_a_pool_of_a_standby_is_left_alone(pair, run):
     ("session_reset", "is_reset_due"), [("pipelined", False), ("pipelined", True), ("confirmed", True)]
 )
 def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(
-    dsn, private_server, run, session_reset, is_reset_due
+    dsn, private_server, run, session_reset, is_reset_due, monkeypatch
 ):
     """Connections that say goodbye to it, or wait for an answer, leave their places to callers."""
+    for limit in ("SILENT_SECONDS", "SLOW_SECONDS"):  # it is not for its silence that they do
+        monkeypatch.setattr(shard, limit, 3600.0)
 
     async def main():
         async with both["asyncpg"](private_server.dsn, max_size=4, session_reset=session_reset) as client:
@@ -264,8 +282,9 @@ def test_an_old_server_that_is_frozen_does_not_hold_its_successor_up(
     run(main())
 
 
-def test_a_timeout_accounts_for_every_connection(private_server, run):
+def test_a_timeout_accounts_for_every_connection(private_server, run, monkeypatch):
     """What is lent, and what says goodbye, adds up to what the pool may have."""
+    monkeypatch.setattr(shard, "GOODBYE_GRACE_SECONDS", 3600.0)
 
     async def main():
         async with AsyncExitStack() as stack:

@@ -14,6 +14,7 @@ from faults import connect, pids, within
 from flavours import both
 from helpers import eventually
 from loopaware_pool import errors
+from rotating import refusal
 from running import make_pool
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
@@ -163,11 +164,12 @@ def test_a_standby_alone_that_is_asked_for_writes_is_named_within_the_deadline(p
         dsn = dsn_of_both(standby, standby, target_session_attrs="read-write")
         async with AsyncExitStack() as stack:
             clients = await opened(stack, FLAVOURS, dsn)
+            words = ("session is read-only", "None of the hosts match the target attribute requirement")
             for name, client in clients.items():
                 is_pool = name in both
+                await refusal(client, *words)
                 with within(0.3), pytest.raises(errors.PoolTimeout if is_pool else exc.DBAPIError) as caught:
                     await client.value(WHERE, 0.3)
-                words = ("session is read-only", "None of the hosts match the target attribute requirement")
                 assert any(text in str(caught.value) for text in words)
             await asyncio.to_thread(standby.control, "promote")
             for client in clients.values():
@@ -183,12 +185,14 @@ def test_hosts_of_which_none_answers_are_told_within_the_deadline(run):
     async def main():
         async with AsyncExitStack() as stack:
             clients = await opened(stack, FLAVOURS, "postgresql://postgres@127.0.0.1:1,127.0.0.1:2/postgres?")
+            words = ("Connection refused", "Connect call failed")
             for name, client in clients.items():
+                await refusal(client, *words, words_of=words_of)
                 for _ in range(3):
                     with within(0.2), pytest.raises(ERRORS) as caught:
                         await client.value(WHERE, 0.2)
                     assert isinstance(caught.value, errors.PoolTimeout) is (name in both)
-                    assert any(text in words_of(caught.value) for text in ("Connection refused", "Connect call failed"))
+                    assert any(text in words_of(caught.value) for text in words)
                 await eventually(lambda: client.pool.stats().connecting == 0)  # noqa: B023
 
     run(main())

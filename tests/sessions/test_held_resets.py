@@ -50,6 +50,12 @@ async def leave_and_hand_over(pool, then):
     return waiter
 
 
+async def until_unlocked(admin):
+    """Wait until the server has run the reset of what `DIRT` has left."""
+    await eventually_async(lambda: admin.execute(TRY_LOCK).fetchone() == (True,), "a reset that was run")
+    admin.execute("SELECT pg_advisory_unlock_all()")
+
+
 def test_the_reset_travels_with_the_next_callers_query(bank, monkeypatch):
     """In one write, before the query: what the last lease left is gone."""
 
@@ -82,9 +88,7 @@ def test_the_reset_is_sent_soon_if_the_next_caller_sends_nothing(bank, admin, ru
             waiter = await leave_and_hand_over(pool, do_nothing)
             if ends == "is cancelled":
                 waiter.cancel()
-            await asyncio.sleep(0.05)
-            assert admin.execute(TRY_LOCK).fetchone() == (True,)
-            admin.execute("SELECT pg_advisory_unlock_all()")
+            await until_unlocked(admin)
             over.set()
             with contextlib.suppress(asyncio.CancelledError):
                 await waiter
@@ -230,10 +234,11 @@ def test_a_hook_that_ends_the_program_leaves_no_reset_unsent(bank, admin, run):
     async def main():
         helpers.make_known(OPEN_THE_DOOR)
         async with one_connection(bank.dsn, "pipelined", on_event=hook, leak_threshold=0.01) as pool:
+            over = asyncio.Event()
 
             async def wait():
                 async with pool.acquire():
-                    await asyncio.sleep(0.1)
+                    await over.wait()
 
             con = await pool.acquire()
             overdue.clear()  # the first lease of the pool, which has ended, may have been slow, too
@@ -245,9 +250,8 @@ def test_a_hook_that_ends_the_program_leaves_no_reset_unsent(bank, admin, run):
             with pytest.raises(SystemExit):
                 await pool.release(con)
             armed.clear()
-            await asyncio.sleep(0.05)
-            assert admin.execute(TRY_LOCK).fetchone() == (True,)
-            admin.execute("SELECT pg_advisory_unlock_all()")
+            await until_unlocked(admin)
+            over.set()
             await waiter
 
     run(main())

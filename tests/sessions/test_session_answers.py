@@ -43,13 +43,14 @@ def test_settled_waits_for_the_resets(address, run):
 
     async def main():
         monitor = await asyncpg.connect(address)
-        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1"
         async with one_connection(address) as pool:
             for key in range(20):
                 async with pool.acquire() as con:
+                    pid = con.get_server_pid()
                     await con.execute(f"SELECT pg_advisory_lock({key})")
                 await pool.settled()
-                assert await monitor.fetchval(query) == 0
+                assert await monitor.fetchval(query, pid) == 0
         await monitor.close()
 
     run(main())
@@ -354,7 +355,7 @@ def test_a_notification_to_an_idle_connection_is_not_its_death(address, run):
                 await pool.settled()
                 for _ in range(turn):
                     await monitor.execute("NOTIFY dirt_channel, 'x'")
-                async with pool.acquire(timeout=10) as con:
+                async with pool.acquire(timeout=20) as con:
                     assert con.get_server_pid() == pid
                     assert await con.fetchval("SELECT $1::int", turn) == turn
             assert pool.stats().loops[0].counters.found_dead == 0
