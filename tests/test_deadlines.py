@@ -15,9 +15,9 @@ def told():
     return []
 
 
-def add(deadlines, told, key, seconds):
+def add(deadlines, told, key, seconds, since=None):
     """Note *key*, and that it was not too early, when its deadline has passed."""
-    deadline = monotonic() + seconds
+    deadline = (monotonic() if since is None else since) + seconds
     return deadlines.add(key, deadline, lambda: told.append((key, monotonic() >= deadline)))
 
 
@@ -26,8 +26,9 @@ def test_deadlines_pass_in_their_order(told):
 
     async def main():
         deadlines = Deadlines(asyncio.get_running_loop())
+        now = monotonic()
         for key, seconds in (("third", 0.06), ("first", 0.0), ("second", 0.03), ("fourth", 0.09)):
-            add(deadlines, told, key, seconds)
+            add(deadlines, told, key, seconds, since=now)
         while len(told) < 4:
             await asyncio.sleep(TICK_SECONDS)
 
