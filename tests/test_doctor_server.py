@@ -282,7 +282,13 @@ def test_sessions_that_are_lent_in_turn_are_shared(private_server, pgbouncer_pro
 
 def test_a_pgbouncer_that_has_no_second_session_does_not_show_its_mode(private_server, pgbouncer_program, monkeypatch):
     """Which is said, after the time that a query may take."""
-    monkeypatch.setattr(doctor_server, "_QUERY_SECONDS", 0.3)
+    find = doctor_server._find_pooling
+
+    async def find_soon(dsn, first):
+        monkeypatch.setattr(doctor_server, "_QUERY_SECONDS", 0.3)  # for the second alone
+        return await find(dsn, first)
+
+    monkeypatch.setattr(doctor_server, "_find_pooling", find_soon)
     options = {"pool_mode": "session", "default_pool_size": 1}
     with pgbouncer(pgbouncer_program, private_server.dsn, **options) as dsn:
         way, server = look(dsn)
