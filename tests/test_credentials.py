@@ -577,7 +577,7 @@ def test_a_fetch_that_goes_with_its_loop_is_no_failure(loop_factory, caplog):
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_is_not_shown_pickled_or_copied(run, duplicate):
+def test_a_secret_is_not_shown_pickled_or_copied(run, clock, duplicate):
     """Whatever state it is in."""
     secret = RenewedSecret(lambda: Expiring("CANARY", lifetime=900), name="rds")
     assert repr(secret) == "<RenewedSecret 'rds': nothing fetched>"
