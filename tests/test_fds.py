@@ -165,7 +165,7 @@ async def fail_in_reset(stage):
 
 @scene()
 async def terminate_while_a_query_runs(stage):
-    query = asyncio.create_task(ask(stage.pool, "SELECT pg_sleep(3)"))
+    query = asyncio.create_task(ask(stage.pool, "SELECT pg_sleep(60)"))
     await until_server_waits(stage.dsn, stage.pool)
     stage.pool.terminate()
     await stage.fails(query, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
@@ -444,7 +444,7 @@ async def end_hard(stage, connection):
 
 
 async def end_under_a_query(stage, connection):
-    query = asyncio.create_task(connection.execute("SELECT pg_sleep(3)"))
+    query = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
     await until_server_waits(stage.dsn, stage.pool)
     connection.terminate()
     await stage.fails(query, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
