@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from loopaware_pool.testing import FaultProxy
-from running import eventually
+from running import NOWHERE, eventually
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -173,10 +173,9 @@ def test_while_it_refuses_open_connections_stay(proxy, client):
         assert says(other, b"three") == b"three"
 
 
-def test_a_server_that_is_not_there_is_a_reset(proxy, echo):
+def test_a_server_that_is_not_there_is_a_reset():
     """The proxy has taken the connection by then."""
-    echo.close()
-    with connect(proxy) as client, pytest.raises(ConnectionResetError):
+    with FaultProxy(NOWHERE) as proxy, connect(proxy) as client, pytest.raises(ConnectionResetError):
         client.recv(1)
 
 
