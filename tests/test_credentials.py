@@ -57,13 +57,16 @@ class Service:
         self.failing = None
         self.held = threading.Event()
         self.held.set()
+        self._lock = threading.Lock()
         self.fetch = self.fetch_async if is_async else self.fetch_plain
 
     def _answer(self):
-        self.answered += 1
+        with self._lock:  # two threads may be let go at the same moment
+            self.answered += 1
+            number = self.answered
         if self.failing is not None:
             raise self.failing
-        return f"token {self.answered}"
+        return f"token {number}"
 
     def fetch_plain(self):
         self.at_once += 1
