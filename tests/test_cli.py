@@ -318,7 +318,7 @@ def test_the_demo_tells_what_a_user_needs_who_may_not_create(dsn):
 GATHERING = """
 import json, sys
 from collections import Counter
-from loopaware_pool.cli.demo import figures as demo_figures
+from loopaware_pool.cli.demo import entrants, figures as demo_figures
 from loopaware_pool.cli.demo.scenes import Deadlock, Step
 from loopaware_pool.cli.target import Target
 
@@ -326,6 +326,7 @@ async def stuck(playground):
     return Deadlock(10, 0.1, is_stuck=True)
 
 scenes = demo_figures.scenes
+entrants.STUCK_SECONDS = 60.0  # nobody is stuck in what is left
 step = Step("first", 2, 1, Counter({"TimeoutError": 1}), 0, 0)
 scenes.use_from_five_loops = lambda playground, entrant, report: report(step)
 scenes.QUERIES = scenes.PSYCOPG_QUERIES = 100
