@@ -28,9 +28,9 @@ def address(dsn):
 
 
 @pytest.fixture
-def nobody_there(unused_tcp_port):
-    """An address where nothing listens."""
-    return {"host": "127.0.0.1", "port": unused_tcp_port, "user": "u", "password": None, "database": "d"}
+def nobody_there():
+    """An address where nothing listens, nor will."""
+    return {"host": "127.0.0.1", "port": 1, "user": "u", "password": None, "database": "d"}
 
 
 @pytest.fixture

@@ -57,13 +57,16 @@ class Service:
         self.failing = None
         self.held = threading.Event()
         self.held.set()
+        self._lock = threading.Lock()
         self.fetch = self.fetch_async if is_async else self.fetch_plain
 
     def _answer(self):
-        self.answered += 1
+        with self._lock:  # two threads may be let go at the same moment
+            self.answered += 1
+            number = self.answered
         if self.failing is not None:
             raise self.failing
-        return f"token {self.answered}"
+        return f"token {number}"
 
     def fetch_plain(self):
         self.at_once += 1
@@ -447,6 +450,8 @@ def test_a_fetch_that_hangs_fails_in_the_end(run):
         secret = RenewedSecret(fetch, lifetime=900, fetch_timeout=0.2)
         with pytest.raises(FetchFailed, match="TimeoutError"):
             await secret()
+        await eventually_async(lambda: not hangs, "it has begun, and hangs")
+        secret._renewal._fetch_timeout = 20.0
         hangs.append(False)
         assert await secret() == "token"
 
@@ -575,7 +580,7 @@ def test_a_fetch_that_goes_with_its_loop_is_no_failure(loop_factory, caplog):
 
 
 @pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_is_not_shown_pickled_or_copied(run, duplicate):
+def test_a_secret_is_not_shown_pickled_or_copied(run, clock, duplicate):
     """Whatever state it is in."""
     secret = RenewedSecret(lambda: Expiring("CANARY", lifetime=900), name="rds")
     assert repr(secret) == "<RenewedSecret 'rds': nothing fetched>"

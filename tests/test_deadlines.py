@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -15,19 +15,23 @@ def told():
     return []
 
 
-def add(deadlines, told, key, seconds):
+def add(deadlines, told, key, seconds, since=None):
     """Note *key*, and that it was not too early, when its deadline has passed."""
-    deadline = monotonic() + seconds
+    deadline = (monotonic() if since is None else since) + seconds
     return deadlines.add(key, deadline, lambda: told.append((key, monotonic() >= deadline)))
 
 
-def test_deadlines_pass_in_their_order(told):
-    """Whatever the order in which they were added, and none too early."""
+@pytest.mark.parametrize("is_blocked", [False, True])
+def test_deadlines_pass_in_their_order(told, is_blocked):
+    """Whatever the order in which they were added, and none too early; also if a blocked loop sees all at once."""
 
     async def main():
         deadlines = Deadlines(asyncio.get_running_loop())
+        now = monotonic()
         for key, seconds in (("third", 0.06), ("first", 0.0), ("second", 0.03), ("fourth", 0.09)):
-            add(deadlines, told, key, seconds)
+            add(deadlines, told, key, seconds, since=now)
+        if is_blocked:
+            sleep(0.1)
         while len(told) < 4:
             await asyncio.sleep(TICK_SECONDS)
 

@@ -230,16 +230,22 @@ def test_a_callback_of_psycopgs_that_raises_a_cancellation_of_its_own_fails_a_co
         raise asyncio.CancelledError("mine")
 
     async def main():
-        is_null = cls is AsyncNullConnectionPool
-        sizes = {} if is_null else {"min_size": min_size}
+        sizes = {} if cls is AsyncNullConnectionPool else {"min_size": min_size}
         async with cls(**{"conninfo": dsn, "max_size": 2, "open": False, callback: hook} | sizes) as pool:
-            with pytest.raises(psycopg.OperationalError) as told:
-                await pool.getconn(timeout=0.5)
-            error = told.value if is_null else told.value.__cause__
-            assert isinstance(error.__cause__, asyncio.CancelledError)
+            assert isinstance(await cause_of_failure(pool), asyncio.CancelledError)
             assert 1 <= len(attempts) <= FEW
 
     run(main())
+
+
+async def cause_of_failure(pool):
+    """Why a connect has failed, as a caller hears, whose time may be up before the first one has."""
+    while True:
+        with pytest.raises(psycopg.OperationalError) as told:
+            await pool.getconn(timeout=0.5)
+        error = told.value if isinstance(pool, AsyncNullConnectionPool) else told.value.__cause__
+        if error is not None and error.__cause__ is not None:
+            return error.__cause__
 
 
 class Outcome(BaseException):

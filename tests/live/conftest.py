@@ -7,7 +7,15 @@ import pytest
 from live_view import Face
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
+from loopaware_pool.live import server as live
 from loopaware_pool.testing import FakeDriver
+from running import DEADLINE_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def _patient_view(monkeypatch):
+    """A client of a busy machine may take longer to ask than a client should."""
+    monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
 
 
 @pytest.fixture

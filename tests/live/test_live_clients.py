@@ -62,9 +62,8 @@ def test_clients_that_say_nothing_hold_up_nobody(silent, core, address, monkeypa
                 each.shutdown(socket.SHUT_RDWR)
 
 
-def test_its_end_waits_for_a_client_that_is_being_answered(core, address, monkeypatch):
+def test_its_end_waits_for_a_client_that_is_being_answered(core, address):
     """Who has begun to ask has the answer."""
-    monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
     with serve_live(core, address) as view, connect(view.address) as client:
         client.sendall(GET[:8])
         eventually(lambda: view._clients, "the client to be accepted")
@@ -110,11 +109,15 @@ def test_it_answers_one_question_and_goes_on(request_, status, core, address):
 @pytest.mark.parametrize("said", [b"", b"GET / HT"])
 def test_a_client_that_takes_its_time_is_given_up(said, core, path, monkeypatch):
     """Others wait no longer than that."""
+    has_said = threading.Event()
     monkeypatch.setattr(live, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(live, "monotonic", lambda: has_said.wait(DEADLINE_SECONDS) and time.monotonic())
     with serve_live(core, path) as view, connect(path) as slow:
         slow.sendall(said)
-        assert look(view.address).pools
+        has_said.set()
         assert slow.recv(1) == b""
+        monkeypatch.setattr(live, "REQUEST_SECONDS", DEADLINE_SECONDS)
+        assert look(view.address).pools
 
 
 def test_a_client_that_drips_is_given_up(core, path, monkeypatch):
@@ -157,7 +160,8 @@ def test_it_answers_although_the_process_has_no_fd_left(tmp_path):
     code = f"""
 import os, resource, socket, time
 from loopaware_pool import create_pool
-from loopaware_pool.live import serve_live
+from loopaware_pool.live import serve_live, server
+server.REQUEST_SECONDS = {DEADLINE_SECONDS}
 pool = create_pool("postgresql://localhost/x")
 with serve_live(pool, {str(tmp_path / "pool.sock")!r}) as view:
     clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]

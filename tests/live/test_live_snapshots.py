@@ -221,7 +221,7 @@ def test_a_snapshot_of_another_schema_is_refused(core):
 
 def test_it_leaves_nothing(core, address):
     """No fd, no thread, no file; not even of a client it was waiting for."""
-    threads = threading.active_count()
+    before = threading.enumerate()
     with FdAudit() as audit:
         for _ in range(3):
             with serve_live(core, address) as view:
@@ -229,7 +229,7 @@ def test_it_leaves_nothing(core, address):
                 view.close()
             view.close()
     assert audit.leaked == ()
-    assert threading.active_count() == threads
+    assert [thread for thread in threading.enumerate() if thread not in before] == []
     assert not isinstance(address, os.PathLike) or not address.exists()
 
 

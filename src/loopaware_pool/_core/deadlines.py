@@ -74,7 +74,7 @@ class Deadlines:
     def _look(self) -> None:
         self._next, self._timer = inf, None
         now = monotonic() / TICK_SECONDS
-        for tick in [tick for tick in self._ticks if tick <= now]:
+        for tick in sorted(tick for tick in self._ticks if tick <= now):  # several, if the loop was blocked
             for passed in self._ticks.pop(tick).values():
                 passed()
         if self._ticks:
