@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import psycopg
 import pytest
@@ -202,7 +203,7 @@ def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog):
 
 
 @both
-def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
+def test_a_connection_that_fails_its_check_goes_back(cls, pool_of, monkeypatch):
     """A live one is tried again, after a pause; in the end the caller is told."""
 
     async def check(connection):
@@ -211,6 +212,9 @@ def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
             raise ZeroDivisionError
 
     async def refuse(connection):
+        refused.append(connection)
+        if len(refused) == 2:
+            monkeypatch.setattr("loopaware_pool.psycopg.lending.monotonic", lambda: monotonic() + DEADLINE_SECONDS)
         raise ZeroDivisionError
 
     async def main():
@@ -219,11 +223,13 @@ def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
             assert len(checked) == 2
         async with pool_of(cls, check=refuse) as pool:
             with pytest.raises(PoolTimeout, match="in check"):
-                await pool.getconn(timeout=0.2)
+                await pool.getconn(timeout=DEADLINE_SECONDS)
+            assert len(refused) == 2
             if cls is AsyncConnectionPool:
                 assert len(pool._pool) >= 1
 
     checked: list[object] = []
+    refused: list[object] = []
     asyncio.run(main())
 
 
