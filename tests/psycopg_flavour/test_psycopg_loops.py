@@ -20,7 +20,7 @@ import pytest
 
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
-from psycopg_pools import busy, make_pool
+from psycopg_pools import HELD_UP, busy, held_up, make_pool
 from running import (
     DEADLINE_SECONDS,
     LoopThread,
@@ -357,9 +357,10 @@ def test_a_fork_leaves_the_parents_connections_alone(dsn, run, runner_factory, o
             await pool.wait()
             connection = await pool.getconn()
             pid = connection.info.backend_pid
-            query = asyncio.create_task(connection.execute("SELECT pg_sleep(0.3), 42"))
-            await busy(connection)
-            await asyncio.to_thread(in_child, lambda: be_child(connection))
+            with held_up(dsn):
+                query = asyncio.create_task(connection.execute(f"{HELD_UP}, 42"))
+                await busy(connection)
+                await asyncio.to_thread(in_child, lambda: be_child(connection))
             assert (await (await query).fetchone())[1] == 42
             assert connection.info.backend_pid == pid
             await pool.putconn(connection)
