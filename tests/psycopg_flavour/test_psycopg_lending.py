@@ -418,7 +418,8 @@ def test_sessions_are_reset_on_request(pool_of):
                 assert not connection._notice_handlers
                 cursor = await connection.execute(
                     "SELECT current_setting('work_mem'), current_user, (SELECT count(*) FROM pg_locks WHERE locktype = "
-                    "'advisory'), (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_cursors)"
+                    "'advisory' AND pid = pg_backend_pid()), (SELECT count(*) FROM pg_listening_channels()), "
+                    "(SELECT count(*) FROM pg_cursors)"
                 )
                 work_mem, role, *counts = await cursor.fetchone()
                 assert work_mem != "77kB"
