@@ -112,6 +112,8 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
         with here, peer:
             return await end_under_query(here, peer)
 
+    patience = SHORT_SECONDS if kind == "theirs" else DEADLINE_SECONDS / 5
+
     async def end_under_query(here, peer):
         complaints = []
         async with pool_of(kind) as pool:
@@ -122,8 +124,8 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
             await end(pool, connection)
             if not connection.closed:  # of another class: when its query has noticed
                 await eventually_async(lambda: connection.closed, "a connection that is closed")
-            complaints += await try_number(fd, here, peer)
-            await asyncio.wait([query], timeout=1)
+            complaints += await try_number(fd, here, peer, patience)
+            await asyncio.wait([query], timeout=4 * patience)
             if not query.done():
                 complaints.append("the query does not end")
                 query.cancel()
@@ -137,7 +139,7 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
     judge(kind, run(scenario()))
 
 
-async def try_number(fd, here, peer):
+async def try_number(fd, here, peer, patience):
     """Have *fd*, which is free, mean one end of a pair, and complain if what the other says is not heard, twice."""
     loop = asyncio.get_running_loop()
     complaints = []
@@ -150,7 +152,7 @@ async def try_number(fd, here, peer):
             heard.clear()
             peer.send(b"!")
             with suppress(TimeoutError):
-                async with asyncio.timeout(SHORT_SECONDS):
+                async with asyncio.timeout(patience):
                     await heard.wait()
             if not heard.is_set():
                 complaints.append(f"the next socket is not heard of {when}")
