@@ -101,6 +101,7 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=3, **options)
     seen = most = 0
     wrong = []
+    has_looked = threading.Event()
 
     async def work(thread):
         numbers = range(100 * thread, 100 * thread + 15)
@@ -108,6 +109,7 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
 
     async def many(thread):
         await asyncio.gather(*(work(10 * thread + part) for part in range(3)))
+        await asyncio.to_thread(has_looked.wait, DEADLINE_SECONDS)
 
     def run(thread):
         with runner_factory() as runner:
@@ -120,6 +122,8 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     while any(thread.is_alive() for thread in threads):
         at_server, still_open = helpers.open_sessions(dsn, pool.name)
         seen, most = max(seen, at_server), max(most, still_open)
+        if seen:
+            has_looked.set()
     for thread in threads:
         thread.join()
     assert not wrong
