@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
 
-__all__ = ["free_port", "wait_until_it_listens"]
+__all__ = ["own_port", "wait_until_it_listens"]
 
 _DEADLINE_SECONDS = 20.0
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def own_port() -> Iterator[int]:
+    """
+    A port of 127.0.0.1 for a program that is started, and perhaps started again, in the block.
+
+    Until its end the kernel gives it to nobody else: a socket is bound to it, and does not listen. A program that asks
+    for that very port gets it all the same, as both set SO_REUSEADDR.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def wait_until_it_listens(process: subprocess.Popen[Any], port: int) -> None:

@@ -42,9 +42,9 @@ class PgBouncer:
         port: Where it listens, on 127.0.0.1.
     """
 
-    def __init__(self, program: Path, folder: Path, server_dsn: str, options: dict[str, object]) -> None:
+    def __init__(self, program: Path, folder: Path, server_dsn: str, port: int, options: dict[str, object]) -> None:
         self._server_dsn = server_dsn
-        self.port = between.free_port()
+        self.port = port
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         parts = urlsplit(server_dsn)
         settings = folder / "pgbouncer.ini"
@@ -102,12 +102,13 @@ def running_pgbouncer(program: Path, server_dsn: str, **options: object) -> Iter
     """A PgBouncer with these settings of its `[pgbouncer]` section."""
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgbouncer-"))
     try:
-        running = PgBouncer(program, folder, server_dsn, options)
-        running.start()
-        try:
-            yield running
-        finally:
-            running.kill()
+        with between.own_port() as port:
+            running = PgBouncer(program, folder, server_dsn, port, options)
+            running.start()
+            try:
+                yield running
+            finally:
+                running.kill()
     finally:
         shutil.rmtree(folder)
 

@@ -38,8 +38,17 @@ def pgpool(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
         server_dsn: The server, over TCP, on 127.0.0.1.
         options: Settings of `pgpool.conf`.
     """
+    with (
+        between.own_port() as port,
+        between.own_port() as pcp_port,
+        _pgpool_on(port, program, server_dsn, {"pcp_port": pcp_port} | options) as dsn,
+    ):
+        yield dsn
+
+
+@contextmanager
+def _pgpool_on(port: int, program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgpool-"))
-    port = between.free_port()
     parts = urlsplit(server_dsn)
     settings: dict[str, Any] = {
         "backend_clustering_mode": "raw",
@@ -49,7 +58,6 @@ def pgpool(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
         "port": port,
         "socket_dir": folder,
         "pcp_listen_addresses": "127.0.0.1",
-        "pcp_port": between.free_port(),
         "pcp_socket_dir": folder,
         "pid_file_name": folder / "pgpool.pid",
         "logdir": folder,

@@ -28,7 +28,6 @@ __all__ = [
     "Program",
     "copy_with",
     "ended_sessions",
-    "free_port",
     "get",
     "run",
     "running_queries",
@@ -109,13 +108,6 @@ def until(condition: Callable[[], object], message: Callable[[], str]) -> None:
     while not condition():
         assert time.monotonic() < deadline, message()
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def copy_with(source: Path, folder: Path, changes: Mapping[str, str]) -> Path:

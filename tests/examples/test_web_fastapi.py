@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from between import own_port
 from examples.program import (
     EXAMPLES,
     POLITELY,
     Answer,
     copy_with,
     ended_sessions,
-    free_port,
     get,
     running_queries,
     sessions_in,
@@ -56,18 +56,19 @@ MADE_BY_THE_LIFESPAN = ON_THEIR_POOLS | {
 }
 
 
-def start(how, module, database_url, folder=FOLDER):
-    """Start a module's `app`; the program that runs, and the port that it will serve."""
-    port = free_port()
-    command = [word.format(port=port) for word in SERVERS[how][0]]
-    return started("-m", *command, f"{module}:app", folder=folder, DATABASE_URL=database_url), port
+@contextlib.contextmanager
+def starting(how, module, database_url, folder=FOLDER):
+    """A module's `app`: the program that runs, and the port that it will serve."""
+    with own_port() as port:
+        command = [word.format(port=port) for word in SERVERS[how][0]]
+        with started("-m", *command, f"{module}:app", folder=folder, DATABASE_URL=database_url) as program:
+            yield program, port
 
 
 @contextlib.contextmanager
 def served(how, module, database_url, folder=FOLDER):
     """The program, once all of its workers serve; and its port."""
-    starting, port = start(how, module, database_url, folder)
-    with starting as program:
+    with starting(how, module, database_url, folder) as (program, port):
         program.wait_until_listening(port)
         ready = "ASGI server listening" if "asgi" in how else "Application startup complete"
         program.wait_until_written(ready, SERVERS[how][1])
@@ -108,8 +109,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
 def test_a_module_level_pool_of_asyncpgs_belongs_to_a_loop_that_never_runs(how, database_url, tmp_path):
     """The module is imported before the server's loop is there, so no worker starts."""
     folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
-    starting, _ = start(how, "app", database_url, folder)
-    with starting as program:
+    with starting(how, "app", database_url, folder) as (program, _):
         assert program.ended() in (1, 3)
         assert "attached to a different loop" in program.output()
 
