@@ -93,6 +93,7 @@ class _Running:
     supervisor: subprocess.Popen[str]
     owner_pid: int
     password: str
+    port_holder: int
 
 
 class EmbeddedServer:
@@ -194,6 +195,7 @@ class EmbeddedServer:
             return
         self._state = None
         running.supervisor.communicate("\n")
+        os.close(running.port_holder)
         shutil.rmtree(running.directory, ignore_errors=True)
 
     def control(self, *arguments: str) -> None:
@@ -230,9 +232,13 @@ class EmbeddedServer:
         return self._state
 
     def _launch(self, directory: Path) -> _Running:
+        with _bound_socket() as holder:  # closed here if that fails
+            return self._launch_on(holder, directory)
+
+    def _launch_on(self, holder: socket.socket, directory: Path) -> _Running:
         account = _account()
         bindir = _usable_bindir((self._bindir or _embedded_bindir()).resolve(), directory, account)
-        port = _free_port()
+        port: int = holder.getsockname()[1]
         primary, password = _split_password(self._standby_of or "")
         password = password or secrets.token_hex(16)
         _write_settings(directory, self._all_settings(directory, port))
@@ -251,7 +257,8 @@ class EmbeddedServer:
             start_new_session=True,
             **run_as,
         )
-        return _Running(directory, bindir, port, version, account, supervisor, os.getpid(), password)
+        held = holder.detach()
+        return _Running(directory, bindir, port, version, account, supervisor, os.getpid(), password, held)
 
     def _all_settings(self, directory: Path, port: int) -> dict[str, str | int]:
         settings = {**_THROW_AWAY_SETTINGS, "port": port, "unix_socket_directories": str(directory)}
@@ -371,11 +378,16 @@ def _scram_verifier(password: str) -> str:
     return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _bound_socket() -> socket.socket:
+    """
+    Have a port that the kernel gives to nobody else while the socket is open, also between two starts of the server.
+
+    It does not listen. The server, which asks for that very port, gets it all the same: both set SO_REUSEADDR.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((_HOST, 0))
+    return holder
 
 
 def _first_line(supervisor: subprocess.Popen[str]) -> str:
