@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def make_pool(cls: type[Any], dsn: str, **options: Any) -> Any:
     """A pool that is not open, whose name is the application name of its sessions, and whose connections autocommit."""
     name = f"psycopg-{os.getpid()}-{next(_numbers)}"
     kwargs = {"autocommit": True, "application_name": name} | options.pop("kwargs", {})
-    return cls(dsn, **{"name": name, "open": False, "timeout": 5.0, "kwargs": kwargs} | options)
+    return cls(dsn, **{"name": name, "open": False, "timeout": DEADLINE_SECONDS, "kwargs": kwargs} | options)
 
 
 @contextmanager

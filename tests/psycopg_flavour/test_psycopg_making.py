@@ -269,7 +269,7 @@ def test_a_pool_serves_once_the_server_appears(way):
             assert not caller.done()
             way.heal()
             assert await caller
-            await pool.wait(5)
+            await pool.wait(DEADLINE_SECONDS)
             assert pool._nconns == 2
 
     asyncio.run(main())
