@@ -187,18 +187,25 @@ def test_a_check_leaves_the_connection_as_it_was(cls, pool_of, autocommit):
     asyncio.run(main())
 
 
-def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog):
+def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog, monkeypatch):
     """Six of them, with a `check`: the next forty callers are served, and nothing is logged as a warning."""
+    pauses: list[object] = []
+
+    async def pause(checkup):
+        pauses.append(checkup)
+
+    monkeypatch.setattr("loopaware_pool.psycopg.lending.Checkup._pause", pause)
 
     async def main():
         async with pool_of(min_size=6, check=AsyncConnectionPool.check_connection) as pool:
             await pool.wait()
             await kill(dsn, *await pids_of_all(pool, 6))
             for _ in range(40):
-                async with pool.connection(timeout=2) as connection:
+                async with pool.connection() as connection:
                     await connection.execute("SELECT 1")
 
     asyncio.run(main())
+    assert pauses == []
     assert words(caplog) == []
 
 
