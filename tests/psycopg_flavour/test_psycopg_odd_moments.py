@@ -290,8 +290,9 @@ def test_an_outage_that_may_last_for_ever_is_not_told_of(run):
 # ---- errors ----
 
 
-def test_a_check_that_comes_late_costs_no_connection(dsn, run):
+def test_a_check_that_comes_late_costs_no_connection(dsn, run, monkeypatch):
     """It has a moment, even if its caller has none."""
+    monkeypatch.setattr("loopaware_pool.psycopg.lending.LEAST_CALLBACK_SECONDS", DEADLINE_SECONDS)
 
     async def scenario():
         check = AsyncConnectionPool.check_connection
