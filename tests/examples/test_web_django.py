@@ -68,7 +68,7 @@ def test_views_of_either_kind_share_the_pool(how, serve, database_url):
         for path in ("/double/{}", "/double/{}/in-sync"):
             answers = list(clients.map(lambda number, path=path: get(port, path.format(number)), range(20)))
             assert answers == [Answer(200, f'{{"answer": {2 * number}}}') for number in range(20)]
-        under_way = clients.submit(get, port, "/slow?seconds=1")
+        under_way = clients.submit(get, port, "/slow?seconds=4")
         until(lambda: running_queries(database_url) == 1, program.output)
         program.ask_to_stop()
         assert under_way.result() == Answer(200, '{"answer": "done"}')

@@ -99,7 +99,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
     """Whoever waits for a query gets its answer, and every session on the server is ended by a goodbye."""
     with served(how, module, database_url) as (program, port), ThreadPoolExecutor(8) as clients:
         assert list(clients.map(lambda n: get(port, f"/double/{n}").text, range(20))) == [str(2 * n) for n in range(20)]
-        under_way = [clients.submit(get, port, "/slow?seconds=1") for _ in range(3)]
+        under_way = [clients.submit(get, port, "/slow?seconds=4") for _ in range(3)]
         until_queries_run(database_url, 3)
         stop(program, how, database_url)
         assert [request.result() for request in under_way] == [Answer(200, '"done"')] * 3
@@ -194,7 +194,7 @@ def test_a_stream_that_its_client_leaves_gives_its_connection_back(how, changes,
             ask_and_leave(port, "/numbers?count=100000000", after=until_a_row_comes)
         until(lambda: all_are_idle(port), program.output)
         leave_queries(port, database_url, 5)
-        both = [clients.submit(get, port, "/slow?seconds=0.5") for _ in range(2)]
+        both = [clients.submit(get, port, "/slow?seconds=4") for _ in range(2)]
         until_queries_run(database_url, 2)
         assert [request.result().status for request in both] == [200, 200]
         assert sessions_in(database_url) <= 2

@@ -48,11 +48,12 @@ def hypercorn(port, worker_class, **more):
 
 
 @pytest.mark.parametrize("worker_class", ["asyncio", "uvloop"])
-def test_a_server_that_is_asked_to_stop_finishes_its_background_tasks(worker_class, database_url, orders):
+def test_a_server_that_is_asked_to_stop_finishes_its_background_tasks(worker_class, database_url, orders, tmp_path):
     """They hold connections, on the server's loop and on others; then the pool is closed, and no session is left."""
+    copy_with(EXAMPLES / "quart_background.py", tmp_path, {"pg_sleep(0.5)": "pg_sleep(2)"})
     with (
         own_port() as port,
-        hypercorn(port, worker_class, DATABASE_URL=database_url) as program,
+        hypercorn(port, worker_class, folder=tmp_path, DATABASE_URL=database_url) as program,
         ThreadPoolExecutor(4) as clients,
     ):
         program.wait_until_listening(port)
