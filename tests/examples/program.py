@@ -180,7 +180,8 @@ def get(port: int, path: str, method: str = "GET") -> Answer:
 
 def sessions_in(database_url: str) -> int:
     """How many sessions of others the database has."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    query = """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"""
     with psycopg.connect(database_url) as connection:
         return connection.execute(query).fetchone()[0]
 
