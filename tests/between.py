@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-__all__ = ["reserved_port", "wait_until_it_listens"]
+__all__ = ["own_port", "wait_until_it_listens"]
 
 _DEADLINE_SECONDS = 20.0
 
 
 @contextmanager
-def reserved_port() -> Iterator[int]:
+def own_port() -> Iterator[int]:
     """
-    A port of 127.0.0.1 that nobody listens on, and that the system gives to nobody else until the block ends.
+    A port of 127.0.0.1 for a program that is started, and perhaps started again, in the block.
 
-    A program binds it all the same, and again after it was killed: like its socket, this one has SO_REUSEADDR, and does
-    not listen.
+    Until its end the kernel gives it to nobody else: a socket is bound to it, and does not listen. A program that asks
+    for that very port gets it all the same, as both set SO_REUSEADDR.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -35,7 +35,7 @@ class HAProxy:
         names: The servers' names: `one`, `two`, and so on. Those after the first are backups.
     """
 
-    def __init__(self, folder: Path, server_dsns: tuple[str, ...], port: int, idle: str, options: str) -> None:
+    def __init__(self, folder: Path, port: int, server_dsns: tuple[str, ...], idle: str, options: str) -> None:
         self.port = port
         parts = urlsplit(server_dsns[0])
         self.dsn = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self.port}").geturl()
@@ -94,8 +94,8 @@ def haproxy(program: Path, *server_dsns: str, idle: str = "60s", options: str = 
         idle: After how long without data it closes a connection: `timeout client` and `timeout server`.
         options: More lines of its `listen` section, as in `" option pgsql-check user postgres\\n"`.
     """
-    with tempfile.TemporaryDirectory(prefix="loopaware-haproxy-") as folder, between.reserved_port() as port:
-        running = HAProxy(Path(folder), server_dsns, port, idle, options)
+    with tempfile.TemporaryDirectory(prefix="loopaware-haproxy-") as folder, between.own_port() as port:
+        running = HAProxy(Path(folder), port, server_dsns, idle, options)
         command = [*command_of(program), "-db", "-q", "-f", str(running.settings)]
         process = subprocess.Popen(command, env=environment_for(program), stderr=subprocess.DEVNULL)
         try:

@@ -102,7 +102,7 @@ def running_pgbouncer(program: Path, server_dsn: str, **options: object) -> Iter
     """A PgBouncer with these settings of its `[pgbouncer]` section."""
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgbouncer-"))
     try:
-        with between.reserved_port() as port:
+        with between.own_port() as port:
             running = PgBouncer(program, folder, server_dsn, port, options)
             running.start()
             try:

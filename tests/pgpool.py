@@ -39,15 +39,15 @@ def pgpool(program: Path, server_dsn: str, **options: object) -> Iterator[str]:
         options: Settings of `pgpool.conf`.
     """
     with (
-        between.reserved_port() as port,
-        between.reserved_port() as pcp_port,
-        _pgpool(program, server_dsn, {"port": port, "pcp_port": pcp_port} | options) as dsn,
+        between.own_port() as port,
+        between.own_port() as pcp_port,
+        _pgpool_on(port, program, server_dsn, {"pcp_port": pcp_port} | options) as dsn,
     ):
         yield dsn
 
 
 @contextmanager
-def _pgpool(program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator[str]:
+def _pgpool_on(port: int, program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="loopaware-pgpool-"))
     parts = urlsplit(server_dsn)
     settings: dict[str, Any] = {
@@ -55,6 +55,7 @@ def _pgpool(program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator
         "backend_hostname0": "127.0.0.1",
         "backend_port0": parts.port,
         "listen_addresses": "127.0.0.1",
+        "port": port,
         "socket_dir": folder,
         "pcp_listen_addresses": "127.0.0.1",
         "pcp_socket_dir": folder,
@@ -77,8 +78,8 @@ def _pgpool(program: Path, server_dsn: str, options: dict[str, Any]) -> Iterator
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment_for(program), cwd=folder, stdout=log, stderr=log)
     try:
-        between.wait_until_it_listens(process, options["port"])
-        yield f"postgresql://{parts.username}@127.0.0.1:{options['port']}/postgres"
+        between.wait_until_it_listens(process, port)
+        yield f"postgresql://{parts.username}@127.0.0.1:{port}/postgres"
     finally:
         process.send_signal(signal.SIGQUIT)  # at once, with its children
         try:

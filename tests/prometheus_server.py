@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import between
 from debian import environment_for, find_program
 
 if TYPE_CHECKING:
@@ -84,9 +84,14 @@ def prometheus(
         rule_files: Recording and alerting rules.
         interval: How often it scrapes, and evaluates rules.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with between.own_port() as port, _prometheus_on(port, program, scrape_configs, rule_files, interval) as server:
+        yield server
+
+
+@contextmanager
+def _prometheus_on(
+    port: int, program: Path, scrape_configs: Sequence[dict[str, Any]], rule_files: Sequence[Path], interval: str
+) -> Iterator[Prometheus]:
     folder = Path(tempfile.mkdtemp(prefix="loopaware-prometheus-"))
     times = {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
     settings = folder / "prometheus.yml"

@@ -169,7 +169,7 @@ async def as_good_as_new(client: Client, size: int = SIZE) -> None:
 
 
 async def _all_can_be_had(client: Client, size: int) -> bool:
-    leases = [client.lend(timeout=5.0) for _ in range(size)]
+    leases = [client.lend(timeout=_LEASE_SECONDS) for _ in range(size)]
     begun = await asyncio.gather(*(lease.__aenter__() for lease in leases), return_exceptions=True)
     asked = [client.ask(each, "SELECT 7") for each in begun if not isinstance(each, BaseException)]
     answers = await asyncio.gather(*asked, return_exceptions=True)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from running import DEADLINE_SECONDS, eventually_async
 
-__all__ = ["IS_PSYCOPG_3_2", "busy", "make_pool"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["HELD_UP", "IS_PSYCOPG_3_2", "busy", "held_up", "make_pool"]
 
 IS_PSYCOPG_3_2 = psycopg.__version__.startswith("3.2.")
+
+# A query that the server does not answer before a block of `held_up` has ended.
+HELD_UP = "SELECT pg_advisory_xact_lock(4711)"
 
 _numbers = itertools.count(1)
 
@@ -25,8 +32,16 @@ def make_pool(cls: type[Any], dsn: str, **options: Any) -> Any:
     return cls(dsn, **{"name": name, "open": False, "timeout": DEADLINE_SECONDS, "kwargs": kwargs} | options)
 
 
+@contextmanager
+def held_up(dsn: str) -> Iterator[None]:
+    """Have `HELD_UP`, run on other connections, last until the block ends."""
+    with psycopg.connect(dsn, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(4711)")
+        yield
+
+
 async def busy(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Wait until a query runs on *connection*."""
+    """Wait until a query runs on *connection*: a long one, as the end of a short one may come before the next look."""
     await eventually_async(
         lambda: connection.pgconn.transaction_status == TransactionStatus.ACTIVE, "a query that runs"
     )

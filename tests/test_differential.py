@@ -116,7 +116,7 @@ def test_a_defect_is_found_when_its_mend_is_taken_out(judge, name, mend):
     program = recorded(name)
     assert judge.examine(program) is None
     with MENDS[mend]():
-        assert judge.examine(program) is not None
+        assert judge.examine(program, PATIENT) is not None
 
 
 def test_a_method_that_is_new_is_drawn(monkeypatch):

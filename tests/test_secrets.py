@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 
 async def until_refused(acquire, is_refused):
-    """Have a caller wait until a connect has failed: with any less time, he might be gone before it has."""
+    """Have a caller wait until a connect has failed: with any less time, its time might be up before that."""
     waiting = asyncio.ensure_future(acquire(timeout=DEADLINE_SECONDS))
     await eventually_async(is_refused, "a connect that fails")
     waiting.cancel()

@@ -184,6 +184,15 @@ def test_a_restart_keeps_the_port():
         assert ask(server.dsn, "SELECT 1") == 1
 
 
+def test_a_server_that_is_down_for_a_while_keeps_its_port(zero_fd_delta):
+    with EmbeddedServer() as server:
+        server.control("stop", "-m", "immediate")
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", server.port))
+        server.control("start")
+        assert ask(server.dsn, "SELECT 1") == 1
+
+
 def test_a_server_that_refuses_a_setting_says_which_in_one_line():
     with pytest.raises(EmbeddedServerError, match=r'^PostgreSQL did not start: .*"no_such_thing".*$'):
         EmbeddedServer(settings={"no_such_thing": 1}).start()

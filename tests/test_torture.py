@@ -71,7 +71,7 @@ def test_a_storm(dsn, pool, loop, record_property):
 def test_a_storm_through_a_haproxy(dsn, haproxy_program, pool):
     """What the server ends, and what the client ends, both go through it."""
     with haproxy(haproxy_program, dsn) as between:
-        status, report = storm(dsn, "--through", between.dsn, "--pool", pool, "--loop", "asyncio", "--minutes", "0.07")
+        status, report = storm(dsn, "--through", between.dsn, "--pool", pool, "--loop", "asyncio", "--rounds", "10")
     assert status == 0, report["failure"]
     assert all(report["total"][name] for name in ("rounds", "leases", "cancellations", "faults"))
 
@@ -81,7 +81,7 @@ def test_a_storm_through_a_pgbouncer_in_session_mode(dsn, newer_pgbouncer_progra
     """It ends a server's session with its client's. (1.18 itself ends when clients cancel much.)"""
     options = {"pool_mode": "session", "server_lifetime": 0}
     with pgbouncer(newer_pgbouncer_program, dsn, **options) as through:
-        status, report = storm(dsn, "--through", through, "--pool", pool, "--loop", "asyncio", "--minutes", "0.07")
+        status, report = storm(dsn, "--through", through, "--pool", pool, "--loop", "asyncio", "--rounds", "10")
     assert status == 0, report["failure"]
     assert all(report["total"][name] for name in ("rounds", "leases", "cancellations", "faults"))
 

@@ -42,14 +42,14 @@ class Judge:
         """Look once, patiently; everything that differs, intended or not."""
         return self._compared(program, PATIENT)
 
-    def examine(self, program: Program) -> Difference | None:
+    def examine(self, program: Program, first: Pace = HASTY) -> Difference | None:
         """
-        Look for the first difference of a program that nothing explains.
+        Look for the first difference of a program that nothing explains, first at this pace.
 
         None if there is none, or not each time, or if one of its signature is in `told`.
         """
         self.programs += 1
-        if self.glance(program) in self.told | {None}:
+        if self.glance(program, first) in self.told | {None}:
             return None
         signatures = set()
         for _ in range(_CONFIRMATIONS):

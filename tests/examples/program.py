@@ -28,7 +28,6 @@ __all__ = [
     "Program",
     "copy_with",
     "ended_sessions",
-    "free_port",
     "get",
     "run",
     "running_queries",
@@ -111,13 +110,6 @@ def until(condition: Callable[[], object], message: Callable[[], str]) -> None:
         time.sleep(0.02)
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def copy_with(source: Path, folder: Path, changes: Mapping[str, str]) -> Path:
     """Copy a program, or a folder of them, with texts replaced: for the same program on another pool."""
     target = folder / source.name
@@ -188,7 +180,8 @@ def get(port: int, path: str, method: str = "GET") -> Answer:
 
 def sessions_in(database_url: str) -> int:
     """How many sessions of others the database has."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    query = """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"""
     with psycopg.connect(database_url) as connection:
         return connection.execute(query).fetchone()[0]
 

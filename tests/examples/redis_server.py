@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from between import own_port
 from debian import environment_for, find_program
-from examples.program import free_port, until
+from examples.program import until
 from servers import ServerUnavailable
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def redis_server() -> Iterator[str]:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no Redis server: {reason}")
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="loopaware-redis-") as folder:
+    with own_port() as port, tempfile.TemporaryDirectory(prefix="loopaware-redis-") as folder:
         options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
         process = subprocess.Popen([program, *options], env=environment_for(program), stdout=subprocess.PIPE, text=True)
         try:

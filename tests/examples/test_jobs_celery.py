@@ -20,7 +20,7 @@ MADE_ON_THE_LOOP = {
     "pool = create_pool(": "make_pool = lambda: create_pool(",
     "    await pool\n": "    global pool\n    pool = await make_pool()\n",
 }
-SECONDS = 30
+SECONDS = 60
 # What somebody adds to a module of tasks who wants the pool to be warm when the worker starts.
 WARM_UP = """
 loop = asyncio.new_event_loop()
@@ -28,12 +28,14 @@ loop.run_until_complete(sum_of_squares(1))
 print("warm in", os.getpid(), flush=True)
 """
 
-# Keeps a process busy, so that each of them gets one of two.
+# Keeps a process busy until as many run at once as there are, so that each of them gets one.
 BUSY = """
 @app.task
-def busy():
-    import time
-    time.sleep(1)
+def busy(number, at_once):
+    import pathlib, time
+    pathlib.Path(f"busy-{number}").touch()
+    while len(list(pathlib.Path().glob("busy-*"))) < at_once:
+        time.sleep(0.01)
     return asyncio.run(sum_of_squares(2))
 """
 # Tells that `stop` has run: both are called when a process ends, in their order.
@@ -100,7 +102,8 @@ class Sender:
 def test_tasks_run_on_one_pool_each_in_a_loop_of_its_own(at_work, database_url, pool):
     """In forked processes as in threads; between tasks no connection is open, and no fd is left at the end."""
     with at_work("celery_tasks", "--pool", pool, appended=BUSY) as (worker, sender):
-        assert sender.send("busy", times=2) == [5] * 2
+        sent = [sender.start("busy", number, 1 if pool == "solo" else 2) for number in range(2)]
+        assert [result.get(timeout=SECONDS) for result in sent] == [5] * 2
         before = fds_of(processes_of(worker))
         assert sender.send("squares", 10, times=20) == [385] * 20
         until(lambda: not sessions_in(database_url), lambda: f"sessions are left:\n{worker.output()}")

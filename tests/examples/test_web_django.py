@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from between import own_port
 from examples.program import (
     EXAMPLES,
     POLITELY,
     Answer,
     copy_with,
     ended_sessions,
-    free_port,
     get,
     running_queries,
     started,
@@ -49,14 +49,14 @@ def serve(database_url, tmp_path):
 
     @contextlib.contextmanager
     def serve(how, folder=FOLDER):
-        port = free_port()
-        command = [word.format(port=port) for word in SERVERS[how][0]]
         environment = {"DATABASE_URL": database_url, "GUNICORN_CMD_ARGS": f"--config {hooks}"}
-        with started("-m", *command, folder=folder, **environment) as program:
-            program.wait_until_listening(port)
-            if "gunicorn" in how:
-                program.wait_until_written("Ready to serve", 2)
-            yield program, port
+        with own_port() as port:
+            command = [word.format(port=port) for word in SERVERS[how][0]]
+            with started("-m", *command, folder=folder, **environment) as program:
+                program.wait_until_listening(port)
+                if "gunicorn" in how:
+                    program.wait_until_written("Ready to serve", 2)
+                yield program, port
 
     return serve
 
@@ -68,7 +68,7 @@ def test_views_of_either_kind_share_the_pool(how, serve, database_url):
         for path in ("/double/{}", "/double/{}/in-sync"):
             answers = list(clients.map(lambda number, path=path: get(port, path.format(number)), range(20)))
             assert answers == [Answer(200, f'{{"answer": {2 * number}}}') for number in range(20)]
-        under_way = clients.submit(get, port, "/slow?seconds=1")
+        under_way = clients.submit(get, port, "/slow?seconds=4")
         until(lambda: running_queries(database_url) == 1, program.output)
         program.ask_to_stop()
         assert under_way.result() == Answer(200, '{"answer": "done"}')

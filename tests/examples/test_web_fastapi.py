@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from between import own_port
 from examples.program import (
     EXAMPLES,
     POLITELY,
     Answer,
     copy_with,
     ended_sessions,
-    free_port,
     get,
     running_queries,
     sessions_in,
@@ -56,18 +56,19 @@ MADE_BY_THE_LIFESPAN = ON_THEIR_POOLS | {
 }
 
 
-def start(how, module, database_url, folder=FOLDER):
-    """Start a module's `app`; the program that runs, and the port that it will serve."""
-    port = free_port()
-    command = [word.format(port=port) for word in SERVERS[how][0]]
-    return started("-m", *command, f"{module}:app", folder=folder, DATABASE_URL=database_url), port
+@contextlib.contextmanager
+def starting(how, module, database_url, folder=FOLDER):
+    """A module's `app`: the program that runs, and the port that it will serve."""
+    with own_port() as port:
+        command = [word.format(port=port) for word in SERVERS[how][0]]
+        with started("-m", *command, f"{module}:app", folder=folder, DATABASE_URL=database_url) as program:
+            yield program, port
 
 
 @contextlib.contextmanager
 def served(how, module, database_url, folder=FOLDER):
     """The program, once all of its workers serve; and its port."""
-    starting, port = start(how, module, database_url, folder)
-    with starting as program:
+    with starting(how, module, database_url, folder) as (program, port):
         program.wait_until_listening(port)
         ready = "ASGI server listening" if "asgi" in how else "Application startup complete"
         program.wait_until_written(ready, SERVERS[how][1])
@@ -98,7 +99,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
     """Whoever waits for a query gets its answer, and every session on the server is ended by a goodbye."""
     with served(how, module, database_url) as (program, port), ThreadPoolExecutor(8) as clients:
         assert list(clients.map(lambda n: get(port, f"/double/{n}").text, range(20))) == [str(2 * n) for n in range(20)]
-        under_way = [clients.submit(get, port, "/slow?seconds=1") for _ in range(3)]
+        under_way = [clients.submit(get, port, "/slow?seconds=4") for _ in range(3)]
         until_queries_run(database_url, 3)
         stop(program, how, database_url)
         assert [request.result() for request in under_way] == [Answer(200, '"done"')] * 3
@@ -108,8 +109,7 @@ def test_a_server_that_is_asked_to_stop_finishes_requests_and_closes_the_pool(ho
 def test_a_module_level_pool_of_asyncpgs_belongs_to_a_loop_that_never_runs(how, database_url, tmp_path):
     """The module is imported before the server's loop is there, so no worker starts."""
     folder = copy_with(FOLDER, tmp_path, ON_THEIR_POOLS)
-    starting, _ = start(how, "app", database_url, folder)
-    with starting as program:
+    with starting(how, "app", database_url, folder) as (program, _):
         assert program.ended() in (1, 3)
         assert "attached to a different loop" in program.output()
 
@@ -194,7 +194,7 @@ def test_a_stream_that_its_client_leaves_gives_its_connection_back(how, changes,
             ask_and_leave(port, "/numbers?count=100000000", after=until_a_row_comes)
         until(lambda: all_are_idle(port), program.output)
         leave_queries(port, database_url, 5)
-        both = [clients.submit(get, port, "/slow?seconds=0.5") for _ in range(2)]
+        both = [clients.submit(get, port, "/slow?seconds=4") for _ in range(2)]
         until_queries_run(database_url, 2)
         assert [request.result().status for request in both] == [200, 200]
         assert sessions_in(database_url) <= 2

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
-from examples.program import EXAMPLES, free_port, get, run, started, until
+from between import own_port
+from examples.program import EXAMPLES, get, run, started, until
 from prometheus_server import find_promtool, prometheus
 
 pytestmark = pytest.mark.examples
@@ -42,14 +44,21 @@ MULTIPROCESS = """
 """
 
 
+@contextmanager
+def serving(how, database_url, targets):
+    """The program, with its workers; and its port."""
+    with own_port() as port, own_port() as first_port:
+        environment = {"DATABASE_URL": database_url, "METRICS_TARGETS": targets, "METRICS_PORT": first_port}
+        command = [word.format(port=port) for word in SERVERS[how]]
+        with started("-m", *command, "--workers", WORKERS, "metrics_per_worker:app", **environment) as program:
+            yield program, port
+
+
 @pytest.mark.parametrize("how", SERVERS)
 def test_prometheus_has_the_series_of_every_worker(how, database_url, prometheus_program, tmp_path):
     """Their totals add up to the requests that were made; a worker that was killed leaves no dead target behind."""
-    port = free_port()
-    environment = {"DATABASE_URL": database_url, "METRICS_TARGETS": tmp_path, "METRICS_PORT": free_port()}
-    command = ["-m", *(word.format(port=port) for word in SERVERS[how]), "--workers", WORKERS, "metrics_per_worker:app"]
     jobs = [{"job_name": "shop", "file_sd_configs": [{"files": [f"{tmp_path}/*.json"]}]}]
-    with prometheus(prometheus_program, jobs) as monitor, started(*command, **environment) as program:
+    with prometheus(prometheus_program, jobs) as monitor, serving(how, database_url, tmp_path) as (program, port):
         program.wait_until_written("Application startup complete", WORKERS)
         with ThreadPoolExecutor(8) as clients:
             answers = clients.map(lambda number: get(port, f"/double/{number}").text, range(REQUESTS))

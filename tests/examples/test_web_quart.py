@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from between import own_port
 from examples.program import (
     EXAMPLES,
     POLITELY,
     Answer,
     copy_with,
     ended_sessions,
-    free_port,
     get,
     running_queries,
     started,
@@ -48,10 +48,14 @@ def hypercorn(port, worker_class, **more):
 
 
 @pytest.mark.parametrize("worker_class", ["asyncio", "uvloop"])
-def test_a_server_that_is_asked_to_stop_finishes_its_background_tasks(worker_class, database_url, orders):
+def test_a_server_that_is_asked_to_stop_finishes_its_background_tasks(worker_class, database_url, orders, tmp_path):
     """They hold connections, on the server's loop and on others; then the pool is closed, and no session is left."""
-    port = free_port()
-    with hypercorn(port, worker_class, DATABASE_URL=database_url) as program, ThreadPoolExecutor(4) as clients:
+    copy_with(EXAMPLES / "quart_background.py", tmp_path, {"pg_sleep(0.5)": "pg_sleep(2)"})
+    with (
+        own_port() as port,
+        hypercorn(port, worker_class, folder=tmp_path, DATABASE_URL=database_url) as program,
+        ThreadPoolExecutor(4) as clients,
+    ):
         program.wait_until_listening(port)
         answers = list(clients.map(lambda number: get(port, f"/orders/{number}", "POST"), range(4)))
         assert answers == [Answer(202, f'{{"order":{number}}}\n') for number in range(4)]
@@ -68,7 +72,7 @@ def test_a_server_that_is_asked_to_stop_finishes_its_background_tasks(worker_cla
 def test_hypercorn_does_not_start_with_a_module_level_pool_of_asyncpgs(database_url, tmp_path):
     """It belongs to the loop of the moment when the module was imported."""
     copy_with(EXAMPLES / "quart_background.py", tmp_path, ON_ASYNCPGS_POOL)
-    with hypercorn(free_port(), "asyncio", folder=tmp_path, DATABASE_URL=database_url) as program:
+    with own_port() as port, hypercorn(port, "asyncio", folder=tmp_path, DATABASE_URL=database_url) as program:
         program.ended()  # with 0 or 1
         assert "attached to a different loop" in program.output()
 
@@ -76,8 +80,7 @@ def test_hypercorn_does_not_start_with_a_module_level_pool_of_asyncpgs(database_
 def test_asyncpgs_pool_fails_in_the_task_that_has_a_loop_of_its_own(database_url, orders, tmp_path):
     """The task on the server's loop is served; the other is told of another loop, and its order is not shipped."""
     copy_with(EXAMPLES / "quart_background.py", tmp_path, MADE_BY_THE_LIFESPAN)
-    port = free_port()
-    with hypercorn(port, "asyncio", folder=tmp_path, DATABASE_URL=database_url) as program:
+    with own_port() as port, hypercorn(port, "asyncio", folder=tmp_path, DATABASE_URL=database_url) as program:
         program.wait_until_listening(port)
         assert get(port, "/orders/1", "POST").status == 202
         until(lambda: orders() == [1], program.output)

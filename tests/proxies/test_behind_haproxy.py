@@ -13,7 +13,7 @@ from haproxy import haproxy
 from loopaware_pool import errors
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 from proxy_storms import SIZE, Storm, all_flavours, as_good_as_new, make_new, opened
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -60,7 +60,7 @@ def test_idle_connections_that_it_ends_are_not_lent(dsn, haproxy_program, run, f
     """`timeout client` and `timeout server` end what is idle: the next callers get new connections, and no error."""
 
     async def main():
-        with haproxy(haproxy_program, dsn, idle="150ms") as between:
+        with haproxy(haproxy_program, dsn, idle="900ms") as between:
             async with opened(flavour, between.dsn) as client:
                 for _ in range(3):
                     await as_good_as_new(client)
@@ -74,18 +74,18 @@ def test_keepalive_keeps_connections_that_it_would_end(dsn, haproxy_program, run
     """A `keepalive` below its timeouts: the same sessions after several times that."""
 
     async def main():
-        with haproxy(haproxy_program, dsn, idle="400ms") as between:
+        with haproxy(haproxy_program, dsn, idle="1500ms") as between:
             options = {"keepalive": 0.1, "session_reset": "never", "min_size": 2, "max_size": 2}
             async with opened("asyncpg", between.dsn, **options) as client:
                 before = await backends(client, 2)
-                await asyncio.sleep(1.0)  # nothing is to happen
+                await asyncio.sleep(2.5)  # nothing is to happen
                 assert await backends(client, 2) == before
 
     run(main())
 
 
 async def backends(client, size):
-    leases = [client.lend(timeout=5) for _ in range(size)]
+    leases = [client.lend(timeout=DEADLINE_SECONDS) for _ in range(size)]
     connections = [await lease.__aenter__() for lease in leases]
     found = {await client.ask(connection, "SELECT pg_backend_pid()") for connection in connections}
     for lease in leases:

@@ -14,7 +14,7 @@ from flavours import DRIVER_ERRORS
 from helpers import eventually
 from pgbouncer import running_pgbouncer
 from proxy_storms import FOR_SHARED_SESSIONS, SIZE, Storm, all_flavours, as_good_as_new, opened
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -135,7 +135,7 @@ def test_idle_connections_in_trouble(dsn, pgbouncer_program, run, flavour, troub
 
 async def all_are_answered(client):
     """False if the proxy was not let in by the server: on a busy machine, that may still have sessions to end."""
-    calls = (client.value("SELECT 7", timeout=10) for _ in range(20))
+    calls = (client.value("SELECT 7", timeout=DEADLINE_SECONDS) for _ in range(20))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     if any("server_login_retry" in str(each) for each in outcomes):
         return False
@@ -171,14 +171,16 @@ def test_when_all_its_sessions_are_taken_callers_wait_until_it_loses_patience(ds
     """It closes the connection after `query_wait_timeout`: an error of the driver's. The pool connects anew."""
 
     async def main():
-        options = {"pool_mode": "transaction", "default_pool_size": 1, "query_wait_timeout": 0.3}
+        options = {"pool_mode": "transaction", "default_pool_size": 1}
         with running_pgbouncer(pgbouncer_program, dsn, **options) as through:
             async with opened_behind(through, flavour, "transaction") as client:
                 await as_good_as_new(client)
                 with psycopg.connect(through.dsn) as other:  # begins a transaction with its first query
                     other.execute("SELECT 1")
+                    through.tell("SET query_wait_timeout = '0.3'")
                     with pytest.raises((*DRIVER_ERRORS, sqlalchemy.exc.DBAPIError)):
-                        await client.value("SELECT 7", timeout=10)
+                        await client.value("SELECT 7", timeout=DEADLINE_SECONDS)
+                    through.tell("SET query_wait_timeout = '120'")
                 await as_good_as_new(client)
 
     run(main())

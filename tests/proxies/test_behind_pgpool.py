@@ -11,6 +11,7 @@ from loopaware_pool import errors
 from loopaware_pool.testing.embedded_server import EmbeddedServer
 from pgpool import pgpool
 from proxy_storms import SIZE, Storm, all_flavours, as_good_as_new, opened
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -95,6 +96,6 @@ def test_with_all_its_processes_taken_callers_wait_in_their_time(dsn, pgpool_pro
                     await as_good_as_new(client, 2)
                     with pytest.raises(errors.PoolTimeout):
                         await other.value("SELECT 7", timeout=0.3)
-                assert await other.value("SELECT 7", timeout=10) == 7
+                assert await other.value("SELECT 7", timeout=DEADLINE_SECONDS) == 7
 
     run(main())

@@ -183,11 +183,11 @@ def test_a_query_that_a_lying_proxy_loses_costs_its_caller_its_own_time(trusting
     make_known(QUESTION)
 
     async def main():
-        options = {"max_size": 1, "statement_cache_size": 0, "command_timeout": 0.3}
+        options = {"max_size": 1, "statement_cache_size": 0}
         async with sharing_proxy(trusting_server) as (proxy, dsn), make_pool(dsn, **options) as pool:
             await succeed_in_resetting(pool)
             with pytest.raises(TimeoutError):
-                await pool.fetchval(QUESTION, "2")
+                await pool.fetchval(QUESTION, "2", timeout=0.3)
             assert proxy.lost == 1
             await take_all(pool)
             stats = pool.stats()
@@ -226,10 +226,10 @@ def test_a_slow_query_is_no_lost_one(dsn, run, caplog):
     make_known("SELECT pg_sleep($1)", QUESTION)
 
     async def main():
-        async with make_pool(dsn, max_size=1, command_timeout=0.1) as pool:
+        async with make_pool(dsn, max_size=1) as pool:
             await succeed_in_resetting(pool)
             with pytest.raises(TimeoutError):
-                await pool.fetchval("SELECT pg_sleep($1)", 60)
+                await pool.fetchval("SELECT pg_sleep($1)", 60, timeout=0.1)
             await take_all(pool)
 
     run(main())

@@ -11,6 +11,7 @@ import sqlalchemy
 
 from pgbouncer import pgbouncer
 from proxy_storms import FOR_SHARED_SESSIONS, SIZE, all_flavours, as_good_as_new, opened
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -30,7 +31,7 @@ async def ask_much(client, flavour):
         return (await connection.execute(sqlalchemy.text("SELECT CAST(:number AS int)"), {"number": number})).scalar()
 
     async def lease(number):
-        async with client.lend(timeout=10) as connection:
+        async with client.lend(timeout=DEADLINE_SECONDS) as connection:
             return await ask(connection, number)
 
     outcomes = []

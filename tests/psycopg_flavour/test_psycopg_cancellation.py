@@ -14,7 +14,7 @@ from psycopg.waiting import Wait
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool
 from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
-from running import eventually_async, until_server_waits
+from running import DEADLINE_SECONDS, eventually_async, until_server_waits
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -29,8 +29,8 @@ async def all_are_usable(pool, size):
     """Every connection there may be is to be had at once, and answers; nobody is counted as waiting."""
     stats = pool.get_stats()
     assert stats["requests_waiting"] == 0
-    async with asyncio.timeout(10):
-        connections = [await pool.getconn(timeout=5) for _ in range(size)]
+    async with asyncio.timeout(2 * DEADLINE_SECONDS):
+        connections = [await pool.getconn(timeout=DEADLINE_SECONDS) for _ in range(size)]
         for number, connection in enumerate(connections):
             row = await (await connection.execute("SELECT %s::int", [number])).fetchone()
             assert row == (number,)
@@ -79,8 +79,9 @@ def test_a_storm_of_cancellations(dsn, run, connection_class, autocommit, seed):
     run(main())
 
 
-def test_a_cancelled_query_is_cancelled_on_the_server_and_its_connection_used_again(dsn, run):
+def test_a_cancelled_query_is_cancelled_on_the_server_and_its_connection_used_again(dsn, run, monkeypatch):
     """The next query comes on the same session, at once."""
+    monkeypatch.setattr("loopaware_pool.psycopg.connection.CANCEL_SECONDS", DEADLINE_SECONDS)
 
     async def main():
         async with make_pool(AsyncConnectionPool, dsn, min_size=1) as pool:

@@ -102,8 +102,9 @@ def test_a_fault_of_before_is_not_told_again(dsn, run):
     run(main())
 
 
-def test_a_fault_of_before_is_the_cause_of_a_timeout(dsn, run):
+def test_a_fault_of_before_is_the_cause_of_a_timeout(dsn, run, monkeypatch):
     """If it has not been tried again."""
+    monkeypatch.setattr("loopaware_pool._core.connect_pacing.FLOOR_FIRST_SECONDS", 60.0)
 
     async def main():
         async with pool_of(AsyncConnectionPool, dsn, {"conninfo": "bogus=1"}) as pool:

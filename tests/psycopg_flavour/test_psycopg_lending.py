@@ -21,7 +21,7 @@ from loopaware_pool.psycopg import (
 )
 from psycopg_likeness import BOTH, OwnConnection, both, kill, pid_of, words
 from psycopg_pools import IS_PSYCOPG_3_2, make_pool
-from running import eventually_async
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 # What has them have one connection.
@@ -161,7 +161,7 @@ def test_a_caller_that_waits_too_long_is_told_all_there_is_to_know(cls, pool_of)
 
     async def main():
         async with pool_of(cls, timeout=0.05, max_waiting=1, **ONE[cls]) as pool:
-            async with pool.connection():
+            async with pool.connection(timeout=DEADLINE_SECONDS):
                 for _ in range(4):
                     with pytest.raises(
                         psycopg_pool.PoolTimeout, match=r"couldn't get a connection after 0.05 sec"
@@ -178,7 +178,7 @@ def test_a_caller_that_waits_too_long_is_told_all_there_is_to_know(cls, pool_of)
                 with pytest.raises(psycopg_pool.PoolTimeout, match=r"after 0.01 sec"):
                     await pool.getconn(timeout=0.01)
             assert pool.get_stats()["requests_errors"] == 5
-            assert await pid_of(pool)
+            assert await pid_of(pool, timeout=DEADLINE_SECONDS)
 
     asyncio.run(main())
 
@@ -223,6 +223,7 @@ def test_a_timeout_carries_why_nothing_could_be_connected(way):
 
     async def main():
         async with make_pool(AsyncConnectionPool, way.dsn, min_size=1) as pool:
+            await eventually_async(lambda: pool.get_stats().get("connections_errors"), "a connect that fails")
             with pytest.raises(PoolTimeout) as caught:
                 await pool.getconn(timeout=0.2)
             assert isinstance(caught.value.__cause__, psycopg.OperationalError)
@@ -417,7 +418,8 @@ def test_sessions_are_reset_on_request(pool_of):
                 assert not connection._notice_handlers
                 cursor = await connection.execute(
                     "SELECT current_setting('work_mem'), current_user, (SELECT count(*) FROM pg_locks WHERE locktype = "
-                    "'advisory'), (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_cursors)"
+                    "'advisory' AND pid = pg_backend_pid()), (SELECT count(*) FROM pg_listening_channels()), "
+                    "(SELECT count(*) FROM pg_cursors)"
                 )
                 work_mem, role, *counts = await cursor.fetchone()
                 assert work_mem != "77kB"

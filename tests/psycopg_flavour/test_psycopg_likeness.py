@@ -65,10 +65,10 @@ def test_waiting_after_a_return_waits_for_its_reset(dsn, run, cls):
     """A pool is full when its connections are ready, not when they are on their way back."""
 
     async def main():
-        calls = []
+        calls, may_end = [], asyncio.Event()
 
         async def reset(_):
-            await asyncio.sleep(0.1)
+            await may_end.wait()
             calls.append("reset")
 
         async with make_pool(cls, dsn, min_size=1, reset=reset) as pool:
@@ -76,6 +76,7 @@ def test_waiting_after_a_return_waits_for_its_reset(dsn, run, cls):
             async with pool.connection():
                 pass
             assert calls == []
+            asyncio.get_running_loop().call_later(0.1, may_end.set)
             await pool.wait()
             assert calls == ["reset"]
 

@@ -20,7 +20,7 @@ import pytest
 
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, AsyncNullConnectionPool
-from psycopg_pools import busy, make_pool
+from psycopg_pools import HELD_UP, busy, held_up, make_pool
 from running import (
     DEADLINE_SECONDS,
     LoopThread,
@@ -101,6 +101,7 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     pool = make_pool(AsyncConnectionPool, dsn, min_size=0, max_size=3, **options)
     seen = most = 0
     wrong = []
+    has_looked = threading.Event()
 
     async def work(thread):
         numbers = range(100 * thread, 100 * thread + 15)
@@ -108,6 +109,7 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
 
     async def many(thread):
         await asyncio.gather(*(work(10 * thread + part) for part in range(3)))
+        await asyncio.to_thread(has_looked.wait, DEADLINE_SECONDS)
 
     def run(thread):
         with runner_factory() as runner:
@@ -120,6 +122,8 @@ def test_a_pool_in_four_threads(dsn, runner_factory, options, zero_fd_delta):
     while any(thread.is_alive() for thread in threads):
         at_server, still_open = helpers.open_sessions(dsn, pool.name)
         seen, most = max(seen, at_server), max(most, still_open)
+        if seen:
+            has_looked.set()
     for thread in threads:
         thread.join()
     assert not wrong
@@ -357,9 +361,10 @@ def test_a_fork_leaves_the_parents_connections_alone(dsn, run, runner_factory, o
             await pool.wait()
             connection = await pool.getconn()
             pid = connection.info.backend_pid
-            query = asyncio.create_task(connection.execute("SELECT pg_sleep(0.3), 42"))
-            await busy(connection)
-            await asyncio.to_thread(in_child, lambda: be_child(connection))
+            with held_up(dsn):
+                query = asyncio.create_task(connection.execute(f"{HELD_UP}, 42"))
+                await busy(connection)
+                await asyncio.to_thread(in_child, lambda: be_child(connection))
             assert (await (await query).fetchone())[1] == 42
             assert connection.info.backend_pid == pid
             await pool.putconn(connection)

@@ -22,6 +22,7 @@ from loopaware_pool.psycopg import (
 )
 from psycopg_likeness import OwnConnection, both, pid_of
 from psycopg_pools import IS_PSYCOPG_3_2, make_pool
+from running import DEADLINE_SECONDS, eventually_async
 
 pytestmark = [pytest.mark.both_drivers, pytest.mark.usefixtures("zero_fd_delta")]
 
@@ -245,10 +246,15 @@ def test_waiting_for_a_pool_that_cannot_connect_closes_it(cls, way):
 
     async def main():
         pool = make_pool(cls, way.dsn, **({"min_size": 1} if cls is AsyncConnectionPool else {}))
+        await pool.open()
+        patient = asyncio.create_task(pool.wait(DEADLINE_SECONDS))
+        await eventually_async(lambda: pool._core.runner().shard.last_error, "a connect that fails")
         with pytest.raises(PoolTimeout, match=r"pool initialization incomplete after 0.2 sec") as caught:
             await pool.open(wait=True, timeout=0.2)
         assert isinstance(caught.value.__cause__, psycopg.OperationalError)
         assert pool.closed
+        with pytest.raises(psycopg.OperationalError):
+            await patient
 
     asyncio.run(main())
 
@@ -263,7 +269,7 @@ def test_a_pool_serves_once_the_server_appears(way):
             assert not caller.done()
             way.heal()
             assert await caller
-            await pool.wait(5)
+            await pool.wait(DEADLINE_SECONDS)
             assert pool._nconns == 2
 
     asyncio.run(main())

@@ -136,7 +136,9 @@ def test_a_notification_to_an_idle_connection_is_left_to_its_next_holder(dsn, ru
             await notify(dsn, "one")
             await asyncio.sleep(1.1)  # idle connections of the floor are looked at once a second
             async with pool.connection() as connection:
-                return [message.payload async for message in connection.notifies(timeout=0.5, stop_after=1)]
+                return [
+                    message.payload async for message in connection.notifies(timeout=DEADLINE_SECONDS, stop_after=1)
+                ]
 
     assert run(scenario()) == ["one"]
 
@@ -151,7 +153,7 @@ def test_a_generator_of_notifications_that_was_left_hinders_nobody(dsn, run, opt
             connection = await pool.getconn()
             await connection.execute("LISTEN odd_moments")
             await notify(dsn, "one")
-            generator = connection.notifies(timeout=5)
+            generator = connection.notifies(timeout=DEADLINE_SECONDS)
             assert (await anext(generator)).payload == "one"
             if is_forgotten:
                 del generator
@@ -288,8 +290,9 @@ def test_an_outage_that_may_last_for_ever_is_not_told_of(run):
 # ---- errors ----
 
 
-def test_a_check_that_comes_late_costs_no_connection(dsn, run):
+def test_a_check_that_comes_late_costs_no_connection(dsn, run, monkeypatch):
     """It has a moment, even if its caller has none."""
+    monkeypatch.setattr("loopaware_pool.psycopg.lending.LEAST_CALLBACK_SECONDS", DEADLINE_SECONDS)
 
     async def scenario():
         check = AsyncConnectionPool.check_connection

@@ -21,7 +21,7 @@ from psycopg.waiting import Wait
 import helpers
 from loopaware_pool.psycopg import AsyncConnectionPool, LoopAwareConnection, WrongLoop
 from loopaware_pool.psycopg.socket_waiter import SocketWaiter
-from psycopg_pools import IS_PSYCOPG_3_2, busy, make_pool
+from psycopg_pools import HELD_UP, IS_PSYCOPG_3_2, busy, held_up, make_pool
 from running import DEADLINE_SECONDS, LoopThread, eventually_async
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
@@ -112,6 +112,8 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
         with here, peer:
             return await end_under_query(here, peer)
 
+    patience = SHORT_SECONDS if kind == "theirs" else DEADLINE_SECONDS / 5
+
     async def end_under_query(here, peer):
         complaints = []
         async with pool_of(kind) as pool:
@@ -122,8 +124,8 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
             await end(pool, connection)
             if not connection.closed:  # of another class: when its query has noticed
                 await eventually_async(lambda: connection.closed, "a connection that is closed")
-            complaints += await try_number(fd, here, peer)
-            await asyncio.wait([query], timeout=1)
+            complaints += await try_number(fd, here, peer, patience)
+            await asyncio.wait([query], timeout=4 * patience)
             if not query.done():
                 complaints.append("the query does not end")
                 query.cancel()
@@ -137,7 +139,7 @@ def test_a_socket_that_gets_the_number_of_a_connection_ended_under_a_query_is_he
     judge(kind, run(scenario()))
 
 
-async def try_number(fd, here, peer):
+async def try_number(fd, here, peer, patience):
     """Have *fd*, which is free, mean one end of a pair, and complain if what the other says is not heard, twice."""
     loop = asyncio.get_running_loop()
     complaints = []
@@ -150,7 +152,7 @@ async def try_number(fd, here, peer):
             heard.clear()
             peer.send(b"!")
             with suppress(TimeoutError):
-                async with asyncio.timeout(SHORT_SECONDS):
+                async with asyncio.timeout(patience):
                     await heard.wait()
             if not heard.is_set():
                 complaints.append(f"the next socket is not heard of {when}")
@@ -400,22 +402,20 @@ def test_a_server_that_ends_the_session_under_a_query_leaves_nothing(pool_of, ds
 
 
 @pytest.mark.parametrize("is_locked", [False, True])
-def test_another_loop_is_told_at_once_and_nothing_is_sent(pool_of, run, loop_factory, is_locked):
+def test_another_loop_is_told_at_once_and_nothing_is_sent(pool_of, dsn, run, loop_factory, is_locked):
     """The error names both loops; also where another query has the connection's lock."""
 
     async def main():
         async with pool_of("ours") as pool, pool.connection() as connection:
-            query = asyncio.create_task(connection.execute("SELECT pg_sleep(0.2)" if is_locked else "SELECT 1"))
-            if is_locked:
-                await busy(connection)
-            else:
-                await query
 
             async def trespass():
                 await connection.execute("SELECT 2")
 
-            with pytest.raises(WrongLoop) as caught:
-                await asyncio.to_thread(other.run, trespass())
+            with held_up(dsn):
+                query = asyncio.create_task(connection.execute(HELD_UP if is_locked else "SELECT 1"))
+                await (busy(connection) if is_locked else query)
+                with pytest.raises(WrongLoop) as caught:
+                    await asyncio.to_thread(other.run, trespass())
             assert str(caught.value).count("loop-") >= 2
             assert pool.name in str(caught.value)
             assert isinstance(caught.value, psycopg.InterfaceError)
@@ -442,7 +442,7 @@ def test_a_connection_that_was_returned_cannot_be_used(pool_of, run):
     run(main())
 
 
-def test_a_second_wait_beside_the_first_is_refused(pool_of, run):
+def test_a_second_wait_beside_the_first_is_refused(pool_of, dsn, run):
     """Two generators cannot share a socket; the first is not disturbed."""
 
     def generator():
@@ -450,10 +450,11 @@ def test_a_second_wait_beside_the_first_is_refused(pool_of, run):
 
     async def main():
         async with pool_of("ours") as pool, pool.connection() as connection:
-            query = asyncio.create_task(connection.execute("SELECT pg_sleep(0.1)"))
-            await busy(connection)
-            with pytest.raises(psycopg.InterfaceError, match="another operation"):
-                await connection.wait(generator())
+            with held_up(dsn):
+                query = asyncio.create_task(connection.execute(HELD_UP))
+                await busy(connection)
+                with pytest.raises(psycopg.InterfaceError, match="another operation"):
+                    await connection.wait(generator())
             await query
 
     run(main())

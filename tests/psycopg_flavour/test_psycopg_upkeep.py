@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import psycopg
 import pytest
@@ -186,23 +187,30 @@ def test_a_check_leaves_the_connection_as_it_was(cls, pool_of, autocommit):
     asyncio.run(main())
 
 
-def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog):
+def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog, monkeypatch):
     """Six of them, with a `check`: the next forty callers are served, and nothing is logged as a warning."""
+    pauses: list[object] = []
+
+    async def pause(checkup):
+        pauses.append(checkup)
+
+    monkeypatch.setattr("loopaware_pool.psycopg.lending.Checkup._pause", pause)
 
     async def main():
         async with pool_of(min_size=6, check=AsyncConnectionPool.check_connection) as pool:
             await pool.wait()
             await kill(dsn, *await pids_of_all(pool, 6))
             for _ in range(40):
-                async with pool.connection(timeout=2) as connection:
+                async with pool.connection() as connection:
                     await connection.execute("SELECT 1")
 
     asyncio.run(main())
+    assert pauses == []
     assert words(caplog) == []
 
 
 @both
-def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
+def test_a_connection_that_fails_its_check_goes_back(cls, pool_of, monkeypatch):
     """A live one is tried again, after a pause; in the end the caller is told."""
 
     async def check(connection):
@@ -211,6 +219,9 @@ def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
             raise ZeroDivisionError
 
     async def refuse(connection):
+        refused.append(connection)
+        if len(refused) == 2:
+            monkeypatch.setattr("loopaware_pool.psycopg.lending.monotonic", lambda: monotonic() + DEADLINE_SECONDS)
         raise ZeroDivisionError
 
     async def main():
@@ -219,11 +230,13 @@ def test_a_connection_that_fails_its_check_goes_back(cls, pool_of):
             assert len(checked) == 2
         async with pool_of(cls, check=refuse) as pool:
             with pytest.raises(PoolTimeout, match="in check"):
-                await pool.getconn(timeout=0.2)
+                await pool.getconn(timeout=DEADLINE_SECONDS)
+            assert len(refused) == 2
             if cls is AsyncConnectionPool:
                 assert len(pool._pool) >= 1
 
     checked: list[object] = []
+    refused: list[object] = []
     asyncio.run(main())
 
 

@@ -7,11 +7,12 @@ import asyncio
 import asyncpg
 import pytest
 
+import helpers
 from engines import ask, hold
-from helpers import spin
 from loopaware_pool._core import runner as runners
 from loopaware_pool.psycopg import LoopAwareConnection
 from loopaware_pool.sqlalchemy import driver as drivers
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -32,11 +33,11 @@ def test_a_connect_that_hangs_keeps_no_place_once_its_caller_is_gone(engines, ru
     async def main():
         engine = engines.make(pool_size=1, async_creator=create)
         impatient = asyncio.create_task(ask(engine))
-        await spin(5)
+        await helpers.spin(5)
         assert not hanging
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
-        assert await asyncio.wait_for(ask(engine), 10) == 42
+        assert await asyncio.wait_for(ask(engine), DEADLINE_SECONDS) == 42
         assert len(await hold(engine, 1)) == 1
         await engine.dispose()
 
@@ -49,7 +50,7 @@ def test_a_connect_whose_caller_is_gone_joins_the_pool(engines, run):
     async def main():
         engine = engines.make(pool_size=1)
         impatient = asyncio.create_task(ask(engine))
-        await spin(5)
+        await helpers.spin(5)
         assert engine.pool.checkedout() == 1
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
@@ -71,7 +72,7 @@ def test_a_connection_that_the_pool_cannot_use_fails_its_caller(engines, run, mo
             patch.setattr(drivers, "RecordSession", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 await asyncio.wait_for(ask(engine), 10)
-        assert engines.sessions() == 0
+        await helpers.eventually(lambda: engines.sessions() == 0)
         assert len(await hold(engine, 2)) == 2
         await engine.dispose()
 

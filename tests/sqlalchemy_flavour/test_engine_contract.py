@@ -201,7 +201,7 @@ def test_a_connection_is_recycled_when_it_is_too_old(engines, run, monkeypatch):
                 assert await pid(connection) != before
                 raw = await connection.get_raw_connection()
                 assert (raw.record_info, raw.info) == ({"kept": True}, {})
-        assert engines.sessions() == 1
+        await helpers.eventually(lambda: engines.sessions() == 1)
         await helpers.eventually(lambda: engine.pool.fd_report()[0].state == "idle")
         await engine.pool.settled()
         assert engine.pool.fd_report()[0].registered in (False, None)

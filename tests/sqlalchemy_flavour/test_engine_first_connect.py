@@ -9,6 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.util import await_only
 
 from engines import ask
+from running import DEADLINE_SECONDS
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -52,7 +53,7 @@ def test_a_connect_that_initialises_the_dialect_is_cancelled_with_the_other_task
 
     async def begin():
         asking.append(asyncio.create_task(ask(engine)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not seen:
                 await asyncio.sleep(0.001)
 

@@ -15,7 +15,7 @@ import helpers
 from engines import ask, ask_all, hold, pid
 from forking import in_child
 from loopaware_pool.sqlalchemy.first_connect import FirstConnectGate
-from running import LoopThread, end_abruptly, end_politely, eventually
+from running import DEADLINE_SECONDS, LoopThread, end_abruptly, end_politely, eventually
 
 pytestmark = [pytest.mark.both_pythons, pytest.mark.both_drivers]
 
@@ -111,7 +111,7 @@ async def enter(gate, *, forever=False):
         await helpers.spin(3)
         enter.kept = task  # a task that is collected is done
     else:
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, DEADLINE_SECONDS)
 
 
 @pytest.mark.usefixtures("zero_fd_delta")
@@ -152,7 +152,7 @@ def test_a_loop_that_ends_lets_a_connection_say_goodbye(engines, runner_factory,
     with LoopThread(loop_factory) as thread:
         with runner_factory() as runner:
             runner.run(lose_it_to_another_loop())
-        assert asking[0].result(10) == 42
+        assert asking[0].result(DEADLINE_SECONDS) == 42
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     eventually(lambda: engines.sessions() == 0, "the server has no session left")
 
@@ -212,7 +212,7 @@ def test_two_engines_share_a_loop(engines, run):
         await first.dispose()
         assert await ask(second) == 42
         await second.dispose()
-        assert engines.sessions() == 0
+        await helpers.eventually(lambda: engines.sessions() == 0)
 
     run(main())
 

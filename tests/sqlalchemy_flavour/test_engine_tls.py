@@ -27,6 +27,8 @@ def test_an_engine_works_over_tls(tls_server, run, driver):
     engine = create_async_engine(url, pool_size=2, max_overflow=0, connect_args=arguments)
 
     async def main():
+        # Those of the run before, and of the test before, which the server may still have.
+        await helpers.eventually(lambda: helpers.server_sessions(tls_server.dsn, NAME) == 0)
         assert await ask(engine, IS_ENCRYPTED)
         await hold(engine, 2)
         await engine.pool.settled()

@@ -25,7 +25,7 @@ def test_top_shows_an_engine_and_who_holds_its_connections(engines, run, tmp_pat
             async with engine.connect() as connection:
                 await pid(connection)
                 top = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "loopaware_pool", "top", "--once", "--json", str(socket)),
+                    *(sys.executable, "-m", "loopaware_pool", "top", "--once", "--json", "--timeout=60", str(socket)),
                     stdout=asyncio.subprocess.PIPE,
                 )
                 told, _ = await top.communicate()

@@ -475,13 +475,15 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
         deadline = monotonic() + seconds
         while (left := deadline - monotonic()) > 0:
             self._check_open()
+            limit = asyncio.timeout(left)
             try:
-                async with asyncio.timeout(left):
+                async with limit:
                     await runner.open_one()
                 logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
                 return True
             except Exception as error:  # noqa: BLE001 - it becomes the cause of the timeout
-                runner.shard.last_error = error
+                if not limit.expired():  # else it says less than the error before
+                    runner.shard.last_error = error
             if self._driver.new_fault(old_fault) is not None:
                 break
             await asyncio.sleep(min(_RETRY_SECONDS, max(0.0, deadline - monotonic())))

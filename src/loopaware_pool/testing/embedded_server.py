@@ -18,14 +18,14 @@ import subprocess
 import sys
 import tempfile
 from base64 import b64encode
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "TlsFiles"]
@@ -95,6 +95,7 @@ class _Running:
     supervisor: subprocess.Popen[str]
     owner_pid: int
     password: str
+    port_holder: socket.socket
 
 
 class EmbeddedServer:
@@ -175,10 +176,12 @@ class EmbeddedServer:
         """
         if self._state is not None:
             return self
-        with ExitStack() as undo, _reserved_port() as port:
+        with ExitStack() as undo:
             directory = Path(tempfile.mkdtemp(prefix="loopaware-pg-"))
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-            self._state = self._launch(directory, port)
+            holder, port = _hold_port()
+            undo.callback(holder.close)
+            self._state = self._launch(directory, port, holder)
             undo.callback(self.stop)
             if _first_line(self._state.supervisor) != "ready":
                 raise EmbeddedServerError(f"PostgreSQL did not start: {_reason(directory)}")
@@ -196,6 +199,7 @@ class EmbeddedServer:
             return
         self._state = None
         running.supervisor.communicate("\n")
+        running.port_holder.close()
         shutil.rmtree(running.directory, ignore_errors=True)
 
     def control(self, *arguments: str) -> None:
@@ -231,7 +235,7 @@ class EmbeddedServer:
             raise EmbeddedServerError("the server is not running: call start() or use a with statement")
         return self._state
 
-    def _launch(self, directory: Path, port: int) -> _Running:
+    def _launch(self, directory: Path, port: int, holder: socket.socket) -> _Running:
         account = _account()
         bindir = _usable_bindir((self._bindir or _embedded_bindir()).resolve(), directory, account)
         primary, password = _split_password(self._standby_of or "")
@@ -252,7 +256,7 @@ class EmbeddedServer:
             start_new_session=True,
             **run_as,
         )
-        return _Running(directory, bindir, port, version, account, supervisor, os.getpid(), password)
+        return _Running(directory, bindir, port, version, account, supervisor, os.getpid(), password, holder)
 
     def _all_settings(self, directory: Path, port: int) -> dict[str, str | int]:
         settings = {**_THROW_AWAY_SETTINGS, "port": port, "unix_socket_directories": str(directory)}
@@ -372,20 +376,20 @@ def _scram_verifier(password: str) -> str:
     return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
 
 
-@contextmanager
-def _reserved_port() -> Iterator[int]:
+def _hold_port() -> tuple[socket.socket, int]:
     """
-    Find a free port. On Linux nobody else to whom the system gives a port gets this one until the block ends.
+    Have a port that the kernel gives to nobody else while the socket is open, also between two starts of the server.
 
-    The server binds it all the same: both sockets have SO_REUSEADDR, and this one does not listen.
+    It does not listen. The server, which asks for that very port, gets it all the same: both set SO_REUSEADDR. Only
+    Linux allows that; elsewhere the socket is closed.
     """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((_HOST, 0))
-        port: int = holder.getsockname()[1]
-        if sys.platform != "linux":
-            holder.close()
-        yield port
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind((_HOST, 0))
+    port: int = holder.getsockname()[1]
+    if sys.platform != "linux":
+        holder.close()
+    return holder, port
 
 
 def _first_line(supervisor: subprocess.Popen[str]) -> str:
