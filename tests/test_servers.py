@@ -157,7 +157,12 @@ def test_a_password_is_shown_neither_by_a_server_nor_by_its_processes():
         assert not any(password in word for word in shown)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems let nobody else bind it, the server neither")
+keeps_ports = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the server could not bind a port that is kept"
+)
+
+
+@keeps_ports
 def test_a_server_that_starts_has_its_port_to_itself(monkeypatch):
     """Else another program could take it before the server binds it, which is after it has made its data."""
     give_away = embedded_server._give_away
@@ -184,6 +189,7 @@ def test_a_restart_keeps_the_port():
         assert ask(server.dsn, "SELECT 1") == 1
 
 
+@keeps_ports
 def test_a_server_that_is_down_for_a_while_keeps_its_port(zero_fd_delta):
     with EmbeddedServer() as server:
         server.control("stop", "-m", "immediate")
