@@ -137,13 +137,13 @@ class FarServer(EmbeddedServer):
         login = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{login}@{self.network.address}:{parts.port}").geturl()
 
-    def _launch(self, directory: Path) -> Any:
+    def _launch(self, directory: Path, *port: Any) -> Any:
         allowed = directory / "hba.conf"
         lines = "local {0} all trust\nhost {0} all all scram-sha-256\n"
         allowed.write_text(lines.format("all") + lines.format("replication"))
         self._settings = {"listen_addresses": "*", "hba_file": str(allowed)} | self._settings
         with self.network.far_end():
-            return super()._launch(directory)
+            return super()._launch(directory, *port)
 
 
 @contextmanager
