@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import asyncpg
 import pytest
 
 from loopaware_pool.audit import assert_zero_fd_delta
@@ -158,6 +159,10 @@ def test_an_option_that_has_no_such_value_is_named(option, dsn):
         pass
 
 
+@pytest.mark.skipif(
+    asyncpg.__version__.startswith("0.31."),
+    reason="asyncpg 0.31 closes what does not fit once the loop goes on",
+)
 def test_a_server_of_the_wrong_kind_is_not_taken_for_one_that_is_not_postgresql(dsn):
     """It is read well, and is not what the DSN asks for."""
     wrong = f"{dsn}?target_session_attrs=standby"
