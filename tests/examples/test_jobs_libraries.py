@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -31,15 +32,26 @@ class Conversation:
         self._process = process
 
     def ask(self, line):
-        """Give it a line; what it answers, or nothing if it has ended."""
+        """Give it a line. When the line's loop is over, return what it answered; nothing if it has ended."""
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        return self._process.stdout.readline().strip()
+        answer = self._process.stdout.readline().strip()
+        until(lambda: not has_loop(self._process.pid), lambda: "its loop goes on")
+        return answer
 
     def end(self):
         """End its input; its exit code, and what it has complained of."""
         complaints = self._process.communicate(timeout=30)[1]
         return self._process.returncode, complaints
+
+
+def has_loop(pid):
+    """Whether a process has a loop of asyncio's, as far as its fds tell."""
+    for fd in Path(f"/proc/{pid}/fd").glob("*"):
+        with suppress(OSError):  # it has been closed
+            if "eventpoll" in os.readlink(fd):
+                return True
+    return False
 
 
 @pytest.fixture
