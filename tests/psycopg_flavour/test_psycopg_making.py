@@ -259,6 +259,19 @@ def test_waiting_for_a_pool_that_cannot_connect_closes_it(cls, way):
     asyncio.run(main())
 
 
+def test_a_server_that_says_nothing_leaves_the_time_as_the_cause(way):
+    """If there is no refusal that would say more."""
+
+    async def main():
+        way.heal()
+        way.freeze()
+        with pytest.raises(PoolTimeout, match=r"pool initialization incomplete") as caught:
+            await make_pool(AsyncNullConnectionPool, way.dsn).open(wait=True, timeout=0.05)
+        assert isinstance(caught.value.__cause__, TimeoutError)
+
+    asyncio.run(main())
+
+
 def test_a_pool_serves_once_the_server_appears(way):
     """Whoever waits is served; and the floor is filled."""
 

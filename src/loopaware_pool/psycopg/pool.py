@@ -482,7 +482,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT], psycopg_pool.AsyncNullCo
                 logger.info("adding new connection to the pool", extra=fields("connection_added", self.name))
                 return True
             except Exception as error:  # noqa: BLE001 - it becomes the cause of the timeout
-                if not limit.expired():  # else it says less than the error before
+                if not limit.expired() or runner.shard.last_error is None:  # the limit says less than a refusal before
                     runner.shard.last_error = error
             if self._driver.new_fault(old_fault) is not None:
                 break
