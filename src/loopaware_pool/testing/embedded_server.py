@@ -32,11 +32,11 @@ __all__ = ["EmbeddedServer", "EmbeddedServerError", "TlsFiles"]
 
 _HOST = "127.0.0.1"
 
-# One shell process supervises the server. It waits for a line, or the end, of its standard input. So the server is
-# stopped and its folder removed in one way, whether we ask for it or are killed, even during initdb (nobody may be left
-# to read "ready", so SIGPIPE is ignored; other signals only end the wait). A postmaster that was itself killed leaves a
-# System V segment behind, which pg_ctl then cannot remove. When the server stops, pg_ctl waits until its pid file is
-# gone, which is a moment before the process is.
+# A shell process supervises the server. It waits for a line on its standard input, or for the end of that input. Then
+# it stops the server and removes the folder. So both happen in one way, whether `stop()` is called or this process is
+# killed, even during initdb. It ignores SIGPIPE: there may be nobody left to read "ready". Other signals only end the
+# wait. A postmaster that was itself killed leaves a System V segment behind, which pg_ctl then cannot remove. pg_ctl
+# waits until the pid file is gone, which is a moment before the process is: the last loop waits for the process.
 _LIFE_OF_A_SERVER = r"""
 trap '' PIPE
 trap : HUP INT TERM
@@ -108,7 +108,8 @@ class EmbeddedServer:
     A superuser can run programs as the account of the server. So over TCP it requires a random password, which is in
     `dsn`, and its Unix socket is in a folder that no other account may enter.
 
-    PostgreSQL refuses to run as root. For root, the server runs as the user `postgres` or `nobody`.
+    PostgreSQL does not run as root. If this process does, the server runs as the user `postgres`; where there is no
+    such user, as `nobody`.
 
     Args:
         settings: Server settings that override the throw-away defaults, such as `{"max_connections": "50"}`.
@@ -378,10 +379,13 @@ def _scram_verifier(password: str) -> str:
 
 def _hold_port() -> tuple[socket.socket, int]:
     """
-    Have a port that the kernel gives to nobody else while the socket is open, also between two starts of the server.
+    Bind a socket to a free port. While it is open, the kernel gives the port to no other program that asks for any.
 
-    It does not listen. The server, which asks for that very port, gets it all the same: both set SO_REUSEADDR. Only
-    Linux allows that; elsewhere the socket is closed.
+    The socket does not listen. The server can bind the same port, as both set SO_REUSEADDR. Only Linux allows that;
+    elsewhere the socket is closed.
+
+    Returns:
+        The socket, and its port.
     """
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
