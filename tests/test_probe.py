@@ -14,6 +14,7 @@ import time
 import asyncpg
 import pytest
 
+from between import own_port
 from loopaware_pool.audit import assert_zero_fd_delta
 from loopaware_pool.cli import probe as command
 from loopaware_pool.cli.probe import probe
@@ -55,9 +56,8 @@ def mute():
 @pytest.fixture
 def nobody():
     """A port where nobody listens, and that nobody else can have meanwhile."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        yield f"postgresql://u:{SECRET}@127.0.0.1:{holder.getsockname()[1]}/d"
+    with own_port() as port:
+        yield f"postgresql://u:{SECRET}@127.0.0.1:{port}/d"
 
 
 def audited(dsn, **options):

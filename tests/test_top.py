@@ -20,6 +20,7 @@ from dataclasses import replace
 
 import pytest
 
+from between import own_port
 from loopaware_pool._core.config import PoolConfig
 from loopaware_pool._core.pool import PoolCore
 from loopaware_pool._platform.sockets import SocketIdentity
@@ -358,9 +359,7 @@ def test_an_address_where_nobody_serves_takes_one_line(tmp_path, capsys):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     assert f"nobody serves at {path}: " in failed(capsys, path)
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))  # and does not listen: nobody else can have it meanwhile
-        port = holder.getsockname()[1]
+    with own_port() as port:
         assert f"nobody serves at http://127.0.0.1:{port}: " in failed(capsys, f"127.0.0.1:{port}")
     assert "nobody can be asked at /" in failed(capsys, "/" + "x" * 200)
 
