@@ -187,14 +187,20 @@ def test_a_check_leaves_the_connection_as_it_was(cls, pool_of, autocommit):
     asyncio.run(main())
 
 
-def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog, monkeypatch):
-    """Six of them, with a `check`: the next forty callers are served, and nothing is logged as a warning."""
-    pauses: list[object] = []
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that callers would have made between two checks."""
+    made: list[object] = []
 
     async def pause(checkup):
-        pauses.append(checkup)
+        made.append(checkup)
 
     monkeypatch.setattr("loopaware_pool.psycopg.lending.Checkup._pause", pause)
+    return made
+
+
+def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog, pauses):
+    """Six of them, with a `check`: the next forty callers are served, and nothing is logged as a warning."""
 
     async def main():
         async with pool_of(min_size=6, check=AsyncConnectionPool.check_connection) as pool:
@@ -207,6 +213,25 @@ def test_dead_connections_cost_no_caller_a_pause(pool_of, dsn, caplog, monkeypat
     asyncio.run(main())
     assert pauses == []
     assert words(caplog) == []
+
+
+def test_a_connection_that_ends_in_its_check_costs_no_pause(pool_of, dsn, pauses):
+    """As one does that looked alive until the check asked the server."""
+
+    async def check(connection):
+        checked.append(connection)
+        if len(checked) <= 3:
+            await kill(dsn, connection.info.backend_pid)
+        await connection.execute("SELECT 1")
+
+    async def main():
+        async with pool_of(min_size=1, check=check) as pool, pool.connection() as connection:
+            await connection.execute("SELECT 1")
+
+    checked: list[object] = []
+    asyncio.run(main())
+    assert len(checked) == 4
+    assert pauses == []
 
 
 @both
